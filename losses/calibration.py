@@ -1,0 +1,51 @@
+"""Calibration terms, properties of a whole batch, that are added to a classification loss."""
+
+import torch
+from torch import Tensor
+
+from losses.classification import at_least_float32
+
+KERNEL_WIDTH = 0.4
+
+
+def mdca(logits: Tensor, labels: Tensor) -> Tensor:
+    """Multi-class difference of confidence and accuracy.
+
+    The mean over all K classes, those absent from the batch included, of
+    |mean probability of the class - its frequency among the labels|.
+    Logits (B, K), labels (B,) -> scalar. Hebbalaguppe et al., "A Stitch in Time Saves Nine",
+    CVPR 2022, Section 3, L_MDCA.
+    """
+    probs = at_least_float32(logits).softmax(dim=1)
+    classes = torch.arange(probs.shape[1], device=labels.device)
+    frequency = (labels.unsqueeze(1) == classes).to(probs.dtype).mean(dim=0)
+    return (probs.mean(dim=0) - frequency).abs().mean()
+
+
+def mmce(logits: Tensor, labels: Tensor) -> Tensor:
+    """Maximum mean calibration error, in its weighted form.
+
+    With confidence c = max p and the kernel k = exp(-|c_i - c_j| / 0.4), the square root of
+        the mean over pairs of wrong predictions of c_i c_j k
+        + the mean over pairs of right ones of (1 - c_i) (1 - c_j) k
+        - 2 times the mean over mixed pairs (i right, j wrong) of (1 - c_i) c_j k,
+    where a pair is ordered and may be a sample with itself. 0 where all predictions of the batch
+    are right or all are wrong. Logits (B, K), labels (B,) -> scalar.
+
+    Kumar, Sarawagi and Jain, "Trainable Calibration Measures for Neural Networks from Kernel Mean
+    Embeddings", ICML 2018, Section 3, MMCE_w. Published code divides the three means by their
+    numbers of pairs a second time, which all but removes the term; this one follows the paper,
+    so weights (beta) tuned with such code do not carry over.
+    """
+    confidence, prediction = at_least_float32(logits).softmax(dim=1).max(dim=1)
+    right = (prediction == labels).to(confidence.dtype)
+    wrong = 1 - right
+    n_right, n_wrong = right.sum(), wrong.sum()
+    # The three means are one quadratic form: v_i is c_i / n_wrong or -(1 - c_i) / n_right.
+    v = wrong * confidence / n_wrong.clamp_min(1) - right * (1 - confidence) / n_right.clamp_min(1)
+    # Products and a sum, not a matmul, which autocast would do in half precision.
+    kernel = torch.exp(-(confidence.unsqueeze(1) - confidence).abs() / KERNEL_WIDTH)
+    square = (v.unsqueeze(1) * v * kernel).sum()
+    # Filled twice: at 0 the root's slope is infinite, and times the outer fill's 0 it would be NaN.
+    zero = (n_right == 0) | (n_wrong == 0) | (square <= 0)
+    return square.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)

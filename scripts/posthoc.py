@@ -1,0 +1,101 @@
+"""Post-hoc calibration of finished runs, from their stored logits.
+
+    python -m scripts.posthoc RUN...              a table for each run below the folders RUN
+    python -m scripts.posthoc RUN... --write      and posthoc.json beside each
+
+Every map is fitted on the validation split and measured on the test split. No net is run.
+"""
+
+from pathlib import Path
+
+import torch
+
+from utils.finished import Subject, find_records, subjects_of, write_beside
+from utils.metrics import classification_metrics
+from utils.options import CommandLine, number, one_line_errors
+from utils.posthoc import FOLDS, METHODS, Calibration
+from utils.tables import COLUMNS, text_table
+
+FILE = "posthoc.json"
+SHOWN = {"temperature": "T", "lambda": "lambda", "mu": "mu"}  # of what a fit found
+
+
+def options(argv: list[str] | None):
+    parser = CommandLine(
+        prog="python -m scripts.posthoc",
+        description="Fit post-hoc calibration on the validation split of finished runs: "
+        "temperature scaling, vector scaling, Dirichlet calibration.",
+    )
+    add = parser.add_argument
+    add("runs", nargs="+", type=Path, metavar="RUN", help="run folders, or folders above them")
+    add("--epoch", choices=("best", "last"), default="best", help="best: by validation top-1")
+    add("--with-teacher", action="store_true", help="also a table for each student's teacher")
+    add(
+        "--folds",
+        type=number(int, "a whole number of at least 2", lambda n: n >= 2),
+        default=FOLDS,
+        help="of the cross-validation, inside the validation split, that chooses how strongly "
+        "Dirichlet calibration is regularised",
+    )
+    add("--write", action="store_true", help=f"also write {FILE} into the run folders")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = options(argv)
+    records, left_out = find_records(args.runs)
+    for line in left_out:
+        print(line)
+    for subject in subjects_of(records, args.epoch, args.with_teacher):
+        fitted = fit_all(subject, args.folds)
+        found = {method: measure(subject, fit) for method, fit in fitted.items()}
+        print(f"\n{subject.title}\n{table(found)}")
+        for method, calibration in fitted.items():
+            for note in calibration.notes:
+                print(f"{method}: {note}")
+        if args.write:
+            about = {"folds": args.folds}
+            print(f"written: {write_beside(subject.record, FILE, about, {subject.owner: found})}")
+
+
+def fit_all(subject: Subject, folds: int) -> dict[str, Calibration]:
+    own = {"Dirichlet ODIR": {"folds": folds}}
+    return {method: fit(*subject.val, **own.get(method, {})) for method, fit in METHODS.items()}
+
+
+def measure(subject: Subject, calibration: Calibration) -> dict:
+    """What the fit found, the map itself, and the metrics on both splits (fractions)."""
+    measured = {
+        split: classification_metrics(calibration(logits), labels)
+        for split, (logits, labels) in (("val", subject.val), ("test", subject.test))
+    }
+    weight = calibration.weight
+    diagonal = torch.equal(weight, weight.diagonal().diag())
+    return {
+        **calibration.facts,
+        "of_log_probs": calibration.of_log_probs,
+        "weight": (weight.diagonal() if diagonal else weight).tolist(),
+        "bias": calibration.bias.tolist(),
+        "notes": list(calibration.notes),
+        **measured,
+    }
+
+
+def table(found: dict[str, dict]) -> str:
+    metrics = [name for name in COLUMNS if name in found["none"]["test"]]
+    head = ["test split", "val NLL", *(COLUMNS[name].head for name in metrics), "chosen"]
+    rows = [
+        [
+            method,
+            COLUMNS["nll"].text(one["val"]["nll"]),
+            *(COLUMNS[name].text(one["test"][name]) for name in metrics),
+            ", ".join(f"{text} = {one[key]:.4g}" for key, text in SHOWN.items() if key in one),
+        ]
+        for method, one in found.items()
+    ]
+    return text_table(head, rows)
+
+
+if __name__ == "__main__":
+    with one_line_errors("python -m scripts.posthoc"):
+        main()

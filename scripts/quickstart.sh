@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# From a fresh machine to a calibration table:  bash scripts/quickstart.sh
+# Two teachers, a student of each, and the same student from scratch, on data made in memory.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/environment.sh
+
+root=${1:-quickstart}
+shared="--dataset synthetic --train-batch-size 64 --checkpoint $root"
+teacher="$shared --model resnet14 --epochs 15"
+student="$shared --model resnet8 --epochs 15"
+
+python train_teacher.py $teacher --loss NLL
+python train_teacher.py $teacher --loss FL+MDCA --gamma 2 --beta 1
+python train_teacher.py $student --loss NLL
+for loss in NLL FL+MDCA_gamma=2_beta=1; do
+    python train_student.py $student --teacher_path "$root/synthetic/resnet14/${loss}_seed=42"
+done
+
+python -m scripts.report "$root"
+echo "Reliability diagrams:"
+find "$root" -name reliability.png

@@ -1,0 +1,197 @@
+"""Tables and pictures of finished runs.
+
+    python -m scripts.report ROOT...                        a table at the terminal
+    python -m scripts.report ROOT... --out report           and report.{html,md,csv,tex} in there
+    python -m scripts.report ROOT... --columns top1 ece brier --epoch last
+
+Collects every run below the folders ROOT and groups those that differ only in the seed. Teachers
+come first, each with its students below it. Settings are chosen on the validation split alone.
+"""
+
+import csv
+import io
+import os
+import sys
+from pathlib import Path
+
+from utils import UserError
+from utils.collect import Apart, read_runs
+from utils.grouping import group_runs
+from utils.options import CommandLine, one_line_errors, whole
+from utils.runs import atomic
+from utils.summary import (
+    SELECT,
+    Section,
+    legend,
+    sections_of,
+    sweep_sentence,
+    table_head,
+    table_rows,
+)
+from utils.tables import (
+    COLUMNS,
+    Entry,
+    latex_table,
+    latex_text,
+    markdown_table,
+    markdown_text,
+    printable,
+    terminal_table,
+)
+
+APART_HEAD = ["not in the tables", "why", "epochs", "last line of its log"]
+
+
+def options(argv: list[str] | None):
+    parser = CommandLine(
+        prog="python -m scripts.report",
+        description="Tables and pictures of finished runs, those that differ only in the seed "
+        "as mean and spread.",
+    )
+    add = parser.add_argument
+    add("roots", nargs="+", type=Path, metavar="ROOT", help="run folders, or folders above them")
+    add("--out", type=Path, metavar="FOLDER", help="also write report.html, .md, .csv and .tex")
+    add(
+        "--columns",
+        nargs="+",
+        choices=COLUMNS,
+        metavar="METRIC",
+        help=f"which and in which order: {', '.join(COLUMNS)}",
+    )
+    add("--epoch", choices=("best", "last"), default="best", help="best: by validation top-1")
+    add(
+        "--select",
+        choices=SELECT,
+        default="nll",
+        help="the validation metric that chooses the setting of a sweep",
+    )
+    add(
+        "--resamples",
+        type=whole,
+        default=1000,
+        help="of the bootstrap behind the ECE's interval; 0 leaves it out",
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = options(argv)
+    records, apart = read_runs(args.roots)
+    groups, repeated = group_runs(records)
+    sections = sections_of(groups, args.columns, args.epoch, args.select, args.resamples)
+    apart += repeated
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    print(terminal(sections, apart, colour))
+    if args.out is not None:
+        from scripts.report_html import page  # matplotlib takes a second to load
+
+        files = {
+            "report.md": markdown(sections, apart),
+            "report.csv": csv_text(sections),
+            "report.tex": latex(sections),
+            "report.html": page(sections, apart, args.roots),
+        }
+        write(args.out, files)
+        print(f"written: {', '.join(str(args.out / name) for name in files)}")
+
+
+def write(folder: Path, files: dict[str, str]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {folder}: {error.strerror}; name a folder") from None
+    for name, content in files.items():
+        with atomic(folder / name) as file:
+            file.write(content.encode())
+
+
+def terminal(sections: list[Section], apart: list[Apart], colour: bool) -> str:
+    parts = []
+    for section in sections:
+        table = terminal_table(table_head(section), table_rows(section, section.rows), colour)
+        marks = {"best": "*", "close": "~"}
+        parts.append("\n".join([table, *legend(section, marks), *map_sweeps(section)]))
+    if apart:
+        parts.append(terminal_table(APART_HEAD, apart_rows(apart, longest=70)))
+    return "\n\n".join(parts)
+
+
+def markdown(sections: list[Section], apart: list[Apart]) -> str:
+    parts = ["# Report"]
+    for section in sections:
+        parts.append(f"## {markdown_text(section.title)}")
+        parts.append(markdown_table(table_head(section), table_rows(section, section.rows)))
+        sentences = legend(section, {"best": "bold", "close": "≈"}) + map_sweeps(section)
+        parts += map(markdown_text, sentences)
+    if apart:
+        parts += ["## Not in the tables", markdown_table(APART_HEAD, apart_rows(apart))]
+    return "\n\n".join(parts) + "\n"
+
+
+def latex(sections: list[Section]) -> str:
+    r"""One table environment per data set, to \input where booktabs is loaded."""
+    parts = []
+    for section in sections:
+        sentences = legend(section, {"best": "bold", "close": "≈"}) + map_sweeps(section)
+        parts += [
+            r"\begin{table}",
+            r"\centering",
+            latex_table(table_head(section), table_rows(section, section.rows)),
+            rf"\caption{{{latex_text(section.title)}. {latex_text(' '.join(sentences))}}}",
+            r"\end{table}",
+            "",
+        ]
+    return "\n".join(parts)
+
+
+def map_sweeps(section: Section) -> list[str]:
+    return [sweep_sentence(section, sweep) for sweep in section.sweeps]
+
+
+def csv_text(sections: list[Section]) -> str:
+    """Every metric, not only the chosen columns, with all digits; units in the heads."""
+    metrics = [name for name in COLUMNS if any(name in r.cells for s in sections for r in s.rows)]
+    lines = []
+    for section in sections:
+        chosen = {sweep.chosen for sweep in section.sweeps}
+        for row in section.rows:
+            group = row.group
+            line = {
+                "dataset": section.title,
+                "model": group.first["model"],
+                "label": group.first["label"],
+                "net": printable(group.name),
+                "teacher": printable(group.teacher.name) if group.teacher else "",
+                "epoch": section.epoch,
+                "logits": row.way,
+                "n": len(group.records),
+                "seeds": " ".join(str(record.result["seed"]) for record in group.records),
+                "chosen": "yes" if group in chosen else "",
+            }
+            for name in metrics:
+                head, factor = COLUMNS[name].head, COLUMNS[name].factor
+                cell = row.cells.get(name)
+                numbers = (cell.mean, cell.sd, *(cell.interval or ())) if cell else ()
+                heads = (head, f"{head} sd", f"{head} low", f"{head} high")
+                for key, value in zip(heads, numbers, strict=False):
+                    line[key] = "" if value != value else f"{factor * value:.10g}"
+            lines.append(line)
+    heads = list(dict.fromkeys(key for line in lines for key in line))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, heads, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def apart_rows(apart: list[Apart], longest: int | None = None) -> list[list[Entry]]:
+    return [
+        [Entry(printable(text)) for text in (one.folder, one.state, one.progress)]
+        + [Entry(printable(one.last_line)[:longest])]
+        for one in apart
+    ]
+
+
+if __name__ == "__main__":
+    with one_line_errors("python -m scripts.report"):
+        main()

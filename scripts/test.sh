@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Set up the environment and pass the tests:  bash scripts/test.sh [arguments of pytest]
+# KD_DATA (cifar10.npz, tiny100.npz) and KD_CHECKPOINTS (published teachers) widen them to real data.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/environment.sh
+
+python -m ruff check .
+python -m ruff format --check .
+python -m pytest -n 2 --cov --cov-report=term "$@"

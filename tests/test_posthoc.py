@@ -1,0 +1,114 @@
+"""Temperature scaling: the minimum it finds, its bounds, and its promise never to do harm."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from utils.metrics import classification_metrics
+from utils.posthoc import T_MAX, T_MIN, fit_temperature
+
+properties = settings(max_examples=40, deadline=None, derandomize=True)
+
+
+def overconfident(n, classes, factor, seed=0):
+    """Labels drawn from softmax(z), and the logits factor * z."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(n, classes))
+    labels = (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)
+    return factor * logits, labels
+
+
+def nll(logits, labels, temperature):
+    return classification_metrics(logits, labels, temperature)["nll"]
+
+
+@pytest.mark.parametrize("factor", [0.3, 1.0, 2.5, 8.0])
+def test_the_factor_of_overconfidence_is_found(factor):
+    temperature, at_bound = fit_temperature(*overconfident(20_000, 10, factor))
+    assert temperature == pytest.approx(factor, rel=0.03) and not at_bound
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 4.0])
+def test_no_temperature_of_a_fine_grid_is_better(factor):
+    logits, labels = overconfident(300, 5, factor)
+    temperature, _ = fit_temperature(logits, labels)
+    best = nll(logits, labels, temperature)
+    grid = np.concatenate([np.geomspace(T_MIN, T_MAX, 200), temperature * (1 + np.r_[-1e-4, 1e-4])])
+    assert all(best <= nll(logits, labels, other) + 1e-15 for other in grid)
+
+
+def test_three_times_the_logits_have_three_times_the_temperature():
+    logits, labels = overconfident(500, 10, 1.3)
+    once, _ = fit_temperature(logits, labels)
+    thrice, _ = fit_temperature(3 * logits, labels)
+    assert thrice == pytest.approx(3 * once, rel=1e-9)
+
+
+def test_ece_falls():
+    logits, labels = overconfident(5000, 10, 4.0)
+    temperature, _ = fit_temperature(logits, labels)
+    raw, scaled = (classification_metrics(logits, labels, T) for T in (1.0, temperature))
+    assert scaled["ece"] < raw["ece"] / 5 and scaled["top1"] == raw["top1"]
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3, 1e6])
+def test_perfect_separability_meets_the_lower_bound(scale):
+    logits, _ = overconfident(100, 5, 1.0)
+    assert fit_temperature(scale * logits, logits.argmax(axis=1)) == (T_MIN, True)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e6])
+def test_logits_no_better_than_a_guess_meet_the_upper_bound(scale):
+    logits, _ = overconfident(100, 5, 1.0)
+    assert fit_temperature(scale * logits, logits.argmin(axis=1)) == (T_MAX, True)
+
+
+def test_logits_that_say_nothing_keep_temperature_one():
+    logits = np.repeat(np.arange(6.0)[:, None], 4, axis=1)
+    assert fit_temperature(logits, np.arange(6) % 4) == (1.0, False)
+
+
+def test_one_sample():
+    logits = torch.tensor([[1.0, 2.0, 0.0]])
+    assert fit_temperature(logits, torch.tensor([1])) == (T_MIN, True)
+    assert fit_temperature(logits, torch.tensor([2])) == (T_MAX, True)
+
+
+@properties
+@given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.sampled_from([0.01, 1.0, 30.0, 1e4]))
+def test_never_worse_than_no_scaling(seed, n, scale):
+    rng = np.random.default_rng(seed)
+    logits, labels = scale * rng.normal(size=(n, 4)), rng.integers(4, size=n)
+    temperature, at_bound = fit_temperature(logits, labels)
+    assert T_MIN <= temperature <= T_MAX and at_bound == (temperature in (T_MIN, T_MAX))
+    raw = nll(logits, labels, 1.0)
+    assert nll(logits, labels, temperature) <= raw + 1e-14 * max(1, raw)
+
+
+def test_fitting_again_after_scaling_gives_one():
+    logits, labels = overconfident(300, 5, 2.0)
+    temperature, _ = fit_temperature(logits, labels)
+    again, _ = fit_temperature(logits / temperature, labels)
+    assert again == pytest.approx(1, rel=1e-9)
+
+
+def test_types_agree():
+    logits, labels = overconfident(200, 5, 2.0)
+    half = torch.from_numpy(logits).half()
+    expected = fit_temperature(half.double(), torch.from_numpy(labels))
+    assert fit_temperature(half, torch.from_numpy(labels)) == expected
+    assert fit_temperature(half.numpy(), labels.astype(np.int32)) == expected
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused(value):
+    with pytest.raises(ValueError):
+        fit_temperature(np.array([[0.0, value], [1.0, 0.0]]), np.array([0, 1]))
+
+
+def test_bad_shapes_and_labels_are_refused():
+    for labels in ([0], [0, 2], [0.0, 1.0]):
+        with pytest.raises(ValueError):
+            fit_temperature(np.eye(2), np.array(labels))

@@ -1,0 +1,361 @@
+"""Vector scaling and Dirichlet calibration against known answers; the script on real runs."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import run_script
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+
+import train_student
+import train_teacher
+from scripts import posthoc as script
+from utils import posthoc
+from utils.metrics import classification_metrics
+from utils.options import one_line_errors
+from utils.posthoc import (
+    METHODS,
+    dirichlet_calibration,
+    temperature_scaling,
+    vector_scaling,
+)
+
+properties = settings(max_examples=15, deadline=None, derandomize=True)
+
+
+def drawn(logits, seed=1):
+    """Labels drawn from softmax(logits)."""
+    rng = np.random.default_rng(seed)
+    return (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)
+
+
+def gaussian_logits(n, classes, seed=0):
+    """Logits of which each has a class that it is rather sure of."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(n, classes))
+    logits[np.arange(n), rng.integers(classes, size=n)] += 3
+    return logits
+
+
+def log_softmax(logits):
+    return torch.from_numpy(np.asarray(logits)).double().log_softmax(dim=1)
+
+
+def nll(calibration, logits, labels):
+    return classification_metrics(calibration(logits), labels)["nll"]
+
+
+# --- known answers --------------------------------------------------------------------------------
+
+
+def test_three_times_the_logits_come_back():
+    true = gaussian_logits(20_000, 5)
+    labels = drawn(true)
+    logits = 3 * true
+    assert temperature_scaling(logits, labels).facts["temperature"] == pytest.approx(3, rel=0.03)
+    for fit in (vector_scaling, dirichlet_calibration):
+        calibration = fit(logits, labels)
+        error = calibration(logits).softmax(dim=1) - log_softmax(true).exp()
+        assert error.abs().mean() < 0.01
+        weight = calibration.weight.diagonal()
+        assert torch.allclose(weight, torch.full((5,), 1 / 3).double(), atol=0.03)
+
+
+def test_a_known_vector_map_is_recovered():
+    logits = gaussian_logits(30_000, 4)
+    weight, bias = np.array([0.5, 1.0, 1.5, 0.8]), np.array([0.6, -0.2, 0.0, -0.4])
+    calibration = vector_scaling(logits, drawn(weight * logits + bias))
+    assert np.allclose(calibration.weight.numpy(), np.diag(weight), atol=0.06)
+    assert np.allclose(calibration.bias.numpy(), bias, atol=0.06)
+    assert calibration.facts["converged"] and not calibration.notes
+
+
+def test_a_known_dirichlet_map_is_recovered():
+    classes = 3
+    rng = np.random.default_rng(3)
+    weight = np.eye(classes) * [0.5, 0.8, 0.6] + rng.normal(0, 0.15, (classes, classes))
+    bias = np.array([0.5, 0.1, -0.6])
+    # A number added to a column changes nothing: of all equal maps that with the least penalty.
+    for column in range(classes):
+        weight[:, column] -= np.delete(weight[:, column], column).mean()
+    logits = 2 * gaussian_logits(60_000, classes)
+    true = log_softmax(logits).numpy() @ weight.T + bias
+    calibration = dirichlet_calibration(logits, drawn(true), folds=2)
+    assert calibration.facts["converged"] and calibration.of_log_probs
+    assert np.allclose(calibration.weight.numpy(), weight, atol=0.05)
+    assert np.allclose(calibration.bias.numpy(), bias, atol=0.1)
+    error = calibration(logits).softmax(dim=1) - log_softmax(true).exp()
+    assert error.abs().mean() < 0.005
+
+
+@pytest.mark.parametrize("strength, mu", [(0.01, 0.01), (1.0, 100.0), (1e4, 0.1)])
+def test_the_penalised_minimum_is_scipys(strength, mu):
+    classes = 4
+    logits = 2 * torch.from_numpy(gaussian_logits(300, classes))
+    labels = torch.from_numpy(drawn(logits.numpy() / 2 + [0.5, 0, 0, -0.5]))
+    log_probs, off = logits.log_softmax(dim=1), 1 - torch.eye(classes)
+
+    def objective(flat):
+        flat = torch.tensor(flat, requires_grad=True)
+        weight, bias = flat[:-classes].reshape(classes, classes), flat[-classes:]
+        value = F.cross_entropy(log_probs @ weight.T + bias, labels)
+        value = value + strength * (off * weight**2).sum() / (classes * (classes - 1))
+        value = value + mu * bias.square().mean()
+        value.backward()
+        return value.item(), flat.grad.numpy()
+
+    start = np.concatenate([np.eye(classes).ravel() / 2, np.zeros(classes)])
+    theirs = minimize(objective, start, jac=True, method="BFGS", options={"gtol": 1e-8})
+    problem = posthoc._Dirichlet(logits, labels)
+    parameters, facts = problem.fit(strength, mu, posthoc.TOLERANCE)
+    weight, bias = parameters[:, :-1] / problem.temperature, parameters[:, -1]
+    ours, _ = objective(np.concatenate([weight.numpy().ravel(), bias.numpy()]))
+    assert facts["converged"]
+    assert ours == pytest.approx(theirs.fun, abs=1e-9)
+    assert np.allclose(weight.numpy().ravel(), theirs.x[:-classes], atol=1e-3)
+
+
+def test_the_gradient_vanishes_at_the_vector_map():
+    logits = 2 * torch.from_numpy(gaussian_logits(500, 6))
+    labels = torch.from_numpy(drawn(logits.numpy() / 2))
+    calibration = vector_scaling(logits, labels)
+    weight = calibration.weight.diagonal().clone().requires_grad_()
+    bias = calibration.bias.clone().requires_grad_()
+    F.cross_entropy(logits * weight + bias, labels).backward()
+    assert weight.grad.abs().max() < 1e-6 and bias.grad.abs().max() < 1e-6
+    assert bias.sum().item() == pytest.approx(0, abs=1e-12)
+
+
+# --- never worse, and what is said ----------------------------------------------------------------
+
+
+@properties
+@given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.sampled_from([0.01, 1.0, 30.0, 1e4]))
+def test_never_worse_than_none_on_validation(seed, n, scale):
+    rng = np.random.default_rng(seed)
+    logits, labels = scale * rng.normal(size=(n, 3)), rng.integers(3, size=n)
+    none = METHODS["none"](logits, labels)
+    raw = nll(none, logits, labels)
+    for method, fit in METHODS.items():
+        calibrated = fit(logits, labels)
+        assert calibrated(logits).isfinite().all(), method
+        assert nll(calibrated, logits, labels) <= raw + 1e-14 * max(1, raw), method
+
+
+def test_more_freedom_fits_validation_better():
+    logits = 2 * gaussian_logits(2000, 5)
+    labels = drawn(logits / 2 + [1.0, 0, 0, 0, -1.0])
+    none, temperature, vector = (METHODS[m](logits, labels) for m in list(METHODS)[:3])
+    values = [nll(one, logits, labels) for one in (none, temperature, vector)]
+    assert values == sorted(values, reverse=True)
+
+
+def test_noise_is_regularised_away():
+    """Few samples of a net that only needs a temperature: a free matrix learns them by heart."""
+    true = gaussian_logits(5200, 8)
+    labels = drawn(true)
+    logits = 2 * true
+    fitted = dirichlet_calibration(logits[:200], labels[:200])
+    assert fitted.facts["lambda"] >= 1
+    problem = posthoc._Dirichlet(torch.from_numpy(logits[:200]), torch.from_numpy(labels[:200]))
+    free, _ = problem.fit(1e-3, 1e-4, posthoc.TOLERANCE)
+    held_out = torch.from_numpy(logits[200:])
+    unregularised = F.cross_entropy(
+        problem.inputs(held_out) @ free.T, torch.from_numpy(labels[200:])
+    )
+    assert nll(fitted, logits[200:], labels[200:]) < unregularised - 0.05
+
+
+def test_cross_validation_takes_the_least_held_out_nll():
+    logits = 2 * gaussian_logits(400, 4)
+    facts = dirichlet_calibration(logits, drawn(logits / 2), folds=4).facts
+    tried = {(one["lambda"], one["mu"]): one["held_out_nll"] for one in facts["cross_validation"]}
+    assert facts["folds"] == 4
+    assert tried[facts["lambda"], facts["mu"]] == min(tried.values()) < facts["identity_nll"]
+
+
+def test_what_is_right_already_stays_as_it_is():
+    """Uninformative features: every map only fits noise."""
+    rng = np.random.default_rng(5)
+    logits = np.zeros((40, 3)) + 1e-3 * rng.normal(size=(40, 3))
+    labels = np.arange(40) % 3
+    fitted = dirichlet_calibration(logits, labels)
+    assert fitted.notes == (posthoc.IDENTITY,)
+    assert torch.equal(fitted(logits), torch.from_numpy(logits))
+
+
+def test_a_worse_map_is_turned_away():
+    logits = torch.from_numpy(gaussian_logits(50, 3))
+    labels = torch.from_numpy(drawn(logits.numpy()))
+    worse = posthoc.Calibration(-torch.eye(3).double(), torch.zeros(3).double(), facts={"a": 1})
+    kept = posthoc._or_identity(worse, logits, labels)
+    assert kept.notes == (posthoc.IDENTITY,) and kept.facts == {"a": 1}
+    assert torch.equal(kept(logits), logits)
+
+
+@pytest.mark.parametrize("fit", [vector_scaling, dirichlet_calibration])
+def test_a_fit_that_does_not_converge_says_so(fit, monkeypatch):
+    monkeypatch.setattr(posthoc, "MAX_ITERATIONS", 1)
+    logits = 3 * gaussian_logits(300, 4)
+    fitted = fit(logits, drawn(logits / 3 + [1.0, 0, 0, 0]))
+    assert not fitted.facts["converged"]
+    assert any("did not converge: gradient" in note for note in fitted.notes)
+
+
+def test_a_class_without_images_is_named():
+    logits = gaussian_logits(100, 4)
+    labels = drawn(logits[:, :3])
+    assert any("class 3" in note for note in vector_scaling(logits, labels).notes)
+
+
+def test_perfect_separation_is_named():
+    logits = gaussian_logits(60, 3)
+    for fit in (temperature_scaling, vector_scaling, dirichlet_calibration):
+        fitted = fit(logits, logits.argmax(axis=1))
+        assert posthoc.AT_BOUND in fitted.notes
+        assert fitted(logits).isfinite().all()
+
+
+@pytest.mark.parametrize("fit", list(METHODS.values())[1:])
+def test_bad_values_are_refused(fit):
+    for logits, labels in (([[0.0, np.nan]], [0]), ([[0.0, 1.0]], [2]), ([[0.0, 1.0]], [0, 1])):
+        with pytest.raises(ValueError):
+            fit(np.array(logits), np.array(labels))
+
+
+def test_types_and_scales_agree():
+    logits = gaussian_logits(300, 4).astype(np.float32)
+    labels = drawn(2 * logits)
+    for fit in (vector_scaling, dirichlet_calibration):
+        expected = fit(logits, labels)(logits)
+        assert torch.equal(
+            fit(torch.from_numpy(logits), torch.from_numpy(labels))(logits), expected
+        )
+
+
+# --- the script -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, tiny_npz):
+    """A finished teacher and its student."""
+    root = tmp_path_factory.mktemp("runs")
+    common = f"--dataset {tiny_npz} --model resnet8 --epochs 1 --train-batch-size 32".split()
+    train_teacher.main([*common, "--checkpoint", str(root / "teachers")])
+    teacher = next(root.rglob("result.json")).parent
+    train_student.main(
+        [*common, "--checkpoint", str(root / "students"), "--teacher_path", str(teacher)]
+    )
+    return root
+
+
+def test_a_table_for_each_run(runs, capsys):
+    script.main([str(runs)])
+    printed = capsys.readouterr().out
+    assert printed.count("val NLL") == 2
+    for method in METHODS:
+        assert printed.count(f"\n{method} ") == 2
+    script.main([str(runs), "--with-teacher"])
+    assert capsys.readouterr().out.count("val NLL") == 3
+    assert not list(runs.rglob("posthoc.json"))
+
+
+def test_the_stored_logits_are_what_counts(runs, capsys):
+    """The rows none and temperature repeat the run's own result."""
+    run = next((runs / "teachers").rglob("result.json")).parent
+    result = json.loads((run / "result.json").read_text())
+    script.main([str(run), "--write"])
+    found = json.loads((run / "posthoc.json").read_text())
+    assert found["folds"] == 5
+    assert (
+        found["predictions"] == hashlib.sha256((run / "predictions.npz").read_bytes()).hexdigest()
+    )
+    best = found["best"]
+    assert best["temperature"]["temperature"] == result["best"]["temperature"]
+    assert best["none"]["val"] == pytest.approx(result["best"]["val"])
+    assert best["none"]["test"] == pytest.approx(result["best"]["test"]["raw"])
+    assert best["temperature"]["test"] == pytest.approx(result["best"]["test"]["scaled"])
+    for method in METHODS:
+        assert best[method]["val"]["nll"] <= best["none"]["val"]["nll"] + 1e-12
+    with np.load(run / "predictions.npz") as stored:
+        logits, labels = stored["best_test_logits"], stored["test_labels"]
+    one = best["vector"]
+    mapped = logits.astype(np.float64) * one["weight"] + one["bias"]
+    assert classification_metrics(mapped, labels) == pytest.approx(one["test"])
+    (run / "posthoc.json").unlink()
+
+
+def test_epochs_and_teachers_are_kept_side_by_side(runs, capsys):
+    run = next((runs / "students").rglob("result.json")).parent
+    script.main([str(run), "--write", "--with-teacher"])
+    script.main([str(run), "--write", "--epoch", "last"])
+    found = json.loads((run / "posthoc.json").read_text())
+    assert found.keys() == {"predictions", "folds", "best", "teacher", "last"}
+    script.main([str(run), "--write", "--folds", "3"])
+    assert json.loads((run / "posthoc.json").read_text()).keys() == {"predictions", "folds", "best"}
+    (run / "posthoc.json").unlink()
+    assert not list(run.glob(".*.tmp"))
+
+
+def fails(capsys, argv) -> str:
+    with pytest.raises(SystemExit) as stop, one_line_errors("script"):
+        script.main([str(word) for word in argv])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("script: error: ") and error.count("\n") == 1, error
+    return error
+
+
+def test_bad_input(tmp_path, capsys, runs):
+    assert "nowhere" in fails(capsys, [tmp_path / "nowhere"])
+    assert "no run below it" in fails(capsys, [tmp_path])
+    assert "--folds" in fails(capsys, [runs, "--folds", "1"])
+    assert "'--fold'" in fails(capsys, [runs, "--fold", "3"])
+    assert "--epoch" in fails(capsys, [runs, "--epoch", "first"])
+    stopped = tmp_path / "stopped"
+    stopped.mkdir()
+    (stopped / "config.json").write_text("{}")
+    assert "no finished run" in fails(capsys, [stopped])
+
+
+@pytest.mark.parametrize("damage", ["absent", "cut short", "no logits", "not finite", "classes"])
+def test_damaged_predictions(tmp_path, capsys, runs, damage):
+    run = next((runs / "teachers").rglob("result.json")).parent
+    for name in ("result.json", "config.json"):
+        (tmp_path / name).write_bytes((run / name).read_bytes())
+    path = tmp_path / "predictions.npz"
+    with np.load(run / "predictions.npz") as stored:
+        arrays = dict(stored)
+    if damage == "cut short":
+        path.write_bytes((run / "predictions.npz").read_bytes()[:2000])
+    elif damage != "absent":
+        key = "best_val_logits"
+        changed = {
+            "no logits": None,
+            "not finite": np.full_like(arrays[key], np.nan),
+            "classes": arrays[key][:, :2],
+        }[damage]
+        arrays = arrays | {key: changed} if changed is not None else {"val_labels": np.zeros(3)}
+        np.savez(path, **arrays)
+    assert "predictions.npz" in fails(capsys, [tmp_path])
+
+
+def test_unfinished_runs_are_named(runs, capsys):
+    stopped = runs / "teachers" / "stopped"
+    stopped.mkdir()
+    (stopped / "config.json").write_text("{}")
+    script.main([str(runs / "teachers")])
+    assert f"left out: {stopped}, stopped" in capsys.readouterr().out
+    (stopped / "config.json").unlink()
+    stopped.rmdir()
+
+
+def test_as_a_user_runs_it(runs, tmp_path):
+    run = next((runs / "teachers").rglob("result.json")).parent
+    done = run_script("python", "-m", "scripts.posthoc", run, cwd=tmp_path)
+    assert "Dirichlet ODIR" in done.stdout and done.stderr == ""

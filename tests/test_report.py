@@ -1,0 +1,678 @@
+"""scripts/report.py on results that are written here by hand."""
+
+import base64
+import csv
+import fcntl
+import hashlib
+import html
+import json
+import re
+import shutil
+import subprocess
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from scripts import report
+from utils.bootstrap import ece_interval, gaps, resample_counts
+from utils.collect import read_runs
+from utils.grouping import group_runs
+from utils.metrics import classification_metrics, ece
+from utils.options import one_line_errors
+from utils.runs import label_of
+from utils.summary import sections_of
+from utils.tables import COLUMNS, Entry, latex_table, markdown_table, terminal_table, text_table
+
+CLASSES = 3
+
+
+def measured(val: dict | None = None, test: dict | None = None, scaled: dict | None = None) -> dict:
+    """A part of a result, in which what is not given is one half."""
+    every = dict.fromkeys(("top1", "top5", "nll", "brier", "ece", "sce", "adaece", "mce"), 0.5)
+    test = every | (test or {})
+    return {
+        "temperature": 1.5,
+        "temperature_at_bound": False,
+        "val": every | (val or {}),
+        "test": {"raw": test, "scaled": test | (scaled or {})},
+    }
+
+
+def write_run(
+    root: Path,
+    loss: str = "NLL",
+    parameters: dict | None = None,
+    seed: int = 42,
+    model: str = "resnet8",
+    dataset: str = "toy",
+    teacher: dict | None = None,
+    exp_name: str | None = None,
+    settings: dict | None = None,
+    best: dict | None = None,
+    last: dict | None = None,
+    command: str = "python train_teacher.py",
+) -> Path:
+    """A run folder with config.json, metrics.jsonl and result.json."""
+    parameters = parameters or {}
+    label = label_of(loss, parameters)
+    if teacher:
+        label += f"_from_{teacher['model']}_{teacher['label']}"
+    folder = root / dataset / model / f"{label}_seed={seed}{exp_name or ''}"
+    folder.mkdir(parents=True)
+    own = {"lr": 0.1, "epochs": 2, "seed": seed, "label": label, **parameters, **(settings or {})}
+    result = {"model": model, "dataset": dataset, "fingerprint": "f", "label": label, "seed": seed}
+    result |= {"loss": loss, "loss_parameters": parameters, "settings": own, "seconds": 60.0}
+    result |= {"best": {"epoch": 1, **(best or measured())}}
+    result |= {"last": {"epoch": 2, **(last or measured())}}
+    if teacher:
+        own["teacher"] = teacher
+        result["teacher"] = teacher | measured(test={"top1": 0.9})
+    config = {"arguments": {"exp_name": exp_name}, "settings": own, "command": command}
+    (folder / "config.json").write_text(json.dumps(config))
+    epochs = [{"epoch": n, "val_top1": 0.5, "val_ece": 0.1, "val_nll": 1.0} for n in (1, 2)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in epochs))
+    (folder / "result.json").write_text(json.dumps(result))
+    return folder
+
+
+def identity(model="resnet56", label="NLL", seed=42, sha256="unknown") -> dict:
+    """What a student's settings say of its teacher."""
+    return {
+        **{"model": model, "label": label, "seed": seed, "sha256": sha256},
+        **{"mean": [0.5] * 3, "std": [0.2] * 3},
+    }
+
+
+def random_logits(rng, samples: int, classes: int = CLASSES, sharpness: float = 2.0):
+    labels = rng.integers(0, classes, samples)
+    logits = rng.normal(size=(samples, classes))
+    logits[np.arange(samples), labels] += 1.5
+    return (sharpness * logits).astype(np.float32), labels
+
+
+def write_predicted_run(root: Path, samples: int = 300, **options) -> Path:
+    """A run whose metrics are those of its predictions.npz."""
+    rng = np.random.default_rng(options.get("seed", 0))
+    arrays, parts = {}, {}
+    arrays["val_labels"] = arrays["test_labels"] = None
+    for owner in ("best", "last", "teacher"):
+        logits, labels = random_logits(np.random.default_rng(7), samples)
+        logits = logits + rng.normal(0, 0.1, logits.shape).astype(np.float32)
+        arrays |= {"test_labels": labels, "val_labels": labels}
+        arrays |= {f"{owner}_test_logits": logits, f"{owner}_val_logits": logits}
+        raw = classification_metrics(logits, labels)
+        parts[owner] = measured(raw, raw, classification_metrics(logits, labels, 1.5))
+    folder = write_run(root, best=parts["best"], last=parts["last"], **options)
+    np.savez(folder / "predictions.npz", **arrays)
+    return folder
+
+
+def read(*roots: Path):
+    records, apart = read_runs(list(roots))
+    groups, repeated = group_runs(records)
+    return groups, apart + repeated
+
+
+def only_section(*roots: Path, columns=None, epoch="best", select="nll", resamples=0):
+    [section] = sections_of(read(*roots)[0], columns, epoch, select, resamples)
+    return section
+
+
+def cells(section, name: str, way: str = "raw") -> dict:
+    [found] = [row.cells for row in section.rows if (row.group.full_name, row.way) == (name, way)]
+    return found
+
+
+class TestGroups:
+    def test_runs_that_differ_only_in_the_seed_are_one_row(self, tmp_path):
+        values = [0.90, 0.93, 0.94]
+        for seed, top1 in enumerate(values):
+            write_run(tmp_path, seed=seed, best=measured(test={"top1": top1}))
+        section = only_section(tmp_path)
+        [group] = section.groups
+        assert [record.result["seed"] for record in group.records] == [0, 1, 2]
+        cell = cells(section, "resnet8 NLL")["top1"]
+        assert cell.mean == pytest.approx(np.mean(values))
+        assert cell.sd == pytest.approx(np.std(values, ddof=1))
+
+    def test_other_settings_are_another_row_that_says_so(self, tmp_path):
+        write_run(tmp_path / "a", seed=1)
+        write_run(tmp_path / "b", seed=2, settings={"lr": 0.2})
+        names = [group.name for group in read(tmp_path)[0]]
+        assert names == ["resnet8 NLL lr=0.1", "resnet8 NLL lr=0.2"]
+
+    def test_another_exp_name_is_another_row(self, tmp_path):
+        write_run(tmp_path, seed=1)
+        write_run(tmp_path, seed=2, exp_name="try")
+        assert [group.name for group in read(tmp_path)[0]] == ["resnet8 NLL", "resnet8 NLL try"]
+
+    def test_roots_that_overlap_count_once(self, tmp_path):
+        folder = write_run(tmp_path)
+        groups, apart = read(tmp_path, folder, tmp_path / "toy")
+        assert [len(group.records) for group in groups] == [1] and not apart
+
+    def test_a_copy_is_no_second_seed(self, tmp_path):
+        write_run(tmp_path / "a")
+        shutil.copytree(tmp_path / "a", tmp_path / "b")
+        groups, apart = read(tmp_path)
+        assert [len(group.records) for group in groups] == [1]
+        assert [one.state.split()[0] for one in apart] == ["repeats"]
+
+    def test_data_sets_of_one_name_are_two_sections(self, tmp_path):
+        write_run(tmp_path / "a")
+        other = write_run(tmp_path / "b", seed=43) / "result.json"
+        other.write_text(other.read_text().replace('"fingerprint": "f"', '"fingerprint": "other"'))
+        sections = sections_of(read(tmp_path)[0], None, "best", "nll", 0)
+        assert [section.title for section in sections] == ["toy (f)", "toy (other)"]
+
+
+class TestTeachers:
+    def test_students_stand_below_their_teacher(self, tmp_path):
+        for seed in (1, 2):
+            write_run(tmp_path, seed=seed)
+            write_run(tmp_path, seed=seed, model="resnet56")
+            for temperature in (10, 4):
+                knobs = {"T": temperature, "Lambda": 0.9}
+                write_run(tmp_path, "KD", knobs, seed, teacher=identity(seed=seed))
+        groups, _ = read(tmp_path)
+        assert [(group.depth, group.name, len(group.records)) for group in groups] == [
+            (0, "resnet56 NLL", 2),
+            (1, "resnet8 KD T=4 Lambda=0.9", 2),
+            (1, "resnet8 KD T=10 Lambda=0.9", 2),
+            (0, "resnet8 NLL", 2),
+        ]
+
+    def test_a_student_may_teach(self, tmp_path):
+        write_run(tmp_path, model="resnet56")
+        first = write_run(tmp_path, "KD", {"T": 4}, model="resnet20", teacher=identity())
+        label = first.name.removesuffix("_seed=42")
+        write_run(tmp_path, "KD", {"T": 4}, teacher=identity("resnet20", label))
+        assert [group.depth for group in read(tmp_path)[0]] == [0, 1, 2]
+
+    def test_a_teacher_without_a_run_is_what_its_students_measured(self, tmp_path):
+        for seed in (1, 2):
+            file = identity(label="resnet56-4bfd9763", seed=None, sha256="abc")
+            write_run(tmp_path, "KD", {"T": 4}, seed, teacher=file)
+        section = only_section(tmp_path)
+        assert [group.name for group in section.groups] == [
+            "resnet56 resnet56-4bfd9763",
+            "resnet8 KD T=4",
+        ]
+        assert len(section.groups[0].records) == 1
+        assert cells(section, "resnet56 resnet56-4bfd9763")["top1"].mean == 0.9
+
+    def test_two_files_of_one_name_are_two_teachers(self, tmp_path):
+        for sha256 in ("abc", "def"):
+            file = identity(label="best", seed=None, sha256=sha256)
+            write_run(tmp_path / sha256, "KD", {"T": 4}, teacher=file)
+        assert [group.depth for group in read(tmp_path)[0]] == [0, 1, 0, 1]
+
+    def test_the_weights_decide_between_teachers_of_one_name(self, tmp_path):
+        for lr in (0.1, 0.2):
+            folder = write_run(tmp_path / str(lr), model="resnet56", settings={"lr": lr})
+            (folder / "model_best.pth").write_bytes(str(lr).encode())
+        sha256 = hashlib.sha256(b"0.2").hexdigest()
+        write_run(tmp_path, "KD", {"T": 4}, teacher=identity(sha256=sha256))
+        [student] = [group for group in read(tmp_path)[0] if group.teacher]
+        assert student.teacher.name == "resnet56 NLL lr=0.2"
+
+
+class TestMarks:
+    def write(self, root, rows: dict[str, list[float]]) -> None:
+        for loss, errors in rows.items():
+            for seed, error in enumerate(errors):
+                write_run(root, loss, seed=seed, best=measured(test={"ece": error, "top1": error}))
+
+    def test_the_best_and_those_within_the_spread_of_it(self, tmp_path):
+        self.write(tmp_path, {"NLL": [0.01, 0.03], "LS": [0.02, 0.05], "FL": [0.31, 0.32]})
+        section = only_section(tmp_path)
+        for name, mark in (("NLL", "best"), ("LS", "close"), ("FL", "")):
+            assert cells(section, f"resnet8 {name}")["ece"].mark == mark
+        assert cells(section, "resnet8 FL")["top1"].mark == "best"
+
+    def test_one_run_has_no_spread(self, tmp_path):
+        self.write(tmp_path, {"NLL": [0.02], "LS": [0.0201]})
+        section = only_section(tmp_path)
+        assert cells(section, "resnet8 LS")["ece"].mark == ""
+
+    def test_raw_and_scaled_are_compared_apart(self, tmp_path):
+        for loss, error in (("NLL", 0.1), ("LS", 0.2)):
+            best = measured(test={"ece": error}, scaled={"ece": 0.05 - error / 10})
+            write_run(tmp_path, loss, best=best)
+        section = only_section(tmp_path)
+        assert cells(section, "resnet8 NLL", "raw")["ece"].mark == "best"
+        assert cells(section, "resnet8 LS", "scaled")["ece"].mark == "best"
+
+
+class TestBootstrap:
+    def test_gaps_sum_to_the_ece(self):
+        rng = np.random.default_rng(0)
+        for samples, classes in ((1, 2), (17, 3), (400, 10)):
+            logits, labels = random_logits(rng, samples, classes)
+            probs = torch.from_numpy(logits).double().softmax(1).numpy()
+            total = np.abs(gaps(probs, labels).sum(0, dtype=np.float64)).sum() / samples
+            assert total == pytest.approx(ece(probs, labels), abs=1e-6)
+
+    def test_edges_fall_into_the_bin_below(self):
+        probs = np.array([[1 / 3, 1 / 3, 1 / 3], [1.0, 0, 0], [0.6, 0.4, 0]])
+        columns = gaps(probs, np.array([1, 1, 1])).nonzero()[1]
+        assert columns.tolist() == [4, 14, 8]
+
+    def test_a_plain_loop_gives_the_same_interval(self):
+        runs = [random_logits(np.random.default_rng(3), 200, sharpness=s) for s in (1.0, 3.0)]
+        probs = [torch.from_numpy(logits).double().softmax(1).numpy() for logits, _ in runs]
+        labels = runs[0][1]
+        assert (labels == runs[1][1]).all()
+        counts = resample_counts(200, 50, 0).astype(int)
+        values = []
+        for count in counts:
+            taken = np.repeat(np.arange(200), count)
+            assert len(taken) == 200
+            values.append(np.mean([ece(p[taken], labels[taken]) for p in probs]))
+        estimate = np.mean([ece(p, labels) for p in probs])
+        low, high = np.quantile(values, [0.025, 0.975])
+        expected = (max(0, 2 * estimate - high), max(estimate, 2 * estimate - low))
+        found = ece_interval([gaps(p, labels) for p in probs], resamples=50)
+        assert found == pytest.approx(expected, abs=1e-6)
+
+    @pytest.mark.parametrize("shift", [0.03, 0.1])
+    def test_it_covers_the_truth(self, shift):
+        """Confidence exceeds accuracy by `shift` everywhere, so the ECE is `shift`."""
+        rng = np.random.default_rng(2)
+        covered = 0
+        for _ in range(200):
+            confidence = rng.uniform(0.5, 1, 2000)
+            probs = np.stack([confidence, 1 - confidence], 1)
+            labels = (rng.random(2000) >= confidence - shift).astype(int)
+            low, high = ece_interval([gaps(probs, labels)], resamples=200)
+            covered += low <= shift <= high
+        assert 0.87 <= covered / 200 <= 0.99
+
+    def test_it_contains_the_estimate_and_is_the_same_each_time(self):
+        for sharpness in (0.5, 1.3, 4.0):
+            logits, labels = random_logits(np.random.default_rng(4), 500, sharpness=sharpness)
+            probs = torch.from_numpy(logits).double().softmax(1).numpy()
+            low, high = ece_interval([gaps(probs, labels)])
+            assert 0 <= low <= ece(probs, labels) <= high + 1e-9
+            assert (low, high) == ece_interval([gaps(probs, labels)])
+
+    def test_a_thousand_resamples_take_seconds(self):
+        logits, labels = random_logits(np.random.default_rng(5), 10_000, 100)
+        probs = torch.from_numpy(logits).double().softmax(1).numpy()
+        started = time.perf_counter()
+        ece_interval([gaps(probs, labels)], resamples=1000, seed=9)
+        assert time.perf_counter() - started < 10
+
+    def test_the_table_shows_it(self, tmp_path, capsys):
+        for seed in (1, 2):
+            write_predicted_run(tmp_path, seed=seed)
+        section = only_section(tmp_path, resamples=100)
+        cell = cells(section, "resnet8 NLL")["ece"]
+        assert cell.interval[0] <= cell.mean <= cell.interval[1]
+        report.main([str(tmp_path), "--resamples", "100"])
+        low, high = (f"{100 * value:.2f}" for value in cell.interval)
+        assert f"[{low}, {high}]" in capsys.readouterr().out
+        report.main([str(tmp_path), "--resamples", "0"])
+        assert "95 % interval" not in capsys.readouterr().out
+
+
+class TestSweeps:
+    def write(self, root: Path) -> None:
+        """Validation prefers T = 4, Lambda = 0.9; test prefers T = 1, Lambda = 1."""
+        write_run(root, model="resnet56", best=measured(test={"ece": 0.4}))
+        for temperature in (1, 4, 20):
+            for weight in (0.9, 1):
+                chosen = (temperature, weight) == (4, 0.9)
+                lure = (temperature, weight) == (1, 1)
+                val = {"nll": 0.2 if chosen else 0.6, "ece": 0.04 if chosen else 0.09}
+                test = {"nll": 0.1 if lure else 0.5, "ece": 0.01 if lure else 0.0765}
+                if (temperature, weight) != (20, 1):
+                    best = measured(val, test, scaled={"ece": 0.0123})
+                    knobs = {"T": temperature, "Lambda": weight}
+                    write_run(root, "KD", knobs, best=best, teacher=identity())
+
+    @pytest.mark.parametrize("select", ["nll", "ece"])
+    def test_validation_chooses_and_its_test_value_is_quoted(self, tmp_path, select):
+        self.write(tmp_path)
+        section = only_section(tmp_path, select=select)
+        [sweep] = section.sweeps
+        assert sweep.chosen.name == "resnet8 KD T=4 Lambda=0.9"
+        assert sweep.parameters == ["T", "Lambda"] and len(sweep.groups) == 5
+        text = report.terminal([section], [], colour=False)
+        [sentence] = [line for line in text.splitlines() if line.startswith("Sweep of")]
+        assert "T = 4, Lambda = 0.9 has the best validation" in sentence
+        assert "ECE % 7.65 → 1.23" in sentence
+        assert re.search(r"T=4 Lambda=0.9 ←", text) and text.count("=0.9 ←") == 1
+
+    def test_no_mark_goes_to_what_only_test_prefers(self, tmp_path):
+        self.write(tmp_path)
+        section = only_section(tmp_path)
+        teacher = "resnet56 NLL"
+        assert cells(section, f"resnet8 KD T=1 Lambda=1 from {teacher}")["ece"].mark == ""
+        assert cells(section, f"resnet8 KD T=4 Lambda=0.9 from {teacher}")["ece"].mark == "best"
+
+    def test_the_grid_holds_validation_and_leaves_gaps(self, tmp_path):
+        self.write(tmp_path)
+        [sweep] = only_section(tmp_path).sweeps
+        grid, chosen = sweep.grid("ece", "best")
+        np.testing.assert_allclose(grid, [[0.09, 0.04, 0.09], [0.09, 0.09, np.nan]])
+        assert chosen == (0, 1)
+
+    def test_a_sweep_over_one_parameter(self, tmp_path):
+        for beta, nll in ((1, 0.4), (5, 0.3), (10, 0.35)):
+            write_run(tmp_path, "NLL+MDCA", {"beta": beta}, best=measured({"nll": nll}))
+        [sweep] = only_section(tmp_path).sweeps
+        assert sweep.name == "resnet8 NLL+MDCA over beta"
+        grid, chosen = sweep.grid("nll", "best")
+        assert grid.tolist() == [[0.4, 0.3, 0.35]] and chosen == (0, 1)
+
+    def test_other_seeds_losses_or_settings_are_no_sweep(self, tmp_path):
+        write_run(tmp_path, seed=1)
+        write_run(tmp_path, seed=2)
+        write_run(tmp_path, "LS", {"alpha": 0.1})
+        write_run(tmp_path / "b", "FL", {"gamma": 1})
+        write_run(tmp_path / "c", "FL", {"gamma": 2}, settings={"lr": 1})
+        assert only_section(tmp_path).sweeps == []
+
+
+class TestApart:
+    def test_unfinished_and_damaged_runs_are_listed(self, tmp_path, capsys):
+        write_run(tmp_path, seed=1)
+        stopped = write_run(tmp_path, seed=2)
+        (stopped / "result.json").unlink()
+        (stopped / "train_log.txt").write_text("epoch 1/2\nepoch 2/2 \033[1mtrain loss 0.3\n\n")
+        damaged = write_run(tmp_path, seed=3) / "result.json"
+        damaged.write_text(damaged.read_text()[:100])
+        foreign = write_run(tmp_path, seed=4) / "result.json"
+        foreign.write_text('{"answer": 42}')
+        _, apart = read(tmp_path)
+        assert [(one.folder.name, one.state, one.progress) for one in apart] == [
+            ("NLL_seed=2", "stopped", "2/2"),
+            ("NLL_seed=3", "result.json is damaged", "2/2"),
+            ("NLL_seed=4", "result.json is damaged", "2/2"),
+        ]
+        report.main([str(tmp_path), "--out", str(tmp_path / "out")])
+        shown = capsys.readouterr().out
+        assert "train loss 0.3" in shown and "\033" not in shown
+        for name in ("report.html", "report.md"):
+            assert "train loss 0.3" in (tmp_path / "out" / name).read_text()
+
+    def test_a_run_that_goes_on_is_running(self, tmp_path):
+        folder = write_run(tmp_path)
+        (folder / "result.json").unlink()
+        with open(folder / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            [one] = read(tmp_path)[1]
+            assert one.state == "running"
+        [one] = read(tmp_path)[1]
+        assert one.state == "stopped"
+
+    def test_nothing_finished_is_no_error(self, tmp_path, capsys):
+        (write_run(tmp_path) / "result.json").unlink()
+        report.main([str(tmp_path)])
+        assert "stopped" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            ("missing", "missing: no such folder"),
+            ("empty", "empty: no run below it"),
+            ("", "ROOT"),
+            ("runs --columns top1 ece_", "--columns.*ece_"),
+            ("runs --epoch first", "--epoch.*first"),
+            ("runs --resamples -1", "--resamples"),
+            ("runs --colums ece", "--colums.*--columns"),
+            ("runs --out runs/toy/resnet8/NLL_seed=42/result.json", "--out.*name a folder"),
+        ],
+    )
+    def test_mistakes_are_one_line(self, tmp_path, monkeypatch, capsys, arguments, said):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "empty").mkdir()
+        write_run(tmp_path / "runs")
+        with pytest.raises(SystemExit) as stop, one_line_errors("report"):
+            report.main(arguments.split())
+        assert stop.value.code == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and re.search(said, error), error
+
+    def test_damaged_predictions_are_named(self, tmp_path, capsys):
+        (write_run(tmp_path) / "predictions.npz").write_bytes(b"PK\3\4 nonsense")
+        with pytest.raises(SystemExit), one_line_errors("report"):
+            report.main([str(tmp_path)])
+        assert "predictions.npz cannot be read" in capsys.readouterr().err
+
+
+class TestPosthoc:
+    def write(self, folder: Path, digest: str) -> None:
+        methods = {name: measured()["test"]["raw"] for name in ("none", "temperature", "vector")}
+        best = {name: {"val": one, "test": one | {"ece": 0.0456}} for name, one in methods.items()}
+        (folder / "posthoc.json").write_text(json.dumps({"predictions": digest, "best": best}))
+
+    def test_what_was_written_beside_a_run_is_a_row(self, tmp_path):
+        folder = write_predicted_run(tmp_path)
+        digest = hashlib.sha256((folder / "predictions.npz").read_bytes()).hexdigest()
+        self.write(folder, digest)
+        section = only_section(tmp_path)
+        assert [row.way for row in section.rows] == ["raw", "scaled", "vector"]
+        assert cells(section, "resnet8 NLL", "vector")["ece"].mean == 0.0456
+
+    def test_but_not_where_it_is_of_other_predictions(self, tmp_path):
+        self.write(write_predicted_run(tmp_path), "of an earlier run")
+        assert [row.way for row in only_section(tmp_path).rows] == ["raw", "scaled"]
+
+
+class TestFormats:
+    @pytest.fixture
+    def written(self, tmp_path, capsys):
+        """Two data sets, a sweep, several seeds, and the four files of their report."""
+        for seed, top1 in ((1, 0.9), (2, 0.94)):
+            teacher = identity(seed=seed)
+            test = {"top1": top1, "ece": 0.0321, "true_kl": 0.25}
+            best = measured(test=test, scaled={"ece": 0.01})
+            write_run(tmp_path / "runs", seed=seed, model="resnet56", best=best)
+            for gamma in (1, 2):
+                write_run(tmp_path / "runs", "KD", {"T": gamma}, seed, teacher=teacher)
+        write_predicted_run(tmp_path / "runs", dataset="a_b & 50%")
+        report.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
+        capsys.readouterr()
+        return tmp_path / "out"
+
+    def test_nothing_but_the_files_is_left(self, written):
+        names = {path.name for path in written.iterdir()}
+        assert names == {"report.html", "report.md", "report.csv", "report.tex"}
+
+    def test_csv_has_every_digit_and_every_metric(self, written):
+        with open(written / "report.csv") as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == 2 * (1 + 2 + 1)
+        [row] = [one for one in rows if one["net"] == "resnet56 NLL" and one["logits"] == "raw"]
+        assert float(row["top-1 %"]) == pytest.approx(92)
+        assert float(row["top-1 % sd"]) == pytest.approx(100 * np.std([0.9, 0.94], ddof=1))
+        assert (row["n"], row["seeds"], row["dataset"]) == ("2", "1 2", "toy")
+        assert float(row["true KL"]) == 0.25 and "Brier sd" in row
+        students = [one for one in rows if one["teacher"] == "resnet56 NLL"]
+        assert len(students) == 4 and sum(one["chosen"] == "yes" for one in students) == 2
+        [row] = [one for one in rows if one["dataset"] != "toy" and one["logits"] == "scaled"]
+        assert float(row["ECE % low"]) <= float(row["ECE %"]) <= float(row["ECE % high"])
+
+    def test_latex_is_whole_tables(self, written):
+        text = (written / "report.tex").read_text()
+        assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 2
+        for table in re.findall(r"\\begin{tabular}.*?\\end{tabular}", text, re.DOTALL):
+            columns = len(re.search(r"{(lr+)}", table)[1])
+            rows = [line for line in table.splitlines() if line.endswith(r"\\")]
+            assert {len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows} == {columns}
+        assert r"a\_b \& 50\%" in text
+        assert r"92.00 $\pm$ 2.83" in text and r"\quad resnet8 KD T=1" in text
+        text.encode("ascii")
+
+    def test_markdown_reads_back(self, written):
+        text = (written / "report.md").read_text()
+        tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+        assert len(tables) == 2
+        for table in tables:
+            widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+            assert len(widths) == 1
+        assert "**92.00 ± 2.83**" in text
+
+    def test_columns_and_epoch(self, tmp_path, capsys):
+        write_run(tmp_path, best=measured(), last=measured(test={"brier": 0.1234}))
+        report.main([str(tmp_path), "--columns", "brier", "top1", "--epoch", "last"])
+        head, _, row = capsys.readouterr().out.splitlines()[:3]
+        assert head.split() == ["toy", "logits", "n", "Brier", "top-1", "%"]
+        assert row.split() == ["resnet8", "NLL", "raw", "1", "0.1234", "50.00"]
+
+    def test_a_column_that_no_run_has(self, tmp_path, capsys):
+        write_run(tmp_path)
+        report.main([str(tmp_path), "--columns", "true_kl", "--out", str(tmp_path / "out")])
+        assert "–" in capsys.readouterr().out
+
+    def test_terminal_table(self):
+        rows = [[Entry("a", indent=1), Entry("1.00 ± 0.10", "best")], [Entry("b"), Entry("2.00")]]
+        assert terminal_table(["net", "ECE %"], rows).splitlines() == [
+            "net      ECE %",
+            "---  ----------",
+            "  a  1.00±0.10*",
+            "b         2.00",
+        ]
+        bold = terminal_table(["net", "ECE %"], rows, colour=True).splitlines()
+        assert bold[2] == "  a  \033[1m1.00±0.10*\033[0m"
+
+    def test_text_table_is_aligned(self):
+        lines = text_table(["a", "bb"], [["ccc", "d"], ["", "eee"]]).splitlines()
+        assert lines == ["a     bb", "---  ---", "ccc    d", "     eee"]
+
+    def test_names_are_no_markup(self):
+        nasty = [[Entry(r"a|b*c_d<e>\f`g`"), Entry("~50%&#$^{}", "close")]]
+        assert r"a\|b\*c\_d\<e\>\\f\`g\`" in markdown_table(["x", "y"], nasty)
+        latex = latex_table(["x", "y"], nasty)
+        assert r"a|b*c\_d<e>\textbackslash{}f`g`" in latex
+        assert r"\textasciitilde{}50\%\&\#\$\textasciicircum{}\{\}" in latex
+
+    def test_every_column_has_a_unit_or_is_a_score(self):
+        for column in COLUMNS.values():
+            assert column.head.endswith("%") == (column.factor == 100)
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text of a page."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags, self.open, self.text = [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in ("meta", "link", "img", "circle", "path", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in ("circle", "path"):
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>$\\frac{1&amp;'
+
+
+@pytest.fixture(scope="module")
+def hostile_page(tmp_path_factory) -> str:
+    """A report with sweeps, students, curves, and names that try to be markup."""
+    folder = tmp_path_factory.mktemp("hostile")
+    runs = folder / "runs"
+    for seed in (1, 2):
+        teacher = identity(seed=seed, label="NLL")
+        write_predicted_run(runs, seed=seed, model="resnet56")
+        for temperature in (1, 4):
+            for weight in (0.9, 1):
+                knobs = {"T": temperature, "Lambda": weight}
+                write_predicted_run(runs, loss="KD", parameters=knobs, seed=seed, teacher=teacher)
+    # A folder's name cannot hold a slash, but what a file says can be anything.
+    hostile = write_predicted_run(runs / "<b>bold", command=HOSTILE)
+    for name in ("result.json", "config.json"):
+        content = json.loads((hostile / name).read_text())
+        content |= {"model": HOSTILE, "loss": HOSTILE, "dataset": HOSTILE}
+        content |= {"arguments": {"exp_name": HOSTILE}, "label": HOSTILE}
+        (hostile / name).write_text(json.dumps(content))
+    stopped = write_run(runs, seed=9)
+    (stopped / "result.json").unlink()
+    (stopped / "train_log.txt").write_text(HOSTILE)
+    report.main([str(runs), "--out", str(folder / "out"), "--resamples", "50"])
+    return (folder / "out" / "report.html").read_text()
+
+
+class TestPage:
+    def test_names_are_text(self, hostile_page):
+        page = Page(hostile_page)
+        assert not page.open, "every tag is closed"
+        assert "script" not in {tag for tag, _ in page.tags}
+        attributes = {name for _, own in page.tags for name in own}
+        assert not {name for name in attributes if name.startswith("on")}
+        assert page.text.count(HOSTILE) >= 4
+        assert "<b>bold" in page.text
+
+    def test_it_fetches_nothing(self, hostile_page):
+        for tag, attributes in Page(hostile_page).tags:
+            for name in ("src", "href"):
+                assert attributes.get(name, "data:").startswith("data:"), (tag, attributes)
+        assert "url(" not in hostile_page and "@import" not in hostile_page
+
+    def test_pictures_are_whole_svg(self, hostile_page):
+        pictures = re.findall(r"data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)", hostile_page)
+        # Five maps; scatter and curves twice; reliability of teacher, chosen student, the other.
+        assert len(pictures) == 5 + 2 * 2 + 3
+        for picture in pictures:
+            text = base64.b64decode(picture).decode()
+            assert text.rstrip().endswith("</svg>") and "<script" not in text
+
+    def test_it_says_the_command_of_every_run(self, hostile_page):
+        assert Page(hostile_page).text.count("python train_teacher.py") == 10
+
+    @pytest.mark.parametrize("width", [1280, 360])
+    def test_a_browser_renders_it(self, hostile_page, tmp_path, width):
+        """No console message, no broken picture, nothing wider than the page."""
+        seen, errors = render(hostile_page, tmp_path, width)
+        assert seen["pictures"] == 12 and seen["broken"] == 0
+        assert seen["inner"] == width and seen["content"] <= width
+        assert not [line for line in errors.splitlines() if "CONSOLE" in line]
+
+
+PROBE = """
+const frame = document.querySelector("iframe");
+frame.addEventListener("load", () => {
+  const page = frame.contentDocument, pictures = [...page.images];
+  document.body.dataset.seen = JSON.stringify({
+    inner: frame.contentWindow.innerWidth,
+    content: page.documentElement.scrollWidth,
+    pictures: pictures.length,
+    broken: pictures.filter((one) => !one.naturalWidth).length,
+  });
+});
+"""
+
+
+def render(page: str, folder: Path, width: int) -> tuple[dict, str]:
+    """What Chromium finds in a frame of that width (a window is never so narrow), and its log."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    wrapper = folder / "frame.html"
+    wrapper.write_text(
+        f'<!DOCTYPE html><iframe style="border:0" width="{width}" height="3000" '
+        f'srcdoc="{html.escape(page)}"></iframe><script>{PROBE}</script>'
+    )
+    off = ("gpu", "quic", "background-networking", "component-update", "sync")
+    command = [chromium, "--headless", "--no-sandbox", "--no-first-run", "--window-size=1400,1000"]
+    command += [f"--disable-{part}" for part in off]
+    command += [f"--user-data-dir={folder / 'profile'}", "--enable-logging=stderr", "--dump-dom"]
+    done = subprocess.run([*command, wrapper.as_uri()], capture_output=True, timeout=120)
+    found = re.search(r'data-seen="([^"]*)"', done.stdout.decode())
+    assert found, done.stderr.decode()[-2000:]
+    return json.loads(html.unescape(found[1])), done.stderr.decode()

@@ -1,0 +1,97 @@
+"""The commands that this project promises, typed into a shell as a user types them.
+
+They run on a small cifar100.npz and for one epoch; nothing else in them is changed.
+"""
+
+import json
+
+import pytest
+from conftest import ROOT, run_script
+
+SHORT = "--epochs 1 --data_dir {data}"
+TEACHER = (
+    "CUDA_VISIBLE_DEVCES=0 python {root}/train_teacher.py --dataset cifar100 --model {model} "
+    "--lr 0.1 --wd 5e-4 --train-batch-size 128 {loss} --checkpoint calibrated_teachers/ " + SHORT
+)
+STUDENT = (
+    "python {root}/train_student.py --dataset cifar100 --model resnet8 --teacher resnet56 "
+    "--teacher_path {teacher} {more} --lr 0.1 --wd 5e-4 --train-batch-size 128 "
+    "--checkpoint {checkpoint} " + SHORT
+)
+
+
+def shell(line: str, folder, **environment):
+    return run_script("bash", "-o", "pipefail", "-c", line, cwd=folder, **environment)
+
+
+def results(folder) -> dict[str, dict]:
+    return {file.parent.name: json.loads(file.read_text()) for file in folder.rglob("result.json")}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, cifar100_dir):
+    """A working folder with the page's first run in it: a ResNet-56 trained with NLL."""
+    folder = tmp_path_factory.mktemp("seed_page")
+    line = TEACHER.format(root=ROOT, data=cifar100_dir, model="resnet56", loss="--loss NLL")
+    shell(line + " --gamma 3 --beta 5", folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "loss, name",
+    [
+        ("--loss NLL+MDCA --gamma 1 --beta 5", "NLL+MDCA_beta=5"),
+        ("--loss FL --gamma 2 --beta 1", "FL_gamma=2"),
+        ("--loss FL+MDCA --gamma 3 --beta 1", "FL+MDCA_gamma=3_beta=1"),
+        ("--loss LS --alpha 0.1", "LS_alpha=0.1"),
+        ("--loss MMCE --beta 4", "NLL+MMCE_beta=4"),
+    ],
+)
+def test_teachers(tmp_path, cifar100_dir, loss, name):
+    shell(TEACHER.format(root=ROOT, data=cifar100_dir, model="resnet8", loss=loss), tmp_path)
+    assert results(tmp_path / "calibrated_teachers").keys() == {f"{name}_seed=42"}
+
+
+def test_student(folder, cifar100_dir):
+    line = STUDENT.format(
+        root=ROOT,
+        data=cifar100_dir,
+        teacher="calibrated_teachers/",
+        more="--Lambda 0.9 --T 4",
+        checkpoint="distilled_students/",
+    )
+    shell(f"CUDA_VISIBLE_DEVICES=0 {line}", folder)
+    (result,) = results(folder / "distilled_students").values()
+    assert result["teacher"]["model"] == "resnet56" and result["model"] == "resnet8"
+
+
+def test_hypersearch(folder, cifar100_dir):
+    """Eight settings over four slots: all complete, none overwrites another."""
+    line = STUDENT.format(
+        root=ROOT,
+        data=cifar100_dir,
+        teacher="calibrated_teachers/cifar100/resnet56/NLL_seed=42",
+        more="--teacher_loss NLL",
+        checkpoint="distilled_model_library/ --T {T} --Lambda {Lambda}",
+    )
+    sweep = "-p T 1 1.5 4 20 -p Lambda 0.9 1.0 --sampling-mode grid"
+    shell(f'simple_hypersearch "{line}" {sweep} | simple_gpu_scheduler --gpus 0,1,2,3', folder)
+    found = results(folder / "distilled_model_library")
+    assert found.keys() == {
+        f"KD_T={T}_Lambda={Lambda}_from_resnet56_NLL_seed=42"
+        for T in ("1", "1.5", "4", "20")
+        for Lambda in ("0.9", "1")
+    }
+    settings = {(r["settings"]["T"], r["settings"]["Lambda"]) for r in found.values()}
+    assert len(settings) == 8
+
+
+def test_accelerate(tmp_path, cifar100_dir):
+    """fp16 as the page has it: on a machine without a GPU the run says that it is float32."""
+    line = TEACHER.format(
+        root=ROOT, data=cifar100_dir, model="resnet56", loss="--loss cross_entropy"
+    )
+    launcher = "accelerate launch --num_processes 1 --mixed_precision fp16  "
+    shell(line.replace("python ", launcher), tmp_path)
+    ((name, result),) = results(tmp_path / "calibrated_teachers").items()
+    assert name == "NLL_seed=42" and result["loss"] == "NLL"

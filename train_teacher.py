@@ -1,0 +1,47 @@
+"""Train a classifier with a calibration-aware loss. It can serve as a teacher.
+
+    python train_teacher.py --dataset cifar100 --model resnet56 --loss FL+MDCA --gamma 3 --beta 1
+    accelerate launch --mixed_precision fp16 train_teacher.py --model resnet110 --loss NLL
+
+Arguments -> data -> net -> loss -> fit -> result, in a run folder below --checkpoint.
+"""
+
+import torch
+
+from losses import build_loss, loss_parameters
+from models import build_model
+from utils.batches import Batch
+from utils.data import load_dataset
+from utils.evaluation import conclude
+from utils.options import check_steps, one_line_errors, teacher_options
+from utils.runs import Run, identity_of, label_of
+from utils.tables import result_table
+from utils.training import fit, start
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = teacher_options(argv)
+    data = load_dataset(args.dataset, args.data_dir, args.split_seed)
+    accelerator = start(args)
+    check_steps(args, data, accelerator.num_processes)
+
+    parameters = {name: getattr(args, name) for name in loss_parameters(args.loss)}
+    label = label_of(args.loss, parameters)
+    run = Run(args, identity_of(args, data, args.loss, parameters, label), accelerator)
+    with run.opened(args, data):
+        if not run.finished:
+            torch.manual_seed(args.seed)
+            net = build_model(args.model, data.num_classes)
+            criterion = build_loss(args.loss, args.alpha, args.beta, args.gamma)
+
+            def batch_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+                return criterion(logits, batch.labels)
+
+            history = fit(run, accelerator, net, batch_loss, data, args)
+            conclude(run, accelerator, net, data, history, args.test_batch_size)
+        run.say(f"{run.folder}\n{result_table(run.result())}")
+
+
+if __name__ == "__main__":
+    with one_line_errors("train_teacher.py"):
+        main()

@@ -1,0 +1,118 @@
+"""Order and augmentation of an epoch, made on the device by a handful of tensor operations.
+
+Padding an image by 4 and cropping it back allows 9 x 9 positions, each mirrored or not: 162 views,
+numbered v = (9 dy + dx) 2 + flip, where (dy, dx) is the crop's upper left corner in the padded
+image. An epoch is thus two vectors of whole numbers, an order and a view per image, and the same
+ones give the same data on any device, after a resume, and on any number of processes.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from utils.data import Split
+
+PADDING = 4
+POSITIONS = 2 * PADDING + 1
+NUM_VIEWS = 2 * POSITIONS**2
+
+
+class Batch(NamedTuple):
+    """One process's share of a step.
+
+    The mean over processes of `weight` times the mean loss is the mean over the step's images.
+    """
+
+    images: torch.Tensor  # uint8 (B, 3, H, W), augmented
+    labels: torch.Tensor  # int64 (B,)
+    index: torch.Tensor  # int64 (B,), into the training split
+    views: torch.Tensor  # int64 (B,)
+    weight: float  # 1.0, but in the last step where the images do not divide evenly
+    epoch: int
+    start: int  # place of the first image in the epoch's order
+
+
+def epoch_plan(num_images: int, seed: int, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Order (N,) and views (N,) of an epoch, int64 on the CPU; they depend on the arguments only.
+
+    `views[i]` belongs to image `order[i]`.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(num_images)
+    views = rng.integers(NUM_VIEWS, size=num_images)
+    return torch.from_numpy(order), torch.from_numpy(views)
+
+
+def view_windows(images: torch.Tensor) -> torch.Tensor:
+    """All crops of images uint8 (N, 3, H, W), padded once: (N, 9, 9, H, 3 W), not copied.
+
+    The last dimension is a row of pixels, channels innermost: a crop's row is then one piece of
+    memory, and the views come out in the channels-last layout that convolutions prefer.
+    """
+    height, width = images.shape[2:]
+    pad = (0, 0, PADDING, PADDING, PADDING, PADDING)
+    rows = F.pad(images.permute(0, 2, 3, 1), pad).contiguous().flatten(2)
+    return rows.unfold(1, height, 1).unfold(2, 3 * width, 3)
+
+
+def take_views(windows: torch.Tensor, index: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
+    """View `views[i]` of image `index[i]`, for every i: uint8 (B, 3, H, W), channels last."""
+    position, flip = views // 2, views % 2 == 1
+    crops = windows[index, position // POSITIONS, position % POSITIONS]
+    images = crops.unflatten(2, (-1, 3)).permute(0, 3, 1, 2)
+    return torch.where(flip[:, None, None, None], images.flip(3), images)
+
+
+def normalise(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """(pixels / 255 - mean) / std of images uint8 (B, 3, H, W): float32, channels last."""
+    shift, scale = shift_and_scale(tuple(mean), tuple(std), images.device)
+    return torch.addcmul(shift, images.to(torch.float32, memory_format=torch.channels_last), scale)
+
+
+@cache  # a copy to the device in every step would make the host wait
+def shift_and_scale(mean: tuple, std: tuple, device: torch.device):
+    mean, std = (torch.tensor(x, dtype=torch.float64)[:, None, None] for x in (mean, std))
+    return (-mean / std).float().to(device), (1 / (255 * std)).float().to(device)
+
+
+class TrainLoader:
+    """Augmented batches of a training split that lies, padded, on the device.
+
+    A step takes `batch_size` images per process. With several processes each takes its piece of the
+    batch that a single one would take with `world` times the batch size.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int,
+        seed: int,
+        device: torch.device | str,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        self.windows = view_windows(split.images.to(device))
+        self.labels = split.labels.to(device)
+        self.step = batch_size * world
+        self.seed, self.rank, self.world = seed, rank, world
+
+    def __len__(self) -> int:
+        return -(-len(self.labels) // self.step)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        plan = torch.stack(epoch_plan(len(self.labels), self.seed, epoch))
+        plan = plan.to(self.labels.device)  # once: a step then does nothing on the host but slice
+        for start in range(0, len(self.labels), self.step):
+            size = min(self.step, len(self.labels) - start)
+            first, last = (size * r // self.world for r in (self.rank, self.rank + 1))
+            weight = (last - first) * self.world / size
+            # A process without a share still has to take part in the step: with weight 0.
+            last = max(last, first + 1)
+            index, views = plan[:, start + first : start + last]
+            images = take_views(self.windows, index, views)
+            labels = self.labels[index]
+            yield Batch(images, labels, index, views, weight, epoch, start + first)

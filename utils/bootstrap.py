@@ -1,0 +1,52 @@
+"""How far a calibration error could be off because the test split is a sample."""
+
+from functools import lru_cache
+
+import numpy as np
+
+
+def gaps(probs: np.ndarray, labels: np.ndarray, bins: int = 15) -> np.ndarray:
+    """(N, bins) float32: correctness - confidence of a sample in the column of its bin, else 0.
+
+    The ECE of probabilities (N, K) is the sum over columns of |their mean|; bins as in
+    `utils.metrics.reliability_bins`. So the ECE of a resample that takes sample i c_i times is one
+    product with this matrix.
+    """
+    confidence = probs.max(axis=1)
+    edges = np.arange(1, bins) / bins
+    matrix = np.zeros((len(labels), bins), np.float32)
+    column = np.searchsorted(edges, confidence, side="left")
+    matrix[np.arange(len(labels)), column] = (probs.argmax(axis=1) == labels) - confidence
+    return matrix
+
+
+@lru_cache(maxsize=1)
+def resample_counts(samples: int, resamples: int, seed: int) -> np.ndarray:
+    """(resamples, samples) float32: how often a resample takes a sample."""
+    rng = np.random.default_rng(seed)
+    counts = np.empty((resamples, samples), np.float32)
+    for row in counts:
+        row[:] = np.bincount(rng.integers(0, samples, samples), minlength=samples)
+    return counts
+
+
+def ece_interval(
+    runs: list[np.ndarray], resamples: int = 1000, level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """Basic bootstrap interval, over test samples, of the mean ECE of `runs` (fractions).
+
+    `runs` holds the `gaps` of nets on one test split; every resample is the same for all of them.
+    The ECE of a resample is biased upwards once more than the ECE itself, by the noise in each
+    bin, so an interval between quantiles of the resamples' values (percentile bootstrap) can lie
+    above the truth. The basic interval [2e - high quantile, 2e - low quantile] mirrors them at the
+    estimate e and so subtracts the bias; its upper end is raised to e where it falls below. In
+    simulations it covers the truth 90 to 95 times in 100, fewer where the true ECE is below the
+    noise (perfect calibration: 60). Davison and Hinkley, "Bootstrap Methods and their
+    Application", 1997, Section 5.2.
+    """
+    samples = len(runs[0])
+    counts = resample_counts(samples, resamples, seed)
+    estimate = np.mean([np.abs(run.sum(axis=0, dtype=np.float64)).sum() for run in runs]) / samples
+    resampled = np.mean([np.abs(counts @ run).sum(axis=1) for run in runs], axis=0) / samples
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    return max(0.0, float(2 * estimate - high)), float(max(estimate, 2 * estimate - low))

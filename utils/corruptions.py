@@ -1,0 +1,178 @@
+"""Corrupted test images: the published CIFAR-10-C and CIFAR-100-C, and a subset made here.
+
+Both have five severities. Our own corruptions take their constants, which are meant for 32 x 32
+pixels, from Hendrycks and Dietterich, "Benchmarking neural network robustness to common
+corruptions and perturbations", ICLR 2019 (the CIFAR-10-C variant), but not their images, libraries
+or random numbers: results on them are not results on CIFAR-10-C and must not be called so.
+"""
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.functional import gaussian_blur
+
+from utils import UserError
+from utils.data import one_line
+
+SEVERITIES = (1, 2, 3, 4, 5)
+PUBLISHED = (
+    *("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise"),
+    *("defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "gaussian_blur"),
+    *("snow", "frost", "fog", "brightness", "spatter"),
+    *("contrast", "elastic_transform", "pixelate", "jpeg_compression", "saturate"),
+)
+SOURCES = {
+    "cifar10c": ("CIFAR-10-C", "https://zenodo.org/record/2535967"),
+    "cifar100c": ("CIFAR-100-C", "https://zenodo.org/record/3555552"),
+}
+
+
+class Corrupted(NamedTuple):
+    """Test images of one corruption and severity: uint8 (N, 3, H, W)."""
+
+    name: str
+    severity: int
+    images: Tensor
+
+
+def make_noise(images: Tensor, sigma: float, rng: np.random.Generator) -> Tensor:
+    """Gaussian noise, independent in every pixel and channel; sigma as a share of the range."""
+    noise = rng.standard_normal(tuple(images.shape), dtype=np.float32)
+    return _rounded(images + 255 * sigma * torch.from_numpy(noise))
+
+
+def make_blur(images: Tensor, sigma: float, rng: np.random.Generator) -> Tensor:
+    """Gaussian blur, sigma in pixels, cut off at four of them."""
+    size = 2 * int(4 * sigma + 0.5) + 1
+    parts = [gaussian_blur(part.float(), [size, size], [sigma]) for part in images.split(1000)]
+    return _rounded(torch.cat(parts))
+
+
+def make_contrast(images: Tensor, share: float, rng: np.random.Generator) -> Tensor:
+    """This share of the distance from the image's mean colour is left."""
+    images = images.float()
+    mean = images.mean(dim=(2, 3), keepdim=True)
+    return _rounded(mean + share * (images - mean))
+
+
+def make_brightness(images: Tensor, shift: float, rng: np.random.Generator) -> Tensor:
+    """The V of HSV, as a share of the range, is raised; hue and saturation stay."""
+    images = images.float()
+    value = images.amax(dim=1, keepdim=True)
+    raised = (value + 255 * shift).clamp_max(255)
+    # Black has neither hue nor saturation: it becomes grey.
+    return _rounded(torch.where(value > 0, images * raised / value.clamp_min(1), raised))
+
+
+def make_jpeg(images: Tensor, quality: int, rng: np.random.Generator) -> Tensor:
+    """Compressed and unpacked again by Pillow, at this quality."""
+
+    def compressed(image: Image.Image) -> Image.Image:
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=quality)
+        return Image.open(file)
+
+    return _with_pillow(images, compressed)
+
+
+def make_pixels(images: Tensor, share: float, rng: np.random.Generator) -> Tensor:
+    """Reduced to this share of the side, and enlarged again, by box filters."""
+    side = images.shape[2]
+    small = max(1, int(share * side))
+
+    def pixelated(image: Image.Image) -> Image.Image:
+        reduced = image.resize((small, small), Image.Resampling.BOX)
+        return reduced.resize((side, side), Image.Resampling.BOX)
+
+    return _with_pillow(images, pixelated)
+
+
+# name: how to make it, and its constant at severity 1 to 5
+OWN: dict[str, tuple[Callable[[Tensor, float, np.random.Generator], Tensor], tuple]] = {
+    "gaussian_noise": (make_noise, (0.04, 0.06, 0.08, 0.09, 0.10)),
+    "gaussian_blur": (make_blur, (0.4, 0.6, 0.7, 0.8, 1.0)),
+    "contrast": (make_contrast, (0.75, 0.5, 0.4, 0.3, 0.15)),
+    "brightness": (make_brightness, (0.05, 0.1, 0.15, 0.2, 0.3)),
+    "jpeg_compression": (make_jpeg, (80, 65, 58, 50, 40)),
+    "pixelate": (make_pixels, (0.95, 0.9, 0.85, 0.75, 0.65)),
+}
+
+
+def own_corruptions(images: Tensor, names: list[str], seed: int = 0) -> Iterator[Corrupted]:
+    """The corruptions of OWN that are named, of images uint8 (N, 3, H, W), at every severity.
+
+    The random numbers of one depend on the seed, its name and its severity alone.
+    """
+    for name in names:
+        make, constants = OWN[name]
+        for severity, constant in zip(SEVERITIES, constants, strict=True):
+            rng = np.random.default_rng([seed, list(OWN).index(name), severity])
+            yield Corrupted(name, severity, make(images, constant, rng))
+
+
+def published_corruptions(
+    source: str, data_dir: Path, labels: Tensor, names: list[str]
+) -> Iterator[Corrupted]:
+    """The published files of `source`, a key of SOURCES, from its folder in `data_dir`.
+
+    `labels` (N,) are the test split's; labels.npy has to be these, once per severity. Raises
+    UserError, before the first image, where a file is absent or is something else.
+    """
+    title, address = SOURCES[source]
+    folder = data_dir / title
+    files = ["labels.npy", *(f"{name}.npy" for name in names)]
+    absent = [file for file in files if not (folder / file).is_file()]
+    if absent:
+        raise UserError(
+            f"--on {source}: {folder} has no {', '.join(absent)}; put the files of {title} "
+            f"({address}) there, or name the folder above it by --data_dir, or choose by "
+            "--corruptions those that are there"
+        )
+    count = len(labels)
+    if not np.array_equal(_array(folder / "labels.npy"), np.tile(labels.numpy(), len(SEVERITIES))):
+        raise UserError(
+            f"--on {source}: {folder / 'labels.npy'} is not the labels of the run's test split "
+            f"({count} images), once for each of {len(SEVERITIES)} severities; "
+            "evaluate a run that was trained on the data set that was corrupted"
+        )
+    arrays = {name: _array(folder / f"{name}.npy") for name in names}
+    for name, array in arrays.items():
+        wanted = (len(SEVERITIES) * count, *array.shape[1:3], 3)
+        if array.dtype != np.uint8 or array.shape != wanted or array.shape[1] != array.shape[2]:
+            raise UserError(
+                f"--on {source}: {folder / name}.npy is {array.dtype} of shape {array.shape}, "
+                f"not uint8 of ({wanted[0]}, 32, 32, 3); download it again"
+            )
+
+    def corrupted() -> Iterator[Corrupted]:
+        for name, array in arrays.items():
+            for place, severity in enumerate(SEVERITIES):
+                images = np.array(array[place * count : (place + 1) * count])
+                yield Corrupted(name, severity, torch.from_numpy(images).permute(0, 3, 1, 2))
+
+    return corrupted()
+
+
+def _array(path: Path) -> np.ndarray:
+    """Mapped, not read: the published files have 150 MB each."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, EOFError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({one_line(error)}); download it again") from None
+
+
+def _rounded(images: Tensor) -> Tensor:
+    return images.round().clamp(0, 255).to(torch.uint8)
+
+
+def _with_pillow(images: Tensor, change: Callable[[Image.Image], Image.Image]) -> Tensor:
+    changed = [
+        np.asarray(change(Image.fromarray(image))) for image in images.permute(0, 2, 3, 1).numpy()
+    ]
+    return torch.from_numpy(np.stack(changed)).permute(0, 3, 1, 2)

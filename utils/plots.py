@@ -1,0 +1,167 @@
+"""Pictures of calibration, drawn without a display."""
+
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from utils.metrics import ece, reliability_bins
+from utils.tables import Column
+
+BLUE, RED, GREY = "#4878a8", "#d1495b", "#8d99ae"
+COLOURS = [BLUE, "#e08a1e", "#3a9d6e", RED, "#7d5ba6", "#8c6d4f", "#c6699f", "#6b7280"]
+DASHES = ["solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2))]
+# Names come from folders and files: a $ in them starts no formula.
+STYLE = {"text.parse_math": False, "svg.hashsalt": "report", "axes.edgecolor": GREY}
+
+
+def colour_of(place: int) -> str:
+    return COLOURS[place % len(COLOURS)]
+
+
+def dashes_of(place: int) -> str | tuple:
+    """With the colour, 32 curves that differ."""
+    return DASHES[place // len(COLOURS) % len(DASHES)]
+
+
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **options):
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def reliability_diagrams(panels: list[tuple], file, bins: int = 15, format: str = "png") -> None:
+    """Draw reliability diagrams, each over its confidence histogram, side by side into a file.
+
+    `panels` holds (title, probabilities (N, K), labels (N,)). A bar is the accuracy in a bin of
+    confidence; the hatched part is the gap between accuracy and mean confidence.
+    """
+    with rc_context(STYLE):
+        figure, axes = new_figure(3.3 * len(panels), 4.6, 2, len(panels), height_ratios=[3, 1])
+        for column, (title, probs, labels) in enumerate(panels):
+            draw_panel(*axes[:, column], title, probs, labels, bins)
+        axes[0, 0].set_ylabel("accuracy")
+        axes[1, 0].set_ylabel("share of images")
+        figure.savefig(file, format=format, dpi=110)
+
+
+def draw_panel(diagram, histogram, title: str, probs, labels, bins: int) -> None:
+    counts, accuracy, confidence = (part.numpy() for part in reliability_bins(probs, labels, bins))
+    width = 1 / bins
+    centres = (0.5 + np.arange(bins)) * width
+    full = counts > 0
+    bar = {"width": width, "edgecolor": "white", "linewidth": 0.6}
+    diagram.bar(centres[full], accuracy[full], color=BLUE, label="accuracy", **bar)
+    diagram.bar(
+        centres[full],
+        (confidence - accuracy)[full],
+        bottom=accuracy[full],
+        label="gap to confidence",
+        color="none",
+        edgecolor=RED,
+        hatch="////",
+        width=width,
+        linewidth=0.8,
+    )
+    diagram.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
+    diagram.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    diagram.set_title(f"{title}\nECE {100 * ece(probs, labels, bins):.2f} %", fontsize=9)
+    diagram.legend(loc="upper left", fontsize=7, frameon=False)
+    histogram.bar(centres, counts / counts.sum(), color=GREY, **bar)
+    histogram.set(xlim=(0, 1), xlabel="confidence")
+
+
+def heat_map(
+    values: np.ndarray,
+    names: tuple[list[str], list[str]],
+    labels: tuple[str, str],
+    chosen: tuple[int, int],
+    column: Column,
+    file,
+) -> None:
+    """Values (rows, columns) as an SVG file, darker = better, the chosen cell framed.
+
+    `names` and `labels` belong to rows and columns. NaN, a setting without a run, is grey.
+    """
+    rows, columns = values.shape
+    with rc_context(STYLE):
+        figure, [[axes]] = new_figure(1.1 + 0.56 * columns, 1.0 + 0.42 * rows)
+        axes.set_facecolor("#d5d9de")
+        shade = np.ma.masked_invalid(values if column.best == "max" else -values)
+        axes.imshow(shade, cmap="Blues", aspect="auto")
+        middle = (shade.min() + shade.max()) / 2
+        for place, value in np.ndenumerate(values):
+            if np.isfinite(value):
+                colour = "white" if shade[place] > middle else "black"
+                text = column.text(value)
+                axes.text(*place[::-1], text, ha="center", va="center", fontsize=8, color=colour)
+        corner = (chosen[1] - 0.5, chosen[0] - 0.5)
+        frame = {"fill": False, "edgecolor": RED, "linewidth": 2.5, "clip_on": False}
+        axes.add_patch(Rectangle(corner, 1, 1, **frame))
+        axes.set_yticks(range(rows) if labels[0] else [], names[0] if labels[0] else [], fontsize=8)
+        axes.set_xticks(range(columns), names[1], fontsize=8)
+        axes.set(xlabel=labels[1], ylabel=labels[0])
+        axes.set_title(f"{column.head}, validation", fontsize=9)
+        figure.savefig(file, format="svg")
+
+
+class Curve(NamedTuple):
+    """A group's value by epoch: its mean and its lowest and highest run, each (epochs,).
+
+    `place` is the group's number in the page's key: it gives the colour.
+    """
+
+    place: int
+    epochs: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def learning_curves(panels: list[tuple[str, list[Curve]]], file) -> None:
+    """`panels`: (title, curves), side by side in an SVG file."""
+    with rc_context(STYLE):
+        figure, [row] = new_figure(3.6 * len(panels), 3.0, 1, len(panels))
+        for (title, curves), axes in zip(panels, row, strict=True):
+            for curve in curves:
+                colour = colour_of(curve.place)
+                marker = "o" if len(curve.epochs) == 1 else None
+                style = {"color": colour, "linestyle": dashes_of(curve.place), "marker": marker}
+                axes.plot(curve.epochs, curve.mean, linewidth=1.4, **style)
+                if np.any(curve.low < curve.high):
+                    band = {"color": colour, "alpha": 0.15, "linewidth": 0}
+                    axes.fill_between(curve.epochs, curve.low, curve.high, **band)
+            axes.set_title(title, fontsize=9)
+            axes.set_xlabel("epoch")
+            axes.grid(color="#e5e7eb", linewidth=0.6)
+        figure.savefig(file, format="svg")
+
+
+class Point(NamedTuple):
+    """A group's top-1 against its ECE, (mean, sd) in percent, raw and scaled."""
+
+    place: int
+    student: bool
+    top1: tuple[float, float]
+    raw: tuple[float, float]
+    scaled: tuple[float, float]
+
+
+def scatter(points: list[Point], file) -> None:
+    """Top-1 against ECE as an SVG file: a line leads from a net to itself after scaling."""
+    with rc_context(STYLE):
+        figure, [[axes]] = new_figure(9.6, 4.2)
+        for point in points:
+            colour = colour_of(point.place)
+            style = {"color": colour, "marker": "^" if point.student else "o", "markersize": 7}
+            top1, top1_sd = point.top1
+            axes.plot([point.raw[0], point.scaled[0]], [top1, top1], color=colour, linewidth=0.6)
+            for (error, error_sd), fill in ((point.raw, colour), (point.scaled, "white")):
+                axes.errorbar(error, top1, top1_sd, error_sd, markerfacecolor=fill, **style)
+        axes.set(xlabel="ECE %", ylabel="top-1 %")
+        axes.set_xlim(left=0)
+        axes.grid(color="#e5e7eb", linewidth=0.6)
+        figure.savefig(file, format="svg")

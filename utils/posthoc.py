@@ -1,0 +1,327 @@
+"""Post-hoc calibration: maps of the logits that are fitted on the validation split.
+
+Temperature scaling divides all logits by one scalar; vector scaling gives every class a weight and
+a bias of its own; Dirichlet calibration mixes the log probabilities by a whole matrix. All are
+softmax(W x + b) with a convex NLL, fitted in float64 on the CPU.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from operator import itemgetter
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from utils.metrics import Array, as_float64
+
+T_MIN, T_MAX = 0.05, 20.0
+# Each step halves log(T_MAX / T_MIN) = 6: the last bracket is 1e-14 wide, relative to T.
+STEPS = 50
+# Of the gradient in units in which the curvature is about 1, where half its square is the distance
+# to the minimum: 1e-12 nats. Cross-validation need not be as exact.
+TOLERANCE, CV_TOLERANCE = 1e-6, 1e-4
+MAX_ITERATIONS = 1000
+AT_BOUND = "the temperature lies at the bound of its range, do not trust the row"
+IDENTITY = "no map that was tried beats the identity, so nothing is changed"
+# Strengths of the two penalties of Dirichlet calibration, in nats, from strong to weak.
+LAMBDAS = (1e6, 1e5, 1e4, 1e3, 1e2, 1e1, 1e0, 1e-1, 1e-2, 1e-3)
+MUS = (1e2, 1e0, 1e-2, 1e-4)
+FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A fitted map of logits (N, K) to logits: weight (K, K), bias (K,), float64.
+
+    It reads the log probabilities instead where `of_log_probs`. `facts` says how it was found,
+    ready for JSON; `notes` is what a reader must know before trusting it.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    of_log_probs: bool = False
+    facts: dict = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __call__(self, logits: Array) -> Tensor:
+        """The calibrated logits (N, K), float64."""
+        inputs = torch.as_tensor(logits).double()
+        if self.of_log_probs:
+            inputs = inputs.log_softmax(dim=1)
+        return inputs @ self.weight.T + self.bias
+
+
+def fit_temperature(logits: Array, labels: Array) -> tuple[float, bool]:
+    """The T in [T_MIN, T_MAX] with the least NLL of softmax(logits / T), and whether it is a bound.
+
+    Logits (N, K), labels (N,). The NLL is convex in 1/T, so bisection of its derivative, in
+    float64, finds the minimum. A bound is met where the true minimum lies beyond: T_MIN where every
+    prediction is right (the NLL falls with T without end), T_MAX where the logits are no better
+    than a guess. T = 1 where the NLL does not depend on T. The NLL is never above that at T = 1.
+    Raises ValueError as `utils.metrics` does, and where a logit is infinite.
+    Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, Section 4.2.
+    """
+    logits, labels = as_float64(logits, labels)
+    if logits.isinf().any():
+        raise ValueError("logits hold infinite values")
+    margins = logits - logits.gather(1, labels.unsqueeze(1))
+    if not margins.any():
+        return 1.0, False
+    if _slope(margins, T_MIN) <= 0:
+        return T_MIN, True
+    if _slope(margins, T_MAX) >= 0:
+        return T_MAX, True
+    low, high = math.log(T_MIN), math.log(T_MAX)
+    for _ in range(STEPS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _slope(margins, math.exp(middle)) > 0 else (low, middle)
+    temperature = math.exp((low + high) / 2)
+    # At an optimum of 1 the last rounding may fall on the wrong side.
+    return (temperature if _nll(margins, temperature) <= _nll(margins, 1.0) else 1.0), False
+
+
+def _slope(margins: Tensor, temperature: float) -> float:
+    """The derivative of the NLL by 1/T; it falls as T grows."""
+    return ((margins / temperature).softmax(dim=1) * margins).sum(dim=1).mean().item()
+
+
+def _nll(margins: Tensor, temperature: float) -> float:
+    return torch.logsumexp(margins / temperature, dim=1).mean().item()
+
+
+def no_calibration(logits: Array, labels: Array) -> Calibration:
+    """The identity, which every other map is measured against."""
+    classes = logits.shape[1]
+    return Calibration(torch.eye(classes).double(), torch.zeros(classes).double())
+
+
+def temperature_scaling(logits: Array, labels: Array) -> Calibration:
+    """softmax(z / T), T as `fit_temperature` finds it."""
+    temperature, at_bound = fit_temperature(logits, labels)
+    identity = no_calibration(logits, labels)
+    return Calibration(
+        identity.weight / temperature,
+        identity.bias,
+        facts={"temperature": temperature, "at_bound": at_bound},
+        notes=(AT_BOUND,) if at_bound else (),
+    )
+
+
+def vector_scaling(logits: Array, labels: Array) -> Calibration:
+    """softmax(w * z + b), a weight and a bias per class, of least NLL.
+
+    Logits (N, K), labels (N,); raises ValueError as `fit_temperature`. The fit starts from
+    temperature scaling and is never worse. The biases' mean is 0.
+    Guo et al., ICML 2017, Section 4.2.
+    """
+    temperature, at_bound = fit_temperature(logits, labels)
+    logits, labels = as_float64(logits, labels)
+    scaled = logits / temperature
+    features = torch.stack([scaled, torch.ones_like(scaled)], dim=2)  # (N, K, 2)
+    spread = _spread(scaled.softmax(dim=1))
+    curvature = torch.einsum("nk,nki,nkj->kij", spread, features, features) / len(labels)
+
+    def loss(parameters: Tensor) -> Tensor:
+        return F.cross_entropy(scaled * parameters[:, 0] + parameters[:, 1], labels)
+
+    start = torch.tensor([1.0, 0.0]).double().repeat(logits.shape[1], 1)
+    parameters, facts = _minimise(loss, start, curvature, TOLERANCE)
+    absent = sorted(set(range(logits.shape[1])) - set(labels.tolist()))
+    notes = _fit_notes(facts, at_bound)
+    if absent:
+        notes += (f"no validation image of class {_listed(absent)}: its probability goes to 0",)
+    weight = torch.diag(parameters[:, 0] / temperature)
+    bias = parameters[:, 1] - parameters[:, 1].mean()
+    return _or_identity(Calibration(weight, bias, facts=facts, notes=notes), logits, labels)
+
+
+def dirichlet_calibration(logits: Array, labels: Array, folds: int = FOLDS) -> Calibration:
+    """softmax(W log p + b), the NLL penalised by lambda and mu, both by cross-validation.
+
+    Logits (N, K), labels (N,); raises ValueError as `fit_temperature`. The penalty (ODIR) is
+    lambda times the mean square of W's off-diagonal entries plus mu times that of b. For each mu
+    of MUS the strengths in LAMBDAS are tried from strong to weak until the held-out NLL rises; the
+    identity is a candidate too. The chosen map is fitted on all samples, from temperature scaling.
+    Kull et al., "Beyond temperature scaling", NeurIPS 2019, Sections 3 and 4.
+    """
+    logits, labels = as_float64(logits, labels)
+    # One sample cannot be held out from itself.
+    parts = np.array_split(np.random.default_rng(0).permutation(len(labels)), folds)
+    parts = [part for part in parts if len(part)] if len(labels) > 1 else []
+    scores = _cross_validate(logits, labels, parts)
+    identity = F.cross_entropy(logits, labels).item()
+    best = min(scores, key=itemgetter("held_out_nll"), default={"held_out_nll": math.inf})
+    facts = {"folds": len(parts), "identity_nll": identity, "cross_validation": scores}
+    if not best["held_out_nll"] < identity:
+        return replace(no_calibration(logits, labels), facts=facts, notes=(IDENTITY,))
+    problem = _Dirichlet(logits, labels)
+    parameters, fit = problem.fit(best["lambda"], best["mu"], TOLERANCE)
+    fitted = Calibration(
+        parameters[:, :-1] / problem.temperature,
+        parameters[:, -1],
+        of_log_probs=True,
+        facts=best | facts | fit,
+        notes=_fit_notes(fit, problem.at_bound),
+    )
+    return _or_identity(fitted, logits, labels)
+
+
+def _or_identity(fitted: Calibration, logits: Tensor, labels: Tensor) -> Calibration:
+    """What was fitted, if it is no worse than the identity on the same samples."""
+    before, after = (F.cross_entropy(z, labels).item() for z in (logits, fitted(logits)))
+    if after <= before:
+        return fitted
+    return replace(no_calibration(logits, labels), facts=fitted.facts, notes=(IDENTITY,))
+
+
+def _cross_validate(logits: Tensor, labels: Tensor, parts: list[np.ndarray]) -> list[dict]:
+    """The mean held-out NLL per sample of the settings that were tried; `parts` are the folds."""
+    problems, held_out = [], []
+    for part in parts:
+        out = torch.zeros(len(labels), dtype=torch.bool)
+        out[torch.from_numpy(part)] = True
+        problems.append(_Dirichlet(logits[~out], labels[~out]))
+        held_out.append((problems[-1].inputs(logits[out]), labels[out]))
+    scores = []
+    with tqdm(total=len(MUS) * len(LAMBDAS), desc="Dirichlet", leave=False, disable=None) as bar:
+        for mu in MUS if parts else ():
+            found, before = [None] * len(parts), math.inf
+            for strength in LAMBDAS:
+                nll = 0.0
+                for fold, problem in enumerate(problems):
+                    inputs, right = held_out[fold]
+                    # From the solution for the strength before, which is near.
+                    found[fold], _ = problem.fit(strength, mu, CV_TOLERANCE, found[fold])
+                    sum_out = F.cross_entropy(inputs @ found[fold].T, right, reduction="sum")
+                    nll += sum_out.item() / len(labels)
+                scores.append({"lambda": strength, "mu": mu, "held_out_nll": nll})
+                bar.update()
+                if nll > before:
+                    break
+                before = nll
+    return scores
+
+
+class _Dirichlet:
+    """The problem of one data set, whose solutions for several penalties share the curvature.
+
+    Parameters are (K, K + 1), weights of log p / T, then the bias. Temperature scaling is thus the
+    identity, whatever the scale of the logits.
+    """
+
+    def __init__(self, logits: Tensor, labels: Tensor):
+        self.temperature, self.at_bound = fit_temperature(logits, labels)
+        self.features, self.labels = self.inputs(logits), labels
+        self.classes = logits.shape[1]
+        spread = _spread((logits / self.temperature).softmax(dim=1)) / len(labels)
+        columns = spread.T.unsqueeze(2)
+        self.curvature = torch.stack(
+            [(self.features * column).T @ self.features for column in columns]
+        )
+
+    def inputs(self, logits: Tensor) -> Tensor:
+        log_probs = logits.log_softmax(dim=1) / self.temperature
+        return torch.cat([log_probs, torch.ones(len(logits), 1).double()], dim=1)
+
+    def fit(
+        self, strength: float, mu: float, tolerance: float, start: Tensor | None = None
+    ) -> tuple[Tensor, dict]:
+        """The parameters of least penalised NLL, and how the search for them ended."""
+        count = self.classes
+        off = 1 - torch.eye(count).double()
+        penalty = torch.full((count, count + 1), mu / count).double()
+        penalty[:, :-1] = off * (strength / (count * (count - 1)) / self.temperature**2)
+        penalised = torch.cat([off, torch.ones(count, 1).double()], dim=1)
+
+        def centre(parameters: Tensor) -> Tensor:
+            # The softmax does not see a number added to a whole column. Of all such parameters
+            # these have the least penalty; left to the search, they are a flat valley.
+            means = (parameters * penalised).sum(dim=0) / penalised.sum(dim=0)
+            return parameters - means
+
+        def objective(parameters: Tensor) -> Tensor:
+            nll = F.cross_entropy(self.features @ parameters.T, self.labels)
+            return nll + (penalty * centre(parameters).square()).sum()
+
+        if start is None:
+            start = torch.eye(count, count + 1).double()
+        curvature = self.curvature + torch.diag_embed(2 * penalty)
+        parameters, facts = _minimise(objective, start, curvature, tolerance)
+        return centre(parameters), facts
+
+
+def _spread(probs: Tensor) -> Tensor:
+    """p (1 - p): the second derivative of the NLL by a logit."""
+    return probs * (1 - probs)
+
+
+def _minimise(
+    loss: Callable[[Tensor], Tensor], start: Tensor, curvature: Tensor, tolerance: float
+) -> tuple[Tensor, dict]:
+    """L-BFGS on parameters (K, d) whose rows have about this curvature (K, d, d).
+
+    It works in units in which that is the identity: log probabilities are so correlated that it
+    would need thousands of steps in their own.
+    """
+    size = curvature.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None]
+    ridge = (1e-9 * size + 1e-12) * torch.eye(curvature.shape[1]).double()
+    root = torch.linalg.cholesky(curvature + ridge)
+    unit = torch.linalg.inv(root).mT.contiguous()
+    steps = torch.zeros_like(start).requires_grad_()
+
+    def parameters() -> Tensor:
+        return start + torch.bmm(unit, steps.unsqueeze(2)).squeeze(2)
+
+    def closure() -> Tensor:
+        search.zero_grad()
+        value = loss(parameters())
+        value.backward()
+        return value
+
+    search = torch.optim.LBFGS(
+        [steps],
+        max_iter=MAX_ITERATIONS,
+        max_eval=3 * MAX_ITERATIONS,
+        tolerance_grad=tolerance,
+        tolerance_change=1e-16,
+        history_size=50,
+        line_search_fn="strong_wolfe",
+    )
+    search.step(closure)
+    closure()
+    gradient = steps.grad.abs().max().item()
+    facts = {
+        "converged": gradient <= tolerance,
+        "gradient": gradient,
+        "iterations": search.state[steps]["n_iter"],
+    }
+    return parameters().detach(), facts
+
+
+def _fit_notes(facts: dict, at_bound: bool) -> tuple[str, ...]:
+    notes = (AT_BOUND,) if at_bound else ()
+    if facts["converged"]:
+        return notes
+    return (
+        *notes,
+        f"did not converge: gradient {facts['gradient']:.1e} after {facts['iterations']} "
+        f"iterations, {TOLERANCE:.0e} wanted",
+    )
+
+
+def _listed(classes: list[int], limit: int = 5) -> str:
+    more = ", ..." if len(classes) > limit else ""
+    return ", ".join(map(str, classes[:limit])) + more
+
+
+# name in tables: how to fit it to validation logits (N, K) and labels (N,)
+METHODS: dict[str, Callable[[Array, Array], Calibration]] = {
+    "none": no_calibration,
+    "temperature": temperature_scaling,
+    "vector": vector_scaling,
+    "Dirichlet ODIR": dirichlet_calibration,
+}

@@ -1,0 +1,392 @@
+"""Run folders: names, the lock, atomic files, what a run was started with, its log.
+
+    {checkpoint}/{dataset}/{model}/{run name}/
+        config.json  train_log.txt  metrics.jsonl  checkpoint.pth  model_best.pth  model_last.pth
+        predictions.npz  reliability.png  result.json
+
+`checkpoint.pth` is what a resumed run goes on from; `metrics.jsonl` and `model_best.pth` are copies
+of what it holds and are written after it. `result.json` comes last: its presence means complete.
+"""
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import warnings
+import zipfile
+from argparse import Namespace
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from tqdm import tqdm
+
+from utils import RunFailed, UserError
+from utils.collect import is_complete
+from utils.data import Dataset
+from utils.signals import Stopped
+
+FILES = (
+    "result.json",
+    "config.json",
+    "train_log.txt",
+    "metrics.jsonl",
+    "checkpoint.pth",
+    "model_best.pth",
+    "model_last.pth",
+    "predictions.npz",
+    "reliability.png",
+)
+# Flags that do not change what is computed, or do so only through what is recorded beside them.
+ELSEWHERE = {
+    "alpha",
+    "beta",
+    "checkpoint",
+    "data_dir",
+    "dataset",
+    "deterministic",
+    "exp_name",
+    "gamma",
+    "log_with",
+    "overwrite",
+    "teacher",
+    "teacher_cache",
+    "teacher_loss",
+    "teacher_norm",
+    "teacher_path",
+    "teacher_select",
+    "test_batch_size",
+}
+
+
+def number_text(value: float) -> str:
+    """3.0 and 3 are both `3`; every digit that distinguishes two values is kept."""
+    return str(int(value)) if value == int(value) else repr(value)
+
+
+def label_of(name: str, parameters: dict[str, float]) -> str:
+    """`FL+MDCA`, {gamma: 3, beta: 1} -> `FL+MDCA_gamma=3_beta=1`."""
+    return "_".join([name, *(f"{key}={number_text(value)}" for key, value in parameters.items())])
+
+
+def safe_name(text: str) -> str:
+    """A file name from any text: unusual characters become `-`, a long one ends in its hash."""
+    safe = re.sub(r"[^A-Za-z0-9+=.,_-]", "-", text).lstrip(".") or "run"
+    if len(safe) > 180:
+        safe = f"{safe[:160]}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return safe
+
+
+@contextmanager
+def atomic(path: Path, mode: str = "wb"):
+    """A file in memory; at the end it goes to disk under another name and is renamed to `path`.
+
+    So a disk that is full is met here and not in a library's writer. Raises RunFailed.
+    """
+    content = io.BytesIO() if "b" in mode else io.StringIO()
+    yield content
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, mode) as file:
+            file.write(content.getvalue())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise RunFailed(
+            f"cannot write {path}: {error.strerror} ({free_space(path)}); the files written before "
+            "are whole, and the same command goes on from them"
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def free_space(path: Path) -> str:
+    folder = next(parent for parent in path.absolute().parents if parent.is_dir())
+    return f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB free"
+
+
+def write_json(path: Path, content) -> None:
+    with atomic(path, "w") as file:
+        json.dump(content, file, indent=2, allow_nan=False)
+        file.write("\n")
+
+
+def read_json(path: Path, way_out: str) -> dict:
+    """A JSON object. Raises UserError, which ends in `way_out`."""
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("it holds no object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {error}; {way_out}") from None
+    return content
+
+
+def write_torch(path: Path, content) -> None:
+    with atomic(path) as file:
+        torch.save(content, file)
+
+
+def read_torch(path: Path, way_out: str) -> dict:
+    """Read a checkpoint, running no code in it. Raises UserError, which ends in `way_out`."""
+    try:
+        content = unpack(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; {way_out}") from None
+    # Damaged bytes raise whatever the unpickler stumbles over, from KeyError to UnicodeDecodeError.
+    except Exception as error:
+        reason = "it is damaged or holds more than tensors and plain values"
+        raise UserError(f"{path} cannot be read: {reason}; {way_out}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} cannot be read: it is no checkpoint; {way_out}")
+    return content
+
+
+def unpack(data: bytes):
+    """What torch.save made these bytes of. No code in them is run, and no damage goes unseen.
+
+    torch itself does not look at the checksums in its archives. Raises almost any Exception.
+    """
+    file = io.BytesIO(data)
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                raise ValueError("torch.save does not compress: this could fill the memory")
+            damaged = archive.testzip()
+            if damaged is not None:
+                raise ValueError(f"the checksum of {damaged} is wrong")
+    file.seek(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of odd formats before it refuses them
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def environment() -> dict:
+    """Versions, hardware and source that a reader needs to repeat a run."""
+    here = Path(__file__).parent
+    git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"]
+    commit = ""
+    if shutil.which("git"):
+        commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "command": shlex.join([os.path.basename(sys.executable), *sys.argv]),
+        "versions": {"python": platform.python_version()}
+        | {
+            package: version(package) for package in ("torch", "torchvision", "numpy", "accelerate")
+        },
+        "git": commit or "unknown",
+        "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
+    return f"{os.cpu_count()} cores, {names[0] if names else platform.processor()}"
+
+
+def identity_of(args: Namespace, data: Dataset, loss: str, parameters: dict, label: str) -> dict:
+    """What a net is: stands in every checkpoint and result, and names the run folder."""
+    return {
+        "model": args.model,
+        "dataset": data.name,
+        "num_classes": data.num_classes,
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "loss": loss,
+        "loss_parameters": parameters,
+        "label": label,
+        "seed": args.seed,
+        "split_seed": args.split_seed,
+        "fingerprint": data.fingerprint,
+    }
+
+
+class Run:
+    """One run folder. Under several processes only the main one touches it.
+
+    `settings` is what the result depends on: a run that was started with others is refused.
+    """
+
+    def __init__(self, args: Namespace, identity: dict, accelerator: Accelerator, teacher=None):
+        parts = (identity["label"], f"seed={identity['seed']}", args.exp_name)
+        self.name = safe_name("_".join(filter(None, parts)))
+        self.folder = Path(args.checkpoint, identity["dataset"], identity["model"], self.name)
+        self.identity = identity
+        self.settings = {key: value for key, value in vars(args).items() if key not in ELSEWHERE}
+        self.settings |= {
+            **{key: identity[key] for key in ("fingerprint", "label", "mean", "std")},
+            "mixed_precision": accelerator.mixed_precision,
+            "processes": accelerator.num_processes,
+        }
+        if teacher is not None:
+            said = teacher.identity  # where it lies and what is said of it change no number
+            self.settings["teacher"] = {k: said[k] for k in said.keys() - {"path", "loss"}}
+        self.accelerator = accelerator
+        self.is_main = accelerator.is_main_process
+        self.lock = None
+        self.epochs = None  # in the checkpoint
+
+    @contextmanager
+    def opened(self, args: Namespace, data: Dataset):
+        """Create or re-enter the folder, and hold its lock. Raises UserError, on all processes."""
+        sizes = {name: len(getattr(data, name).labels) for name in ("train", "val", "test")}
+        config = {
+            **self.identity,
+            "settings": self.settings,
+            "arguments": vars(args),
+            "images": sizes,
+            **environment(),
+        }
+        try:
+            self.on_main(lambda: self._open(config, args.overwrite))
+            yield
+            self.accelerator.end_training()  # the processes part here
+        except RunFailed as failed:
+            self.log(str(failed))
+            raise
+        except Stopped as stopped:
+            if self.epochs is not None:
+                advice = f"the same command goes on after epoch {self.epochs}"
+                stopped = Stopped(stopped.number, advice)
+            self.log(str(stopped))
+            raise stopped from None
+        finally:
+            if self.lock is not None:
+                os.close(self.lock)
+
+    def on_main(self, work: Callable):
+        """Run `work` on the main process; its value, or its UserError, reaches every process."""
+        outcome = [None, None]
+        if self.is_main:
+            try:
+                outcome[0] = work()
+            except UserError as error:
+                outcome[1] = error
+        broadcast_object_list(outcome)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
+
+    def _open(self, config: dict, overwrite: bool) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.lock = os.open(self.folder / ".lock", os.O_CREAT | os.O_RDWR)
+            # The system drops the lock when its process dies, so a stale one cannot be left over.
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            leftovers = list(self.folder.glob(".*.tmp"))
+            for file in leftovers + [self.folder / file for file in FILES if overwrite]:
+                file.unlink(missing_ok=True)
+        except BlockingIOError:
+            raise UserError(
+                f"{self.folder} is in use by another process that runs the same command; "
+                "wait for it, or give --exp_name"
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"--checkpoint: cannot write {error.filename or self.folder} ({error.strerror}); "
+                "name a folder that you may write to"
+            ) from None
+        if (self.folder / "config.json").exists():
+            self._refuse_other_settings()
+        elif (self.folder / "checkpoint.pth").exists():
+            raise UserError(
+                f"{self.folder} has a checkpoint but no config.json; --overwrite starts it anew"
+            )
+        else:
+            write_json(self.folder / "config.json", config)
+
+    def _refuse_other_settings(self) -> None:
+        path = self.folder / "config.json"
+        way_out = "copy it from where it is whole, or --overwrite starts the run anew"
+        before = read_json(path, way_out).get("settings")
+        if not isinstance(before, dict):
+            raise UserError(f"{path} has no settings; {way_out}")
+        differing = [
+            f"{key} was {before.get(key)} and is {self.settings.get(key)}"
+            for key in sorted(before.keys() | self.settings.keys())
+            # False: a flag that the run's version did not have yet.
+            if before.get(key, False) != self.settings.get(key, False)
+        ]
+        if differing:
+            raise UserError(
+                f"{self.folder} was started with other settings ({'; '.join(differing)}); "
+                "--exp_name NAME keeps both, --overwrite starts it anew"
+            )
+
+    @property
+    def finished(self) -> bool:
+        return self.on_main(lambda: (self.folder / "result.json").exists())
+
+    def result(self) -> dict:
+        return self.on_main(self._read_result)
+
+    def _read_result(self) -> dict:
+        path = self.folder / "result.json"
+        way_out = "delete it, and the same command makes it again"
+        result = read_json(path, way_out)
+        if not is_complete(result):
+            raise UserError(f"{path} is not whole; {way_out}")
+        return result
+
+    def say(self, text: str) -> None:
+        """Print a line above the progress bar and keep it in train_log.txt."""
+        if self.is_main:
+            tqdm.write(text)
+            sys.stdout.flush()  # a log that is read while the run goes on
+        self.log(text)
+
+    def log(self, text: str) -> None:
+        """Append to train_log.txt, without which a run can go on."""
+        path = self.folder / "train_log.txt"
+        if self.is_main:
+            try:
+                with open(path, "a") as log:
+                    log.write(text + "\n")
+            except OSError as error:
+                reason = f"{error.strerror} ({free_space(path)})"
+                tqdm.write(f"this line is missing in {path}: {reason}", file=sys.stderr)
+
+    def load(self, file: str) -> dict | None:
+        """A .pth file of the run, on every process; None where there is none yet."""
+        path, way_out = self.folder / file, "--overwrite starts the run anew"
+        if not self.on_main(path.exists):
+            return None
+        saved = read_torch(path, way_out)
+        net = saved.get("best", saved)
+        whose = {key: net.get(key) for key in self.identity} if isinstance(net, dict) else None
+        if whose != self.identity:
+            raise UserError(f"{path} comes from another run; {way_out}")
+        return saved
+
+    def save(self, checkpoint: dict, improved: bool) -> None:
+        """Write the checkpoint, then the files that repeat a part of it for the reader.
+
+        A resumed run calls this too: a kill may have fallen between the two.
+        """
+        if self.is_main:
+            write_torch(self.folder / "checkpoint.pth", checkpoint)
+            self.epochs = len(checkpoint["history"])
+            if improved:
+                write_torch(self.folder / "model_best.pth", checkpoint["best"])
+            with atomic(self.folder / "metrics.jsonl", "w") as file:
+                file.writelines(json.dumps(line) + "\n" for line in checkpoint["history"])
+
+    def save_last(self, snapshot: dict) -> None:
+        if self.is_main:
+            write_torch(self.folder / "model_last.pth", snapshot)
+        self.accelerator.wait_for_everyone()

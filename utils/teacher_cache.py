@@ -1,0 +1,129 @@
+"""Teacher logits on disk, so that a sweep of students runs its teacher once.
+
+In eval mode a teacher is a function of the view, and an image has only 162 of them. A folder, named
+after everything that its logits depend on, holds two kinds of files, each written once, atomically:
+
+    seed=42_epoch=7_1a2b3c4d.bin    the logits of an epoch, in the order of its plan
+    view=17_1a2b3c4d.bin            the logits of all training images in one view
+
+Runs with the same seed see the same views, so a T x Lambda grid, any student and any learning rate
+find every epoch of the first run; `python -m scripts.cache_teacher` writes all views, which serve
+any seed. The end of a name is the checksum of the content: a damaged file is found and made anew.
+Files are never changed, so any number of runs may read and add at once.
+"""
+
+import hashlib
+import json
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from utils import UserError
+from utils.batches import NUM_VIEWS, Batch, epoch_plan
+from utils.data import Dataset
+from utils.runs import atomic, write_json
+from utils.teachers import Teacher
+
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class LogitFiles:
+    """The files of one teacher, data set, split and precision."""
+
+    def __init__(self, root: str, teacher: Teacher, data: Dataset, accelerator: Accelerator):
+        said, precision = teacher.identity, accelerator.mixed_precision
+        key = {name: said[name] for name in ("model", "sha256", "mean", "std")}
+        key |= {"data": data.fingerprint, "split_seed": data.split_seed}
+        key |= {"precision": precision, "device": accelerator.device.type}
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        self.folder = Path(root, data.name, f"{teacher.model}_{teacher.label}_{digest}")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--teacher_cache {root}: {error.strerror}; name a folder") from None
+        write_json(self.folder / "key.json", key)
+        self.images, self.classes = len(data.train.labels), data.num_classes
+        self.dtype, self.device = DTYPES[precision], accelerator.device
+        # Each process sees a part of an epoch only.
+        self.complete = accelerator.num_processes == 1
+        self.sound: dict[str, np.memmap] = {}
+
+    def write(self, name: str, logits: torch.Tensor) -> None:
+        """Keep logits (N, K) under that name."""
+        content = logits.to("cpu", self.dtype).contiguous().view(torch.uint8).numpy()
+        with atomic(self.folder / f"{name}_{zlib.crc32(content):08x}.bin") as file:
+            file.write(content)
+
+    def has(self, name: str) -> bool:
+        return name in self.sound or self.find(name)
+
+    def rows(self, name: str, index=slice(None)) -> torch.Tensor:
+        """Logits (len(index), K) of a name that the folder has."""
+        content = np.array(self.sound[name][index])
+        return torch.from_numpy(content).view(self.dtype)
+
+    def find(self, name: str) -> bool:
+        """Map a file whose checksum is right; remove one where it is not."""
+        for path in self.folder.glob(f"{name}_*.bin"):
+            content = np.fromfile(path, np.uint8)
+            if f"{zlib.crc32(content):08x}" == path.stem.rpartition("_")[2]:
+                mapped = np.memmap(path, np.uint8, "r")
+                self.sound[name] = mapped.reshape(self.images, -1)
+                return True
+            print(f"{path} is damaged: removed, and computed anew", flush=True)
+            path.unlink(missing_ok=True)
+        return False
+
+
+class CachedTeacher:
+    """Teacher logits of a batch: from the files where they have its epoch, else computed and kept.
+
+    Batches of an epoch come in the order of its plan, as TrainLoader makes them.
+    """
+
+    def __init__(self, forward: Callable[[Batch], torch.Tensor], files: LogitFiles, seed: int):
+        self.forward, self.files, self.seed = forward, files, seed
+        self.epoch, self.known = None, False
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        if batch.epoch != self.epoch:
+            self.begin(batch.epoch)
+        end = batch.start + len(batch.labels)
+        if self.known:
+            return self.logits[batch.start : end]
+        logits = self.forward(batch)
+        self.logits[batch.start : end] = logits
+        if end == self.files.images and self.files.complete:
+            self.files.write(self.name, self.logits)
+        return logits
+
+    def begin(self, epoch: int) -> None:
+        """Bring the logits of the whole epoch to the device, if they are known."""
+        self.epoch, self.name = epoch, f"seed={self.seed}_epoch={epoch}"
+        has = self.files.has(self.name)
+        logits = self.files.rows(self.name) if has else self.from_views(epoch)
+        self.known = logits is not None
+        if logits is None:
+            shape = (self.files.images, self.files.classes)
+            logits = torch.empty(shape, dtype=self.files.dtype)
+        self.logits = logits.to(self.files.device)
+
+    def from_views(self, epoch: int) -> torch.Tensor | None:
+        """The logits of an epoch from those of all views; None where a view is not there."""
+        names = [view_name(view) for view in range(NUM_VIEWS)]
+        if not all(map(self.files.has, names)):
+            return None
+        order, views = epoch_plan(self.files.images, self.seed, epoch)
+        logits = torch.empty(self.files.images, self.files.classes, dtype=self.files.dtype)
+        for view, name in enumerate(names):
+            places = views == view
+            logits[places] = self.files.rows(name, order[places].numpy())
+        return logits
+
+
+def view_name(view: int) -> str:
+    return f"view={view}"

@@ -1,0 +1,275 @@
+"""fit(): the one training loop, for teachers and students alike."""
+
+import os
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, MultiStepLR, SequentialLR
+from tqdm import tqdm
+
+from utils import RunFailed, UserError
+from utils.batches import Batch, TrainLoader, normalise
+from utils.data import Dataset
+from utils.evaluation import evaluate, predict
+from utils.runs import Run
+
+BatchLoss = Callable[[torch.Tensor, Batch], torch.Tensor]
+EPOCH_METRICS = ("nll", "top1", "ece", "sce", "adaece")
+REPORT_SECONDS = 0.5
+MOST_SKIPPED = 100  # steps in a row
+
+
+def start(args: Namespace) -> Accelerator:
+    """The accelerator of this process: device, precision and processes as the launcher set them."""
+    no_gpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    if no_gpu and os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16":
+        print("fp16 needs a GPU and there is none: this run computes in float32", file=sys.stderr)
+        os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
+    if args.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not args.deterministic
+    # TF32 keeps float32's range and is several times faster; CUDA convolutions use it already.
+    torch.set_float32_matmul_precision("high")
+    try:
+        # The run folder, which is known later, replaces this project_dir (see fit).
+        accelerator = Accelerator(log_with=args.log_with, project_dir=args.checkpoint)
+    except (ValueError, ImportError, RuntimeError) as error:
+        raise UserError(f"accelerate cannot start: {' '.join(str(error).split())}") from None
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if "LOCAL_RANK" in os.environ and accelerator.num_processes < started:
+        raise UserError(
+            f"torchrun has started {started} processes that know nothing of each other, for there "
+            "is no GPU; say ACCELERATE_USE_CPU=true, or start one"
+        )
+    if args.sync_bn and started > 1 and accelerator.device.type == "cpu":
+        raise UserError("--sync_bn: torch has it on GPUs only; leave it out")
+    return accelerator
+
+
+def build_schedule(optimizer, args: Namespace, steps_per_epoch: int):
+    """The learning rate as a function of the step (not of the epoch)."""
+    total = args.epochs * steps_per_epoch
+    if args.scheduler == "multistep":
+        milestones = [epoch * steps_per_epoch for epoch in args.schedule_steps]
+        return MultiStepLR(optimizer, milestones, args.lr_decay_factor)
+    warmup = args.warmup if args.scheduler == "warmupcosine" else 0
+    if warmup == 0:
+        return CosineAnnealingLR(optimizer, total)
+    rise = LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup)
+    fall = CosineAnnealingLR(optimizer, max(1, total - warmup))
+    return SequentialLR(optimizer, [rise, fall], [warmup])
+
+
+def fit(
+    run: Run,
+    accelerator: Accelerator,
+    net: nn.Module,
+    batch_loss: BatchLoss,
+    data: Dataset,
+    args: Namespace,
+) -> list[dict]:
+    """Train `net` in place from where the run stands to its last epoch; validate and save each.
+
+    `batch_loss(logits, batch)` is all that differs between a teacher and a student. Returns the
+    epochs' records, as in metrics.jsonl. Raises RunFailed when the loss is no longer finite.
+    """
+    device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
+    loader = TrainLoader(data.train, args.train_batch_size, args.seed, device, rank, world)
+    val = replace(data.val, images=data.val.images.to(device))
+    net.to(device, memory_format=torch.channels_last)
+    if args.sync_bn and world > 1:
+        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    optimizer = torch.optim.SGD(
+        net.parameters(),
+        args.lr,
+        args.momentum,
+        weight_decay=args.weight_decay,
+        nesterov=args.momentum > 0,
+        fused=True,
+    )
+    schedule = build_schedule(optimizer, args, len(loader))
+    prepared, optimizer = accelerator.prepare(net, optimizer)
+    parts = {"net": net, "optimizer": optimizer, "schedule": schedule}
+    if accelerator.scaler is not None:
+        parts["scaler"] = accelerator.scaler
+    history, best = resume(run, parts)
+    accelerator.project_configuration.logging_dir = str(run.folder)
+    accelerator.init_trackers("tensorboard")
+    guard = Guard()
+
+    for epoch in range(len(history) + 1, args.epochs + 1):
+        started = time.perf_counter()
+        record = {"epoch": epoch, "lr": optimizer.param_groups[0]["lr"]}
+        bar = tqdm(
+            loader.epoch(epoch),
+            f"epoch {epoch}/{args.epochs}",
+            len(loader),
+            leave=False,
+            disable=None if accelerator.is_main_process else True,
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix}",
+        )
+        steps_after = (args.epochs - epoch) * len(loader)
+        record |= train_epoch(
+            accelerator, prepared, batch_loss, data, optimizer, schedule, bar, steps_after, guard
+        )
+        record["images_per_second"] = len(data.train.labels) / (time.perf_counter() - started)
+        share_buffers(accelerator, net)
+        logits = predict(net, val, data.mean, data.std, args.test_batch_size, accelerator)
+        guard.check_logits(logits, epoch, record["lr"])
+        metrics = evaluate(logits, data.val)
+        record |= {f"val_{name}": metrics[name] for name in EPOCH_METRICS}
+        record["seconds"] = time.perf_counter() - started
+
+        history.append(record)
+        improved = best is None or record["val_top1"] > best["metrics"]["val_top1"]
+        if improved:
+            best = snapshot(run, record, net)
+        run.save(
+            {name: part.state_dict() for name, part in parts.items()}
+            | {"random": torch.get_rng_state(), "history": history, "best": best},
+            improved,
+        )
+        run.say(summary(record, args.epochs, improved))
+        accelerator.log(record, step=epoch)
+    run.save_last(snapshot(run, history[-1], net))
+    return history
+
+
+def train_epoch(
+    accelerator: Accelerator,
+    net: nn.Module,
+    batch_loss: BatchLoss,
+    data: Dataset,
+    optimizer,
+    schedule,
+    bar: tqdm,
+    steps_after: int,
+    guard: "Guard",
+) -> dict[str, float]:
+    """One pass over the batches in `bar`; mean loss and top-1 (a fraction) on the training views.
+
+    Each step's sums stay on the device; to read them, which waits for it, is for now and then.
+    """
+    net.train()
+    sums = torch.zeros(bar.total, 3, dtype=torch.float64, device=accelerator.device)
+    rates, shown = [], time.perf_counter()
+    for step, batch in enumerate(bar):
+        rates.append(optimizer.param_groups[0]["lr"])
+        logits = net(normalise(batch.images, data.mean, data.std))
+        loss = batch_loss(logits, batch)
+        accelerator.backward(loss * batch.weight)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        guard.count_skipped(optimizer.step_was_skipped, batch.epoch, step)
+        images = len(batch.labels) if batch.weight > 0 else 0
+        right = (logits.detach().argmax(1) == batch.labels).double().mean()
+        sums[step] = images * torch.stack([loss.detach().double(), right, torch.ones_like(right)])
+        # Of several processes only one looks: what the others do must not hang on the clock.
+        if accelerator.is_main_process and time.perf_counter() - shown > REPORT_SECONDS:
+            shown = time.perf_counter()
+            guard.check_losses(sums[: step + 1], rates, batch.epoch)
+            if not bar.disable:
+                show_progress(bar, sums.sum(0), steps_after, accelerator.num_processes)
+    sums = accelerator.reduce(sums, "sum")
+    guard.check_losses(sums, rates, batch.epoch)
+    loss, right, images = sums.sum(0).tolist()
+    return {"train_loss": loss / images, "train_top1": right / images}
+
+
+class Guard:
+    """Ends a run that cannot succeed any more. Raises RunFailed; the last checkpoint is kept."""
+
+    TOO_FAST = (
+        "most likely the learning rate is too high: give a smaller --lr, --scheduler warmupcosine "
+        "or a smaller --beta, with --exp_name or --overwrite. The epochs before are kept"
+    )
+
+    def __init__(self):
+        self.skipped = 0
+
+    def count_skipped(self, skipped: bool, epoch: int, step: int) -> None:
+        """By skipping steps fp16's scaler finds its scale; many in a row are an error."""
+        self.skipped = self.skipped + 1 if skipped else 0
+        if self.skipped == MOST_SKIPPED:
+            raise RunFailed(
+                f"fp16: the gradients of {MOST_SKIPPED} steps in a row were not finite, up to "
+                f"epoch {epoch}, step {step + 1}; try bf16, or {self.TOO_FAST}"
+            )
+
+    def check_losses(self, sums: torch.Tensor, rates: list[float], epoch: int) -> None:
+        """`sums`: loss, right and images of each step so far; `rates`: their learning rates."""
+        bad = (~sums[:, 0].isfinite()).nonzero()
+        if len(bad):
+            step = int(bad[0])
+            losses = (sums[:, 0] / sums[:, 2]).tolist()
+            before = f"{losses[step - 1]:.3g} a step before, " if step else ""
+            raise RunFailed(
+                f"the loss is {losses[step]} in epoch {epoch}, step {step + 1}, {before}at a "
+                f"learning rate of {rates[step]:.3g}; {self.TOO_FAST}"
+            )
+
+    def check_logits(self, logits: torch.Tensor, epoch: int, rate: float) -> None:
+        if not logits.isfinite().all():
+            raise RunFailed(
+                f"the net's outputs are not finite after epoch {epoch}, at a learning rate of "
+                f"{rate:.3g}; {self.TOO_FAST}"
+            )
+
+
+def show_progress(bar: tqdm, totals: torch.Tensor, steps_after: int, processes: int) -> None:
+    loss, right, images = totals.tolist()
+    elapsed = bar.format_dict["elapsed"]
+    left = elapsed / bar.n * (bar.total - bar.n + steps_after) if bar.n else 0
+    bar.set_postfix_str(
+        f"loss {loss / images:.3f}, top-1 {100 * right / images:.1f} %, "
+        f"{processes * images / elapsed:.0f} images/s, {tqdm.format_interval(left)} left of the run"
+    )
+
+
+def resume(run: Run, parts: dict) -> tuple[list[dict], dict | None]:
+    """Put every part back to the end of the last saved epoch; its history and best snapshot."""
+    saved = run.load("checkpoint.pth")
+    if saved is None:
+        return [], None
+    for name, part in parts.items():
+        part.load_state_dict(saved[name])
+    torch.set_rng_state(saved["random"])
+    run.save(saved, improved=True)
+    run.say(f"going on after epoch {len(saved['history'])}")
+    return saved["history"], saved["best"]
+
+
+def snapshot(run: Run, record: dict, net: nn.Module) -> dict:
+    """What model_best.pth and model_last.pth hold: the weights and what is needed to use them."""
+    return run.identity | {
+        "epoch": record["epoch"],
+        "metrics": {name: value for name, value in record.items() if name.startswith("val_")},
+        "state_dict": {name: value.detach().clone() for name, value in net.state_dict().items()},
+    }
+
+
+def share_buffers(accelerator: Accelerator, net: nn.Module) -> None:
+    """Give every process the main one's batch-norm statistics, so that all evaluate one net."""
+    if accelerator.num_processes > 1:
+        for buffer in net.buffers():
+            broadcast(buffer)
+
+
+def summary(record: dict, epochs: int, improved: bool) -> str:
+    percent = {name: 100 * record[name] for name in ("train_top1", "val_top1", "val_ece")}
+    return (
+        f"epoch {record['epoch']:3d}/{epochs}  lr {record['lr']:.4g}  "
+        f"train loss {record['train_loss']:.4f} top-1 {percent['train_top1']:.2f} %  "
+        f"val NLL {record['val_nll']:.4f} top-1 {percent['val_top1']:.2f} % "
+        f"ECE {percent['val_ece']:.2f} %  "
+        f"{record['images_per_second']:.0f} images/s{'  *' if improved else ''}"
+    )

@@ -1,0 +1,131 @@
+"""What a net's uncertainty is worth: against known label distributions and on foreign data.
+
+Arguments are logits (N, K), arrays or tensors; results are python floats.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from utils.metrics import Array, posterior_metrics
+
+BINS = 15
+
+
+def label_distribution_metrics(
+    logits: Array, distribution: Array, temperature: float = 1.0
+) -> dict[str, float]:
+    """Errors of p = softmax(logits / T) against a distribution q (N, K) over labels per sample.
+
+    q may be the votes of many people or the posterior that the labels were drawn from.
+
+    kl: mean KL(q || p) in nats; tv: mean total variation, half of sum_k |p_k - q_k|;
+    calibration_error: mean |p_c - q_c|, c the predicted class;
+    soft_ece: ECE with q_c in place of being right, 15 bins (lo, hi] of equal width;
+    expected_top1: mean q_c, the accuracy against one label drawn from q;
+    entropy, entropy_gap: mean entropy of p, and how much it is above that of q, in nats;
+    entropy_correlation: Spearman's, between the entropies of p and q over samples.
+    Raises ValueError as `utils.metrics.posterior_metrics`. Peterson et al., "Human uncertainty
+    makes classification more robust", ICCV 2019 (CIFAR-10H); Baan et al., "Stop measuring
+    calibration when humans disagree", EMNLP 2022 (tv, entropy_gap per sample).
+    """
+    known = posterior_metrics(logits, distribution, temperature)
+    target = torch.as_tensor(distribution).detach().cpu().double()
+    logits = torch.as_tensor(logits).detach().cpu().double()
+    probs = (logits / temperature).softmax(dim=1)
+    prediction = logits.argmax(dim=1, keepdim=True)
+    confidence, agreement = (x.gather(1, prediction).squeeze(1) for x in (probs, target))
+    own, true = entropy(probs), entropy(target)
+    return {
+        "kl": known["true_kl"],
+        "tv": (probs - target).abs().sum(dim=1).mean().item() / 2,
+        "calibration_error": known["true_calibration_error"],
+        "soft_ece": _binned_gap(confidence, agreement),
+        "expected_top1": agreement.mean().item(),
+        "entropy": own.mean().item(),
+        "entropy_gap": (own - true).mean().item(),
+        "entropy_correlation": rank_correlation(own, true),
+    }
+
+
+def entropy(probs: Tensor) -> Tensor:
+    """(N,) in nats, of probabilities (N, K); 0 log 0 = 0."""
+    return -torch.special.xlogy(probs, probs).sum(dim=1)
+
+
+def _binned_gap(confidence: Tensor, agreement: Tensor) -> float:
+    index = torch.bucketize(confidence, torch.arange(1, BINS, dtype=torch.float64) / BINS)
+    gap = torch.bincount(index, weights=agreement - confidence, minlength=BINS)
+    return gap.abs().sum().item() / len(index)
+
+
+def rank_correlation(first: Tensor, second: Tensor) -> float:
+    """Spearman's: Pearson's between ranks, equal values sharing theirs. 0 where one is constant."""
+    ranks = [_ranks(values) for values in (first, second)]
+    x, y = (rank - rank.mean() for rank in ranks)
+    scale = math.sqrt((x @ x).item() * (y @ y).item())
+    return (x @ y).item() / scale if scale > 0 else 0.0
+
+
+def _ranks(values: Tensor) -> Tensor:
+    _, place, counts = values.unique(return_inverse=True, return_counts=True)
+    last = counts.cumsum(dim=0).double()
+    return (last - (counts - 1) / 2)[place]
+
+
+def ood_metrics(inside: Array, outside: Array, temperature: float = 1.0) -> dict[str, float]:
+    """How well confidence and entropy tell the test split (inside) from foreign data (outside).
+
+    Logits (N, K) and (M, K), mixed; inside is the positive class of auroc, aupr_in and fpr95,
+    outside that of aupr_out. Keys begin with confidence_ or entropy_. Raises ValueError where
+    there is no sample, a logit is not finite or T is not positive.
+    Hendrycks and Gimpel, "A baseline for detecting misclassified and out-of-distribution examples
+    in neural networks", ICLR 2017; Liang et al. (ODIN), ICLR 2018 (fpr95).
+    """
+    logits = torch.cat([torch.as_tensor(x).detach().cpu().double() for x in (inside, outside)])
+    positive = torch.arange(len(logits)) < len(inside)
+    if not (positive.any() and (~positive).any()):
+        raise ValueError("both the inside and the outside data need samples")
+    if not logits.isfinite().all() or not temperature > 0:
+        raise ValueError(f"logits should be finite and T positive, T is {temperature}")
+    probs = (logits / temperature).softmax(dim=1)
+    # 1 - max p as the sum of the others: 1 itself would hide how close to it a confidence is.
+    doubt = probs.scatter(1, probs.argmax(dim=1, keepdim=True), 0.0).sum(dim=1)
+    scores = {"confidence": -doubt, "entropy": -entropy(probs)}
+    found = {}
+    for name, score in scores.items():
+        found[f"{name}_auroc"] = auroc(score, positive)
+        found[f"{name}_aupr_in"] = average_precision(score, positive)
+        found[f"{name}_aupr_out"] = average_precision(-score, ~positive)
+        found[f"{name}_fpr95"] = fpr_at_tpr(score, positive, 0.95)
+    return found
+
+
+def _counts(scores: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
+    """True and false positives, float64, if all scores from the i-th highest value on count."""
+    values, place = scores.unique(return_inverse=True)
+    hits, all_ = (
+        torch.bincount(place, weights=weight.double(), minlength=len(values)).flip(0).cumsum(0)
+        for weight in (positive, torch.ones_like(positive))
+    )
+    return hits, all_ - hits
+
+
+def auroc(scores: Tensor, positive: Tensor) -> float:
+    """Area under the ROC curve: P(score of a positive > of a negative), ties count a half."""
+    hits, false = (torch.cat([torch.zeros(1), x]) for x in _counts(scores, positive))
+    return torch.trapezoid(hits, false).item() / (hits[-1] * false[-1]).item()
+
+
+def average_precision(scores: Tensor, positive: Tensor) -> float:
+    """Area under precision over recall as a sum of steps, equal scores in one step."""
+    hits, false = _counts(scores, positive)
+    gained = torch.diff(hits, prepend=torch.zeros(1).double())
+    return (gained * hits / (hits + false)).sum().item() / hits[-1].item()
+
+
+def fpr_at_tpr(scores: Tensor, positive: Tensor, level: float) -> float:
+    """The least share of negatives that pass a threshold which `level` of the positives pass."""
+    hits, false = _counts(scores, positive)
+    return (false[hits >= level * hits[-1]][0] / false[-1]).item()
