@@ -7,25 +7,28 @@ Arguments -> data -> teacher, student -> distillation loss -> fit -> result, in 
 --checkpoint. --teacher_path is a run folder of train_teacher.py or a third party's weights.
 """
 
+from argparse import Namespace
+
 import torch
+from accelerate import Accelerator
 
 from losses.distillation import distillation_loss
 from models import build_model
-from utils.batches import Batch, normalise
-from utils.data import load_dataset
+from utils.batches import Batch
+from utils.data import Dataset
 from utils.evaluation import conclude
 from utils.options import check_steps, one_line_errors, student_options
 from utils.runs import Run, identity_of, label_of
 from utils.tables import result_table
 from utils.teacher_cache import CachedTeacher, LogitFiles
-from utils.teachers import load_teacher
-from utils.training import fit, start
+from utils.teachers import Teacher, load_teacher
+from utils.training import BatchLoss, fit, load_data, start
 
 
 def main(argv: list[str] | None = None) -> None:
     args = student_options(argv)
-    data = load_dataset(args.dataset, args.data_dir, args.split_seed)
     accelerator = start(args)
+    data = load_data(args, accelerator)
     check_steps(args, data, accelerator.num_processes)
     teacher = load_teacher(
         args.teacher_path,
@@ -41,27 +44,33 @@ def main(argv: list[str] | None = None) -> None:
     parameters = {"T": args.T, "Lambda": args.Lambda}
     label = f"{label_of('KD', parameters)}_from_{teacher.model}_{teacher.label}"
     run = Run(args, identity_of(args, data, "KD", parameters, label), accelerator, teacher)
+    batch_loss = build_batch_loss(args, teacher, data, accelerator)
     with run.opened(args, data):
         if not run.finished:
             torch.manual_seed(args.seed)
             student = build_model(args.model, data.num_classes)
-
-            def teach(batch: Batch) -> torch.Tensor:
-                with torch.no_grad(), accelerator.autocast():
-                    return teacher.net(normalise(batch.images, teacher.mean, teacher.std))
-
-            if args.teacher_cache:
-                files = LogitFiles(args.teacher_cache, teacher, data, accelerator)
-                teach = CachedTeacher(teach, files, args.seed)
-
-            def batch_loss(student_logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-                return distillation_loss(
-                    student_logits, teach(batch), batch.labels, args.T, args.Lambda
-                )
-
             history = fit(run, accelerator, student, batch_loss, data, args)
             conclude(run, accelerator, student, data, history, args.test_batch_size, teacher)
         run.say(f"{run.folder}\n{result_table(run.result())}")
+
+
+def build_batch_loss(
+    args: Namespace, teacher: Teacher, data: Dataset, accelerator: Accelerator
+) -> BatchLoss:
+    """The student's loss on a batch; its teacher runs only where the cache lacks the epoch."""
+
+    def teach(batch: Batch) -> torch.Tensor:
+        with accelerator.autocast():
+            return teacher.logits(batch.images)
+
+    if args.teacher_cache:
+        files = LogitFiles(args.teacher_cache, teacher, data, accelerator)
+        teach = CachedTeacher(teach, files, args.seed)
+
+    def batch_loss(student_logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return distillation_loss(student_logits, teach(batch), batch.labels, args.T, args.Lambda)
+
+    return batch_loss
 
 
 if __name__ == "__main__":

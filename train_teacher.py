@@ -11,18 +11,17 @@ import torch
 from losses import build_loss, loss_parameters
 from models import build_model
 from utils.batches import Batch
-from utils.data import load_dataset
 from utils.evaluation import conclude
 from utils.options import check_steps, one_line_errors, teacher_options
 from utils.runs import Run, identity_of, label_of
 from utils.tables import result_table
-from utils.training import fit, start
+from utils.training import fit, load_data, start
 
 
 def main(argv: list[str] | None = None) -> None:
     args = teacher_options(argv)
-    data = load_dataset(args.dataset, args.data_dir, args.split_seed)
     accelerator = start(args)
+    data = load_data(args, accelerator)
     check_steps(args, data, accelerator.num_processes)
 
     parameters = {name: getattr(args, name) for name in loss_parameters(args.loss)}

@@ -15,6 +15,7 @@ import difflib
 import os
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,10 +36,11 @@ from utils.corruptions import (
 )
 from utils.data import Split, dataset_label, load_dataset
 from utils.evaluation import predict
-from utils.finished import Net, Subject, find_records, subjects_of, write_beside
+from utils.finished import Subject, find_subjects, write_beside
 from utils.foreign import foreign_images, human_labels
 from utils.metrics import classification_metrics
-from utils.options import CommandLine, count, name, one_line_errors, whole
+from utils.options import CommandLine, count, location, name, one_line_errors, path, whole
+from utils.plots import Series, severity_boxes
 from utils.runs import atomic
 from utils.tables import COLUMNS, Column, printable, text_table
 from utils.uncertainty import entropy, label_distribution_metrics, ood_metrics, rank_correlation
@@ -93,7 +95,7 @@ def options(argv: list[str] | None) -> Namespace:
         "distributions.",
     )
     add = parser.add_argument
-    add("runs", nargs="+", type=Path, metavar="RUN", help="run folders, or folders above them")
+    add("runs", nargs="+", type=location, metavar="RUN", help="run folders, or folders above them")
     add(
         "--on",
         required=True,
@@ -105,7 +107,7 @@ def options(argv: list[str] | None) -> Namespace:
     )
     add(
         "--data_dir",
-        type=Path,
+        type=location,
         default=Path(os.environ.get("KD_DATA", "data")),
         help="where CIFAR-10-C/, cifar10h/, SVHN and the runs' data sets lie ($KD_DATA sets the "
         "default)",
@@ -128,9 +130,11 @@ def options(argv: list[str] | None) -> Namespace:
     )
     shift.add_argument("--seed", type=whole, help="--on corruptions: of the noise (default: 0)")
     shift.add_argument(
-        "--dataset", help="--on corruptions: the run's .npz file where it is no longer in its place"
+        "--dataset",
+        type=path,
+        help="--on corruptions: the run's .npz file where it is no longer in its place",
     )
-    shift.add_argument("--out", type=Path, metavar="FILE.png", help="a box plot by severity")
+    shift.add_argument("--out", type=location, metavar="FILE.png", help="a box plot by severity")
     add("--write", action="store_true", help="also write evaluation_*.json into the run folders")
     args = parser.parse_args(argv)
     check(args)
@@ -139,9 +143,9 @@ def options(argv: list[str] | None) -> Namespace:
 
 def check(args: Namespace) -> None:
     """Refuse flags that this --on does not read, and names that it does not know."""
-    ours, published = args.on == "corruptions", args.on in SOURCES
-    read = {"seed": ours, "dataset": ours, "corruptions": ours or published}
-    for flag, is_read in (read | {"out": ours or published}).items():
+    ours, shift = args.on == "corruptions", EVALUATIONS.get(args.on) is under_corruptions
+    read = {"seed": ours, "dataset": ours, "corruptions": shift, "out": shift}
+    for flag, is_read in read.items():
         if getattr(args, flag) is not None and not is_read:
             raise UserError(f"--{flag} has no effect with --on {args.on}; leave it out")
     known = list(OWN if ours else PUBLISHED)
@@ -152,18 +156,15 @@ def check(args: Namespace) -> None:
     if args.out is not None:
         if args.out.suffix != ".png":
             raise UserError(f"--out {args.out}: give the name of a .png file")
-        if args.out.is_dir() or not args.out.absolute().parent.is_dir():
+        if os.path.isdir(args.out) or not os.path.isdir(args.out.absolute().parent):
             raise UserError(f"--out {args.out}: give a file in a folder that exists")
 
 
 def main(argv: list[str] | None = None) -> None:
     args = options(argv)
-    records, left_out = find_records(args.runs)
-    for line in left_out:
-        print(line)
     evaluation = EVALUATIONS.get(args.on, out_of_distribution)
     stored = evaluation in (against_humans, against_posterior)
-    subjects = subjects_of(records, args.epoch, args.with_teacher or stored)
+    subjects = find_subjects(args.runs, args.epoch, args.with_teacher or stored)
     found = evaluation(args, subjects)
     print(found.text)
     for subject in subjects:
@@ -182,7 +183,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def both_ways(measure: Callable[[float], dict[str, float]], subject: Subject) -> dict[str, dict]:
-    """Raw and temperature-scaled."""
+    """Raw and temperature-scaled: `measure` is given the temperature."""
     return {"raw": measure(1.0), "scaled": measure(subject.temperature)}
 
 
@@ -233,11 +234,8 @@ def against_posterior(args: Namespace, subjects: list[Subject]) -> Found:
 def against(title: str, subjects: list[Subject], distributions: list[Tensor]) -> Found:
     measured = []
     for subject, distribution in zip(subjects, distributions, strict=True):
-
-        def measure(temperature: float, logits=subject.test[0], distribution=distribution) -> dict:
-            return label_distribution_metrics(logits, distribution, temperature)
-
-        ways = both_ways(measure, subject)
+        logits = subject.test[0]
+        ways = both_ways(partial(label_distribution_metrics, logits, distribution), subject)
         if subject.owner != "teacher" and "teacher" in subject.record.result:
             teacher = Subject(subject.record, "teacher", "")
             for way, metrics in ways.items():
@@ -261,12 +259,10 @@ def out_of_distribution(args: Namespace, subjects: list[Subject]) -> Found:
     accelerator = Accelerator()
     measured = []
     for subject in subjects:
-        outside = logits_on(split, load(subject, accelerator), args, accelerator, subject.title)
-
-        def measure(temperature: float, inside=subject.test[0], outside=outside) -> dict:
-            return ood_metrics(inside, outside, temperature)
-
-        measured.append(both_ways(measure, subject))
+        net, mean, std = subject.load(accelerator.device)
+        batch_size, title = args.test_batch_size, subject.title
+        outside = predict(net, split, mean, std, batch_size, accelerator, title)
+        measured.append(both_ways(partial(ood_metrics, subject.test[0], outside), subject))
     inside = {len(subject.test[1]) for subject in subjects}
     title = (
         f"{printable(args.on)}: its {len(images)} images, out of distribution, mixed with "
@@ -276,54 +272,49 @@ def out_of_distribution(args: Namespace, subjects: list[Subject]) -> Found:
     return Found(about, measured, flat_table(title, FOREIGN, subjects, measured))
 
 
-def load(subject: Subject, accelerator: Accelerator) -> Net:
-    loaded = subject.load()
-    loaded.net.to(accelerator.device)
-    return loaded
-
-
-def logits_on(split: Split, net: Net, args: Namespace, accelerator: Accelerator, title) -> Tensor:
-    batch_size = args.test_batch_size
-    return predict(net.net, split, net.mean, net.std, batch_size, accelerator, title)
-
-
 def under_corruptions(args: Namespace, subjects: list[Subject]) -> Found:
     """Each corrupted image is made once, for all nets that were trained on the same data."""
-    accelerator = Accelerator()
+    together: dict[str, list[Subject]] = {}
+    for subject in subjects:
+        together.setdefault(subject.record.result["fingerprint"], []).append(subject)
+    # Every stream is opened before the first net is run: an absent file is said at once.
+    streams = [corrupted_images(args, same[0]) for same in together.values()]
+    found = {}
+    steps = len(args.corruptions) * len(SEVERITIES) * len(subjects)
+    with tqdm(total=steps, desc="corruptions", leave=False, disable=None) as bar:
+        for same, stream in zip(together.values(), streams, strict=True):
+            found |= measure_stream(args, same, stream, bar)
     measured = [
-        {CLEAN: both_ways(metrics_of(*subject.test), subject), "corruptions": {}}
+        {
+            CLEAN: both_ways(partial(classification_metrics, *subject.test), subject),
+            "corruptions": found[subject],
+            "means": means_of(found[subject]),
+        }
         for subject in subjects
     ]
-    places: dict[str, list[int]] = {}
-    for place, subject in enumerate(subjects):
-        places.setdefault(subject.record.result["fingerprint"], []).append(place)
-    steps = len(args.corruptions) * len(SEVERITIES) * len(subjects)
-    # Every stream is opened before the first net is run: an absent file is said at once.
-    streams = [corrupted_images(args, subjects[same[0]]) for same in places.values()]
-    with tqdm(total=steps, desc="corruptions", leave=False, disable=None) as bar:
-        for same, stream in zip(places.values(), streams, strict=True):
-            nets = {place: load(subjects[place], accelerator) for place in same}
-            for corrupted in stream:
-                split = Split(corrupted.images, subjects[same[0]].test[1])
-                title = f"{corrupted.name} {corrupted.severity}"
-                for place, net in nets.items():
-                    logits = logits_on(split, net, args, accelerator, title)
-                    ways = both_ways(metrics_of(logits, split.labels), subjects[place])
-                    by_name = measured[place]["corruptions"].setdefault(corrupted.name, {})
-                    by_name[str(corrupted.severity)] = ways
-                    bar.update()
-    for one in measured:
-        one["means"] = means_of(one["corruptions"])
-    ours = args.on == "corruptions"
-    title = (
-        "own corruptions of the test split, made here (not CIFAR-10-C)"
-        if ours
-        else SOURCES[args.on][0]
-    )
+    own = "own corruptions of the test split, made here (not CIFAR-10-C)"
+    title = SOURCES[args.on][0] if args.on in SOURCES else own
     title = f"{title}: {len(args.corruptions)} corruptions x {len(SEVERITIES)} severities"
-    about = {"title": title, "corruptions": args.corruptions}
-    about |= {"seed": args.seed or 0} if ours else {}
+    about = {"title": title, "corruptions": args.corruptions, "seed": args.seed or 0}
     return Found(about, measured, f"{title}\n{corruption_tables(subjects, measured)}")
+
+
+def measure_stream(
+    args: Namespace, subjects: list[Subject], stream: Iterator[Corrupted], bar: tqdm
+) -> dict[Subject, dict]:
+    """Metrics of subjects of one data set: subject -> corruption -> severity -> way."""
+    accelerator = Accelerator()
+    nets = {subject: subject.load(accelerator.device) for subject in subjects}
+    found = {subject: {} for subject in subjects}
+    for corrupted in stream:
+        split = Split(corrupted.images, subjects[0].test[1])
+        title = f"{corrupted.name} {corrupted.severity}"
+        for subject, (net, mean, std) in nets.items():
+            logits = predict(net, split, mean, std, args.test_batch_size, accelerator, title)
+            ways = both_ways(partial(classification_metrics, logits, split.labels), subject)
+            found[subject].setdefault(corrupted.name, {})[str(corrupted.severity)] = ways
+            bar.update()
+    return found
 
 
 def corrupted_images(args: Namespace, subject: Subject) -> Iterator[Corrupted]:
@@ -339,10 +330,6 @@ def corrupted_images(args: Namespace, subject: Subject) -> Iterator[Corrupted]:
             f"{args.dataset or given} holds now; name its data by --dataset or --data_dir"
         )
     return own_corruptions(data.test.images, args.corruptions, args.seed or 0)
-
-
-def metrics_of(logits: Tensor, labels: Tensor) -> Callable[[float], dict[str, float]]:
-    return lambda temperature: classification_metrics(logits, labels, temperature)
 
 
 def means_of(corruptions: dict[str, dict]) -> dict[str, dict]:
@@ -395,19 +382,21 @@ def without_repeats(rows: list[list[str]]) -> list[list[str]]:
 
 
 def draw(path: Path, subjects: list[Subject], measured: list[dict]) -> None:
-    from utils.box_plots import Series, severity_boxes  # matplotlib takes a second to load
-
     series = []
     for place, (subject, one) in enumerate(zip(subjects, measured, strict=True)):
+        by_severity = {CLEAN: [one[CLEAN]]} | {
+            severity: [by_name[severity] for by_name in one["corruptions"].values()]
+            for severity in map(str, SEVERITIES)
+        }
         for way in ("raw", "scaled"):
-            values = {CLEAN: {key: [one[CLEAN][way][key]] for key in BOXES}}
-            for severity in map(str, SEVERITIES):
-                found = [by_name[severity][way] for by_name in one["corruptions"].values()]
-                values[severity] = {key: [metrics[key] for metrics in found] for key in BOXES}
+            boxes = {
+                metric: [[ways[way][metric] for ways in found] for found in by_severity.values()]
+                for metric in BOXES
+            }
             title = f"{subject.title.strip()}, {way}"
-            series.append(Series(title, place, way == "scaled", values))
+            series.append(Series(title, place, way == "scaled", boxes))
     with atomic(path) as file:
-        severity_boxes(series, {name: COLUMNS[name] for name in BOXES}, file)
+        severity_boxes(series, list(by_severity), {name: COLUMNS[name] for name in BOXES}, file)
 
 
 EVALUATIONS: dict[str, Callable[[Namespace, list[Subject]], Found]] = {

@@ -6,14 +6,14 @@
 Every map is fitted on the validation split and measured on the test split. No net is run.
 """
 
-from pathlib import Path
+from functools import partial
 
 import torch
 
-from utils.finished import Subject, find_records, subjects_of, write_beside
+from utils.finished import Subject, find_subjects, write_beside
 from utils.metrics import classification_metrics
-from utils.options import CommandLine, number, one_line_errors
-from utils.posthoc import FOLDS, METHODS, Calibration
+from utils.options import CommandLine, location, number, one_line_errors
+from utils.posthoc import FOLDS, METHODS, Calibration, dirichlet_calibration
 from utils.tables import COLUMNS, text_table
 
 FILE = "posthoc.json"
@@ -27,7 +27,7 @@ def options(argv: list[str] | None):
         "temperature scaling, vector scaling, Dirichlet calibration.",
     )
     add = parser.add_argument
-    add("runs", nargs="+", type=Path, metavar="RUN", help="run folders, or folders above them")
+    add("runs", nargs="+", type=location, metavar="RUN", help="run folders, or folders above them")
     add("--epoch", choices=("best", "last"), default="best", help="best: by validation top-1")
     add("--with-teacher", action="store_true", help="also a table for each student's teacher")
     add(
@@ -43,11 +43,9 @@ def options(argv: list[str] | None):
 
 def main(argv: list[str] | None = None) -> None:
     args = options(argv)
-    records, left_out = find_records(args.runs)
-    for line in left_out:
-        print(line)
-    for subject in subjects_of(records, args.epoch, args.with_teacher):
-        fitted = fit_all(subject, args.folds)
+    methods = METHODS | {"Dirichlet ODIR": partial(dirichlet_calibration, folds=args.folds)}
+    for subject in find_subjects(args.runs, args.epoch, args.with_teacher):
+        fitted = {method: fit(*subject.val) for method, fit in methods.items()}
         found = {method: measure(subject, fit) for method, fit in fitted.items()}
         print(f"\n{subject.title}\n{table(found)}")
         for method, calibration in fitted.items():
@@ -56,11 +54,6 @@ def main(argv: list[str] | None = None) -> None:
         if args.write:
             about = {"folds": args.folds}
             print(f"written: {write_beside(subject.record, FILE, about, {subject.owner: found})}")
-
-
-def fit_all(subject: Subject, folds: int) -> dict[str, Calibration]:
-    own = {"Dirichlet ODIR": {"folds": folds}}
-    return {method: fit(*subject.val, **own.get(method, {})) for method, fit in METHODS.items()}
 
 
 def measure(subject: Subject, calibration: Calibration) -> dict:

@@ -10,27 +10,20 @@ come first, each with its students below it. Settings are chosen on the validati
 
 import csv
 import io
+import math
 import os
 import sys
 from pathlib import Path
 
 from utils import UserError
 from utils.collect import Apart, read_runs
+from utils.folders import unmade_on_failure
 from utils.grouping import group_runs
-from utils.options import CommandLine, one_line_errors, whole
+from utils.options import CommandLine, location, one_line_errors, whole
 from utils.runs import atomic
-from utils.summary import (
-    SELECT,
-    Section,
-    legend,
-    sections_of,
-    sweep_sentence,
-    table_head,
-    table_rows,
-)
+from utils.summary import SELECT, Row, Section, apart_table, notes, sections_of, table_of
 from utils.tables import (
     COLUMNS,
-    Entry,
     latex_table,
     latex_text,
     markdown_table,
@@ -38,8 +31,6 @@ from utils.tables import (
     printable,
     terminal_table,
 )
-
-APART_HEAD = ["not in the tables", "why", "epochs", "last line of its log"]
 
 
 def options(argv: list[str] | None):
@@ -49,8 +40,10 @@ def options(argv: list[str] | None):
         "as mean and spread.",
     )
     add = parser.add_argument
-    add("roots", nargs="+", type=Path, metavar="ROOT", help="run folders, or folders above them")
-    add("--out", type=Path, metavar="FOLDER", help="also write report.html, .md, .csv and .tex")
+    add(
+        "roots", nargs="+", type=location, metavar="ROOT", help="run folders, or folders above them"
+    )
+    add("--out", type=location, metavar="FOLDER", help="also write report.html, .md, .csv and .tex")
     add(
         "--columns",
         nargs="+",
@@ -97,7 +90,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def write(folder: Path, files: dict[str, str]) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        with unmade_on_failure(folder):
+            folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {folder}: {error.strerror}; name a folder") from None
     for name, content in files.items():
@@ -108,23 +102,20 @@ def write(folder: Path, files: dict[str, str]) -> None:
 def terminal(sections: list[Section], apart: list[Apart], colour: bool) -> str:
     parts = []
     for section in sections:
-        table = terminal_table(table_head(section), table_rows(section, section.rows), colour)
-        marks = {"best": "*", "close": "~"}
-        parts.append("\n".join([table, *legend(section, marks), *map_sweeps(section)]))
+        sentences = notes(section, {"best": "*", "close": "~"})
+        parts.append("\n".join([terminal_table(*table_of(section), colour), *sentences]))
     if apart:
-        parts.append(terminal_table(APART_HEAD, apart_rows(apart, longest=70)))
+        parts.append(terminal_table(*apart_table(apart, longest=70)))
     return "\n\n".join(parts)
 
 
 def markdown(sections: list[Section], apart: list[Apart]) -> str:
     parts = ["# Report"]
     for section in sections:
-        parts.append(f"## {markdown_text(section.title)}")
-        parts.append(markdown_table(table_head(section), table_rows(section, section.rows)))
-        sentences = legend(section, {"best": "bold", "close": "≈"}) + map_sweeps(section)
-        parts += map(markdown_text, sentences)
+        parts += [f"## {markdown_text(section.title)}", markdown_table(*table_of(section))]
+        parts += map(markdown_text, notes(section, {"best": "bold", "close": "≈"}))
     if apart:
-        parts += ["## Not in the tables", markdown_table(APART_HEAD, apart_rows(apart))]
+        parts += ["## Not in the tables", markdown_table(*apart_table(apart))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -132,51 +123,22 @@ def latex(sections: list[Section]) -> str:
     r"""One table environment per data set, to \input where booktabs is loaded."""
     parts = []
     for section in sections:
-        sentences = legend(section, {"best": "bold", "close": "≈"}) + map_sweeps(section)
+        sentences = " ".join(notes(section, {"best": "bold", "close": "≈"}))
         parts += [
             r"\begin{table}",
             r"\centering",
-            latex_table(table_head(section), table_rows(section, section.rows)),
-            rf"\caption{{{latex_text(section.title)}. {latex_text(' '.join(sentences))}}}",
+            latex_table(*table_of(section)),
+            rf"\caption{{{latex_text(section.title)}. {latex_text(sentences)}}}",
             r"\end{table}",
             "",
         ]
     return "\n".join(parts)
 
 
-def map_sweeps(section: Section) -> list[str]:
-    return [sweep_sentence(section, sweep) for sweep in section.sweeps]
-
-
 def csv_text(sections: list[Section]) -> str:
     """Every metric, not only the chosen columns, with all digits; units in the heads."""
-    metrics = [name for name in COLUMNS if any(name in r.cells for s in sections for r in s.rows)]
-    lines = []
-    for section in sections:
-        chosen = {sweep.chosen for sweep in section.sweeps}
-        for row in section.rows:
-            group = row.group
-            line = {
-                "dataset": section.title,
-                "model": group.first["model"],
-                "label": group.first["label"],
-                "net": printable(group.name),
-                "teacher": printable(group.teacher.name) if group.teacher else "",
-                "epoch": section.epoch,
-                "logits": row.way,
-                "n": len(group.records),
-                "seeds": " ".join(str(record.result["seed"]) for record in group.records),
-                "chosen": "yes" if group in chosen else "",
-            }
-            for name in metrics:
-                head, factor = COLUMNS[name].head, COLUMNS[name].factor
-                cell = row.cells.get(name)
-                numbers = (cell.mean, cell.sd, *(cell.interval or ())) if cell else ()
-                heads = (head, f"{head} sd", f"{head} low", f"{head} high")
-                for key, value in zip(heads, numbers, strict=False):
-                    line[key] = "" if value != value else f"{factor * value:.10g}"
-            lines.append(line)
-    heads = list(dict.fromkeys(key for line in lines for key in line))
+    lines = [csv_line(section, row) for section in sections for row in section.rows]
+    heads = list(dict.fromkeys(head for line in lines for head in line))
     text = io.StringIO()
     writer = csv.DictWriter(text, heads, restval="", lineterminator="\n")
     writer.writeheader()
@@ -184,12 +146,28 @@ def csv_text(sections: list[Section]) -> str:
     return text.getvalue()
 
 
-def apart_rows(apart: list[Apart], longest: int | None = None) -> list[list[Entry]]:
-    return [
-        [Entry(printable(text)) for text in (one.folder, one.state, one.progress)]
-        + [Entry(printable(one.last_line)[:longest])]
-        for one in apart
-    ]
+def csv_line(section: Section, row: Row) -> dict[str, str | int]:
+    group = row.group
+    chosen = {sweep.chosen for sweep in section.sweeps}
+    line = {
+        "dataset": section.title,
+        "model": group.first["model"],
+        "label": group.first["label"],
+        "net": printable(group.name),
+        "teacher": printable(group.teacher.name) if group.teacher else "",
+        "epoch": section.epoch,
+        "logits": row.way,
+        "n": len(group.records),
+        "seeds": " ".join(str(record.result["seed"]) for record in group.records),
+        "chosen": "yes" if group in chosen else "",
+    }
+    for metric, (mean, sd, _, interval) in row.cells.items():
+        column = COLUMNS[metric]
+        parts = zip(("", " sd", " low", " high"), (mean, sd, *(interval or ())), strict=False)
+        for part, value in parts:
+            known = not math.isnan(value)
+            line[column.head + part] = f"{column.factor * value:.10g}" if known else ""
+    return line
 
 
 if __name__ == "__main__":

@@ -28,10 +28,10 @@ from utils.summary import (
     Cell,
     Section,
     Sweep,
+    apart_table,
     legend,
     sweep_sentence,
-    table_head,
-    table_rows,
+    table_of,
 )
 from utils.tables import COLUMNS, Entry, html_table, printable
 
@@ -40,7 +40,7 @@ CURVES = {"val_top1": "top-1 %", "val_ece": "ECE %", "val_nll": "NLL"}
 CSS = """
 :root { --ink: #1f2933; --soft: #5b6773; --line: #e3e7eb; --accent: #2f5d8a; --paper: #fff; }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 78rem; padding: 1.5rem clamp(0.8rem, 3vw, 2.5rem) 4rem;
+body { margin: 0 auto; max-width: 84rem; padding: 1.5rem clamp(0.8rem, 2vw, 2.5rem) 4rem;
   background: var(--paper); color: var(--ink);
   font: 16px/1.55 system-ui, "Segoe UI", "Helvetica Neue", Arial, sans-serif; }
 h1 { font-size: 1.7rem; margin: 0 0 0.2rem; }
@@ -52,12 +52,17 @@ p { margin: 0.4rem 0; max-width: 62rem; }
 .soft, figcaption { color: var(--soft); font-size: 0.875rem; }
 ul { margin: 0.5rem 0; padding-left: 1.2rem; color: var(--soft); font-size: 0.875rem; }
 .scroll { overflow-x: auto; margin: 0.8rem 0; border: 1px solid var(--line); border-radius: 6px; }
-table { border-collapse: collapse; width: 100%; font-size: 0.875rem;
+table { border-collapse: collapse; width: 100%; font-size: 0.8125rem;
   font-variant-numeric: tabular-nums; }
-th, td { padding: 0.35rem 0.6rem; text-align: right; white-space: nowrap; }
+th, td { padding: 0.3rem 0.5rem; text-align: right; vertical-align: baseline;
+  white-space: nowrap; }
 th:first-child, .words td, .words th { text-align: left; }
 tbody th { font-weight: 500; }
-.metrics tbody tr:nth-child(odd) > * { border-top: 1px solid var(--line); }
+.metrics tbody tr:has(th:not(:empty)) > * { border-top: 1px solid var(--line); }
+.words tbody th, .words td:last-child { white-space: normal; overflow-wrap: anywhere;
+  min-width: 16rem; }
+.words.code td:last-child { min-width: 32rem; }
+sup { position: absolute; line-height: 1; }
 .code tbody { font: 0.8rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 thead th { background: #f5f7f9; border-bottom: 1px solid var(--line); font-weight: 600; }
 tbody tr:hover { background: #f8fafc; }
@@ -84,16 +89,14 @@ def page(sections: list[Section], apart: list[Apart], roots: list[Path]) -> str:
     where = escape(printable(", ".join(map(str, roots))))
     parts = [
         "<h1>Accuracy and calibration</h1>",
-        f'<p class="soft">{runs} finished runs, {len(apart)} others, below {where}. '
+        f'<p class="soft">{runs} finished runs below {where}; not in the tables: {len(apart)}. '
         f"{datetime.now():%Y-%m-%d %H:%M}.</p>",
         *map(section_html, sections),
     ]
     if runs:
         parts.append(commands_html(sections))
     if apart:
-        words = [(one.folder, one.state, one.progress, one.last_line) for one in apart]
-        head = ["run", "why", "epochs", "last line of its log"]
-        parts += ["<h2>Not in the tables</h2>", html_table(head, entries(words), "words")]
+        parts += ["<h2>Not in the tables</h2>", html_table(*apart_table(apart), "words")]
     content = "\n".join(parts)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -104,16 +107,12 @@ def page(sections: list[Section], apart: list[Apart], roots: list[Path]) -> str:
     )
 
 
-def entries(rows: list[tuple]) -> list[list[Entry]]:
-    return [[Entry(printable(cell)) for cell in row] for row in rows]
-
-
 def section_html(section: Section) -> str:
-    notes = legend(section, {"best": "Bold", "close": "≈"})
-    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in notes)
+    sentences = legend(section, {"best": "bold", "close": "≈"})
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
     parts = [
         f"<h2>{escape(printable(section.title))}</h2>",
-        html_table(table_head(section), table_rows(section, section.rows), "metrics"),
+        html_table(*table_of(section), "metrics"),
         f"<ul>{items}</ul>",
         *(sweep_html(section, sweep) for sweep in section.sweeps),
         comparison_html(section),
@@ -122,13 +121,14 @@ def section_html(section: Section) -> str:
     return "\n".join(parts)
 
 
-def picture(draw: Callable, description: str, kind: str = "") -> str:
+def picture(draw: Callable, description: str, kind: str = "", caption: str = "") -> str:
     """`draw(file)` writes an SVG, which goes into the page as a data URI."""
     file = io.BytesIO()
     draw(file)
     data = base64.b64encode(file.getvalue()).decode()
     image = f'<img src="data:image/svg+xml;base64,{data}" alt="{escape(description)}">'
-    return f'<figure class="{kind}">{image}</figure>'
+    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return f'<figure class="{kind}">{image}{below}</figure>'
 
 
 def sweep_html(section: Section, sweep: Sweep) -> str:
@@ -229,12 +229,10 @@ def reliability_card(section: Section, group: Group) -> str:
             return ""
         temperature = record.measured(section.epoch)["temperature"]
         panels.append((way if way == "raw" else f"scaled, T = {temperature:.2f}", *predicted))
-    name, seed = printable(group.full_name), printable(record.result["seed"])
-    caption = f"{name}{'' if seed == 'None' else f', seed {seed}'}"
+    seed = record.result["seed"]
+    caption = printable(group.full_name + (f", seed {seed}" if seed is not None else ""))
     draw = partial(reliability_diagrams, panels, format="svg")
-    return picture(draw, f"reliability of {caption}").replace(
-        "</figure>", f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
+    return picture(draw, f"reliability of {caption}", caption=caption)
 
 
 def curve_of(place: int, runs: list[list[dict]], key: str) -> Curve:
@@ -259,5 +257,6 @@ def commands_html(sections: list[Section]) -> str:
         if not record.borrowed
     ]
     head = ["run", "minutes", "hardware", "command"]
-    table = html_table(head, entries(rows), "words code")
+    cells = [[Entry(printable(text)) for text in row] for row in rows]
+    table = html_table(head, cells, "words code")
     return f"<h2>Commands</h2>\n<details><summary>{len(rows)} runs</summary>{table}</details>"

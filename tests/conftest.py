@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,13 @@ def assert_same_run(one: Path, other: Path) -> None:
     results = [json.loads((folder / "result.json").read_text()) for folder in (one, other)]
     for which in ("best", "last"):
         assert results[0][which] == results[1][which]
+
+
+def wait_for(path: Path, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not come"
+        time.sleep(0.01)
 
 
 def fails(capsys, folder, main, argv) -> str:

@@ -1,92 +1,46 @@
 """Every mistake ends in one line that names the flag or file, exit code 2, and nothing on disk."""
 
+import io
+import os
 import re
+import shlex
+import shutil
+from contextlib import redirect_stdout, suppress
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import fails, run_script, write_npz
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import train_student
 import train_teacher
+from models import build_model
+from scripts import benchmark, cache_teacher, evaluate, posthoc, report
+from utils import UserError
+from utils.options import one_line_errors
 
-
-@pytest.fixture
-def folder(tmp_path, tiny_npz, monkeypatch):
-    """An empty working folder but for tiny.npz."""
-    (tmp_path / "tiny.npz").write_bytes(tiny_npz.read_bytes())
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-TEACHER = [
-    ("--loss MDAC", "--loss.*'MDAC'.*MDCA"),
-    ("--loss FL+MDCA+MMCE", "--loss.*FL"),
-    ("--model resnet57", "--model.*resnet56"),
-    ("--model resnet50", "--model.*ImageNet"),
-    ("--model wrn_41_2", "--model.*wrn_40_2"),
-    ("--dataset cifar11", "--dataset.*cifar1"),
-    ("--dataset missing.npz", "--dataset.*missing.npz"),
-    ("--scheduler step", "--scheduler.*multistep"),
-    ("--schedule-steps 8 4 --epochs 10", "--schedule-steps 8 4.*--epochs 10"),
-    ("--schedule-steps 4 12 --epochs 10", "--schedule-steps 4 12.*--epochs 10"),
-    ("--schedule-steps -1", "--schedule-steps.*at least 1"),
-    ("--lr 0", "--lr.*'0'.*above 0"),
-    ("--lr nan", "--lr.*'nan'"),
-    ("--lr inf", "--lr.*'inf'"),
-    ("--lr fast", "--lr.*'fast'"),
-    ("--lr 1e99", "--lr.*'1e99'"),
-    ("--momentum 1", "--momentum.*below 1"),
-    ("--wd -1", "--weight-decay/--wd.*'-1'"),
-    ("--epochs 0", "--epochs.*'0'"),
-    ("--epochs 1.5", "--epochs.*'1.5'"),
-    ("--seed -3", "--seed.*'-3'"),
-    ("--split-seed -3", "--split-seed.*'-3'"),
-    ("--alpha 1", "--alpha.*'1'.*below 1"),
-    ("--beta -1", "--beta.*'-1'"),
-    ("--gamma -1", "--gamma.*'-1'"),
-    ("--warmup -1", "--warmup.*'-1'"),
-    ("--lr-decay-factor 2", "--lr-decay-factor.*'2'"),
-    ("--train-batch-size 0", "--train-batch-size.*'0'"),
-    ("--train-batch-size 500", "--train-batch-size 500.*135"),
-    ("--exp_name ../up", "--exp_name.*'../up'"),
-    ("--lamda 1", "'--lamda'"),
-    ("--epoch 1", "'--epoch'.*--epochs"),
-    ("--epochs", "--epochs"),
-    ("--log_with wandb", "--log_with.*tensorboard"),
-    ("--checkpoint tiny.npz", "--checkpoint.*tiny.npz"),
-]
-
-
-@pytest.mark.parametrize("flags, said", TEACHER, ids=[flags for flags, _ in TEACHER])
-def test_teacher(folder, capsys, flags, said):
-    flags = flags if flags.startswith("--dataset") else f"--dataset tiny.npz {flags}"
-    assert re.search(said, fails(capsys, folder, train_teacher.main, flags.split()))
-
-
-STUDENT = [
-    ("", "--teacher_path"),
-    ("--teacher_path nowhere", "--teacher_path nowhere"),
-    ("--teacher_path .", r"--teacher_path \."),
-    ("--teacher_path tiny.npz", "--teacher_path tiny.npz"),
-    ("--teacher_path . --T 0", "--T.*'0'.*above 0"),
-    ("--teacher_path . --T -4", "--T.*'-4'"),
-    ("--teacher_path . --Lambda 1.5", "--Lambda.*'1.5'.*0 to 1"),
-    ("--teacher_path . --Lambda -0.1", "--Lambda.*'-0.1'"),
-    ("--teacher_path . --teacher resnet57", "--teacher.*resnet56"),
-    ("--teacher_path . --teacher_norm cifar", "--teacher_norm.*cifar10"),
-    ("--teacher_path . --loss NLL", "'--loss'"),
-]
-
-
-@pytest.mark.parametrize("flags, said", STUDENT, ids=[flags for flags, _ in STUDENT])
-def test_student(folder, capsys, flags, said):
-    command = f"--dataset tiny.npz {flags}".split()
-    assert re.search(said, fails(capsys, folder, train_student.main, command))
+RUN = "teachers/tiny/resnet8/NLL_seed=42"
+# A right command, which a test adds its mistake to.
+PROGRAMS = {
+    "train_teacher": (train_teacher.main, "--dataset tiny.npz"),
+    "train_student": (train_student.main, f"--dataset tiny.npz --teacher_path {RUN}"),
+    "evaluate": (evaluate.main, f"--on corruptions {RUN}"),
+    "posthoc": (posthoc.main, RUN),
+    "report": (report.main, "teachers"),
+    "cache_teacher": (
+        cache_teacher.main,
+        f"--dataset tiny.npz --teacher_path {RUN} --teacher_cache cache",
+    ),
+    "benchmark": (benchmark.options, ""),
+}
 
 
 @pytest.fixture(scope="module")
-def teachers(tmp_path_factory, tiny_npz):
+def teachers(tmp_path_factory, tiny_npz) -> Path:
     """A root with two finished one-epoch teachers."""
     root = tmp_path_factory.mktemp("teachers")
     common = f"--dataset {tiny_npz} --model resnet8 --epochs 1 --train-batch-size 32".split()
@@ -95,86 +49,435 @@ def teachers(tmp_path_factory, tiny_npz):
     return root
 
 
-MISMATCHES = [
-    ("", "--teacher_path.*2 finished runs.*FL_gamma=1_seed=42.*NLL_seed=42"),
-    ("tiny/resnet8/NLL_seed=42 --teacher resnet20", "resnet8.*--teacher resnet20"),
-    ("tiny/resnet8/NLL_seed=42 --teacher_loss FL+MDCA", "NLL.*--teacher_loss FL.MDCA"),
-    ("tiny/resnet8/NLL_seed=42 --teacher_loss MDAC", "--teacher_loss MDAC"),
-    ("tiny/resnet8/NLL_seed=42 --split-seed 1", "--split-seed 0.*1"),
-    ("tiny/resnet8/NLL_seed=42 --teacher_norm imagenet", "--teacher_norm imagenet"),
-    ("tiny/resnet8/NLL_seed=42/checkpoint.pth", "model_best.pth"),
-    ("tiny/resnet8/NLL_seed=42/config.json", "config.json"),
-]
-
-
-@pytest.mark.parametrize("path, said", MISMATCHES, ids=[path for path, _ in MISMATCHES])
-def test_teacher_that_does_not_fit(folder, capsys, teachers, path, said):
-    command = f"--dataset tiny.npz --teacher_path {teachers}/{path}".split()
-    assert re.search(said, fails(capsys, folder, train_student.main, command))
-
-
-def test_teacher_of_other_data(folder, capsys, teachers):
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, tiny_npz, teachers) -> Path:
+    """A working folder with whole files and folders beside odd ones."""
+    folder = tmp_path_factory.mktemp("world")
+    shutil.copy(tiny_npz, folder / "tiny.npz")
     write_npz(folder / "other.npz", 4, 150, 40, seed=1)
     write_npz(folder / "five.npz", 5, 150, 40)
-    path = teachers / "tiny/resnet8/NLL_seed=42"
-    for name in ("other", "five"):
-        command = ["--dataset", f"{name}.npz", "--teacher_path", str(path)]
-        assert "--dataset" in fails(capsys, folder, train_student.main, command)
+    shutil.copytree(teachers, folder / "teachers")
+    for name in ("empty", "folder.npz", "with/resnet8_weights"):
+        (folder / name).mkdir(parents=True)
+    for name in ("empty.npz", "empty.pth"):
+        (folder / name).touch()
+    (folder / "file").write_text("text\n")
+    (folder / "text.npz").write_text("text\n")
+    for name in ("loop", "loop.npz", "loop.pth"):
+        (folder / name).symlink_to(name)
+    torch.save(build_model("resnet8", 4).state_dict(), folder / "weights.pth")
+    torch.save(build_model("resnet8", 7).state_dict(), folder / "seven.pth")
+    shutil.copy(folder / "weights.pth", folder / "with/resnet8_weights")
+    damage_runs(folder)
+    return folder
 
 
-def good_arrays() -> dict[str, np.ndarray]:
-    images, labels = np.zeros((40, 8, 8, 3), np.uint8), np.arange(40) % 4
-    return {"x_train": images, "y_train": labels, "x_test": images, "y_test": labels}
+def damage_runs(folder: Path) -> None:
+    """Copies of a finished run in which one file is damaged, each a root of its own."""
+    for name in ("result.json", "predictions.npz", "model_best.pth", "metrics.jsonl"):
+        copy = folder / f"damaged_{Path(name).stem}" / "run"
+        shutil.copytree(folder / RUN, copy)
+        content = (copy / name).read_bytes()
+        (copy / name).write_bytes(content[: len(content) // 2])
 
 
-ARRAYS = {
-    "missing": {"y_test": None},
-    "float images": {"x_train": np.zeros((40, 8, 8, 3))},
-    "wrong shape": {"x_train": np.zeros((40, 8, 9, 3), np.uint8)},
-    "two channels": {"x_train": np.zeros((40, 8, 8, 2), np.uint8)},
-    "too few labels": {"y_train": np.zeros(39, int)},
-    "negative label": {"y_train": np.full(40, -1)},
-    "float labels": {"y_train": np.zeros(40)},
-    "no images": {"x_test": np.zeros((0, 8, 8, 3), np.uint8), "y_test": np.zeros(0, int)},
+@pytest.fixture
+def folder(world, monkeypatch) -> Path:
+    monkeypatch.chdir(world)
+    return world
+
+
+def said(capsys, folder: Path, program: str, flags: str) -> str:
+    main, right = PROGRAMS[program]
+    return fails(capsys, folder, main, shlex.split(right) + shlex.split(flags))
+
+
+# Values
+
+FORM = ["", "fast", "nan", "inf", "1e99", "-1", "9" * 5000, "1,5", "½"]
+NUMBERS = {
+    "train_teacher": {
+        **{"--epochs": ["0", "1.5"], "--train-batch-size": ["0"], "--test-batch-size": ["0"]},
+        **{"--lr": ["0", "-inf"], "--momentum": ["1"], "--weight-decay": [], "--warmup": ["2.0"]},
+        **{"--schedule-steps": ["0"], "--lr-decay-factor": ["2"], "--seed": [], "--split-seed": []},
+        **{"--alpha": ["1"], "--beta": [], "--gamma": []},
+    },
+    "train_student": {"--T": ["0"], "--Lambda": ["1.5"]},
+    "evaluate": {"--test-batch-size": ["0"], "--seed": ["0.5"]},
+    "posthoc": {"--folds": ["1"]},
+    "report": {"--resamples": ["1.5"]},
+    "cache_teacher": {"--batch-size": ["0"], "--split-seed": []},
+    "benchmark": {"--batch-size": ["0"], "--rounds": ["0"], "--workers": []},
 }
 
 
-@pytest.mark.parametrize("case", ARRAYS)
-def test_npz_that_is_no_data_set(folder, capsys, case):
-    arrays = {k: v for k, v in (good_arrays() | ARRAYS[case]).items() if v is not None}
-    np.savez(folder / "bad.npz", **arrays)
-    error = fails(capsys, folder, train_teacher.main, ["--dataset", "bad.npz"])
-    assert "bad.npz" in error
+@pytest.mark.parametrize(
+    "program, flag", [(program, flag) for program in NUMBERS for flag in NUMBERS[program]]
+)
+def test_numbers(folder, capsys, program, flag):
+    for value in FORM + NUMBERS[program][flag]:
+        error = said(capsys, folder, program, shlex.join([f"{flag}={value}"]))
+        assert re.search(rf"{flag}.*{re.escape(repr(value[:80]))} will not do; give a ", error)
 
 
-@pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04 cut short"])
-def test_npz_that_is_no_archive(folder, capsys, content):
-    (folder / "bad.npz").write_bytes(content)
-    assert "bad.npz" in fails(capsys, folder, train_teacher.main, ["--dataset", "bad.npz"])
+CHOICES = [
+    ("train_teacher", "--scheduler", "multistep"),
+    ("train_teacher", "--log_with", "tensorboard"),
+    ("train_teacher", "--loss", "MDCA"),
+    ("train_teacher", "--model", "resnet56"),
+    ("train_student", "--teacher", "resnet56"),
+    ("train_student", "--teacher_norm", "cifar10"),
+    ("train_student", "--teacher_select", "last"),
+    ("evaluate", "--on", "cifar10c"),
+    ("evaluate", "--epoch", "best"),
+    ("evaluate", "--corruptions", "contrast"),
+    ("posthoc", "--epoch", "best"),
+    ("report", "--columns", "top1"),
+    ("report", "--select", "nll"),
+    ("cache_teacher", "--teacher_norm", "cifar10"),
+    ("report", "--epoch", "best"),
+]
 
 
-def test_no_data_and_no_network(folder, capsys, monkeypatch):
-    import torchvision
+@pytest.mark.parametrize("program, flag, known", CHOICES)
+@pytest.mark.parametrize("value", ["", "none", "BEST", "naïve", "x" * 3000, "a\nb"])
+def test_names_of_which_only_some_are_known(folder, capsys, program, flag, known, value):
+    error = said(capsys, folder, program, shlex.join([flag, value]))
+    assert re.search(rf"{flag}.*{known}", error)
+    assert repr(value)[:20] in error or value[:20].replace("\n", " ") in error
 
-    def no_network(*args, **kwargs):
+
+NO_TEXT = ["", " ", "a\nb", "\x1b[31m", "x" * 5000, "a\0b", "\udcff"]
+
+
+@pytest.mark.parametrize("value", NO_TEXT)
+@pytest.mark.parametrize(
+    "program, flag",
+    [
+        ("train_teacher", "--dataset"),
+        ("train_teacher", "--data_dir"),
+        ("train_teacher", "--checkpoint"),
+        ("train_teacher", "--exp_name"),
+        ("train_student", "--teacher_path"),
+        ("train_student", "--teacher_cache"),
+        ("train_student", "--teacher_loss"),
+        ("cache_teacher", "--dataset"),
+        ("cache_teacher", "--teacher_path"),
+        ("cache_teacher", "--teacher_cache"),
+        ("evaluate", "--data_dir"),
+        ("evaluate", "--dataset"),
+        ("evaluate", "--out"),
+        ("report", "--out"),
+    ],
+)
+def test_texts(folder, capsys, program, flag, value):
+    error = said(capsys, folder, program, shlex.join([flag, value]))
+    assert re.search(rf"{flag}.*give 1 to \d+ ", error)
+
+
+@pytest.mark.parametrize("value", NO_TEXT)
+@pytest.mark.parametrize("program", ["evaluate", "posthoc", "report"])
+def test_folders_of_runs(folder, capsys, program, value):
+    rest = ["--on", "corruptions"] if program == "evaluate" else []
+    error = fails(capsys, folder, PROGRAMS[program][0], [value, *rest])
+    assert re.search(r"R(UN|OOT).*give 1 to \d+ ", error)
+
+
+# Commands
+
+LONG = "x" * 300  # more than a file's name may have
+MISTAKES = {
+    "train_teacher": [
+        ("--loss MDAC", "--loss.*'MDAC'.*MDCA"),
+        ("--loss FL+MDCA+MMCE", r"--loss.*FL\+MDCA\+MMCE"),
+        ("--model resnet57", "--model.*resnet57.*resnet56"),
+        ("--model resnet50", "--model.*resnet50.*ImageNet"),
+        ("--model wrn_41_2", "--model.*wrn_41_2.*wrn_40_2"),
+        ("--model wrn_1000_100", "--model wrn_1000_100.*GiB.*smaller"),
+        ("--dataset cifar11", "--dataset cifar11.*cifar1"),
+        ("--dataset missing.npz", "--dataset missing.npz.*check the path"),
+        ("--dataset empty", "--dataset empty.*the path of an .npz"),
+        ("--dataset folder.npz", "--dataset folder.npz.*check the path"),
+        ("--dataset loop.npz", "--dataset loop.npz.*check the path"),
+        ("--dataset file", "--dataset file.*numpy.savez"),
+        ("--dataset weights.pth", "--dataset weights.pth.*x_train"),
+        ("--dataset empty.npz", "--dataset empty.npz.*numpy.savez"),
+        ("--dataset text.npz", "--dataset text.npz.*numpy.savez"),
+        (f"--dataset {LONG}.npz", "--dataset x.*check the path"),
+        (f"--dataset {RUN}/predictions.npz", "--dataset .*predictions.npz.*x_train"),
+        ("--dataset ~nobody/x.npz", "--dataset ~nobody/x.npz"),
+        ("--schedule-steps 8 4 --epochs 10", "--schedule-steps 8 4.*--epochs 10"),
+        ("--schedule-steps 4 4 --epochs 10", "--schedule-steps 4 4.*must rise"),
+        ("--schedule-steps 4 12 --epochs 10", "--schedule-steps 4 12.*--epochs 10"),
+        ("--schedule-steps", "--schedule-steps.*at least one"),
+        ("--schedule-steps 5 --scheduler cosine", "--schedule-steps.*--scheduler cosine"),
+        ("--warmup 5", "--warmup.*multistep.*--scheduler warmupcosine"),
+        ("--scheduler warmupcosine --warmup 999999", "--warmup 999999.*give fewer"),
+        ("--train-batch-size 500", "--train-batch-size 500.*135.*at most"),
+        ("--train-batch-size 1000000000", "--train-batch-size 1000000000.*135"),
+        ("--exp_name ../up", "--exp_name.*'../up'.*letters"),
+        ("--exp_name 'a b'", "--exp_name.*'a b'.*letters"),
+        ("--exp_name ü", "--exp_name.*'ü'.*letters"),
+        (f"--exp_name {LONG}", "--exp_name.*'xxx.*1 to 80"),
+        ("--lamda 1", "'--lamda'"),
+        ("--epoch 1", "'--epoch'.*--epochs"),
+        ("--LR 1", "'--LR'.*--"),
+        ("--T 4", "'--T'.*--help"),
+        ("stray", "'stray'.*--help"),
+        ("-x", "'-x'.*--help"),
+        ("-- --epochs 1", "'--epochs'|'--'"),
+        ("--epochs", "--epochs.*expected"),
+        ("--epochs --lr 1", "--epochs.*expected"),
+        ("--overwrite=yes", "--overwrite.*'yes'"),
+        ("--checkpoint file", "--checkpoint.*file.*may write"),
+        ("--checkpoint file/below", "--checkpoint.*file/below.*may write"),
+        ("--checkpoint loop", "--checkpoint.*loop.*may write"),
+        (f"--checkpoint {LONG}", "--checkpoint.*may write"),
+        (f"--checkpoint new/{LONG}", "--checkpoint.*may write"),
+        ("--checkpoint /proc/runs", "--checkpoint.*/proc/runs.*may write"),
+        ("--dataset cifar10 --data_dir nowhere/below", "--data_dir nowhere/below.*cifar10.npz"),
+        ("--dataset cifar100 --data_dir file", "--data_dir file.*cifar100.npz"),
+        ("--dataset cifar100 --data_dir loop", "--data_dir loop.*cifar100.npz"),
+        ("--sync_bn --checkpoint teachers --model resnet8", "--overwrite"),
+    ],
+    "train_student": [
+        ("--teacher_path nowhere", "--teacher_path nowhere.*give a run folder"),
+        ("--teacher_path .", r"--teacher_path \.: \d finished runs.*name one"),
+        ("--teacher_path empty", "--teacher_path empty.*name a file"),
+        ("--teacher_path with", "--teacher_path with.*weights.pth.*name a file"),
+        ("--teacher_path loop", "--teacher_path loop.*no such file"),
+        ("--teacher_path loop.pth", "--teacher_path loop.pth.*no such file"),
+        ("--teacher_path /dev/zero", "--teacher_path /dev/zero.*no such file"),
+        (f"--teacher_path {LONG}", "--teacher_path x.*no such file"),
+        ("--teacher_path tiny.npz", "--teacher_path tiny.npz.*torch.save"),
+        ("--teacher_path file", "--teacher_path file.*damaged"),
+        ("--teacher_path empty.pth", "--teacher_path empty.pth.*empty.*again"),
+        ("--teacher_path damaged_model_best", "damaged_model_best.*again"),
+        ("--teacher_path weights.pth", "--teacher_path weights.pth.*give --teacher"),
+        ("--teacher_path weights.pth --teacher resnet20", "weights.pth.*looks like resnet8"),
+        ("--teacher_path weights.pth --teacher_select last", "weights.pth.*--teacher_select"),
+        ("--teacher_path seven.pth --teacher resnet8", "seven.pth: has 7.*has 4"),
+        ("--teacher_path teachers", "2 finished runs.*FL_gamma=1_seed=42.*NLL_seed=42"),
+        ("--teacher resnet20", "resnet8, not --teacher resnet20"),
+        ("--teacher_loss FL+MDCA", r"NLL.*--teacher_loss FL\+MDCA"),
+        ("--teacher_loss MDAC", "--teacher_loss MDAC.*MDCA"),
+        ("--split-seed 1", "--split-seed 0.*1"),
+        ("--teacher_norm imagenet", "--teacher_norm imagenet.*leave"),
+        (f"--teacher_path {RUN}/checkpoint.pth", "model_best.pth"),
+        (f"--teacher_path {RUN}/config.json", "config.json.*damaged"),
+        ("--dataset other.npz", "trained on tiny.*--dataset other.*another"),
+        ("--dataset five.npz", r"tiny \(4 classes\).*five \(5 classes\)"),
+        ("--loss NLL", "'--loss'"),
+        ("--lambda 1", "'--lambda'.*--Lambda"),
+        ("--teacher_cache file", "--teacher_cache file.*name a folder"),
+        ("--teacher_cache file/below", "--teacher_cache file/below.*name a folder"),
+        ("--teacher_cache loop", "--teacher_cache loop.*name a folder"),
+        ("--teacher_cache /proc/cache", "--teacher_cache /proc/cache.*name a folder"),
+        (f"--teacher_cache {LONG}", "--teacher_cache x.*name a folder"),
+        (f"--teacher_cache new/{LONG}", "--teacher_cache new/x.*name a folder"),
+    ],
+    "evaluate": [
+        ("nowhere", "nowhere.*no such folder"),
+        ("empty", "empty.*no run below it"),
+        ("loop", "loop.*no such folder"),
+        ("file", "file.*no such folder"),
+        (LONG, "no such folder"),
+        ("damaged_predictions", "predictions.npz"),
+        ("damaged_model_best", "model_best.pth.*again"),
+        ("--on cifar10q", "--on.*cifar10q.*cifar10c"),
+        ("--on missing.npz", "--on.*missing.npz.*check the path"),
+        ("--on loop.npz", "--on.*loop.npz.*check the path"),
+        ("--on text.npz", "--on text.npz.*numpy.savez"),
+        ("--on empty.npz", "--on empty.npz.*numpy.savez"),
+        (f"--on {RUN}/predictions.npz", "--on.*x_test"),
+        ("--on synthetic", "--on synthetic.*name a run"),
+        ("--on cifar10h --data_dir nowhere", "nowhere.*cifar10h"),
+        ("--on cifar10c --data_dir file", "file/CIFAR-10-C"),
+        ("--on svhn --out boxes.png", "--out has no effect"),
+        ("--corruptions fog", "--corruptions fog.*gaussian_noise"),
+        ("--out boxes.pdf", "--out boxes.pdf.*png"),
+        ("--out nowhere/boxes.png", "--out nowhere/boxes.png.*exists"),
+        ("--dataset missing.npz", "--dataset missing.npz"),
+        ("--dataset other.npz", "other.npz|other data"),
+        ("--writ", "'--writ'.*--write"),
+    ],
+    "posthoc": [
+        ("nowhere", "nowhere.*no such folder"),
+        ("loop", "loop.*no such folder"),
+        (LONG, "no such folder"),
+        ("damaged_predictions", "predictions.npz.*again"),
+        ("--fold 3", "'--fold'.*--folds"),
+    ],
+    "report": [
+        ("nowhere", "nowhere.*no such folder"),
+        ("empty", "empty.*no run below it"),
+        ("file", "file.*no such folder"),
+        ("loop", "loop.*no such folder"),
+        (LONG, "no such folder"),
+        ("damaged_metrics --out out", "metrics.jsonl.*again"),
+        ("damaged_predictions", "predictions.npz.*again"),
+        ("--columns", "--columns.*at least one"),
+        ("--columns ece top2", "--columns.*top2.*top1"),
+        ("--out file", "--out file.*name a folder"),
+        ("--out loop", "--out loop.*name a folder"),
+        ("--out file/below", "--out file/below.*name a folder"),
+        (f"--out new/{LONG}", "--out new/x.*name a folder"),
+        ("--colums ece", "'--colums'.*--columns"),
+    ],
+    "cache_teacher": [
+        ("--dataset missing.npz", "--dataset missing.npz.*check the path"),
+        ("--dataset other.npz", "trained on tiny.*--dataset other.*another"),
+        ("--teacher_path nowhere", "--teacher_path nowhere.*give a run folder"),
+        ("--teacher_path weights.pth", "--teacher_path weights.pth.*give --teacher"),
+        ("--teacher_cache file", "--teacher_cache file.*name a folder"),
+        ("--teacher_cache loop", "--teacher_cache loop.*name a folder"),
+        (f"--teacher_cache new/{LONG}", "--teacher_cache new/x.*name a folder"),
+        ("--split-seed 1", "--split-seed 0.*1"),
+        ("--batch_siz 3", "'--batch-?_?siz'.*--batch-size"),
+    ],
+    "benchmark": [
+        ("--round 3", "'--round'.*--rounds"),
+        ("--json", "--json.*expected"),
+        ("stray", "'stray'.*--help"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    "program, flags, pattern",
+    [
+        pytest.param(program, flags, pattern, id=f"{program} {flags[:60]}")
+        for program, mistakes in MISTAKES.items()
+        for flags, pattern in mistakes
+    ],
+)
+def test_mistakes(folder, capsys, no_network, program, flags, pattern):
+    error = said(capsys, folder, program, flags)
+    assert re.search(pattern, error), error
+    assert len(error) < 1500
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    from torchvision.datasets import cifar
+
+    def fail(url, root, **options):
+        os.makedirs(root, exist_ok=True)
         raise OSError("network unreachable")
 
-    monkeypatch.setattr(torchvision.datasets.utils, "download_url", no_network)
-    monkeypatch.setattr(torchvision.datasets.cifar, "download_and_extract_archive", no_network)
-    command = ["--dataset", "cifar100", "--data_dir", "nothing"]
-    error = fails(capsys, folder, train_teacher.main, command)
-    assert "cifar100.npz" in error and "--data_dir" in error
+    monkeypatch.setattr(cifar, "download_and_extract_archive", fail)
+
+
+def test_the_teacher_must_be_given(folder, capsys):
+    assert "--teacher_path" in fails(capsys, folder, train_student.main, ["--dataset", "tiny.npz"])
+
+
+# Data sets
+
+
+def arrays(**changes) -> dict[str, np.ndarray]:
+    images, labels = np.zeros((40, 8, 8, 3), np.uint8), np.arange(40) % 4
+    right = {"x_train": images, "y_train": labels, "x_test": images, "y_test": labels}
+    return {name: array for name, array in (right | changes).items() if array is not None}
+
+
+NO_DATA = {
+    "missing": (arrays(y_test=None), "y_test"),
+    "float images": (arrays(x_train=np.zeros((40, 8, 8, 3))), "uint8"),
+    "not square": (arrays(x_train=np.zeros((40, 8, 9, 3), np.uint8)), "square"),
+    "two channels": (arrays(x_train=np.zeros((40, 8, 8, 2), np.uint8)), "(N, H, W, 3)"),
+    "too few labels": (arrays(y_train=np.zeros(39, int)), "must be (40,)"),
+    "negative label": (arrays(y_train=np.full(40, -1)), "label -1"),
+    "huge label": (arrays(y_train=np.full(40, 10**12)), "label 1000000000000"),
+    "float labels": (arrays(y_train=np.zeros(40)), "integers"),
+    "one class": (arrays(y_train=np.zeros(40, int), y_test=np.zeros(40, int)), "two classes"),
+    "no images": (arrays(x_test=np.zeros((0, 8, 8, 3), np.uint8)), "empty"),
+    "objects": (arrays(y_train=np.array([None] * 40)), "integers"),
+    "scalar": (arrays(x_train=np.uint8(3)), "empty"),
+}
+
+
+@pytest.mark.parametrize("case", NO_DATA)
+def test_npz_that_is_no_data_set(tmp_path, capsys, case):
+    content, pattern = NO_DATA[case]
+    np.savez(tmp_path / "bad.npz", **content)
+    command = ["--dataset", str(tmp_path / "bad.npz"), "--checkpoint", str(tmp_path / "runs")]
+    error = fails(capsys, tmp_path, train_teacher.main, command)
+    assert "bad.npz" in error and pattern in error
+
+
+# Any command
+
+WORDS = [
+    *("", "0", "1", "2", "0.5", "1e-30", "1000000000", "NaN", "--", "-h", "best", "last", "top1"),
+    *("tiny.npz", "loop.npz", "empty", "weights.pth", "teachers", "file", RUN),
+    *("NLL", "FL+MDCA", "resnet8", "wrn_10_1", "warmupcosine", "cifar10", "corruptions"),
+]
+VALUES = st.one_of(
+    st.sampled_from(WORDS),
+    st.text(max_size=12),
+    st.integers().map(str),
+    st.floats().map(str),
+    # What follows could be written to.
+).filter(lambda text: not (text.startswith(("/", "~")) or ".." in text))
+ONE = st.tuples(VALUES)
+PARTS = {  # of a program, what comes before the work
+    "train_teacher": train_teacher.main,
+    "train_student": train_student.main,
+    "evaluate": evaluate.options,
+    "posthoc": posthoc.options,
+    "report": report.main,
+    "cache_teacher": cache_teacher.options,
+    "benchmark": benchmark.options,
+}
+
+
+@cache
+def flags_of(program: str) -> list[str]:
+    with redirect_stdout(io.StringIO()) as shown, suppress(SystemExit):
+        PARTS[program](["--help"])
+    return sorted(set(re.findall(r"--[A-Za-z][\w-]*", shown.getvalue())))
+
+
+@st.composite
+def commands(draw) -> tuple[str, list[str]]:
+    program = draw(st.sampled_from(list(PARTS)))
+    words = shlex.split(PROGRAMS[program][1]) if draw(st.booleans()) else []
+    for flag in draw(st.lists(st.sampled_from(flags_of(program)), max_size=3)):
+        words += [flag, *draw(ONE | st.lists(VALUES, max_size=3))]
+    return program, words
+
+
+def test_no_command_ends_in_a_traceback(world, tmp_path, monkeypatch, capsys, no_network):
+    """Anything but UserError and SystemExit would come through."""
+
+    def enough(*arguments):
+        raise UserError("the command is right")
+
+    shutil.copytree(world, tmp_path / "copy", symlinks=True)
+    monkeypatch.chdir(tmp_path / "copy")
+    for script in (train_teacher, train_student):
+        monkeypatch.setattr(script, "fit", enough)
+    codes = set()
+
+    @settings(max_examples=400, deadline=None, database=None)
+    @given(commands())
+    def run(command):
+        program, words = command
+        code = 0
+        try:
+            with one_line_errors(program):
+                PARTS[program](words)
+        except SystemExit as stop:
+            code = stop.code or 0
+        assert capsys.readouterr().err.count("\n") == (code > 0)
+        codes.add(code)
+
+    run()
+    assert codes == {0, 2}
 
 
 def test_as_a_user_sees_it(folder):
     done = run_script("train_teacher.py", "--loss", "MDAC", cwd=folder, check=False)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
     assert done.stderr.startswith("train_teacher.py: error: --loss")
-
-
-def test_third_partys_teacher_needs_its_name(folder, capsys):
-    from models import build_model
-
-    torch.save(build_model("resnet8", 4).state_dict(), folder / "weights.pth")
-    command = ["--dataset", "tiny.npz", "--teacher_path", "weights.pth"]
-    assert "--teacher" in fails(capsys, folder, train_student.main, command)

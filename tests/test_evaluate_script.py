@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import run_script, write_npz
+from matplotlib.figure import Figure
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 from scipy.stats import entropy as scipy_entropy
@@ -25,12 +26,12 @@ import train_student
 import train_teacher
 from scripts import evaluate as script
 from utils import UserError
-from utils.box_plots import Series, severity_boxes
 from utils.corruptions import OWN, PUBLISHED, own_corruptions, published_corruptions
 from utils.data import load_dataset
 from utils.foreign import foreign_images, human_labels
 from utils.metrics import classification_metrics, posterior_metrics
 from utils.options import one_line_errors
+from utils.plots import Series, draw_boxes, severity_boxes
 from utils.tables import COLUMNS
 from utils.uncertainty import (
     auroc,
@@ -670,11 +671,23 @@ def test_weights_that_are_gone_or_damaged(copies, capsys):
     assert "model_best.pth" in fails(capsys, command)
 
 
-def test_boxes_are_quartiles_over_corruptions(tmp_path):
-    values = {severity: {"ece": [0.1, 0.2, 0.3, 0.4, 0.5]} for severity in ("clean", "1")}
-    series = [Series("a_$net$", 0, False, values), Series("a_$net$, scaled", 0, True, values)]
+def test_boxes_are_quartiles_over_corruptions():
+    figure = Figure()
+    one = Series("net", 0, False, {})
+    draw_boxes(figure.subplots(), one, [[0.1, 0.2, 0.3, 0.4, 0.9]], place=0, count=2)
+    [panel] = figure.axes
+    [box] = panel.patches
+    heights = box.get_path().vertices[:, 1]
+    assert (heights.min(), heights.max()) == pytest.approx((0.2, 0.4))
+    whiskers = [y for line in panel.lines for y in line.get_ydata()]
+    assert (min(whiskers), max(whiskers)) == pytest.approx((0.1, 0.9))
+
+
+def test_boxes_of_names_that_look_like_formulas(tmp_path):
+    values = [[0.5], [0.1, 0.2, 0.3, 0.4, 0.5]]
+    series = [Series("a_$net$", 0, scaled, {"ece": values}) for scaled in (False, True)]
     with open(tmp_path / "boxes.png", "wb") as file:
-        severity_boxes(series, {"ece": COLUMNS["ece"]}, file)
+        severity_boxes(series, ["clean", "1"], {"ece": COLUMNS["ece"]}, file)
     with Image.open(tmp_path / "boxes.png") as picture:
         assert len(picture.convert("RGB").getcolors(10**6)) > 10
 

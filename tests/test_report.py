@@ -66,6 +66,7 @@ def write_run(
     own = {"lr": 0.1, "epochs": 2, "seed": seed, "label": label, **parameters, **(settings or {})}
     result = {"model": model, "dataset": dataset, "fingerprint": "f", "label": label, "seed": seed}
     result |= {"loss": loss, "loss_parameters": parameters, "settings": own, "seconds": 60.0}
+    result |= {"num_classes": CLASSES}
     result |= {"best": {"epoch": 1, **(best or measured())}}
     result |= {"last": {"epoch": 2, **(last or measured())}}
     if teacher:
@@ -92,6 +93,11 @@ def random_logits(rng, samples: int, classes: int = CLASSES, sharpness: float = 
     logits = rng.normal(size=(samples, classes))
     logits[np.arange(samples), labels] += 1.5
     return (sharpness * logits).astype(np.float32), labels
+
+
+def random_tensors(*size, **options) -> tuple[torch.Tensor, torch.Tensor]:
+    logits, labels = random_logits(*size, **options)
+    return torch.from_numpy(logits), torch.from_numpy(labels)
 
 
 def write_predicted_run(root: Path, samples: int = 300, **options) -> Path:
@@ -252,19 +258,20 @@ class TestBootstrap:
     def test_gaps_sum_to_the_ece(self):
         rng = np.random.default_rng(0)
         for samples, classes in ((1, 2), (17, 3), (400, 10)):
-            logits, labels = random_logits(rng, samples, classes)
-            probs = torch.from_numpy(logits).double().softmax(1).numpy()
+            logits, labels = random_tensors(rng, samples, classes)
+            probs = logits.double().softmax(1)
             total = np.abs(gaps(probs, labels).sum(0, dtype=np.float64)).sum() / samples
             assert total == pytest.approx(ece(probs, labels), abs=1e-6)
 
     def test_edges_fall_into_the_bin_below(self):
-        probs = np.array([[1 / 3, 1 / 3, 1 / 3], [1.0, 0, 0], [0.6, 0.4, 0]])
-        columns = gaps(probs, np.array([1, 1, 1])).nonzero()[1]
+        rows = [[1 / 3, 1 / 3, 1 / 3], [1.0, 0, 0], [0.6, 0.4, 0]]
+        probs = torch.tensor(rows, dtype=torch.float64)
+        columns = gaps(probs, torch.ones(3)).nonzero()[1]
         assert columns.tolist() == [4, 14, 8]
 
     def test_a_plain_loop_gives_the_same_interval(self):
-        runs = [random_logits(np.random.default_rng(3), 200, sharpness=s) for s in (1.0, 3.0)]
-        probs = [torch.from_numpy(logits).double().softmax(1).numpy() for logits, _ in runs]
+        runs = [random_tensors(np.random.default_rng(3), 200, sharpness=s) for s in (1.0, 3.0)]
+        probs = [logits.double().softmax(1) for logits, _ in runs]
         labels = runs[0][1]
         assert (labels == runs[1][1]).all()
         counts = resample_counts(200, 50, 0).astype(int)
@@ -286,23 +293,23 @@ class TestBootstrap:
         covered = 0
         for _ in range(200):
             confidence = rng.uniform(0.5, 1, 2000)
-            probs = np.stack([confidence, 1 - confidence], 1)
-            labels = (rng.random(2000) >= confidence - shift).astype(int)
+            probs = torch.from_numpy(np.stack([confidence, 1 - confidence], 1))
+            labels = torch.from_numpy(rng.random(2000) >= confidence - shift).long()
             low, high = ece_interval([gaps(probs, labels)], resamples=200)
             covered += low <= shift <= high
         assert 0.87 <= covered / 200 <= 0.99
 
     def test_it_contains_the_estimate_and_is_the_same_each_time(self):
         for sharpness in (0.5, 1.3, 4.0):
-            logits, labels = random_logits(np.random.default_rng(4), 500, sharpness=sharpness)
-            probs = torch.from_numpy(logits).double().softmax(1).numpy()
+            logits, labels = random_tensors(np.random.default_rng(4), 500, sharpness=sharpness)
+            probs = logits.double().softmax(1)
             low, high = ece_interval([gaps(probs, labels)])
             assert 0 <= low <= ece(probs, labels) <= high + 1e-9
             assert (low, high) == ece_interval([gaps(probs, labels)])
 
     def test_a_thousand_resamples_take_seconds(self):
-        logits, labels = random_logits(np.random.default_rng(5), 10_000, 100)
-        probs = torch.from_numpy(logits).double().softmax(1).numpy()
+        logits, labels = random_tensors(np.random.default_rng(5), 10_000, 100)
+        probs = logits.double().softmax(1)
         started = time.perf_counter()
         ece_interval([gaps(probs, labels)], resamples=1000, seed=9)
         assert time.perf_counter() - started < 10
@@ -448,7 +455,8 @@ class TestApart:
 
 class TestPosthoc:
     def write(self, folder: Path, digest: str) -> None:
-        methods = {name: measured()["test"]["raw"] for name in ("none", "temperature", "vector")}
+        names = ("none", "temperature", "vector", "Dirichlet ODIR")
+        methods = {name: measured()["test"]["raw"] for name in names}
         best = {name: {"val": one, "test": one | {"ece": 0.0456}} for name, one in methods.items()}
         (folder / "posthoc.json").write_text(json.dumps({"predictions": digest, "best": best}))
 
@@ -457,8 +465,11 @@ class TestPosthoc:
         digest = hashlib.sha256((folder / "predictions.npz").read_bytes()).hexdigest()
         self.write(folder, digest)
         section = only_section(tmp_path)
-        assert [row.way for row in section.rows] == ["raw", "scaled", "vector"]
+        ways = ["raw", "scaled", "vector", "Dirichlet ODIR"]
+        assert [row.way for row in section.rows] == ways
         assert cells(section, "resnet8 NLL", "vector")["ece"].mean == 0.0456
+        shown = report.terminal([section], [], colour=False)
+        assert "vector, Dirichlet ODIR: fitted on the validation split" in shown
 
     def test_but_not_where_it_is_of_other_predictions(self, tmp_path):
         self.write(write_predicted_run(tmp_path), "of an earlier run")

@@ -3,21 +3,21 @@
 from functools import lru_cache
 
 import numpy as np
+import torch
+from torch import Tensor
 
 
-def gaps(probs: np.ndarray, labels: np.ndarray, bins: int = 15) -> np.ndarray:
+def gaps(probs: Tensor, labels: Tensor, bins: int = 15) -> np.ndarray:
     """(N, bins) float32: correctness - confidence of a sample in the column of its bin, else 0.
 
     The ECE of probabilities (N, K) is the sum over columns of |their mean|; bins as in
     `utils.metrics.reliability_bins`. So the ECE of a resample that takes sample i c_i times is one
     product with this matrix.
     """
-    confidence = probs.max(axis=1)
-    edges = np.arange(1, bins) / bins
-    matrix = np.zeros((len(labels), bins), np.float32)
-    column = np.searchsorted(edges, confidence, side="left")
-    matrix[np.arange(len(labels)), column] = (probs.argmax(axis=1) == labels) - confidence
-    return matrix
+    confidence = probs.amax(dim=1)
+    column = torch.bucketize(confidence, torch.arange(1, bins).double() / bins)
+    gap = (probs.argmax(dim=1) == labels).double() - confidence
+    return torch.zeros(len(labels), bins).scatter_(1, column[:, None], gap.float()[:, None]).numpy()
 
 
 @lru_cache(maxsize=1)

@@ -7,16 +7,21 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from utils import UserError
+from utils.data import open_npz
 
 MARKS = {"result.json", "config.json", ".lock"}  # any of them makes a run folder
-NEEDED = {"model", "dataset", "loss", "label", "loss_parameters", "seed", "settings"}
-
+NEEDED = {
+    **{"model": str, "dataset": str, "fingerprint": str, "loss": str, "label": str},
+    **{"num_classes": int, "seed": int, "loss_parameters": dict, "settings": dict},
+}
+MEASURED = {"val": dict, "test": dict, "temperature": float, "temperature_at_bound": bool}
+WAYS = ("raw", "scaled")
 USED = {"top1", "ece", "nll"}  # of the metrics, wherever the others are
 
 
@@ -41,31 +46,46 @@ class Record:
             return measured["test"][way]
         return measured["val"] if way == "val" else self.posthoc(epoch)[way]["test"]
 
+    @property
+    def predictions(self) -> Path:
+        return self.folder / "predictions.npz"
+
+    @cached_property
+    def written(self) -> dict:
+        """What scripts/posthoc.py wrote beside the run; empty if the predictions changed since."""
+        found = read_object(self.folder / "posthoc.json") or {}
+        known = self.predictions.is_file() and found.get("predictions") == sha256(self.predictions)
+        return found if known else {}
+
     def posthoc(self, epoch: str) -> dict[str, dict]:
-        """Further ways of calibration that scripts/posthoc.py has written beside the run.
+        """Further ways of calibration; raw and scaled are in the result itself."""
+        methods = self.written.get("teacher" if self.borrowed else epoch, {})
+        return {way: methods[way] for way in methods if way not in ("none", "temperature")}
 
-        None where the predictions have changed since. Raw and scaled are in the result itself.
+    def stored(self, owner: str, split: str) -> tuple[Tensor, Tensor]:
+        """Logits, float32 (N, K), and labels (N,), of predictions.npz. Raises UserError.
+
+        `owner`: best, last or teacher; `split`: val or test.
         """
-        written = read_object(self.folder / "posthoc.json") or {}
-        path = self.folder / "predictions.npz"
-        if not path.is_file() or written.get("predictions") != sha256(path):
-            return {}
-        methods = written.get("teacher" if self.borrowed else epoch, {})
-        return {way: methods[way] for way in methods.keys() - {"none", "temperature"}}
-
-    def probabilities(self, epoch: str, way: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """Of the test split: softmax (N, K) in float64 and labels (N,); None without the file."""
-        path = self.folder / "predictions.npz"
-        if not path.is_file():
-            return None
-        owner = "teacher" if self.borrowed else epoch
         try:
-            with np.load(path) as arrays:
-                logits, labels = arrays[f"{owner}_test_logits"], arrays["test_labels"]
-        except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
-            raise damaged(path, error) from None
+            with open_npz(self.predictions) as arrays:
+                logits, labels = arrays[f"{owner}_{split}_logits"], arrays[f"{split}_labels"]
+        # Any exception: damaged archives raise a dozen kinds, and each means the same to the user.
+        except Exception as error:
+            raise damaged(self.predictions, error) from None
+        fits = logits.shape == (len(labels), self.result["num_classes"]) and len(labels) > 0
+        if not fits or not np.isfinite(logits).all():
+            fault = f"{split} logits of shape {logits.shape}, or not finite"
+            raise damaged(self.predictions, fault)
+        return torch.from_numpy(logits), torch.from_numpy(labels)
+
+    def probabilities(self, epoch: str, way: str) -> tuple[Tensor, Tensor] | None:
+        """Of the test split: softmax, float64 (N, K), and labels (N,); None without the file."""
+        if not self.predictions.is_file():
+            return None
+        logits, labels = self.stored("teacher" if self.borrowed else epoch, "test")
         temperature = self.measured(epoch)["temperature"] if way == "scaled" else 1.0
-        return (torch.from_numpy(logits).double() / temperature).softmax(dim=1).numpy(), labels
+        return (logits.double() / temperature).softmax(dim=1), labels
 
     def history(self) -> list[dict]:
         """The records of its epochs; none of a borrowed teacher."""
@@ -93,7 +113,7 @@ class Record:
         """Equal for runs that differ only in the seed, their own and their teacher's."""
         result, settings = self.result, self.result["settings"]
         rest = {name: settings[name] for name in settings.keys() - {"seed", "teacher"}}
-        names = [result["dataset"], result.get("fingerprint"), result["model"], result["label"]]
+        names = [result[name] for name in ("dataset", "fingerprint", "model", "label")]
         teacher = self.teacher and self.teacher.key
         return json.dumps([names, self.exp_name, rest, teacher], sort_keys=True)
 
@@ -112,7 +132,7 @@ def read_runs(roots: list[Path]) -> tuple[list[Record], list[Apart]]:
     """Every run below `roots`. Raises UserError where a root is no folder or holds no run."""
     folders: dict[Path, Path] = {}
     for root in roots:
-        if not root.is_dir():
+        if not os.path.isdir(root):  # Path.is_dir raises for a name too long
             raise UserError(f"{root}: no such folder; name a --checkpoint folder or a run folder")
         found = [Path(folder) for folder, _, files in os.walk(root) if MARKS & set(files)]
         if not found:
@@ -149,16 +169,24 @@ def read_object(path: Path) -> dict | None:
 
 
 def is_complete(result: dict | None) -> bool:
-    """Whether it is a result of ours: holds all that is read from it here."""
-    return (
-        result is not None
-        and result.keys() >= NEEDED
-        and all(
-            isinstance(result.get(epoch), dict)
-            and result[epoch].keys() >= {"val", "test", "temperature", "temperature_at_bound"}
-            and all(result[epoch]["test"].get(way, {}).keys() >= USED for way in ("raw", "scaled"))
-            for epoch in ("best", "last")
-        )
+    """Whether it is a result of ours: holds all that is read from it here, each of its type."""
+    parts = {"best", "last", "teacher"} if result and "teacher" in result else {"best", "last"}
+    return holds(result, NEEDED) and all(
+        holds(result.get(part), MEASURED)
+        and all(map(are_metrics, (result[part]["val"], *map(result[part]["test"].get, WAYS))))
+        for part in parts
+    )
+
+
+def holds(content, kinds: dict[str, type]) -> bool:
+    return isinstance(content, dict) and all(
+        isinstance(content.get(name), kind) for name, kind in kinds.items()
+    )
+
+
+def are_metrics(content) -> bool:
+    return holds(content, dict.fromkeys(USED, float)) and all(
+        isinstance(value, (int, float)) for value in content.values()
     )
 
 
@@ -176,7 +204,7 @@ def read_history(folder: Path) -> list[dict]:
         raise damaged(path, error) from None
 
 
-def damaged(path: Path, error: Exception) -> UserError:
+def damaged(path: Path, error: Exception | str) -> UserError:
     return UserError(f"{path} cannot be read ({error}); copy it again or take its run away")
 
 

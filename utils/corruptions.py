@@ -8,6 +8,7 @@ or random numbers: results on them are not results on CIFAR-10-C and must not be
 
 import io
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -150,20 +151,19 @@ def published_corruptions(
                 f"not uint8 of ({wanted[0]}, 32, 32, 3); download it again"
             )
 
-    def corrupted() -> Iterator[Corrupted]:
-        for name, array in arrays.items():
-            for place, severity in enumerate(SEVERITIES):
-                images = np.array(array[place * count : (place + 1) * count])
-                yield Corrupted(name, severity, torch.from_numpy(images).permute(0, 3, 1, 2))
+    def cut(array: np.ndarray, severity: int) -> Tensor:
+        images = np.array(array[(severity - 1) * count : severity * count])
+        return torch.from_numpy(images).permute(0, 3, 1, 2)
 
-    return corrupted()
+    pairs = product(arrays, SEVERITIES)
+    return (Corrupted(name, severity, cut(arrays[name], severity)) for name, severity in pairs)
 
 
 def _array(path: Path) -> np.ndarray:
     """Mapped, not read: the published files have 150 MB each."""
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, EOFError, ValueError) as error:
+        return np.lib.format.open_memmap(path, mode="r")
+    except (OSError, EOFError, ValueError, OverflowError) as error:
         raise UserError(f"{path} cannot be read ({one_line(error)}); download it again") from None
 
 

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from utils import UserError
+from utils.folders import unmade_on_failure
 
 Statistics = tuple[float, float, float]
 Arrays = dict[str, np.ndarray]
@@ -183,7 +184,10 @@ def from_torchvision(name: str, data_dir: Path, download: bool) -> Arrays:
 
     source = getattr(datasets, name.upper())
     try:
-        train, test = (source(data_dir, train=part, download=download) for part in (True, False))
+        with unmade_on_failure(data_dir):
+            train, test = (
+                source(data_dir, train=part, download=download) for part in (True, False)
+            )
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"--dataset {name}: not found in --data_dir {data_dir} and not downloaded "
@@ -229,8 +233,7 @@ def read_npz(path: Path, where: str) -> Arrays:
     with readable(where):
         headers = read_headers(path)
     check_headers(headers, where)
-    # NumPy's own reader, which refuses pickled objects: they could run code.
-    with readable(where), np.load(path, allow_pickle=False) as archive:
+    with readable(where), open_npz(path) as archive:
         arrays = {key: archive[key] for key in ARRAYS}
     for part in ("train", "test"):
         arrays[f"x_{part}"] = channels_last(arrays[f"x_{part}"])
@@ -250,6 +253,18 @@ def readable(where: str):
             f"{where}: not a readable .npz file ({type(error).__name__}: {one_line(error)}); "
             f"write it with numpy.savez(file, {', '.join(f'{key}=...' for key in ARRAYS)})"
         ) from error
+
+
+def open_npz(path: Path):
+    """What np.load makes of an archive whose content fits in memory. Raises almost any Exception.
+
+    Pickled objects, which could run code, are refused when they are read.
+    """
+    with zipfile.ZipFile(path) as archive:
+        size = sum(part.file_size for part in archive.infolist()) / 2**30
+    if size > available_memory():
+        raise ValueError(f"needs {size:.1f} GiB of memory and {available_memory():.1f} are free")
+    return np.load(path, allow_pickle=False)
 
 
 def one_line(error: Exception) -> str:

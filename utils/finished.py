@@ -1,21 +1,18 @@
 """The nets of finished runs: the logits that were stored, and the weights for new images."""
 
-import hashlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
-from zipfile import BadZipFile
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from models import build_model
 from utils import UserError
-from utils.collect import Record, damaged, read_object, read_runs
+from utils.collect import Record, damaged, read_object, read_runs, sha256
 from utils.data import Dataset
 from utils.runs import read_torch, write_json
 from utils.tables import printable
@@ -53,30 +50,19 @@ class Subject:
     @cached_property
     def val(self) -> tuple[Tensor, Tensor]:
         """Stored logits, float32 (N, K), and labels (N,) of the validation split."""
-        return self.stored("val")
+        return self.record.stored(self.owner, "val")
 
     @cached_property
     def test(self) -> tuple[Tensor, Tensor]:
         """Stored logits, float32 (N, K), and labels (N,) of the test split."""
-        return self.stored("test")
+        return self.record.stored(self.owner, "test")
 
-    def stored(self, split: str) -> tuple[Tensor, Tensor]:
-        path = self.record.folder / "predictions.npz"
-        try:
-            with np.load(path) as arrays:
-                logits, labels = arrays[f"{self.owner}_{split}_logits"], arrays[f"{split}_labels"]
-        except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
-            raise damaged(path, error) from None
-        classes = self.record.result["num_classes"]
-        fits = logits.shape == (len(labels), classes) and len(labels) > 0
-        if not fits or not np.isfinite(logits).all():
-            raise damaged(path, f"{split} logits of shape {logits.shape}, or not finite")
-        return torch.from_numpy(logits), torch.from_numpy(labels)
-
-    def load(self) -> Net:
+    def load(self, device: torch.device) -> Net:
         """The net itself. Raises UserError where its weights are gone or damaged."""
-        if self.owner == "teacher":
-            return self.load_teacher()
+        net, mean, std = self.load_teacher() if self.owner == "teacher" else self.load_own()
+        return Net(net.to(device), mean, std)
+
+    def load_own(self) -> Net:
         path = self.record.folder / f"model_{self.owner}.pth"
         saved = read_torch(path, "copy it again or train the run again")
         try:
@@ -84,7 +70,7 @@ class Subject:
             net.load_state_dict(saved["state_dict"])
         except (KeyError, ValueError, RuntimeError) as error:
             raise damaged(path, str(error).splitlines()[0]) from None
-        net.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+        net.to(memory_format=torch.channels_last).eval()
         return Net(net, saved["mean"], saved["std"])
 
     def load_teacher(self) -> Net:
@@ -116,23 +102,17 @@ class Subject:
         return Net(teacher.net, teacher.mean, teacher.std)
 
 
-def find_records(paths: Iterable[Path]) -> tuple[list[Record], list[str]]:
-    """Every finished run at or below `paths`, and a line for each run that is left out.
+def find_subjects(paths: Iterable[Path], epoch: str, with_teacher: bool) -> list[Subject]:
+    """The nets of the "best" or "last" epoch of every finished run at or below `paths`.
 
-    Raises UserError where none is finished.
+    Each has its teacher below it where asked for; a teacher that several students share is there
+    once. Prints a line for each run that is left out; raises UserError where none is finished.
     """
     records, apart = read_runs(list(paths))
-    left_out = [f"left out: {printable(one.folder)}, {one.state}" for one in apart]
     if not records:
         raise UserError(f"{apart[0].folder}: no finished run ({apart[0].state}); train it first")
-    return records, left_out
-
-
-def subjects_of(records: list[Record], epoch: str, with_teacher: bool) -> list[Subject]:
-    """The nets of the "best" or "last" epoch, each with its teacher below it where asked for.
-
-    A teacher that several students share is there once.
-    """
+    for one in apart:
+        print(f"left out: {printable(one.folder)}, {one.state}")
     subjects, seen = [], set()
     for record, title in zip(records, titles(records), strict=True):
         subjects.append(Subject(record, epoch, title))
@@ -148,9 +128,8 @@ def subjects_of(records: list[Record], epoch: str, with_teacher: bool) -> list[S
 def titles(records: list[Record]) -> list[str]:
     """Folders without the part that they share; of a single run its last two parts."""
     folders = [record.folder.resolve() for record in records]
-    if len(folders) == 1:
-        return [printable("/".join(folders[0].parts[-2:]))]
-    shared = os.path.commonpath(folders)
+    alone = len(folders) == 1
+    shared = folders[0].parent.parent if alone else os.path.commonpath(folders)
     return [printable(folder.relative_to(shared)) for folder in folders]
 
 
@@ -161,8 +140,7 @@ def write_beside(record: Record, name: str, about: dict, measured: dict[str, dic
     same.
     """
     path = record.folder / name
-    digest = hashlib.sha256((record.folder / "predictions.npz").read_bytes()).hexdigest()
-    about = {"predictions": digest, **about}
+    about = {"predictions": sha256(record.predictions), **about}
     before = read_object(path) or {}
     same = all(before.get(key) == value for key, value in about.items())
     write_json(path, (before if same else {}) | about | measured)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from utils import UserError
-from utils.data import LARGEST, SMALLEST, channels_last, image_side, one_line
+from utils.data import LARGEST, SMALLEST, channels_last, image_side, one_line, open_npz
 
 HUMAN_LABELS = ("cifar10h-counts.npy", "cifar10h-probs.npy")
 AGREEMENT = 0.9  # of people's majority with the labels; 0.99 on CIFAR-10
@@ -41,7 +41,7 @@ def svhn(data_dir: Path) -> Tensor:
 def images_of(path: Path, name: str) -> Tensor:
     """The array x_test of an .npz file, or the only one that it holds."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open_npz(path) as archive:
             keys = archive.files
             key = "x_test" if "x_test" in keys or len(keys) != 1 else keys[0]
             images = archive[key]
@@ -76,8 +76,8 @@ def human_labels(data_dir: Path, labels: Tensor) -> Tensor:
             "folder by --data_dir"
         )
     try:
-        votes = np.load(path, allow_pickle=False).astype(np.float64)
-    except (OSError, EOFError, ValueError) as error:
+        votes = np.lib.format.open_memmap(path, mode="r").astype(np.float64)
+    except (OSError, EOFError, ValueError, OverflowError) as error:
         raise UserError(f"{path} cannot be read ({one_line(error)}); download it again") from None
     usable = votes.ndim == 2 and np.isfinite(votes).all() and (votes >= 0).all()
     if not usable or not (votes.sum(axis=1) > 0).all():

@@ -77,7 +77,7 @@ def find_teachers(records: list[Record]) -> list[Record]:
             own = (record for record in records if is_teacher(record, student))
             student.teacher = next(own, None)
             if student.teacher is None:
-                known = json.dumps([student.result.get("fingerprint"), wanted])
+                known = json.dumps([student.result["fingerprint"], wanted])
                 student.teacher = borrowed.setdefault(known, borrow(student))
     return list(borrowed.values())
 
@@ -90,7 +90,7 @@ def is_teacher(record: Record, student: Record) -> bool:
         and result["model"] == wanted["model"]
         and safe_name(result["label"]) == wanted["label"]
         and result["seed"] == wanted["seed"]
-        and result.get("fingerprint") == student.result.get("fingerprint")
+        and result["fingerprint"] == student.result["fingerprint"]
     )
     return named and (not record.weights or wanted["sha256"] in record.weights)
 
@@ -101,7 +101,7 @@ def borrow(student: Record) -> Record:
     settings = {name: teacher[name] for name in ("mean", "std")}
     if teacher["seed"] is None:
         settings["sha256"] = teacher["sha256"]
-    result = {name: student.result.get(name) for name in ("dataset", "fingerprint")}
+    result = {name: student.result[name] for name in ("dataset", "num_classes", "fingerprint")}
     result |= {name: teacher[name] for name in ("model", "label", "seed")}
     result |= {"loss": teacher["label"].replace("_", " "), "loss_parameters": {}}
     result |= {"settings": settings, "teacher": teacher}
@@ -112,7 +112,7 @@ def tell_apart(groups: Iterable[Group]) -> None:
     """Where groups of one teacher share a name, add the settings that differ between them."""
     namesakes: dict[tuple, list[Group]] = {}
     for group in groups:
-        place = (group.first["dataset"], group.first.get("fingerprint"), group.teacher, group.name)
+        place = (group.first["dataset"], group.first["fingerprint"], group.teacher, group.name)
         namesakes.setdefault(place, []).append(group)
     for same in namesakes.values():
         settings = [group.first["settings"] for group in same]
@@ -138,14 +138,12 @@ def in_order(groups: list[Group]) -> list[Group]:
         students.setdefault(group.teacher, []).append(group)
 
     def rank(group: Group) -> tuple:
-        data = (natural(group.first["dataset"]), str(group.first.get("fingerprint")))
+        data = (natural(group.first["dataset"]), group.first["fingerprint"])
         return (data, group not in students, natural(group.name))
 
-    def family(group: Group) -> list[Group]:
-        return [group, *below(group)]
-
     def below(group: Group | None) -> list[Group]:
-        return [one for top in sorted(students.get(group, []), key=rank) for one in family(top)]
+        own = sorted(students.get(group, []), key=rank)
+        return [one for student in own for one in (student, *below(student))]
 
     return below(None)
 

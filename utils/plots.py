@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch, Rectangle
 
 from utils.metrics import ece, reliability_bins
 from utils.tables import Column
@@ -44,7 +44,9 @@ def reliability_diagrams(panels: list[tuple], file, bins: int = 15, format: str 
         for column, (title, probs, labels) in enumerate(panels):
             draw_panel(*axes[:, column], title, probs, labels, bins)
         axes[0, 0].set_ylabel("accuracy")
-        axes[1, 0].set_ylabel("share of images")
+        axes[1, 0].set_ylabel("share")
+        key = axes[0, 0].get_legend_handles_labels()
+        figure.legend(*key, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
         figure.savefig(file, format=format, dpi=110)
 
 
@@ -69,7 +71,6 @@ def draw_panel(diagram, histogram, title: str, probs, labels, bins: int) -> None
     diagram.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
     diagram.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     diagram.set_title(f"{title}\nECE {100 * ece(probs, labels, bins):.2f} %", fontsize=9)
-    diagram.legend(loc="upper left", fontsize=7, frameon=False)
     histogram.bar(centres, counts / counts.sum(), color=GREY, **bar)
     histogram.set(xlim=(0, 1), xlabel="confidence")
 
@@ -136,6 +137,7 @@ def learning_curves(panels: list[tuple[str, list[Curve]]], file) -> None:
                     axes.fill_between(curve.epochs, curve.low, curve.high, **band)
             axes.set_title(title, fontsize=9)
             axes.set_xlabel("epoch")
+            axes.xaxis.get_major_locator().set_params(integer=True)
             axes.grid(color="#e5e7eb", linewidth=0.6)
         figure.savefig(file, format="svg")
 
@@ -165,3 +167,69 @@ def scatter(points: list[Point], file) -> None:
         axes.set_xlim(left=0)
         axes.grid(color="#e5e7eb", linewidth=0.6)
         figure.savefig(file, format="svg")
+
+
+class Series(NamedTuple):
+    """One net, raw or temperature-scaled.
+
+    `boxes` holds, for each metric, a list for each severity: the values (fractions) over
+    corruptions. `place` gives the colour; a scaled net is drawn hollow.
+    """
+
+    title: str
+    place: int
+    scaled: bool
+    boxes: dict[str, list[list[float]]]
+
+
+def severity_boxes(
+    series: list[Series], severities: list[str], metrics: dict[str, Column], file
+) -> None:
+    """A panel per metric, below each other in a PNG file, and in it a box per severity and series.
+
+    A box spans the quartiles over corruptions, its line is the median, the whiskers reach to the
+    extremes. After Ovadia et al., "Can you trust your model's uncertainty?", NeurIPS 2019.
+    """
+    with rc_context(STYLE):
+        # Room for the key above the panels: a line for each series.
+        height = 2.5 * len(metrics) + 0.18 * len(series)
+        figure, axes = new_figure(8, height, len(metrics), 1, sharex=True)
+        for (metric, column), panel in zip(metrics.items(), axes[:, 0], strict=True):
+            for place, one in enumerate(series):
+                boxes = [[column.factor * x for x in values] for values in one.boxes[metric]]
+                draw_boxes(panel, one, boxes, place, len(series))
+            panel.set_ylabel(column.head)
+            panel.grid(axis="y", color="#e5e7eb", linewidth=0.6)
+            panel.set_axisbelow(True)
+            panel.set_xticks(range(len(severities)), severities)
+            for edge in range(1, len(severities)):
+                panel.axvline(edge - 0.5, color=GREY, linewidth=0.4)
+        axes[-1, 0].set_xlabel("severity")
+        handles = [
+            Patch(label=one.title, facecolor=face(one), edgecolor=colour_of(one.place))
+            for one in series
+        ]
+        figure.legend(handles=handles, loc="outside upper left", fontsize=8, frameon=False)
+        figure.savefig(file, format="png", dpi=110)
+
+
+def draw_boxes(panel, one: Series, boxes: list[list[float]], place: int, count: int) -> None:
+    """One box at each severity, side by side with those of the other series."""
+    width = 0.8 / count
+    colour = colour_of(one.place)
+    panel.boxplot(
+        boxes,
+        positions=[at - 0.4 + (place + 0.5) * width for at in range(len(boxes))],
+        widths=0.8 * width,
+        whis=(0, 100),
+        manage_ticks=False,
+        patch_artist=True,
+        boxprops={"facecolor": face(one), "edgecolor": colour},
+        medianprops={"color": colour, "linewidth": 1.6},
+        whiskerprops={"color": colour},
+        capprops={"color": colour},
+    )
+
+
+def face(one: Series) -> str | tuple[str, float]:
+    return "white" if one.scaled else (colour_of(one.place), 0.5)

@@ -133,7 +133,8 @@ def vector_scaling(logits: Array, labels: Array) -> Calibration:
     absent = sorted(set(range(logits.shape[1])) - set(labels.tolist()))
     notes = _fit_notes(facts, at_bound)
     if absent:
-        notes += (f"no validation image of class {_listed(absent)}: its probability goes to 0",)
+        listed = ", ".join(map(str, absent))
+        notes += (f"no validation image of class {listed}: its probability goes to 0",)
     weight = torch.diag(parameters[:, 0] / temperature)
     bias = parameters[:, 1] - parameters[:, 1].mean()
     return _or_identity(Calibration(weight, bias, facts=facts, notes=notes), logits, labels)
@@ -311,11 +312,6 @@ def _fit_notes(facts: dict, at_bound: bool) -> tuple[str, ...]:
         f"did not converge: gradient {facts['gradient']:.1e} after {facts['iterations']} "
         f"iterations, {TOLERANCE:.0e} wanted",
     )
-
-
-def _listed(classes: list[int], limit: int = 5) -> str:
-    more = ", ..." if len(classes) > limit else ""
-    return ", ".join(map(str, classes[:limit])) + more
 
 
 # name in tables: how to fit it to validation logits (N, K) and labels (N,)

@@ -8,6 +8,7 @@
 of what it holds and are written after it. `result.json` comes last: its presence means complete.
 """
 
+import errno
 import fcntl
 import hashlib
 import io
@@ -34,7 +35,8 @@ from tqdm import tqdm
 
 from utils import RunFailed, UserError
 from utils.collect import is_complete
-from utils.data import Dataset
+from utils.data import Dataset, available_memory
+from utils.folders import unmade_on_failure
 from utils.signals import Stopped
 
 FILES = (
@@ -68,6 +70,8 @@ ELSEWHERE = {
     "teacher_select",
     "test_batch_size",
 }
+# What a process is told by gloo or NCCL when another one is no longer there.
+LOST_CONNECTION = re.compile("gloo|NCCL|Connection (closed|reset)")
 
 
 def number_text(value: float) -> str:
@@ -143,7 +147,7 @@ def write_torch(path: Path, content) -> None:
 def read_torch(path: Path, way_out: str) -> dict:
     """Read a checkpoint, running no code in it. Raises UserError, which ends in `way_out`."""
     try:
-        content = unpack(path.read_bytes())
+        content = unpack(read_bytes(path))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; {way_out}") from None
     # Damaged bytes raise whatever the unpickler stumbles over, from KeyError to UnicodeDecodeError.
@@ -153,6 +157,13 @@ def read_torch(path: Path, way_out: str) -> dict:
     if not isinstance(content, dict):
         raise UserError(f"{path} cannot be read: it is no checkpoint; {way_out}")
     return content
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file. Raises OSError, also where it would not fit in memory."""
+    if path.stat().st_size > available_memory() * 2**30:
+        raise OSError(errno.EFBIG, "it is larger than the free memory")
+    return path.read_bytes()
 
 
 def unpack(data: bytes):
@@ -216,6 +227,20 @@ def identity_of(args: Namespace, data: Dataset, loss: str, parameters: dict, lab
     }
 
 
+def on_main(accelerator: Accelerator, work: Callable):
+    """Run `work` on the main process; its value, or its UserError, reaches every process."""
+    outcome = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = work()
+        except UserError as error:
+            outcome[1] = error
+    broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
 class Run:
     """One run folder. Under several processes only the main one touches it.
 
@@ -259,6 +284,15 @@ class Run:
         except RunFailed as failed:
             self.log(str(failed))
             raise
+        except RuntimeError as error:
+            if not LOST_CONNECTION.search(str(error)):
+                raise
+            failed = RunFailed(
+                "another process of this run has ended, its own message says why; once that is "
+                "mended, the same command goes on"
+            )
+            self.log(str(failed))
+            raise failed from error
         except Stopped as stopped:
             if self.epochs is not None:
                 advice = f"the same command goes on after epoch {self.epochs}"
@@ -270,21 +304,12 @@ class Run:
                 os.close(self.lock)
 
     def on_main(self, work: Callable):
-        """Run `work` on the main process; its value, or its UserError, reaches every process."""
-        outcome = [None, None]
-        if self.is_main:
-            try:
-                outcome[0] = work()
-            except UserError as error:
-                outcome[1] = error
-        broadcast_object_list(outcome)
-        if outcome[1] is not None:
-            raise outcome[1]
-        return outcome[0]
+        return on_main(self.accelerator, work)
 
     def _open(self, config: dict, overwrite: bool) -> None:
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            with unmade_on_failure(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
             self.lock = os.open(self.folder / ".lock", os.O_CREAT | os.O_RDWR)
             # The system drops the lock when its process dies, so a stale one cannot be left over.
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -13,9 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.bootstrap import ece_interval, gaps
+from utils.collect import Apart
 from utils.grouping import Group
 from utils.runs import number_text
-from utils.tables import COLUMNS, Column, Entry, printable
+from utils.tables import COLUMNS, Column, Entry, Rows, printable
 
 WAYS = ("raw", "scaled")
 SELECT = ("nll", "ece", "sce", "adaece", "brier", "top1")
@@ -96,12 +97,9 @@ class Section:
 
     def shown(self) -> list[Group]:
         """The groups to compare: of a sweep only the chosen one."""
-        return without_losers(self.groups, self.sweeps)
-
-
-def without_losers(groups: list[Group], sweeps: list[Sweep]) -> list[Group]:
-    losers = {group for sweep in sweeps for group in sweep.groups if group is not sweep.chosen}
-    return [group for group in groups if group not in losers]
+        swept = {group for sweep in self.sweeps for group in sweep.groups}
+        losers = swept - {sweep.chosen for sweep in self.sweeps}
+        return [group for group in self.groups if group not in losers]
 
 
 def sections_of(
@@ -110,18 +108,18 @@ def sections_of(
     """One section for each data set; `columns` None: the usual ones that are known."""
     parts: dict[tuple, list[Group]] = {}
     for group in groups:
-        parts.setdefault((group.first["dataset"], group.first.get("fingerprint")), []).append(group)
+        parts.setdefault((group.first["dataset"], group.first["fingerprint"]), []).append(group)
     names = [name for name, _ in parts]
     made = []
     for (name, fingerprint), part in parts.items():
-        title = name if names.count(name) == 1 else f"{name} ({str(fingerprint)[:8]})"
+        title = name if names.count(name) == 1 else f"{name} ({fingerprint[:8]})"
         known = set().union(*(group.records[0].metrics(epoch, "raw") for group in part))
         metrics = [metric for metric in COLUMNS if metric in known]
         chosen = columns or [metric for metric in USUAL if metric in known]
         rows = summarise(part, metrics, epoch, resamples)
         sweeps = find_sweeps(part, epoch, select)
-        mark_best(rows, without_losers(part, sweeps))
         made.append(Section(title, epoch, select, chosen, part, rows, sweeps))
+        mark_best(rows, made[-1].shown())
     return made
 
 
@@ -131,8 +129,8 @@ def summarise(
     """A row for each group and way, unmarked; ways beyond WAYS where all its runs have them."""
     rows = []
     for group in groups:
-        further = [record.posthoc(epoch).keys() for record in group.records]
-        for way in (*WAYS, *sorted(set.intersection(*map(set, further)))):
+        first, *others = [record.posthoc(epoch) for record in group.records]
+        for way in (*WAYS, *(way for way in first if all(way in other for other in others))):
             rows.append(Row(group, way, cells_of(group, metrics, epoch, way, resamples)))
     return rows
 
@@ -144,17 +142,14 @@ def cells_of(
     for metric in metrics:
         values = group.values(metric, epoch, way)
         if len(values):
-            cells[metric] = Cell(values.mean(), sample_sd(values))
+            sd = values.std(ddof=1) if len(values) > 1 else math.nan
+            cells[metric] = Cell(values.mean(), sd)
     if resamples and "ece" in cells and way in WAYS:
         predicted = [record.probabilities(epoch, way) for record in group.records]
         if None not in predicted:
             interval = ece_interval([gaps(*one) for one in predicted], resamples)
             cells["ece"] = cells["ece"]._replace(interval=interval)
     return cells
-
-
-def sample_sd(values: np.ndarray) -> float:
-    return values.std(ddof=1) if len(values) > 1 else math.nan
 
 
 def mark_best(rows: list[Row], compared: list[Group]) -> None:
@@ -228,19 +223,15 @@ def sweep_sentence(section: Section, sweep: Sweep) -> str:
     )
 
 
-def table_head(section: Section) -> list[str]:
-    heads = []
+def table_of(section: Section) -> tuple[list[str], Rows]:
+    """Head and rows for `utils.tables`: name, way, number of runs, then the section's columns."""
+    heads = [printable(section.title), "logits", "n"]
     for metric in section.columns:
         heads.append(COLUMNS[metric].head)
         if metric == "ece" and section.has_intervals:
             heads.append("95 % interval")
-    return [printable(section.title), "logits", "n", *heads]
-
-
-def table_rows(section: Section, rows: Iterable[Row]) -> list[list[Entry]]:
-    """Cells for `utils.tables`: name, way, number of runs, then the section's columns."""
     chosen = {sweep.chosen for sweep in section.sweeps}
-    return [table_row(section, row, row.group in chosen) for row in rows]
+    return heads, [table_row(section, row, row.group in chosen) for row in section.rows]
 
 
 def table_row(section: Section, row: Row, chosen: bool) -> list[Entry]:
@@ -275,18 +266,20 @@ def legend(section: Section, marks: dict[str, str]) -> list[str]:
     `marks` says how the table shows "best" and "close".
     """
     records = [record for group in section.groups for record in group.records]
-    several = any(len(group.records) > 1 for group in section.groups)
+    sizes = [len(group.records) for group in section.groups]
     found = {row.cells[metric].mark for row in section.rows for metric in row.cells}
     at_bound = any(record.measured(section.epoch)["temperature_at_bound"] for record in records)
     select = COLUMNS[section.select].head.removesuffix(" %")
     epoch = {"best": "the epoch of the highest validation top-1", "last": "the last epoch"}
+    further = dict.fromkeys(row.way for row in section.rows if row.way not in WAYS)
     said = {
         f"Test split, {epoch[section.epoch]}; scaled: logits divided by the temperature that fits "
         "the validation split best.": True,
-        "n runs differ only in the seed: mean ± standard deviation over them.": several,
-        "n = 1: no spread is known.": not several,
+        f"{', '.join(further)}: fitted on the validation split by scripts.posthoc.": bool(further),
+        "n runs differ only in the seed: mean ± standard deviation over them.": max(sizes) > 1,
+        "n = 1: no spread is known.": min(sizes) == 1,
         "95 % interval: of the mean ECE, bootstrap over test images.": section.has_intervals,
-        f"{marks['best']}: best of its column among equal logits (raw, scaled).": "best" in found,
+        f"{marks['best']}: best of its column among rows of equal logits.": "best" in found,
         f"{marks['close']}: its difference from the best is within the spread.": "close" in found,
         f"←: chosen from its sweep by validation {select}; the sweep's other settings do not take "
         "part in the comparison.": bool(section.sweeps),
@@ -296,3 +289,15 @@ def legend(section: Section, marks: dict[str, str]) -> list[str]:
         ),
     }
     return [sentence for sentence, holds in said.items() if holds]
+
+
+def notes(section: Section, marks: dict[str, str]) -> list[str]:
+    """The legend, and what validation chose."""
+    return legend(section, marks) + [sweep_sentence(section, sweep) for sweep in section.sweeps]
+
+
+def apart_table(apart: list[Apart], longest: int | None = None) -> tuple[list[str], Rows]:
+    """Head and rows of the runs that are in no other table; a log's line may be cut."""
+    head = ["not in the tables", "why", "epochs", "last line of its log"]
+    rows = [(one.folder, one.state, one.progress, one.last_line[:longest]) for one in apart]
+    return head, [[Entry(printable(text)) for text in row] for row in rows]

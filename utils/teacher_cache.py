@@ -14,17 +14,21 @@ Files are never changed, so any number of runs may read and add at once.
 
 import hashlib
 import json
+import math
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from tqdm import tqdm
 
 from utils import UserError
 from utils.batches import NUM_VIEWS, Batch, epoch_plan
 from utils.data import Dataset
+from utils.folders import unmade_on_failure
 from utils.runs import atomic, write_json
 from utils.teachers import Teacher
 
@@ -42,7 +46,8 @@ class LogitFiles:
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = Path(root, data.name, f"{teacher.model}_{teacher.label}_{digest}")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            with unmade_on_failure(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--teacher_cache {root}: {error.strerror}; name a folder") from None
         write_json(self.folder / "key.json", key)
@@ -51,6 +56,11 @@ class LogitFiles:
         # Each process sees a part of an epoch only.
         self.complete = accelerator.num_processes == 1
         self.sound: dict[str, np.memmap] = {}
+
+    @property
+    def size(self) -> int:
+        """Bytes in the folder."""
+        return sum(path.stat().st_size for path in self.folder.glob("*.bin"))
 
     def write(self, name: str, logits: torch.Tensor) -> None:
         """Keep logits (N, K) under that name."""
@@ -67,15 +77,17 @@ class LogitFiles:
         return torch.from_numpy(content).view(self.dtype)
 
     def find(self, name: str) -> bool:
-        """Map a file whose checksum is right; remove one where it is not."""
+        """Map a file of the right size and checksum; remove one where they are not."""
+        shape, size = (self.images, self.classes), self.dtype.itemsize
         for path in self.folder.glob(f"{name}_*.bin"):
-            content = np.fromfile(path, np.uint8)
-            if f"{zlib.crc32(content):08x}" == path.stem.rpartition("_")[2]:
-                mapped = np.memmap(path, np.uint8, "r")
-                self.sound[name] = mapped.reshape(self.images, -1)
-                return True
-            print(f"{path} is damaged: removed, and computed anew", flush=True)
-            path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # another run has just removed it
+                if path.stat().st_size == math.prod(shape) * size:
+                    mapped = np.memmap(path, f"i{size}", "r", shape=shape)  # NumPy has no bfloat16
+                    if path.stem.endswith(f"_{zlib.crc32(mapped):08x}"):
+                        self.sound[name] = mapped
+                        return True
+                path.unlink()
+                tqdm.write(f"{path} is damaged: removed, and computed anew")
         return False
 
 

@@ -1,6 +1,7 @@
 """A teacher from one of our run folders or from a third party's weights file."""
 
 import hashlib
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -14,12 +15,13 @@ from torch import Tensor, nn
 from losses import canonical_loss
 from models import COMMON_WRNS, MODELS, build_model, check_name
 from utils import UserError
+from utils.batches import normalise
 from utils.data import NORMALISATION, Dataset
-from utils.runs import safe_name, unpack
+from utils.runs import read_bytes, safe_name, unpack
 
 OUR_KEYS = {
-    *("state_dict", "model", "dataset", "num_classes", "mean", "std"),
-    *("loss", "label", "seed", "split_seed"),
+    **{"state_dict": Mapping, "num_classes": int, "mean": list, "std": list, "seed": int},
+    **{"model": str, "dataset": str, "loss": str, "label": str, "split_seed": int},
 }
 WEIGHT_SUFFIXES = {".pth", ".th", ".pt", ".tar", ".ckpt", ".bin"}
 COUNTER = "num_batches_tracked"
@@ -52,6 +54,13 @@ class Teacher:
     split_seed: int | None
     sha256: str
     path: Path
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits (B, K) of images uint8 (B, 3, H, W), each the same in any batch on the CPU."""
+        # A lone image goes through other kernels, whose last bits differ: give it company.
+        batch = images.expand(max(2, len(images)), -1, -1, -1)
+        return self.net(normalise(batch, self.mean, self.std))[: len(images)]
 
     @property
     def identity(self) -> dict:
@@ -90,7 +99,7 @@ def load_teacher(
     """
     file = find_weights(path, select)
     content, sha256 = read_weights(file)
-    if content.keys() >= OUR_KEYS:
+    if content.keys() >= OUR_KEYS.keys():
         check_ours(file, content, dataset, split_seed, model, loss, norm)
         model, mean, std = content["model"], content["mean"], content["std"]
         label, seed, trained_split = content["label"], content["seed"], content["split_seed"]
@@ -157,7 +166,7 @@ def listing(paths: list[Path], folder: Path, limit: int = 10) -> str:
 def read_weights(file: Path) -> tuple[Mapping, str]:
     """What `file` holds, and the SHA-256 of its bytes. Nothing in it is executed."""
     try:
-        data = file.read_bytes()
+        data = read_bytes(file)
     except OSError as error:
         raise refusal(file, f"cannot be read ({error.strerror}); check its permissions") from None
     if not data:
@@ -178,7 +187,7 @@ def read_weights(file: Path) -> tuple[Mapping, str]:
     if not isinstance(content, Mapping):
         raise refusal(file, f"holds a {type(content).__name__}; give a file with a state dict")
     best = content.get("best")
-    if isinstance(best, Mapping) and best.keys() >= OUR_KEYS:
+    if isinstance(best, Mapping) and best.keys() >= OUR_KEYS.keys():
         raise refusal(file, "holds what a run resumes from; give its folder or its model_best.pth")
     return content, hashlib.sha256(data).hexdigest()
 
@@ -193,6 +202,11 @@ def check_ours(
     norm: str | None,
 ) -> None:
     """Refuse a checkpoint of ours that is not the teacher which the command describes."""
+    wrong = [key for key, kind in OUR_KEYS.items() if not isinstance(content[key], kind)]
+    wrong = wrong or [key for key in ("mean", "std") if not is_triple(content[key])]
+    if wrong or not isinstance(content.get("fingerprint", ""), str):
+        reason = f"its {wrong[0] if wrong else 'fingerprint'} is not what a run writes"
+        raise refusal(file, f"{reason}; copy or train it again")
     if model is not None and model != content["model"]:
         reason = f"holds {content['model']}, not --teacher {model}; leave --teacher out"
         raise refusal(file, reason)
@@ -211,6 +225,12 @@ def check_ours(
     if norm is not None and not np.allclose(normalisation(norm, dataset), own, atol=1e-4):
         reason = f"carries its own normalisation, which --teacher_norm {norm} contradicts"
         raise refusal(file, f"{reason}; leave --teacher_norm out")
+
+
+def is_triple(numbers: list) -> bool:
+    return len(numbers) == 3 and all(
+        isinstance(number, float) and math.isfinite(number) for number in numbers
+    )
 
 
 def check_data(file: Path, content: Mapping, dataset: Dataset) -> None:

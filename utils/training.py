@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from utils import RunFailed, UserError
 from utils.batches import Batch, TrainLoader, normalise
-from utils.data import Dataset
+from utils.data import Dataset, load_dataset
 from utils.evaluation import evaluate, predict
-from utils.runs import Run
+from utils.runs import Run, on_main
 
 BatchLoss = Callable[[torch.Tensor, Batch], torch.Tensor]
 EPOCH_METRICS = ("nll", "top1", "ece", "sce", "adaece")
@@ -54,6 +54,19 @@ def start(args: Namespace) -> Accelerator:
     return accelerator
 
 
+def load_data(args: Namespace, accelerator: Accelerator) -> Dataset:
+    """The data set, on every process; only the main one downloads it, and the others wait."""
+    loaded = []
+
+    def load(download: bool) -> None:
+        loaded.append(load_dataset(args.dataset, args.data_dir, args.split_seed, download))
+
+    on_main(accelerator, lambda: load(download=True))
+    if not accelerator.is_main_process:
+        load(download=False)
+    return loaded[0]
+
+
 def build_schedule(optimizer, args: Namespace, steps_per_epoch: int):
     """The learning rate as a function of the step (not of the epoch)."""
     total = args.epochs * steps_per_epoch
@@ -66,6 +79,23 @@ def build_schedule(optimizer, args: Namespace, steps_per_epoch: int):
     rise = LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup)
     fall = CosineAnnealingLR(optimizer, max(1, total - warmup))
     return SequentialLR(optimizer, [rise, fall], [warmup])
+
+
+def prepare(accelerator: Accelerator, net: nn.Module, args: Namespace, steps_per_epoch: int):
+    """(net, the net as the steps call it, optimizer, schedule), on the accelerator's device."""
+    net.to(accelerator.device, memory_format=torch.channels_last)
+    if args.sync_bn and accelerator.num_processes > 1:
+        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    optimizer = torch.optim.SGD(
+        net.parameters(),
+        args.lr,
+        args.momentum,
+        weight_decay=args.weight_decay,
+        nesterov=args.momentum > 0,
+        fused=True,
+    )
+    schedule = build_schedule(optimizer, args, steps_per_epoch)
+    return net, *accelerator.prepare(net, optimizer), schedule
 
 
 def fit(
@@ -84,23 +114,15 @@ def fit(
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     loader = TrainLoader(data.train, args.train_batch_size, args.seed, device, rank, world)
     val = replace(data.val, images=data.val.images.to(device))
-    net.to(device, memory_format=torch.channels_last)
-    if args.sync_bn and world > 1:
-        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
-    optimizer = torch.optim.SGD(
-        net.parameters(),
-        args.lr,
-        args.momentum,
-        weight_decay=args.weight_decay,
-        nesterov=args.momentum > 0,
-        fused=True,
-    )
-    schedule = build_schedule(optimizer, args, len(loader))
-    prepared, optimizer = accelerator.prepare(net, optimizer)
+    net, prepared, optimizer, schedule = prepare(accelerator, net, args, len(loader))
     parts = {"net": net, "optimizer": optimizer, "schedule": schedule}
     if accelerator.scaler is not None:
         parts["scaler"] = accelerator.scaler
     history, best = resume(run, parts)
+    run.log(
+        f"{device}, mixed precision: {accelerator.mixed_precision}, float32 products: "
+        f"{torch.get_float32_matmul_precision()}, threads: {torch.get_num_threads()}"
+    )
     accelerator.project_configuration.logging_dir = str(run.folder)
     accelerator.init_trackers("tensorboard")
     guard = Guard()
@@ -240,12 +262,22 @@ def resume(run: Run, parts: dict) -> tuple[list[dict], dict | None]:
     saved = run.load("checkpoint.pth")
     if saved is None:
         return [], None
-    for name, part in parts.items():
-        part.load_state_dict(saved[name])
-    torch.set_rng_state(saved["random"])
+    try:
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+        torch.set_rng_state(saved["random"])
+        history, best = saved["history"], saved["best"]
+        if [record["epoch"] for record in history] != list(range(1, len(history) + 1)):
+            raise ValueError("epochs are missing")
+    # Any exception: each part has its own ways to refuse what it never wrote.
+    except Exception as error:
+        raise UserError(
+            f"{run.folder / 'checkpoint.pth'} does not fit its run ({type(error).__name__}); "
+            "--overwrite starts the run anew"
+        ) from error
     run.save(saved, improved=True)
-    run.say(f"going on after epoch {len(saved['history'])}")
-    return saved["history"], saved["best"]
+    run.say(f"going on after epoch {len(history)}")
+    return history, best
 
 
 def snapshot(run: Run, record: dict, net: nn.Module) -> dict:

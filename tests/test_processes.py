@@ -1,0 +1,259 @@
+"""Several processes make one run: each image once, the gradients of one process, one writer."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import ROOT, assert_same_run, command, run_script, wait_for, weights, write_npz
+from torch import nn
+
+import train_teacher
+from models import build_model
+from utils import training
+from utils.batches import TrainLoader, epoch_plan
+from utils.data import Split, load_dataset
+from utils.evaluation import evaluate, predict
+
+NAME = "tiny/resnet8/NLL_seed=42"
+SIZES = (1, 2, 3, 40, 41)
+
+
+@pytest.fixture
+def launch(forks):
+    """Start a command in several processes at once, as torchrun does."""
+
+    def launch(command, world: int = 2, hook=None) -> list:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        group = {"WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        return [
+            forks.start(
+                of_rank(command, rank),
+                hook=hook and of_rank(hook, rank),
+                **{name: str(value) for name, value in group.items()},
+                **{"RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"},
+            )
+            for rank in range(world)
+        ]
+
+    return launch
+
+
+def of_rank(words: list, rank: int) -> list:
+    return [
+        word if isinstance(word, int) else str(word).replace("{rank}", str(rank)) for word in words
+    ]
+
+
+def wait_for_all(children) -> None:
+    assert [child.wait() for child in children] == [0] * len(children), children[0].err
+
+
+# Evaluation
+
+
+def logits_of_splits(data: str, file: str) -> None:
+    """Write the logits of splits of many sizes."""
+    split, accelerator = load_dataset(data, ".").test, Accelerator(cpu=True)
+    torch.manual_seed(0)
+    net, half = build_model("resnet8", 4), (0.5, 0.5, 0.5)
+    logits = {}
+    for size in SIZES:
+        part = Split(split.images[:size], split.labels[:size])
+        logits[size] = predict(net, part, half, half, 16, accelerator)
+    torch.save(logits, file)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_evaluation_counts_each_image_once(launch, tmp_path, world):
+    data = write_npz(tmp_path / "data.npz", 4, 20, 41)
+    function = "test_processes:logits_of_splits"
+    wait_for_all(launch([function, data, tmp_path / "1"], world=1))
+    wait_for_all(launch([function, data, tmp_path / f"{world}_{{rank}}"], world))
+    one = torch.load(tmp_path / "1")
+    labels = load_dataset(str(data), ".").test.labels
+    for rank in range(world):
+        many = torch.load(tmp_path / f"{world}_{rank}")
+        for size in SIZES:
+            split = Split(torch.empty(0), labels[:size])
+            assert len(one[size]) == size
+            assert evaluate(many[size], split) == pytest.approx(
+                evaluate(one[size], split), abs=1e-6
+            )
+
+
+# Training
+
+
+class PlainNet(nn.Sequential):
+    """Without batch norm, whose statistics are of one process's images."""
+
+    def __init__(self, name: str, num_classes: int):
+        convolution = nn.Conv2d(3, 8, 3, stride=2)
+        super().__init__(convolution, nn.ReLU(), nn.Flatten(), nn.Linear(72, num_classes))
+
+
+class NotingLoader(TrainLoader):
+    """Writes down which views of which images a process takes part with."""
+
+    file = None
+
+    def epoch(self, epoch: int):
+        for batch in super().epoch(epoch):
+            if batch.weight > 0:
+                with open(self.file, "a") as notes:
+                    pairs = zip(batch.index.tolist(), batch.views.tolist(), strict=True)
+                    notes.writelines(f"{epoch} {index} {view}\n" for index, view in pairs)
+            yield batch
+
+
+def train_and_note(file: str, *argv: str) -> None:
+    NotingLoader.file = file
+    training.TrainLoader = NotingLoader
+    train_teacher.build_model = PlainNet
+    train_teacher.main(list(argv))
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_a_run_is_that_of_one_process_with_the_whole_batch(launch, tiny_npz, tmp_path, world):
+    """135 images: the last step of each epoch is shared unevenly."""
+    for processes, batch in ((1, 16 * world), (world, 16)):
+        root = tmp_path / f"root{processes}"
+        flags = command(tiny_npz, root, "--train-batch-size", batch, "--wd", "1e-3")
+        notes = tmp_path / f"seen_{processes}_{{rank}}"
+        hook = ["note_writes", root, tmp_path / f"writes_{processes}_{{rank}}"]
+        line = ["test_processes:train_and_note", notes, *flags]
+        wait_for_all(launch(line, processes, hook))
+
+    one, many = (weights(tmp_path / f"root{processes}" / NAME) for processes in (1, world))
+    for name in one:
+        torch.testing.assert_close(many[name], one[name], rtol=1e-4, atol=1e-6)
+    first, second = (
+        [json.loads(line) for line in (path / NAME / "metrics.jsonl").read_text().splitlines()]
+        for path in (tmp_path / "root1", tmp_path / f"root{world}")
+    )
+    for record, other in zip(first, second, strict=True):
+        assert other["train_loss"] == pytest.approx(record["train_loss"], rel=1e-5)
+        assert other["train_top1"] == pytest.approx(record["train_top1"])
+
+    seen = [tmp_path / f"seen_{world}_{rank}" for rank in range(world)]
+    lines = "".join(file.read_text() for file in seen).splitlines()
+    planned = [
+        f"{epoch} {index} {view}"
+        for epoch in (1, 2, 3)
+        for index, view in zip(*map(torch.Tensor.tolist, epoch_plan(135, 42, epoch)), strict=True)
+    ]
+    assert sorted(lines) == sorted(planned)
+    assert min(len(file.read_text().splitlines()) for file in seen) > 100
+
+    writers = [(tmp_path / f"writes_{world}_{rank}").exists() for rank in range(world)]
+    assert writers == [True] + [False] * (world - 1)
+
+
+def test_processes_that_are_killed_go_on(launch, tiny_npz, tmp_path):
+    for root in ("whole", "cut"):
+        line = ["train_teacher.py", *command(tiny_npz, tmp_path / root)]
+        if root == "cut":
+            hook = ["at_rename", 4, "after", "send", int(signal.SIGTERM)]
+            main, other = launch(line, hook=hook)
+            assert main.wait() == 128 + signal.SIGTERM
+            assert main.err.count("\n") == 1 and "goes on after epoch" in main.err
+            assert other.wait(30) != 0  # its partner is gone
+        wait_for_all(launch(line))
+    assert_same_run(tmp_path / "whole" / NAME, tmp_path / "cut" / NAME)
+
+
+def test_a_mistake_is_said_once(launch, tiny_npz, tmp_path):
+    (tmp_path / "file").touch()
+    children = launch(["train_teacher.py", *command(tiny_npz, tmp_path / "file")])
+    assert [child.wait() for child in children] == [2, 2]
+    assert children[0].err.count("\n") == 1 and "--checkpoint" in children[0].err
+    assert children[1].err == ""
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_dies_takes_the_other_with_it(launch, tiny_npz, tmp_path, victim):
+    line = ["train_teacher.py", *command(tiny_npz, tmp_path, "--epochs", "100000")]
+    children = launch(line)
+    wait_for(tmp_path / NAME / "checkpoint.pth")
+    children[victim].send(signal.SIGKILL)
+    left = children[1 - victim]
+    assert left.wait(30) == 1
+    assert "Traceback" not in left.err
+    if victim == 1:
+        wanted = "train_teacher.py: error: another process of this run has ended.*same command.*\n"
+        assert re.fullmatch(wanted, left.err), left.err
+        log = (tmp_path / NAME / "train_log.txt").read_text()
+        assert "another process of this run has ended" in log
+
+
+class Download:
+    """Stands in for torchvision's CIFAR-100: two processes at once would spoil the file."""
+
+    def __init__(self, root, train: bool, download: bool):
+        file = Path(root, "downloaded")
+        if download and train:
+            file.parent.mkdir()
+            file.touch(exist_ok=False)
+        assert file.exists()
+        self.targets = np.arange(200) % 100
+        self.data = np.zeros((200, 8, 8, 3), np.uint8)
+
+
+def download(folder: str) -> None:
+    import torchvision
+
+    torchvision.datasets.CIFAR100 = Download
+    args = train_teacher.teacher_options(["--dataset", "cifar100", "--data_dir", folder])
+    data = training.load_data(args, Accelerator(cpu=True))
+    assert len(data.train.labels) == 180
+
+
+def test_only_the_main_process_downloads(launch, tmp_path):
+    wait_for_all(launch(["test_processes:download", tmp_path / "data"], world=3))
+
+
+def test_sync_bn_is_refused_on_cpus(launch, tiny_npz, tmp_path):
+    children = launch(["train_teacher.py", *command(tiny_npz, tmp_path, "--sync_bn")])
+    assert [child.wait() for child in children] == [2, 2]
+    assert "--sync_bn" in children[0].err and not list(tmp_path.iterdir())
+
+
+# torchrun itself
+
+
+def torchrun(data: Path, root: Path, *flags: str) -> list[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    return [*launcher, str(ROOT / "train_teacher.py"), *command(data, root, *flags)]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with GPUs it is right")
+def test_torchrun_that_would_start_two_runs_is_refused(tiny_npz, tmp_path):
+    done = run_script(*torchrun(tiny_npz, tmp_path), cwd=tmp_path, check=False)
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if line.startswith("train_teacher.py: ")]
+    assert len(said) == 1 and "ACCELERATE_USE_CPU=true" in said[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_torchrun_ends_when_a_process_dies(tiny_npz, tmp_path):
+    line = torchrun(tiny_npz, tmp_path, "--epochs", "100000")
+    variables = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(line, env=variables, stderr=subprocess.PIPE, text=True)
+    wait_for(tmp_path / NAME / "checkpoint.pth")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert len(re.findall("^train_teacher.py: .*the same command goes on", error, re.M)) == 1
+    assert "SIGKILL" in error  # torchrun says which one died, and of what

@@ -1,0 +1,309 @@
+"""Files from strangers run no code, fill no memory and name no place outside the run folders."""
+
+import copy
+import json
+import pickle
+import re
+import resource
+import shutil
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import command, fails
+
+import train_student
+import train_teacher
+from models import build_model
+from scripts import evaluate, posthoc, report
+from utils import UserError
+from utils.data import load_dataset
+from utils.options import one_line_errors
+from utils.runs import read_torch
+
+NAME = "tiny/resnet8/NLL_seed=42"
+
+
+class RunsCode:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, trace: Path):
+        self.trace = trace
+
+    def __reduce__(self):
+        return Path.touch, (self.trace,)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_npz) -> Path:
+    """The root of a finished run."""
+    root = tmp_path_factory.mktemp("run")
+    train_teacher.main(command(tiny_npz, root, "--epochs", "1"))
+    return root
+
+
+@pytest.fixture
+def root(run, tmp_path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(run, tmp_path / "root"))
+
+
+# What each file is read by: its place, what is run
+READERS = {
+    "a teacher": ("teacher.pth", lambda root, data: student(root, data, root / "teacher.pth")),
+    "a run's weights": (f"{NAME}/model_best.pth", lambda root, data: student(root, data, root)),
+    "a checkpoint": (f"{NAME}/checkpoint.pth", lambda root, data: resume(root, data)),
+    "weights to evaluate": (
+        f"{NAME}/model_best.pth",
+        lambda root, data: (evaluate.main, [str(root), "--on", "corruptions"]),
+    ),
+    "a data set": ("bad.npz", lambda root, data: (train_teacher.main, ["--dataset", "bad.npz"])),
+    "other images": (
+        "bad.npz",
+        lambda root, data: (evaluate.main, [str(root), "--on", "bad.npz"]),
+    ),
+    "predictions": (f"{NAME}/predictions.npz", lambda root, data: (posthoc.main, [str(root)])),
+    "reported predictions": (
+        f"{NAME}/predictions.npz",
+        lambda root, data: (report.main, [str(root)]),
+    ),
+    "people's votes": (
+        "cifar10h-counts.npy",
+        lambda root, data: (evaluate.main, [str(root), "--on", "cifar10h", "--data_dir", "."]),
+    ),
+}
+
+
+def student(root: Path, data: Path, teacher: Path):
+    return train_student.main, command(
+        data, root, "--teacher_path", str(teacher), "--exp_name", "s"
+    )
+
+
+def resume(root: Path, data: Path):
+    (root / NAME / "result.json").unlink(missing_ok=True)
+    return train_teacher.main, command(data, root, "--epochs", "1")
+
+
+def save_zip(thing, path: Path) -> None:
+    torch.save({"state_dict": thing, "best": thing}, path)
+
+
+def save_pickle(thing, path: Path) -> None:
+    path.write_bytes(pickle.dumps(thing))
+
+
+def save_arrays(thing, path: Path) -> None:
+    content = np.empty((), object)
+    content[()] = thing
+    names = ("x_train", "y_train", "x_test", "y_test", "best_test_logits", "best_val_logits")
+    with open(path, "wb") as file:
+        np.savez(file, **dict.fromkeys(names, content))
+
+
+def save_array(thing, path: Path) -> None:
+    content = np.empty((), object)
+    content[()] = thing
+    with open(path, "wb") as file:
+        np.save(file, content, allow_pickle=True)
+
+
+@pytest.mark.parametrize("save", [save_zip, save_pickle, save_arrays, save_array])
+@pytest.mark.parametrize("reader", READERS)
+def test_no_code_is_run(root, tiny_npz, monkeypatch, capsys, reader, save):
+    monkeypatch.chdir(root)
+    place, make = READERS[reader]
+    main, argv = make(root, tiny_npz)
+    trace = root.parent / "trace"
+    save(RunsCode(trace), root / place)
+    assert Path(place).name in fails(capsys, root, main, argv)
+    assert not trace.exists()
+    pickle.loads(pickle.dumps(RunsCode(trace)))
+    assert trace.exists()  # so it would have run
+
+
+def test_no_code_in_a_cache_is_run(root, tiny_npz):
+    """A pickle under a name, with a checksum, that the student looks for."""
+    main, argv = student(root, tiny_npz, root / NAME)
+    argv += ["--epochs", "1", "--teacher_cache", str(root / "cache")]
+    main(argv)
+    [path] = root.glob("cache/**/seed=42_epoch=1_*.bin")
+    trace = root.parent / "trace"
+    content = pickle.dumps(RunsCode(trace)).ljust(path.stat().st_size, b"\0")
+    path.unlink()
+    path.with_name(f"seed=42_epoch=1_{zlib.crc32(content):08x}.bin").write_bytes(content)
+    with suppress(UserError):
+        main([*argv, "--overwrite"])
+    assert not trace.exists()
+
+
+# Files that would fill the memory, or the disk elsewhere
+
+
+def npy(shape: str, kind: str = "|u1", content: bytes = bytes(64)) -> bytes:
+    """An array whose header declares any shape."""
+    header = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + content
+
+
+def declaring(shape: str, kind: str = "|u1"):
+    def save(path: Path) -> None:
+        if path.suffix == ".npy":
+            return path.write_bytes(npy(shape, kind))
+        with zipfile.ZipFile(path, "w") as archive:
+            for name in ("x_train", "x_test", "best_val_logits", "best_test_logits"):
+                archive.writestr(f"{name}.npy", npy(shape, kind))
+            for name in ("y_train", "y_test", "val_labels", "test_labels"):
+                archive.writestr(f"{name}.npy", npy("(1,)", "<i8"))
+
+    return save
+
+
+def bomb(path: Path) -> None:
+    """Few bytes in the file, many out of it, as its directory says."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("x_train", "y_train", "x_test", "y_test", "best_test_logits"):
+            archive.writestr(f"{name}.npy", npy("(1000000,)"))
+    data = path.read_bytes()
+    small = archive.getinfo("x_train.npy").file_size.to_bytes(4, "little")
+    path.write_bytes(data.replace(small, (2**32 - 2).to_bytes(4, "little")))
+
+
+SAVES = {
+    "no such memory": declaring("(10000000000000, 8, 8, 3)"),
+    "no such integer": declaring(f"({10**30}, 8, 8, 3)"),
+    "negative": declaring("(-1, 8, 8, 3)"),
+    "more than the file": declaring("(1000, 8, 8, 3)"),
+    "objects": declaring("(1,)", "|O"),
+    "bomb": bomb,
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("save", SAVES)
+def test_no_memory_is_filled(root, tiny_npz, monkeypatch, capsys, reader, save):
+    monkeypatch.chdir(root)
+    monkeypatch.setattr("utils.data.available_memory", lambda: 1.0)
+    place, make = READERS[reader]
+    main, argv = make(root, tiny_npz)
+    SAVES[save](root / place)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert Path(place).name in fails(capsys, root, main, argv)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < peak + 200e3  # kB
+
+
+@pytest.mark.parametrize("reader", ["a teacher", "a checkpoint", "a data set", "predictions"])
+def test_a_file_of_8_tib(root, tiny_npz, monkeypatch, capsys, reader):
+    monkeypatch.chdir(root)
+    place, make = READERS[reader]
+    main, argv = make(root, tiny_npz)
+    with open(root / place, "wb") as file:
+        file.truncate(2**43)
+    assert Path(place).name in fails(capsys, root, main, argv)
+
+
+def test_memory_that_is_full_is_said(capsys):
+    with pytest.raises(SystemExit) as stop, one_line_errors("script"):
+        torch.empty(2**50)
+    assert stop.value.code == 1
+    error = capsys.readouterr().err
+    assert error.startswith("script: error: out of memory") and error.count("\n") == 1
+
+
+def test_an_archive_is_never_unpacked_to_disk(root, tiny_npz):
+    """Names in an archive lead nowhere, wherever they point."""
+    data = shutil.copy(tiny_npz, root.parent / "tiny.npz")
+    for path in (data, root / NAME / "model_best.pth"):
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("../../outside", b"x")
+            archive.writestr("/tmp/outside_of_all", b"x")
+    before = set(root.parent.rglob("*"))
+    load_dataset(str(data), ".")
+    with suppress(UserError):
+        read_torch(root / NAME / "model_best.pth", "")
+    assert set(root.parent.rglob("*")) == before
+    assert not Path("/tmp/outside_of_all").exists()
+
+
+# Names and values
+
+
+def test_no_name_leaves_the_root_or_becomes_markup(tiny_npz, tmp_path):
+    """A data set, a teacher's file and a teacher's label with names as bad as a file may have."""
+    worst = "..;\"><script>alert('x')&"
+    data = shutil.copy(tiny_npz, tmp_path / f"{worst}.npz")
+    foreign, ours = tmp_path / f"{worst}.pth", tmp_path / "ours.pth"
+    torch.save(build_model("resnet8", 4).state_dict(), foreign)
+    root = tmp_path / "root"
+    common = [*command(data, root), "--epochs", "1"]
+    train_teacher.main([*common, "--exp_name", "..."])
+    [best] = root.rglob("model_best.pth")
+    torch.save(torch.load(best) | {"label": f"../../../{worst}\n"}, ours)
+    said = ["--teacher", "resnet8", "--teacher_loss", "<script>"]
+    train_student.main([*common, "--teacher_path", str(foreign), *said])
+    train_student.main([*common, "--teacher_path", str(ours)])
+    runs = [path.parent.relative_to(root) for path in root.rglob("result.json")]
+    assert [len(run.parts) for run in runs] == [3, 3, 3]
+    for part in (part for run in runs for part in run.parts):
+        assert re.fullmatch(r"[A-Za-z0-9+=,_-][A-Za-z0-9+=.,_-]*", part)
+    report.main([str(root), "--out", str(tmp_path / "out"), "--resamples", "0"])
+    assert "<script" not in (tmp_path / "out/report.html").read_text()
+
+
+WRONG = [None, [], "x", {}, -1, float("nan"), 10**30, torch.zeros(3), ["a"], [float("nan")] * 3]
+
+
+def test_wrong_types_in_a_teacher(run, tiny_npz, tmp_path, monkeypatch):
+    """Whatever stands in a checkpoint: one line, or a run that begins."""
+
+    def enough(*arguments):
+        raise UserError("it began")
+
+    monkeypatch.setattr(train_student, "fit", enough)
+    content = torch.load(run / NAME / "model_best.pth")
+    for key in content:
+        for value in WRONG:
+            torch.save(content | {key: value}, tmp_path / "teacher.pth")
+            flags = ("--teacher_path", str(tmp_path / "teacher.pth"), "--overwrite")
+            with pytest.raises(UserError):
+                train_student.main(command(tiny_npz, tmp_path, *flags))
+
+
+def test_wrong_types_in_a_checkpoint(root, tiny_npz):
+    path, (_, flags) = root / NAME / "checkpoint.pth", resume(root, tiny_npz)
+    content = torch.load(path)
+    for key in ("net", "optimizer", "random", "history", "best"):
+        for value in filter(bool, WRONG[:7]):
+            torch.save(content | {key: value}, path)
+            with pytest.raises(UserError, match="--overwrite"):
+                train_teacher.main(flags)
+
+
+def values_of(content: dict, path=()) -> Iterator[tuple]:
+    for key, value in content.items():
+        yield *path, key
+        if isinstance(value, dict):
+            yield from values_of(value, (*path, key))
+
+
+def test_wrong_types_in_a_result(root, capsys):
+    """It stands among the runs that are in no table, or what is wrong is not read."""
+    path = root / NAME / "result.json"
+    result = json.loads(path.read_text())
+    apart = 0
+    for place in values_of(result):
+        for value in (None, [], "<script>", {}, -1, ["a"]):
+            changed = copy.deepcopy(result)
+            part = changed
+            for key in place[:-1]:
+                part = part[key]
+            part[place[-1]] = value
+            path.write_text(json.dumps(changed))
+            report.main([str(root), "--resamples", "0"])
+            apart += "result.json is damaged" in capsys.readouterr().out
+    assert apart > 100

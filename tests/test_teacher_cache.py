@@ -1,0 +1,308 @@
+"""--teacher_cache and scripts/cache_teacher.py: exact, complete, never stale, safe to share."""
+
+import dataclasses
+import zlib
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import assert_same_run, command, fails
+
+import train_student
+import train_teacher
+from scripts import cache_teacher
+from utils.batches import NUM_VIEWS, TrainLoader, epoch_plan
+from utils.data import load_dataset
+from utils.runs import Run
+from utils.teacher_cache import CachedTeacher, LogitFiles
+from utils.teachers import Teacher, load_teacher
+
+LONE = ("--train-batch-size", "67")  # 135 = 2 x 67 + 1: the last step has one image
+ONE_PROCESS = Namespace(mixed_precision="no", device=torch.device("cpu"), num_processes=1)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory, tiny_npz) -> Path:
+    root = tmp_path_factory.mktemp("teacher")
+    train_teacher.main(command(tiny_npz, root, "--epochs", "1"))
+    return root
+
+
+def student_command(data: Path, root: Path, teacher: Path, *flags) -> list[str]:
+    return command(data, root, "--teacher_path", str(teacher), *LONE, *map(str, flags))
+
+
+@pytest.fixture
+def train(tiny_npz, teacher, tmp_path):
+    """Train a student in a root of its own; its folder."""
+
+    def run(root: str, *flags) -> Path:
+        train_student.main(student_command(tiny_npz, tmp_path / root, teacher, *flags))
+        return next((tmp_path / root).rglob("result.json")).parent
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory, tiny_npz, teacher) -> Path:
+    """The folder of a student without a cache."""
+    root = tmp_path_factory.mktemp("plain")
+    train_student.main(student_command(tiny_npz, root, teacher))
+    return next(root.rglob("result.json")).parent
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory, tiny_npz, teacher) -> Path:
+    """A cache with all views."""
+    cache = tmp_path_factory.mktemp("views")
+    cache_teacher.main(fill_command(tiny_npz, teacher, cache))
+    return cache
+
+
+def fill_command(data: Path, teacher: Path, cache: Path) -> list[str]:
+    flags = ("--dataset", data, "--teacher_path", teacher, "--teacher_cache", cache)
+    return [*map(str, flags), "--batch-size", "134"]
+
+
+@pytest.fixture
+def no_teacher(monkeypatch):
+    def refuse(*arguments):
+        raise AssertionError("the teacher was run")
+
+    monkeypatch.setattr(Teacher, "logits", refuse)
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[int]:
+    """How many images the teacher has been given, call by call."""
+    logits, calls = Teacher.logits, []
+
+    def count(self, images):
+        calls.append(len(images))
+        return logits(self, images)
+
+    monkeypatch.setattr(Teacher, "logits", count)
+    return calls
+
+
+@pytest.fixture
+def parts(tiny_npz, teacher) -> tuple:
+    """Teacher and data, as the scripts load them."""
+    data = load_dataset(str(tiny_npz), "data")
+    return load_teacher(teacher, data, 0), data
+
+
+# The same numbers
+
+
+def test_filling_and_reading_change_no_bit(train, plain, tmp_path, calls):
+    cache = ("--teacher_cache", tmp_path / "cache")
+    assert_same_run(plain, train("first", *cache))
+    assert calls == [67, 67, 1] * 3
+    assert_same_run(plain, train("second", *cache))
+    assert calls == [67, 67, 1] * 3
+
+
+def test_other_students_of_the_seed_read_it_too(train, tmp_path, monkeypatch):
+    other = ("--T", 2, "--Lambda", 0.5, "--lr", 0.05, "--train-batch-size", 32)
+    expected = train("plain", *other)
+    cache = ("--teacher_cache", tmp_path / "cache")
+    train("first", *cache)
+    monkeypatch.setattr(Teacher, "logits", None)
+    assert_same_run(expected, train("second", *other, *cache))
+
+
+def test_more_epochs_add_to_it(train, tmp_path, calls):
+    cache = ("--teacher_cache", tmp_path / "cache")
+    train("first", *cache, "--epochs", 2)
+    calls.clear()
+    train("second", *cache, "--epochs", 3)
+    assert calls == [67, 67, 1]
+
+
+def test_a_lone_image_has_the_bits_it_has_in_company(parts):
+    teacher, data = parts
+    together = teacher.logits(data.train.images)
+    alone = torch.cat([teacher.logits(image[None]) for image in data.train.images[:20]])
+    assert torch.equal(alone, together[:20])
+
+
+def test_bfloat16_is_exact_and_half_as_large(tiny_npz, teacher, tmp_path, forks):
+    # What `accelerate launch --cpu --mixed_precision bf16` sets.
+    bf16 = {"ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_USE_CPU": "true"}
+    flags = {"plain": (), "first": ("--teacher_cache", tmp_path / "cache")}
+    flags["second"] = flags["first"]
+    folders = []
+    for root, cache in flags.items():
+        line = student_command(tiny_npz, tmp_path / root, teacher, *cache)
+        child = forks.run(["train_student.py", *line], **bf16)
+        assert child.code == 0, child.err
+        folders.append(next((tmp_path / root).rglob("result.json")).parent)
+    assert_same_run(folders[0], folders[1])
+    assert_same_run(folders[0], folders[2])
+    sizes = [file.stat().st_size for file in (tmp_path / "cache").rglob("*.bin")]
+    assert sizes == [135 * 4 * 2] * 3
+
+
+def test_several_processes_read_what_one_has_written(parts, tmp_path):
+    teacher, data = parts
+    order, views = epoch_plan(135, 42, 1)
+    files = LogitFiles(tmp_path, teacher, data, ONE_PROCESS)
+    logits = torch.randn(135, 4)
+    files.write("seed=42_epoch=1", logits)
+    two = Namespace(**vars(ONE_PROCESS) | {"num_processes": 2})
+    for rank in range(2):
+        cached = CachedTeacher(None, LogitFiles(tmp_path, teacher, data, two), 42)
+        for batch in TrainLoader(data.train, 16, 42, "cpu", rank, 2).epoch(1):
+            place = [order.tolist().index(image) for image in batch.index]
+            assert torch.equal(cached(batch), logits[place])
+
+
+# All views ahead
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_views_written_ahead_serve_any_seed(train, filled, no_teacher, seed, monkeypatch):
+    cached = train("cached", "--seed", seed, "--teacher_cache", filled)
+    monkeypatch.undo()
+    assert_same_run(train("plain", "--seed", seed), cached)
+
+
+def test_only_missing_and_damaged_views_are_made(tiny_npz, teacher, filled, calls, capsys):
+    names = {path.name for path in filled.rglob("view=*.bin")}
+    assert len(names) == NUM_VIEWS == 162
+    next(filled.rglob("view=5_*")).unlink()
+    damaged = next(filled.rglob("view=77_*"))
+    damaged.write_bytes(flipped(damaged.read_bytes()))
+    cache_teacher.main(fill_command(tiny_npz, teacher, filled))
+    assert calls == [134, 1] * 2
+    assert {path.name for path in filled.rglob("view=*.bin")} == names
+    out = capsys.readouterr().out
+    assert f"{damaged} is damaged" in out and "all 162 views, 0." in out
+    cache_teacher.main(fill_command(tiny_npz, teacher, filled))
+    assert calls == [134, 1] * 2
+
+
+def test_a_view_that_is_not_there_is_no_view_at_all(train, filled, plain, tmp_path, calls):
+    """Half a table never half serves: the epoch is computed, and kept."""
+    path = next(filled.rglob("view=9_*"))
+    content = path.read_bytes()
+    path.unlink()
+    assert_same_run(plain, train("student", "--teacher_cache", filled))
+    assert calls == [67, 67, 1] * 3
+    assert len(list(filled.rglob("seed=42_epoch=*.bin"))) == 3
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ((), "teacher_cache"),
+        (("--teacher_cache", "file/below"), "--teacher_cache file/below: Not a directory"),
+        (("--teacher_cache", "x", "--batch-size", "0"), "whole number of at least 1"),
+        (("--teacher_cache", "x", "--teacher", "resnet20"), "holds resnet8"),
+        (("--teacher_cache", "x", "--split-seed", "1"), "give --split-seed 0"),
+    ],
+)
+def test_mistakes_are_one_line(tiny_npz, teacher, tmp_path, monkeypatch, capsys, flags, words):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    argv = ["--dataset", str(tiny_npz), "--teacher_path", str(teacher), *flags]
+    assert words in fails(capsys, tmp_path, cache_teacher.main, argv)
+
+
+# Never stale, never damaged
+
+
+def test_whatever_the_logits_depend_on_names_the_folder(parts, tmp_path):
+    teacher, data = parts
+    variants = [
+        (teacher, data, ONE_PROCESS),
+        (dataclasses.replace(teacher, sha256="0" * 64), data, ONE_PROCESS),
+        (dataclasses.replace(teacher, mean=(0.5, 0.5, 0.5)), data, ONE_PROCESS),
+        (dataclasses.replace(teacher, std=(0.5, 0.5, 0.5)), data, ONE_PROCESS),
+        (dataclasses.replace(teacher, model="resnet20"), data, ONE_PROCESS),
+        (teacher, dataclasses.replace(data, split_seed=1), ONE_PROCESS),
+        (teacher, dataclasses.replace(data, fingerprint="0" * 64), ONE_PROCESS),
+        (teacher, data, Namespace(**vars(ONE_PROCESS) | {"mixed_precision": "bf16"})),
+        (teacher, data, Namespace(**vars(ONE_PROCESS) | {"device": torch.device("cuda")})),
+    ]
+    folders = [LogitFiles(tmp_path, *variant).folder for variant in variants]
+    assert len(set(folders)) == len(variants)
+    elsewhere = dataclasses.replace(teacher, path=Path("moved.pth"), loss="NLL")
+    assert LogitFiles(tmp_path, elsewhere, data, ONE_PROCESS).folder == folders[0]
+
+
+def flipped(content: bytes) -> bytes:
+    return content[:100] + bytes([content[100] ^ 1]) + content[101:]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [flipped, lambda content: content[:-1], lambda content: b"", lambda content: content + b"x"],
+    ids=["flipped", "cut", "empty", "long"],
+)
+def test_damage_is_found_said_and_mended(train, plain, tmp_path, calls, capsys, damage):
+    cache = ("--teacher_cache", tmp_path / "cache")
+    train("first", *cache)
+    path = next(tmp_path.rglob("seed=42_epoch=2_*.bin"))
+    content = path.read_bytes()
+    path.write_bytes(damage(content))
+    calls.clear()
+    assert_same_run(plain, train("second", *cache))
+    assert f"{path} is damaged: removed, and computed anew" in capsys.readouterr().out
+    assert calls == [67, 67, 1] and path.read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [b"", bytes(135 * 4), bytes(135 * 5 * 4)])
+def test_a_right_checksum_does_not_make_a_right_shape(parts, tmp_path, content):
+    files = LogitFiles(tmp_path, *parts, ONE_PROCESS)
+    path = files.folder / f"view=0_{zlib.crc32(content):08x}.bin"
+    path.write_bytes(content)
+    assert not files.has("view=0") and not path.exists()
+
+
+def test_a_file_that_another_run_removes_meanwhile(parts, tmp_path, monkeypatch):
+    files = LogitFiles(tmp_path, *parts, ONE_PROCESS)
+    gone = files.folder / "view=0_00000000.bin"
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: [gone])
+    assert not files.has("view=0")
+
+
+# Killed runs, and several at once
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_killed_run_goes_on_with_what_it_kept(train, plain, tmp_path, monkeypatch, calls):
+    cache, save, saved = ("--teacher_cache", tmp_path / "cache"), Run.save, []
+
+    def killed(self, *arguments):
+        saved.append(0)
+        if len(saved) == 2:  # the second epoch's logits are kept, its checkpoint is not
+            raise Killed
+        save(self, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Run, "save", killed)
+        train("cut", *cache)
+    calls.clear()
+    assert_same_run(plain, train("cut", *cache))
+    assert calls == [67, 67, 1]
+
+
+def test_several_runs_at_once_share_one_cache(train, tiny_npz, teacher, tmp_path, forks):
+    cache = ("--teacher_cache", tmp_path / "cache")
+    temperatures = (1, 2, 3, 4)
+    children = []
+    for T in temperatures:
+        line = student_command(tiny_npz, tmp_path / f"T={T}", teacher, "--T", T, *cache)
+        children.append(forks.start(["train_student.py", *line]))
+    assert [child.wait() for child in children] == [0] * 4
+    files = [path.name for path in next((tmp_path / "cache").glob("*/*")).iterdir()]
+    assert len(files) == 4 and not any(name.endswith(".tmp") for name in files)
+    expected = train("plain", "--T", 3)
+    assert_same_run(expected, next((tmp_path / "T=3").rglob("result.json")).parent)
