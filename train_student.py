@@ -21,7 +21,7 @@ from utils.options import check_steps, one_line_errors, student_options
 from utils.runs import Run, identity_of, label_of
 from utils.tables import result_table
 from utils.teacher_cache import CachedTeacher, LogitFiles
-from utils.teachers import Teacher, load_teacher
+from utils.teachers import Teacher, teacher_of
 from utils.training import BatchLoss, fit, load_data, start
 
 
@@ -30,15 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     accelerator = start(args)
     data = load_data(args, accelerator)
     check_steps(args, data, accelerator.num_processes)
-    teacher = load_teacher(
-        args.teacher_path,
-        data,
-        args.split_seed,
-        model=args.teacher,
-        loss=args.teacher_loss,
-        select=args.teacher_select,
-        norm=args.teacher_norm,
-    )
+    teacher = teacher_of(args, data)
     teacher.net.to(accelerator.device)
 
     parameters = {"T": args.T, "Lambda": args.Lambda}

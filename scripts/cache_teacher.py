@@ -18,7 +18,7 @@ from utils.batches import NUM_VIEWS, take_views, view_windows
 from utils.data import Dataset
 from utils.options import CommandLine, add_data, add_teacher, count, one_line_errors
 from utils.teacher_cache import LogitFiles, view_name
-from utils.teachers import Teacher, load_teacher
+from utils.teachers import Teacher, teacher_of
 from utils.training import load_data, start
 
 
@@ -40,15 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     args = options(argv)
     accelerator = start(args)
     data = load_data(args, accelerator)
-    teacher = load_teacher(
-        args.teacher_path,
-        data,
-        args.split_seed,
-        model=args.teacher,
-        loss=args.teacher_loss,
-        select=args.teacher_select,
-        norm=args.teacher_norm,
-    )
+    teacher = teacher_of(args, data)
     teacher.net.to(accelerator.device)
     files = LogitFiles(args.teacher_cache, teacher, data, accelerator)
     fill(files, teacher, data, accelerator, args.batch_size)

@@ -22,6 +22,7 @@ from conftest import assert_same_run, command, fails, wait_for
 
 import train_student
 import train_teacher
+from models import build_model
 from utils import RunFailed, UserError, training
 from utils.data import load_dataset
 from utils.runs import read_torch
@@ -104,6 +105,22 @@ def test_sigkill_around_every_write(job, tmp_path, forks, when):
     assert writes > 6
     assert_same_run(whole, folder_below(tmp_path, whole))
     assert_tidy(folder_below(tmp_path, whole))
+
+
+def train_with_dropout(*argv: str) -> None:
+    train_teacher.build_model = lambda name, num_classes: torch.nn.Sequential(
+        build_model(name, num_classes), torch.nn.Dropout(0.5)
+    )
+    train_teacher.main(list(argv))
+
+
+def test_a_net_that_draws_numbers_goes_on_exactly(tiny_npz, tmp_path, forks):
+    for root, hook in (("whole", None), ("cut", ["at_rename", 4, "after", "send", 9])):
+        line = ["test_faults:train_with_dropout", *command(tiny_npz, tmp_path / root)]
+        if hook:
+            assert forks.run(line, hook=hook).code == -9
+        assert forks.run(line).code == 0
+    assert_same_run(tmp_path / "whole" / NAME, tmp_path / "cut" / NAME)
 
 
 # Signals

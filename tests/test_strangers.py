@@ -197,6 +197,11 @@ def test_no_memory_is_filled(root, tiny_npz, monkeypatch, capsys, reader, save):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < peak + 200e3  # kB
 
 
+def test_an_archive_larger_than_memory_is_not_unpacked(root, monkeypatch, capsys):
+    monkeypatch.setattr("utils.data.available_memory", lambda: 1e-9)
+    assert "GiB of memory" in fails(capsys, root, posthoc.main, [str(root)])
+
+
 @pytest.mark.parametrize("reader", ["a teacher", "a checkpoint", "a data set", "predictions"])
 def test_a_file_of_8_tib(root, tiny_npz, monkeypatch, capsys, reader):
     monkeypatch.chdir(root)

@@ -40,6 +40,9 @@ class LogitFiles:
 
     def __init__(self, root: str, teacher: Teacher, data: Dataset, accelerator: Accelerator):
         said, precision = teacher.identity, accelerator.mixed_precision
+        if precision not in DTYPES:
+            known = ", ".join(DTYPES)
+            raise UserError(f"--teacher_cache: no logits in {precision} precision; use {known}")
         key = {name: said[name] for name in ("model", "sha256", "mean", "std")}
         key |= {"data": data.fingerprint, "split_seed": data.split_seed}
         key |= {"precision": precision, "device": accelerator.device.type}

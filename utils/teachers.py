@@ -4,6 +4,7 @@ import hashlib
 import math
 import os
 import re
+from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,19 @@ class Teacher:
 
 def refusal(path: str | Path, reason: str) -> UserError:
     return UserError(" ".join(f"--teacher_path {path}: {reason}".split()))
+
+
+def teacher_of(args: Namespace, dataset: Dataset) -> Teacher:
+    """The teacher that a command line describes. Raises UserError."""
+    return load_teacher(
+        args.teacher_path,
+        dataset,
+        args.split_seed,
+        model=args.teacher,
+        loss=args.teacher_loss,
+        select=args.teacher_select,
+        norm=args.teacher_norm,
+    )
 
 
 def load_teacher(
