@@ -43,6 +43,8 @@ class Forks:
         """`hook`: the name of a function below and its arguments, called before the command."""
         self.children += 1
         output = Path(self.folder.name, str(self.children))
+        for suffix in (".out", ".err"):  # there to be read before the child has opened them
+            output.with_suffix(suffix).touch()
         command = [str(part) for part in command]
         request = {"command": command, "cwd": cwd, "hook": hook, "environment": environment}
         return Child(self, self.ask(output=output, **request), output)
