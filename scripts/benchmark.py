@@ -38,7 +38,14 @@ from utils import UserError
 from utils.batches import TrainLoader, normalise
 from utils.data import NORMALISATION, Dataset, Split
 from utils.evaluation import evaluate, predict
-from utils.options import CommandLine, count, one_line_errors, student_options, whole
+from utils.options import (
+    CommandLine,
+    count,
+    location,
+    one_line_errors,
+    student_options,
+    whole,
+)
 from utils.runs import atomic, environment
 from utils.tables import text_table
 from utils.teacher_cache import DTYPES
@@ -86,11 +93,13 @@ def options(argv: list[str] | None) -> Namespace:
         help="measure this process's processor time, which other jobs disturb less: on a CPU, with "
         "one thread and without workers",
     )
-    add("--json", type=Path, metavar="FILE", help="also write all measurements here")
+    add("--json", type=location, metavar="FILE", help="also write all measurements here")
     parser.set_defaults(checkpoint=None, deterministic=False, log_with=None, sync_bn=False)
     args = parser.parse_args(argv)
     if args.processor_time and (torch.cuda.is_available() or args.workers not in (None, [0])):
         raise UserError("--processor-time sees neither a GPU nor workers; leave it or them out")
+    if args.json and (args.json.is_dir() or not args.json.absolute().parent.is_dir()):
+        raise UserError(f"--json {args.json}: give a file in a folder that exists")
     return args
 
 

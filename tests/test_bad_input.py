@@ -212,6 +212,7 @@ MISTAKES = {
         ("--schedule-steps", "--schedule-steps.*at least one"),
         ("--schedule-steps 5 --scheduler cosine", "--schedule-steps.*--scheduler cosine"),
         ("--warmup 5", "--warmup.*multistep.*--scheduler warmupcosine"),
+        ("--scheduler cosine --lr-decay-factor 0.2", "--lr-decay-factor.*--scheduler multistep"),
         ("--scheduler warmupcosine --warmup 999999", "--warmup 999999.*give fewer"),
         ("--train-batch-size 500", "--train-batch-size 500.*135.*at most"),
         ("--train-batch-size 1000000000", "--train-batch-size 1000000000.*135"),
@@ -336,6 +337,7 @@ MISTAKES = {
         ("--batch_siz 3", "'--batch-?_?siz'.*--batch-size"),
     ],
     "benchmark": [
+        ("--json nowhere/speed.json", "--json nowhere/speed.json: give a file"),
         ("--round 3", "'--round'.*--rounds"),
         ("--json", "--json.*expected"),
         ("stray", "'stray'.*--help"),

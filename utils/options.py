@@ -205,7 +205,12 @@ def add_optimisation_and_run(parser: CommandLine) -> None:
         "(default: half and three quarters of --epochs)",
         default=argparse.SUPPRESS,
     )
-    add("--lr-decay-factor", type=fraction, default=0.1, help="multistep: the factor")
+    add(
+        "--lr-decay-factor",
+        type=fraction,
+        default=argparse.SUPPRESS,
+        help="multistep: the factor (default: 0.1)",
+    )
     add(
         "--warmup",
         type=whole,
@@ -318,13 +323,19 @@ def student_options(argv: list[str] | None = None) -> argparse.Namespace:
 
 def complete(args: argparse.Namespace) -> argparse.Namespace:
     """Check what no single flag can: how flags fit together."""
-    for flag, scheduler in (("schedule_steps", "multistep"), ("warmup", "warmupcosine")):
+    readers = {
+        "schedule_steps": "multistep",
+        "lr_decay_factor": "multistep",
+        "warmup": "warmupcosine",
+    }
+    for flag, scheduler in readers.items():
         if getattr(args, flag, None) and args.scheduler != scheduler:
             raise UserError(
                 f"--{flag.replace('_', '-')} has no effect with --scheduler {args.scheduler}; "
                 f"leave it out or give --scheduler {scheduler}"
             )
     args.warmup = getattr(args, "warmup", 0)
+    args.lr_decay_factor = getattr(args, "lr_decay_factor", 0.1)
     default = sorted({args.epochs // 2, args.epochs * 3 // 4} - {0})
     steps = args.schedule_steps = getattr(args, "schedule_steps", default)
     if steps != sorted(set(steps)) or max(steps, default=0) >= args.epochs:
