@@ -212,3 +212,19 @@ def test_a_real_sweep_of_teachers_and_students(tmp_path, tiny_npz):
 
     report.main([str(root), "--out", str(tmp_path / "out")])
     assert "T=4 Lambda=0.9" in (tmp_path / "out" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("dataset, nets, pairs", [("cifar10", 4, 4), ("cifar100", 4, 4)])
+def test_the_papers_experiments(tmp_path, dataset, nets, pairs):
+    """Every loss for every net, then every student of every teacher, in commands that are valid."""
+    for teacher in ("resnet56", "resnet110", "wrn_40_2"):
+        (tmp_path / f"runs/teachers/{dataset}/{teacher}/NLL_seed=1").mkdir(parents=True)
+    script = ROOT / f"scripts/{dataset}.sh"
+    environment = {"PYTHON": "echo python", "SEEDS": "1", "ROOT": str(tmp_path / "runs")}
+    done = run_script("bash", script, "--epochs", "2", cwd=tmp_path, **environment)
+    lines = [line.split()[1:] for line in done.stdout.splitlines()]
+    teachers = [teacher_options(line[1:]) for line in lines if line[0] == "train_teacher.py"]
+    students = [student_options(line[1:]) for line in lines if line[0] == "train_student.py"]
+    assert len({(one.loss, one.model) for one in teachers}) == 6 * nets == len(teachers)
+    assert len({(one.teacher_path, one.model) for one in students}) == pairs == len(students)
+    assert all(one.epochs == 2 and one.dataset == dataset for one in teachers + students)
