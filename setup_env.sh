@@ -13,7 +13,7 @@ else
     stamp=.venv/.kd_requirements
     activate="source .venv/bin/activate"
     if command -v uv >/dev/null; then
-        [ -x .venv/bin/python ] || uv venv .venv
+        [ -x .venv/bin/python ] || uv venv --python '>=3.11' .venv
         install=(uv pip install --python .venv/bin/python)
     else
         [ -x .venv/bin/python ] || python3 -m venv .venv

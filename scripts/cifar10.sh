@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The experiments of the paper on CIFAR-10: teachers x losses, then students x teachers.
 # Finished runs are skipped and broken ones resumed, so running it again repairs it.
-#   bash scripts/cifar10.sh                       everything, on one GPU after the other
+#   bash scripts/cifar10.sh                       everything, one run after the other
 #   SEEDS="1 2 3" bash scripts/cifar10.sh         several seeds
 #   bash scripts/cifar10.sh --epochs 2            anything behind goes to every command
 set -euo pipefail

@@ -108,7 +108,7 @@ def options(argv: list[str] | None) -> Namespace:
     add(
         "--data_dir",
         type=location,
-        default=Path(os.environ.get("KD_DATA", "data")),
+        default=Path(os.environ.get("KD_DATA") or "data"),
         help="where CIFAR-10-C/, cifar10h/, SVHN and the runs' data sets lie ($KD_DATA sets the "
         "default)",
     )

@@ -4,26 +4,31 @@ root=${ROOT:-runs}
 python=${PYTHON:-python}
 common="--dataset $dataset --lr 0.1 --wd 5e-4 --train-batch-size 128 $*"
 
-# One line per way to train a teacher, with the weights that did best in the original experiments.
+[[ " $* " != *" --exp_name"* ]] || { echo "grid.sh: error: --exp_name: give ROOT=..." >&2; exit 2; }
+
+# One line per way to train a teacher, with the weights that did best in the original experiments:
+# the beginning of the run's name, and the flags.
 losses=(
-    "--loss NLL"
-    "--loss LS --alpha 0.1"
-    "--loss MMCE --beta 2"
-    "--loss FL --gamma 3"
-    "--loss NLL+MDCA --beta 1"
-    "--loss FL+MDCA --gamma 3 --beta 1"
+    "NLL                    --loss NLL"
+    "LS_alpha=0.1           --loss LS --alpha 0.1"
+    "NLL+MMCE_beta=2        --loss MMCE --beta 2"
+    "FL_gamma=3             --loss FL --gamma 3"
+    "NLL+MDCA_beta=1        --loss NLL+MDCA --beta 1"
+    "FL+MDCA_gamma=3_beta=1 --loss FL+MDCA --gamma 3 --beta 1"
 )
 
 for seed in $seeds; do
     for loss in "${losses[@]}"; do
+        flags=${loss#* }
         for model in $teachers $students; do # the students from scratch are the baseline
-            $python train_teacher.py $common --model "$model" $loss --seed "$seed" \
+            $python train_teacher.py $common --model "$model" $flags --seed "$seed" \
                 --checkpoint "$root/teachers"
         done
     done
     for model in $students; do
         for teacher in $teachers; do
-            for run in "$root/teachers/$dataset/$teacher"/*_seed="$seed"; do
+            for loss in "${losses[@]}"; do
+                run="$root/teachers/$dataset/$teacher/${loss%% *}_seed=$seed"
                 $python train_student.py $common --model "$model" --teacher_path "$run" \
                     --T 4 --Lambda 0.9 --seed "$seed" --checkpoint "$root/students"
             done

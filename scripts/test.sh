@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Set up the environment and pass the tests:  bash scripts/test.sh [arguments of pytest]
-# KD_DATA (cifar10.npz, tiny100.npz) and KD_CHECKPOINTS (published teachers) widen them to real data.
+# KD_DATA (cifar10.npz, tiny100.npz), KD_CHECKPOINTS (published teachers) and KD_CIFAR10H (human labels)
+# name folders of real data, which widen them.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh

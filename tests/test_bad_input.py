@@ -239,7 +239,7 @@ MISTAKES = {
         ("--dataset cifar10 --data_dir nowhere/below", "--data_dir nowhere/below.*cifar10.npz"),
         ("--dataset cifar100 --data_dir file", "--data_dir file.*cifar100.npz"),
         ("--dataset cifar100 --data_dir loop", "--data_dir loop.*cifar100.npz"),
-        ("--sync_bn --checkpoint teachers --model resnet8", "--overwrite"),
+        ("--sync_bn", "--sync_bn.*several GPUs.*leave it out"),
     ],
     "train_student": [
         ("--teacher_path nowhere", "--teacher_path nowhere.*give a run folder"),

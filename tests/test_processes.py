@@ -238,9 +238,12 @@ def torchrun(data: Path, root: Path, *flags: str) -> list[str]:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with GPUs it is right")
-def test_torchrun_that_would_start_two_runs_is_refused(tiny_npz, tmp_path):
+def test_torchrun_never_starts_two_runs(tiny_npz, tmp_path):
     done = run_script(*torchrun(tiny_npz, tmp_path), cwd=tmp_path, check=False)
-    assert done.returncode != 0
+    if done.returncode == 0:  # with an older torch its processes find each other
+        config = json.loads((tmp_path / NAME / "config.json").read_text())
+        assert config["settings"]["processes"] == 2 and done.stdout.count("epoch   1/3") == 1
+        return
     said = [line for line in done.stderr.splitlines() if line.startswith("train_teacher.py: ")]
     assert len(said) == 1 and "ACCELERATE_USE_CPU=true" in said[0]
     assert not list(tmp_path.iterdir())

@@ -362,6 +362,18 @@ class TestSweeps:
         assert cells(section, f"resnet8 KD T=1 Lambda=1 from {teacher}")["ece"].mark == ""
         assert cells(section, f"resnet8 KD T=4 Lambda=0.9 from {teacher}")["ece"].mark == "best"
 
+    def test_no_mark_goes_to_a_temperature_at_its_bound(self, tmp_path):
+        lucky = measured(scaled={"ece": 0.01}) | {"temperature_at_bound": True}
+        write_run(tmp_path, "NLL", best=lucky)
+        for gamma, error in ((1, 0.2), (2, 0.3)):
+            write_run(tmp_path, f"FL{gamma}", best=measured(scaled={"ece": error}))
+        marks = {
+            row.group.name: row.cells["ece"].mark
+            for row in only_section(tmp_path).rows
+            if row.way == "scaled"
+        }
+        assert marks == {"resnet8 NLL": "", "resnet8 FL1": "best", "resnet8 FL2": ""}
+
     def test_the_grid_holds_validation_and_leaves_gaps(self, tmp_path):
         self.write(tmp_path)
         [sweep] = only_section(tmp_path).sweeps

@@ -259,6 +259,14 @@ def test_an_unknown_loss(tmp_path):
     )
 
 
+def test_what_a_strangers_file_says_of_its_loss_is_not_believed(tmp_path):
+    """Checkpoints of others often hold the value of the loss."""
+    file, _ = third_party(
+        tmp_path, change=lambda state: {"state_dict": state, "loss": torch.tensor(0.3)}
+    )
+    assert load(file, model="resnet8", loss="NLL").loss == "NLL"
+
+
 def test_a_distilled_net_teaches(tmp_path):
     label = "KD_T=4_Lambda=0.9_from_resnet56_NLL_seed=1"
     run = make_run(tmp_path / "run", loss="KD", label=label)

@@ -329,7 +329,7 @@ def complete(args: argparse.Namespace) -> argparse.Namespace:
         "warmup": "warmupcosine",
     }
     for flag, scheduler in readers.items():
-        if getattr(args, flag, None) and args.scheduler != scheduler:
+        if hasattr(args, flag) and args.scheduler != scheduler:
             raise UserError(
                 f"--{flag.replace('_', '-')} has no effect with --scheduler {args.scheduler}; "
                 f"leave it out or give --scheduler {scheduler}"

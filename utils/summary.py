@@ -119,7 +119,7 @@ def sections_of(
         rows = summarise(part, metrics, epoch, resamples)
         sweeps = find_sweeps(part, epoch, select)
         made.append(Section(title, epoch, select, chosen, part, rows, sweeps))
-        mark_best(rows, made[-1].shown())
+        mark_best(rows, made[-1].shown(), epoch)
     return made
 
 
@@ -152,15 +152,20 @@ def cells_of(
     return cells
 
 
-def mark_best(rows: list[Row], compared: list[Group]) -> None:
+def mark_best(rows: list[Row], compared: list[Group], epoch: str) -> None:
     """Mark the best of each metric, and those whose difference from it is within the spread.
 
     Only rows of the same way are compared, and only the groups `compared`: a setting that
-    validation did not choose must not win by its test value. The spread of a difference is the
-    root of the sum of both variances; it is unknown for single runs.
+    validation did not choose must not win by its test value, nor a temperature at the bound of its
+    range. The spread of a difference is the root of the sum of both variances; it is unknown for
+    single runs.
     """
     for way, metric in product({row.way for row in rows}, COLUMNS):
-        own = [row.cells for row in rows if row.way == way and row.group in compared]
+        own = [
+            row.cells
+            for row in rows
+            if row.way == way and row.group in compared and not at_bound(row, epoch)
+        ]
         known = [cells for cells in own if metric in cells]
         if len(known) < 2:
             continue
@@ -172,6 +177,12 @@ def mark_best(rows: list[Row], compared: list[Group]) -> None:
                 cells[metric] = cell._replace(mark="best")
             elif abs(cell.mean - best.mean) <= math.hypot(cell.sd, best.sd):
                 cells[metric] = cell._replace(mark="close")
+
+
+def at_bound(row: Row, epoch: str) -> bool:
+    """Whether a temperature of the row lies at the bound of its range."""
+    runs = (record.measured(epoch) for record in row.group.records)
+    return row.way == "scaled" and any(run["temperature_at_bound"] for run in runs)
 
 
 def find_sweeps(groups: list[Group], epoch: str, select: str) -> list[Sweep]:
@@ -237,10 +248,9 @@ def table_of(section: Section) -> tuple[list[str], Rows]:
 def table_row(section: Section, row: Row, chosen: bool) -> list[Entry]:
     group, opens = row.group, row.way == "raw"
     name = printable(group.name) + (" ←" if chosen else "")
-    at_bound = any(one.measured(section.epoch)["temperature_at_bound"] for one in group.records)
     entries = [
         Entry(name if opens else "", indent=group.depth if opens else 0),
-        Entry(row.way + (" †" if at_bound and row.way == "scaled" else "")),
+        Entry(row.way + (" †" if at_bound(row, section.epoch) else "")),
         Entry(str(len(group.records)) if opens else ""),
     ]
     for metric in section.columns:
@@ -268,7 +278,7 @@ def legend(section: Section, marks: dict[str, str]) -> list[str]:
     records = [record for group in section.groups for record in group.records]
     sizes = [len(group.records) for group in section.groups]
     found = {row.cells[metric].mark for row in section.rows for metric in row.cells}
-    at_bound = any(record.measured(section.epoch)["temperature_at_bound"] for record in records)
+    bounded = any(at_bound(row, section.epoch) for row in section.rows)
     select = COLUMNS[section.select].head.removesuffix(" %")
     epoch = {"best": "the epoch of the highest validation top-1", "last": "the last epoch"}
     further = dict.fromkeys(row.way for row in section.rows if row.way not in WAYS)
@@ -283,7 +293,7 @@ def legend(section: Section, marks: dict[str, str]) -> list[str]:
         f"{marks['close']}: its difference from the best is within the spread.": "close" in found,
         f"←: chosen from its sweep by validation {select}; the sweep's other settings do not take "
         "part in the comparison.": bool(section.sweeps),
-        "†: the temperature lies at the bound of its range; do not trust the row.": at_bound,
+        "†: the temperature lies at the bound of its range; do not trust the row.": bounded,
         "A teacher whose own run is elsewhere is shown as its students' runs measured it.": any(
             record.borrowed for record in records
         ),

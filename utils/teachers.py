@@ -117,6 +117,7 @@ def load_teacher(
         check_ours(file, content, dataset, split_seed, model, loss, norm)
         model, mean, std = content["model"], content["mean"], content["std"]
         label, seed, trained_split = content["label"], content["seed"], content["split_seed"]
+        loss = content["loss"]
     else:
         mean, std = normalisation(norm, dataset)
         label, seed, trained_split = file.stem, None, None
@@ -129,7 +130,7 @@ def load_teacher(
         mean=tuple(mean),
         std=tuple(std),
         label=safe_name(label),
-        loss=content.get("loss", loss),
+        loss=loss,
         seed=seed,
         split_seed=trained_split,
         sha256=sha256,

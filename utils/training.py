@@ -28,8 +28,7 @@ MOST_SKIPPED = 100  # steps in a row
 
 def start(args: Namespace) -> Accelerator:
     """The accelerator of this process: device, precision and processes as the launcher set them."""
-    no_gpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    if no_gpu and os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16":
+    if not torch.cuda.is_available() and os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16":
         print("fp16 needs a GPU and there is none: this run computes in float32", file=sys.stderr)
         os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
     if args.deterministic:
@@ -40,7 +39,9 @@ def start(args: Namespace) -> Accelerator:
     torch.set_float32_matmul_precision("high")
     try:
         # The run folder, which is known later, replaces this project_dir (see fit).
-        accelerator = Accelerator(log_with=args.log_with, project_dir=args.checkpoint)
+        # Metal has no float64, in which losses are summed and metrics computed.
+        cpu = torch.backends.mps.is_available()
+        accelerator = Accelerator(cpu=cpu, log_with=args.log_with, project_dir=args.checkpoint)
     except (ValueError, ImportError, RuntimeError) as error:
         raise UserError(f"accelerate cannot start: {' '.join(str(error).split())}") from None
     started = int(os.environ.get("WORLD_SIZE", 1))
@@ -49,8 +50,8 @@ def start(args: Namespace) -> Accelerator:
             f"torchrun has started {started} processes that know nothing of each other, for there "
             "is no GPU; say ACCELERATE_USE_CPU=true, or start one"
         )
-    if args.sync_bn and started > 1 and accelerator.device.type == "cpu":
-        raise UserError("--sync_bn: torch has it on GPUs only; leave it out")
+    if args.sync_bn and (accelerator.num_processes == 1 or accelerator.device.type == "cpu"):
+        raise UserError("--sync_bn: has an effect on several GPUs only; leave it out")
     return accelerator
 
 

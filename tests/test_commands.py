@@ -30,8 +30,8 @@ def results(folder) -> dict[str, dict]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, cifar100_dir):
-    """A working folder with the page's first run in it: a ResNet-56 trained with NLL."""
-    folder = tmp_path_factory.mktemp("seed_page")
+    """A working folder with a first run in it: a ResNet-56 trained with NLL."""
+    folder = tmp_path_factory.mktemp("commands")
     line = TEACHER.format(root=ROOT, data=cifar100_dir, model="resnet56", loss="--loss NLL")
     shell(line + " --gamma 3 --beta 5", folder)
     return folder
@@ -87,7 +87,7 @@ def test_hypersearch(folder, cifar100_dir):
 
 
 def test_accelerate(tmp_path, cifar100_dir):
-    """fp16 as the page has it: on a machine without a GPU the run says that it is float32."""
+    """fp16: on a machine without a GPU the run says that it is float32."""
     line = TEACHER.format(
         root=ROOT, data=cifar100_dir, model="resnet56", loss="--loss cross_entropy"
     )
