@@ -19,10 +19,11 @@ from utils.data import Dataset
 from utils.evaluation import conclude
 from utils.options import check_steps, one_line_errors, student_options
 from utils.runs import Run, identity_of, label_of
+from utils.steps import BatchLoss
 from utils.tables import result_table
 from utils.teacher_cache import CachedTeacher, LogitFiles
 from utils.teachers import Teacher, teacher_of
-from utils.training import BatchLoss, fit, load_data, start
+from utils.training import AroundEpoch, fit, load_data, start, untouched
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -36,33 +37,38 @@ def main(argv: list[str] | None = None) -> None:
     parameters = {"T": args.T, "Lambda": args.Lambda}
     label = f"{label_of('KD', parameters)}_from_{teacher.model}_{teacher.label}"
     run = Run(args, identity_of(args, data, "KD", parameters, label), accelerator, teacher)
-    batch_loss = build_batch_loss(args, teacher, data, accelerator)
+    batch_loss, around_epoch = build_batch_loss(args, teacher, data, accelerator)
     with run.opened(args, data):
         if not run.finished:
             torch.manual_seed(args.seed)
             student = build_model(args.model, data.num_classes)
-            history = fit(run, accelerator, student, batch_loss, data, args)
+            history = fit(run, accelerator, student, batch_loss, data, args, around_epoch)
             conclude(run, accelerator, student, data, history, args.test_batch_size, teacher)
         run.say(f"{run.folder}\n{result_table(run.result())}")
 
 
 def build_batch_loss(
     args: Namespace, teacher: Teacher, data: Dataset, accelerator: Accelerator
-) -> BatchLoss:
-    """The student's loss on a batch; its teacher runs only where the cache lacks the epoch."""
+) -> tuple[BatchLoss, AroundEpoch]:
+    """The student's loss on a batch; its teacher runs only where the cache lacks the epoch.
+
+    And what has to happen around each epoch, for `fit`.
+    """
 
     def teach(batch: Batch) -> torch.Tensor:
         with accelerator.autocast():
             return teacher.logits(batch.images)
 
+    around_epoch = untouched
     if args.teacher_cache:
         files = LogitFiles(args.teacher_cache, teacher, data, accelerator)
         teach = CachedTeacher(teach, files, args.seed)
+        around_epoch = teach.epoch
 
     def batch_loss(student_logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         return distillation_loss(student_logits, teach(batch), batch.labels, args.T, args.Lambda)
 
-    return batch_loss
+    return batch_loss, around_epoch
 
 
 if __name__ == "__main__":

@@ -47,10 +47,11 @@ from utils.options import (
     whole,
 )
 from utils.runs import atomic, environment
+from utils.steps import MODES, BatchLoss, Step
 from utils.tables import text_table
 from utils.teacher_cache import DTYPES
 from utils.teachers import Teacher
-from utils.training import Guard, prepare, start, train_epoch
+from utils.training import AroundEpoch, Guard, prepare, start, train_epoch, untouched
 
 
 class Size(NamedTuple):
@@ -75,6 +76,7 @@ SMALLEST = "resnet8"  # where a loop's own costs weigh most
 MOST_IMAGES = 45_000  # CIFAR's training split
 CLASSES, SIDE = 10, 32
 Pass = Callable[[], None]
+Loss = tuple[BatchLoss, AroundEpoch]
 
 
 def options(argv: list[str] | None) -> Namespace:
@@ -93,6 +95,7 @@ def options(argv: list[str] | None) -> Namespace:
         help="measure this process's processor time, which other jobs disturb less: on a CPU, with "
         "one thread and without workers",
     )
+    add("--step", choices=MODES, default="auto", help="how ours launches a step; see the scripts")
     add("--json", type=location, metavar="FILE", help="also write all measurements here")
     parser.set_defaults(checkpoint=None, deterministic=False, log_with=None, sync_bn=False)
     args = parser.parse_args(argv)
@@ -205,18 +208,19 @@ def pil_loader(data: Dataset, batch_size: int, workers: int, train: bool) -> Dat
     )
 
 
-def ours(bench: "Bench", model: str, data: Dataset, make_loss: Callable) -> Pass:
-    """An epoch as `fit` runs it; `make_loss()` is called once a pass, as a run does."""
+def ours(bench: "Bench", model: str, data: Dataset, loss: Loss) -> Pass:
+    """An epoch as `fit` runs it."""
     args, accelerator = bench.training_args, bench.accelerator
     loader = TrainLoader(data.train, args.train_batch_size, args.seed, accelerator.device)
     net = build_model(model, CLASSES)
     _, net, optimizer, schedule = prepare(accelerator, net, args, len(loader))
-    guard = Guard()
+    batch_loss, around_epoch = loss
+    step = Step(args.step, accelerator, net, optimizer, batch_loss, loader, data)
 
     def one_pass() -> None:
         bar = tqdm(loader.epoch(1), total=len(loader), disable=True)
-        arguments = (make_loss(), data, optimizer, schedule, bar, 0, guard)
-        train_epoch(accelerator, net, *arguments)
+        with around_epoch(1) as kind:
+            train_epoch(step, kind, schedule, 1, bar, 0, Guard())
 
     return one_pass
 
@@ -251,7 +255,7 @@ class Bench:
         batch = ("--train-batch-size", str(args.batch_size))
         # A low rate: labels are random, and nothing here is to diverge.
         self.training_args = student_options(
-            ["--teacher_path", "-", "--epochs", "1", "--lr", "0.001", *batch]
+            ["--teacher_path", "-", "--epochs", "1", "--lr", "0.001", "--step", args.step, *batch]
         )
         self.operation_rate = self.byte_rate = 0.0
         self.workers = self.best_workers()
@@ -290,13 +294,13 @@ class Bench:
             name = f"{teacher_model} -> {model}" if teacher else model
             return self.row(name, contenders, data.train, costs)
 
-    def loss(self, data: Dataset, teacher: Teacher | None, cache: str | None = None) -> Callable:
-        """A maker of the loss on a batch, as the entry scripts make it."""
+    def loss(self, data: Dataset, teacher: Teacher | None, cache: str | None = None) -> Loss:
+        """What the entry scripts hand to `fit`."""
         if teacher is None:
             criterion = build_loss("NLL")
-            return lambda: lambda logits, batch: criterion(logits, batch.labels)
+            return lambda logits, batch: criterion(logits, batch.labels), untouched
         args = Namespace(**vars(self.training_args) | {"teacher_cache": cache})
-        return lambda: build_batch_loss(args, teacher, data, self.accelerator)
+        return build_batch_loss(args, teacher, data, self.accelerator)
 
     def evaluation(self, model: str, images: int) -> dict:
         """A whole split: logits and, in ours, every metric."""

@@ -32,7 +32,9 @@ def options(argv: list[str] | None) -> Namespace:
     add_data(parser)
     add_teacher(parser, cache_required=True)
     parser.add_argument("--batch-size", type=count, default=1000, help="images per step")
-    parser.set_defaults(checkpoint=None, deterministic=False, log_with=None, sync_bn=False)
+    parser.set_defaults(
+        checkpoint=None, deterministic=False, log_with=None, step="auto", sync_bn=False
+    )
     return parser.parse_args(argv)
 
 

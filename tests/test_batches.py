@@ -6,6 +6,7 @@ from torchvision.transforms import functional as TF
 
 from utils.batches import (
     NUM_VIEWS,
+    Batch,
     TrainLoader,
     epoch_plan,
     normalise,
@@ -22,6 +23,10 @@ def random_images(n, size=32, seed=0):
 
 def random_split(n, size=8):
     return Split(random_images(n, size), torch.arange(n) % 10)
+
+
+def batches(loader: TrainLoader, epoch: int) -> list[Batch]:
+    return [loader.batch(draw) for draw in loader.epoch(epoch)]
 
 
 @pytest.mark.parametrize("size", [8, 32])
@@ -112,23 +117,24 @@ def test_normalise_takes_lists_and_tells_statistics_apart():
 def test_loader_follows_the_plan_and_keeps_the_last_batch():
     split = random_split(50)
     loader = TrainLoader(split, batch_size=16, seed=7, device="cpu")
-    batches = list(loader.epoch(2))
-    assert len(batches) == len(loader) == 4
-    assert [len(b.labels) for b in batches] == [16, 16, 16, 2]
-    assert all(b.weight == 1.0 for b in batches)
+    made = batches(loader, 2)
+    assert len(made) == len(loader) == 4
+    assert [len(b.labels) for b in made] == [16, 16, 16, 2]
+    assert all(b.weight == 1.0 for b in made)
     order, views = epoch_plan(50, 7, 2)
-    assert torch.equal(torch.cat([b.index for b in batches]), order)
-    assert torch.equal(torch.cat([b.views for b in batches]), views)
-    assert torch.equal(torch.cat([b.labels for b in batches]), split.labels[order])
+    assert torch.equal(torch.cat([b.index for b in made]), order)
+    assert torch.equal(torch.cat([b.views for b in made]), views)
+    assert torch.equal(torch.cat([b.labels for b in made]), split.labels[order])
     expected = take_views(view_windows(split.images), order, views)
-    assert torch.equal(torch.cat([b.images for b in batches]), expected)
+    assert torch.equal(torch.cat([b.images for b in made]), expected)
+    assert torch.equal(torch.cat([b.places for b in made]), torch.arange(50))
 
 
 def test_epochs_can_be_made_again_in_any_order():
     loader = TrainLoader(random_split(20), 8, 0, "cpu")
-    later = [b.images for b in loader.epoch(5)]
+    later = [b.images for b in batches(loader, 5)]
     list(loader.epoch(0))
-    again = TrainLoader(random_split(20), 8, 0, "cpu").epoch(5)
+    again = batches(TrainLoader(random_split(20), 8, 0, "cpu"), 5)
     assert all(torch.equal(a, b.images) for a, b in zip(later, again, strict=True))
 
 
@@ -138,7 +144,7 @@ def test_ranks_share_the_batch_of_one_process(n, batch, world):
     single = TrainLoader(split, batch * world, 3, "cpu")
     ranks = [TrainLoader(split, batch, 3, "cpu", rank, world) for rank in range(world)]
     assert {len(loader) for loader in ranks} == {len(single)}
-    steps = zip(single.epoch(1), *(loader.epoch(1) for loader in ranks), strict=True)
+    steps = zip(*(batches(loader, 1) for loader in (single, *ranks)), strict=True)
     for whole, *pieces in steps:
         kept = [piece for piece in pieces if piece.weight > 0]
         assert torch.equal(torch.cat([piece.index for piece in kept]), whole.index)
@@ -159,7 +165,7 @@ def test_weight_is_one_where_the_images_divide_evenly():
 def test_a_rank_without_a_share_takes_one_image_with_weight_zero():
     # 33 images, 32 in the first step: one is left for four processes.
     ranks = [TrainLoader(random_split(33), 8, 0, "cpu", rank, 4) for rank in range(4)]
-    last = [list(loader.epoch(0))[-1] for loader in ranks]
+    last = [batches(loader, 0)[-1] for loader in ranks]
     assert sorted(b.weight for b in last) == [0.0, 0.0, 0.0, 4.0]
     assert all(len(b.images) == 1 for b in last)
 
@@ -168,8 +174,8 @@ def test_a_rank_without_a_share_takes_one_image_with_weight_zero():
 def test_same_batches_on_the_gpu():
     split = random_split(50, 32)
     pairs = zip(
-        TrainLoader(split, 16, 0, "cpu").epoch(0),
-        TrainLoader(split, 16, 0, "cuda").epoch(0),
+        batches(TrainLoader(split, 16, 0, "cpu"), 0),
+        batches(TrainLoader(split, 16, 0, "cuda"), 0),
         strict=True,
     )
     for cpu, gpu in pairs:

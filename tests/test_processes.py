@@ -109,12 +109,12 @@ class NotingLoader(TrainLoader):
     file = None
 
     def epoch(self, epoch: int):
-        for batch in super().epoch(epoch):
-            if batch.weight > 0:
+        for draw in super().epoch(epoch):
+            if draw.weight > 0:
                 with open(self.file, "a") as notes:
-                    pairs = zip(batch.index.tolist(), batch.views.tolist(), strict=True)
+                    pairs = draw.plan[:2].T.tolist()
                     notes.writelines(f"{epoch} {index} {view}\n" for index, view in pairs)
-            yield batch
+            yield draw
 
 
 def train_and_note(file: str, *argv: str) -> None:

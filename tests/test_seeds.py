@@ -123,8 +123,8 @@ def beginning(flags: list[str], monkeypatch) -> tuple[dict, list, list]:
 
     def stop(run, accelerator, net, batch_loss, data, args):
         loader = TrainLoader(data.train, 64, args.seed, "cpu")
-        batches = [(b.index.tolist(), b.views.tolist()) for b in loader.epoch(1)]
-        seen.extend([net.state_dict(), batches, data.val.images.sum((1, 2, 3)).tolist()])
+        draws = [draw.plan.tolist() for draw in loader.epoch(1)]
+        seen.extend([net.state_dict(), draws, data.val.images.sum((1, 2, 3)).tolist()])
         raise Enough
 
     with monkeypatch.context() as patch, pytest.raises(Enough):

@@ -16,8 +16,9 @@ from utils import training
 from utils.batches import TrainLoader
 from utils.data import load_dataset
 from utils.options import student_options
+from utils.steps import Step
 from utils.teachers import Teacher
-from utils.training import Guard, prepare, train_epoch
+from utils.training import Guard, prepare, train_epoch, untouched
 
 WAITS = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__")
 
@@ -40,22 +41,24 @@ def no_waiting():
 
 
 def after_the_first(batches):
-    """The first step brings the epoch's plan and logits to the device; no other may wait."""
+    """The first step brings the epoch's plan to the device; no other may wait."""
     yield next(batches)
     with no_waiting():
         yield from batches
 
 
-def some_epochs(data, batch_loss, args, monkeypatch, watch=after_the_first) -> None:
+def some_epochs(data, loss, args, monkeypatch, watch=after_the_first) -> None:
+    batch_loss, around_epoch = loss
     monkeypatch.setattr(training, "REPORT_SECONDS", float("inf"))
     accelerator = Accelerator()
     loader = TrainLoader(data.train, args.train_batch_size, args.seed, accelerator.device)
     net = build_model("resnet8", data.num_classes)
     _, net, optimizer, schedule = prepare(accelerator, net, args, len(loader))
+    step = Step(args.step, accelerator, net, optimizer, batch_loss, loader, data)
     for epoch in (1, 1, 2):
         bar = tqdm(watch(loader.epoch(epoch)), total=len(loader), disable=True)
-        arguments = (batch_loss, data, optimizer, schedule, bar, 0, Guard())
-        train_epoch(accelerator, net, *arguments)
+        with around_epoch(epoch) as kind:
+            train_epoch(step, kind, schedule, epoch, bar, 0, Guard())
 
 
 @pytest.fixture
@@ -70,7 +73,7 @@ def test_waiting_is_noticed(data, monkeypatch):
         return logits.mean() * (1 if logits.sum() > 0 else 2)
 
     with pytest.raises((AssertionError, RuntimeError), match="wait|synchroniz"):
-        some_epochs(data, waits, args, monkeypatch)
+        some_epochs(data, (waits, untouched), args, monkeypatch)
 
 
 @pytest.mark.parametrize("loss", loss_names())
@@ -79,7 +82,8 @@ def test_no_step_of_a_teacher_waits(data, monkeypatch, loss, scheduler):
     flags = ("--epochs", "2", "--train-batch-size", "32", "--scheduler", scheduler)
     args = student_options(["--teacher_path", "-", *flags])
     criterion = build_loss(loss)
-    some_epochs(data, lambda logits, b: criterion(logits, b.labels), args, monkeypatch)
+    loss = (lambda logits, batch: criterion(logits, batch.labels), untouched)
+    some_epochs(data, loss, args, monkeypatch)
 
 
 @pytest.mark.parametrize("cache", [False, True])
@@ -90,8 +94,8 @@ def test_no_step_of_a_student_waits(data, monkeypatch, tmp_path, cache):
     teacher = benchmark.random_teacher("resnet8", data, accelerator)
 
     def epochs(watch) -> None:
-        batch_loss = train_student.build_batch_loss(args, teacher, data, accelerator)
-        some_epochs(data, batch_loss, args, monkeypatch, watch)
+        loss = train_student.build_batch_loss(args, teacher, data, accelerator)
+        some_epochs(data, loss, args, monkeypatch, watch)
 
     if cache:
         epochs(watch=iter)  # the end of an epoch that is written waits

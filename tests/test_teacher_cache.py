@@ -154,9 +154,12 @@ def test_several_processes_read_what_one_has_written(parts, tmp_path):
     two = Namespace(**vars(ONE_PROCESS) | {"num_processes": 2})
     for rank in range(2):
         cached = CachedTeacher(None, LogitFiles(tmp_path, teacher, data, two), 42)
-        for batch in TrainLoader(data.train, 16, 42, "cpu", rank, 2).epoch(1):
-            place = [order.tolist().index(image) for image in batch.index]
-            assert torch.equal(cached(batch), logits[place])
+        loader = TrainLoader(data.train, 16, 42, "cpu", rank, 2)
+        with cached.epoch(1) as known:
+            assert known
+            for batch in map(loader.batch, loader.epoch(1)):
+                place = [order.tolist().index(image) for image in batch.index]
+                assert torch.equal(cached(batch), logits[place])
 
 
 # All views ahead

@@ -21,19 +21,25 @@ POSITIONS = 2 * PADDING + 1
 NUM_VIEWS = 2 * POSITIONS**2
 
 
-class Batch(NamedTuple):
-    """One process's share of a step.
+class Draw(NamedTuple):
+    """What one process takes in a step; its images are made by `TrainLoader.batch`.
 
     The mean over processes of `weight` times the mean loss is the mean over the step's images.
     """
+
+    plan: torch.Tensor  # int64 (3, B): index into the training split, view, place in the epoch
+    weight: float  # 1.0, but in the last step where the images do not divide evenly
+
+
+class Batch(NamedTuple):
+    """One process's share of a step."""
 
     images: torch.Tensor  # uint8 (B, 3, H, W), augmented
     labels: torch.Tensor  # int64 (B,)
     index: torch.Tensor  # int64 (B,), into the training split
     views: torch.Tensor  # int64 (B,)
-    weight: float  # 1.0, but in the last step where the images do not divide evenly
-    epoch: int
-    start: int  # place of the first image in the epoch's order
+    places: torch.Tensor  # int64 (B,), in the epoch's order
+    weight: float
 
 
 def epoch_plan(num_images: int, seed: int, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -103,16 +109,19 @@ class TrainLoader:
     def __len__(self) -> int:
         return -(-len(self.labels) // self.step)
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        plan = torch.stack(epoch_plan(len(self.labels), self.seed, epoch))
+    def epoch(self, epoch: int) -> Iterator[Draw]:
+        images = len(self.labels)
+        plan = torch.stack([*epoch_plan(images, self.seed, epoch), torch.arange(images)])
         plan = plan.to(self.labels.device)  # once: a step then does nothing on the host but slice
-        for start in range(0, len(self.labels), self.step):
-            size = min(self.step, len(self.labels) - start)
+        for start in range(0, images, self.step):
+            size = min(self.step, images - start)
             first, last = (size * r // self.world for r in (self.rank, self.rank + 1))
             weight = (last - first) * self.world / size
             # A process without a share still has to take part in the step: with weight 0.
             last = max(last, first + 1)
-            index, views = plan[:, start + first : start + last]
-            images = take_views(self.windows, index, views)
-            labels = self.labels[index]
-            yield Batch(images, labels, index, views, weight, epoch, start + first)
+            yield Draw(plan[:, start + first : start + last], weight)
+
+    def batch(self, draw: Draw) -> Batch:
+        index, views, places = draw.plan
+        images = take_views(self.windows, index, views)
+        return Batch(images, self.labels[index], index, views, places, draw.weight)

@@ -16,6 +16,7 @@ from models import build_model, check_name
 from utils import RunFailed, UserError
 from utils.data import NORMALISATION, Dataset, available_memory
 from utils.signals import speaks, stop_on_signals
+from utils.steps import MODES
 
 LARGEST = 10**9
 NO_MEMORY = re.compile("out of memory|can't allocate memory")  # torch on a GPU, and on the CPU
@@ -231,6 +232,13 @@ def add_optimisation_and_run(parser: CommandLine) -> None:
     add("--exp_name", type=name(suffix), help="a suffix of the run's name, to keep two apart")
     add("--overwrite", action="store_true", help="start a finished or differing run anew")
     add("--log_with", choices=("tensorboard",), help="also write the epochs' metrics to this")
+    add(
+        "--step",
+        choices=MODES,
+        default="auto",
+        help="how a step is launched: auto replays it as one CUDA graph on a single GPU, and else "
+        "it is eager, kernel by kernel; compile also fuses kernels, which takes a while to prepare",
+    )
     add(
         "--deterministic",
         action="store_true",

@@ -62,6 +62,7 @@ ELSEWHERE = {
     "gamma",
     "log_with",
     "overwrite",
+    "step",
     "teacher",
     "teacher_cache",
     "teacher_loss",

@@ -17,7 +17,7 @@ import json
 import math
 import zlib
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -97,35 +97,36 @@ class LogitFiles:
 class CachedTeacher:
     """Teacher logits of a batch: from the files where they have its epoch, else computed and kept.
 
-    Batches of an epoch come in the order of its plan, as TrainLoader makes them.
+    Every step of an epoch lies within `with cached.epoch(number):`.
     """
 
     def __init__(self, forward: Callable[[Batch], torch.Tensor], files: LogitFiles, seed: int):
         self.forward, self.files, self.seed = forward, files, seed
-        self.epoch, self.known = None, False
+        # Of one epoch, in the order of its plan; a captured step needs it in the same place always.
+        self.logits = torch.empty(files.images, files.classes, dtype=files.dtype).to(files.device)
+        self.known = False
 
     def __call__(self, batch: Batch) -> torch.Tensor:
-        if batch.epoch != self.epoch:
-            self.begin(batch.epoch)
-        end = batch.start + len(batch.labels)
         if self.known:
-            return self.logits[batch.start : end]
-        logits = self.forward(batch)
-        self.logits[batch.start : end] = logits
-        if end == self.files.images and self.files.complete:
-            self.files.write(self.name, self.logits)
+            return self.logits[batch.places]
+        logits = self.forward(batch).to(self.logits.dtype)
+        self.logits.index_copy_(0, batch.places, logits)
         return logits
 
-    def begin(self, epoch: int) -> None:
-        """Bring the logits of the whole epoch to the device, if they are known."""
-        self.epoch, self.name = epoch, f"seed={self.seed}_epoch={epoch}"
-        has = self.files.has(self.name)
-        logits = self.files.rows(self.name) if has else self.from_views(epoch)
+    @contextmanager
+    def epoch(self, epoch: int):
+        """Bring the logits of the whole epoch to the device, or keep them at its end.
+
+        Yields whether they were known, so that the teacher does not run.
+        """
+        name = f"seed={self.seed}_epoch={epoch}"
+        logits = self.files.rows(name) if self.files.has(name) else self.from_views(epoch)
         self.known = logits is not None
-        if logits is None:
-            shape = (self.files.images, self.files.classes)
-            logits = torch.empty(shape, dtype=self.files.dtype)
-        self.logits = logits.to(self.files.device)
+        if self.known:
+            self.logits.copy_(logits)
+        yield self.known
+        if not self.known and self.files.complete:
+            self.files.write(name, self.logits)
 
     def from_views(self, epoch: int) -> torch.Tensor | None:
         """The logits of an epoch from those of all views; None where a view is not there."""

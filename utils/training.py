@@ -5,6 +5,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -15,12 +16,13 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, MultiStepLR, S
 from tqdm import tqdm
 
 from utils import RunFailed, UserError
-from utils.batches import Batch, TrainLoader, normalise
+from utils.batches import TrainLoader
 from utils.data import Dataset, load_dataset
 from utils.evaluation import evaluate, predict
 from utils.runs import Run, on_main
+from utils.steps import BatchLoss, Step, can_capture
 
-BatchLoss = Callable[[torch.Tensor, Batch], torch.Tensor]
+AroundEpoch = Callable[[int], AbstractContextManager]
 EPOCH_METRICS = ("nll", "top1", "ece", "sce", "adaece")
 REPORT_SECONDS = 0.5
 MOST_SKIPPED = 100  # steps in a row
@@ -50,6 +52,8 @@ def start(args: Namespace) -> Accelerator:
             f"torchrun has started {started} processes that know nothing of each other, for there "
             "is no GPU; say ACCELERATE_USE_CPU=true, or start one"
         )
+    if args.step == "graph" and not can_capture(accelerator):
+        raise UserError("--step graph: needs one GPU and one process; leave it out")
     if args.sync_bn and (accelerator.num_processes == 1 or accelerator.device.type == "cpu"):
         raise UserError("--sync_bn: has an effect on several GPUs only; leave it out")
     return accelerator
@@ -95,8 +99,18 @@ def prepare(accelerator: Accelerator, net: nn.Module, args: Namespace, steps_per
         nesterov=args.momentum > 0,
         fused=True,
     )
+    if args.momentum > 0:
+        # The fused optimiser would leave its buffers as it found the memory, were its first step
+        # one that fp16's scaler skips. From 0 on, the first step is the same.
+        for weight in net.parameters():
+            optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
     schedule = build_schedule(optimizer, args, steps_per_epoch)
     return net, *accelerator.prepare(net, optimizer), schedule
+
+
+def untouched(epoch: int) -> AbstractContextManager:
+    """Nothing happens around an epoch."""
+    return nullcontext()
 
 
 def fit(
@@ -106,11 +120,14 @@ def fit(
     batch_loss: BatchLoss,
     data: Dataset,
     args: Namespace,
+    around_epoch: AroundEpoch = untouched,
 ) -> list[dict]:
     """Train `net` in place from where the run stands to its last epoch; validate and save each.
 
-    `batch_loss(logits, batch)` is all that differs between a teacher and a student. Returns the
-    epochs' records, as in metrics.jsonl. Raises RunFailed when the loss is no longer finite.
+    `batch_loss(logits, batch)` is all that differs between a teacher and a student. What else it
+    has to do happens `with around_epoch(epoch) as kind`, where it may say which kind of steps the
+    epoch has. Returns the epochs' records, as in metrics.jsonl. Raises RunFailed when the loss is
+    no longer finite.
     """
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     loader = TrainLoader(data.train, args.train_batch_size, args.seed, device, rank, world)
@@ -120,8 +137,10 @@ def fit(
     if accelerator.scaler is not None:
         parts["scaler"] = accelerator.scaler
     history, best = resume(run, parts)
+    step = Step(args.step, accelerator, prepared, optimizer, batch_loss, loader, data)
     run.log(
-        f"{device}, mixed precision: {accelerator.mixed_precision}, float32 products: "
+        f"{device}, steps: {step.said}, mixed precision: {accelerator.mixed_precision}, "
+        "float32 products: "
         f"{torch.get_float32_matmul_precision()}, threads: {torch.get_num_threads()}"
     )
     accelerator.project_configuration.logging_dir = str(run.folder)
@@ -140,9 +159,8 @@ def fit(
             bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix}",
         )
         steps_after = (args.epochs - epoch) * len(loader)
-        record |= train_epoch(
-            accelerator, prepared, batch_loss, data, optimizer, schedule, bar, steps_after, guard
-        )
+        with around_epoch(epoch) as kind:
+            record |= train_epoch(step, kind, schedule, epoch, bar, steps_after, guard)
         record["images_per_second"] = len(data.train.labels) / (time.perf_counter() - started)
         share_buffers(accelerator, net)
         logits = predict(net, val, data.mean, data.std, args.test_batch_size, accelerator)
@@ -167,44 +185,30 @@ def fit(
 
 
 def train_epoch(
-    accelerator: Accelerator,
-    net: nn.Module,
-    batch_loss: BatchLoss,
-    data: Dataset,
-    optimizer,
-    schedule,
-    bar: tqdm,
-    steps_after: int,
-    guard: "Guard",
+    step: Step, kind, schedule, epoch: int, bar: tqdm, steps_after: int, guard: "Guard"
 ) -> dict[str, float]:
-    """One pass over the batches in `bar`; mean loss and top-1 (a fraction) on the training views.
+    """One pass over the draws in `bar`; mean loss and top-1 (a fraction) on the training views.
 
     Each step's sums stay on the device; to read them, which waits for it, is for now and then.
     """
-    net.train()
-    sums = torch.zeros(bar.total, 3, dtype=torch.float64, device=accelerator.device)
+    accelerator, rate = step.accelerator, step.optimizer.param_groups[0]
+    step.net.train()
+    sums = torch.zeros(bar.total, 4, dtype=torch.float64, device=accelerator.device)
     rates, shown = [], time.perf_counter()
-    for step, batch in enumerate(bar):
-        rates.append(optimizer.param_groups[0]["lr"])
-        logits = net(normalise(batch.images, data.mean, data.std))
-        loss = batch_loss(logits, batch)
-        accelerator.backward(loss * batch.weight)
-        optimizer.step()
+    for number, draw in enumerate(bar):
+        rates.append(rate["lr"])
+        sums[number] = step(draw, kind)
         schedule.step()
-        optimizer.zero_grad()
-        guard.count_skipped(optimizer.step_was_skipped, batch.epoch, step)
-        images = len(batch.labels) if batch.weight > 0 else 0
-        right = (logits.detach().argmax(1) == batch.labels).double().mean()
-        sums[step] = images * torch.stack([loss.detach().double(), right, torch.ones_like(right)])
         # Of several processes only one looks: what the others do must not hang on the clock.
         if accelerator.is_main_process and time.perf_counter() - shown > REPORT_SECONDS:
             shown = time.perf_counter()
-            guard.check_losses(sums[: step + 1], rates, batch.epoch)
+            guard.check(sums[: number + 1], rates, epoch)
             if not bar.disable:
                 show_progress(bar, sums.sum(0), steps_after, accelerator.num_processes)
-    sums = accelerator.reduce(sums, "sum")
-    guard.check_losses(sums, rates, batch.epoch)
-    loss, right, images = sums.sum(0).tolist()
+    skipped = sums[:, 3]  # equal on all processes
+    sums = torch.column_stack([accelerator.reduce(sums[:, :3].contiguous(), "sum"), skipped])
+    guard.check(sums, rates, epoch)
+    loss, right, images, _ = sums.sum(0).tolist()
     return {"train_loss": loss / images, "train_top1": right / images}
 
 
@@ -216,28 +220,26 @@ class Guard:
         "or a smaller --beta, with --exp_name or --overwrite. The epochs before are kept"
     )
 
-    def __init__(self):
-        self.skipped = 0
+    def check(self, sums: torch.Tensor, rates: list[float], epoch: int) -> None:
+        """`sums`: those of each step so far, as `Step` returns them; `rates`: their learning rates.
 
-    def count_skipped(self, skipped: bool, epoch: int, step: int) -> None:
-        """By skipping steps fp16's scaler finds its scale; many in a row are an error."""
-        self.skipped = self.skipped + 1 if skipped else 0
-        if self.skipped == MOST_SKIPPED:
-            raise RunFailed(
-                f"fp16: the gradients of {MOST_SKIPPED} steps in a row were not finite, up to "
-                f"epoch {epoch}, step {step + 1}; try bf16, or {self.TOO_FAST}"
-            )
-
-    def check_losses(self, sums: torch.Tensor, rates: list[float], epoch: int) -> None:
-        """`sums`: loss, right and images of each step so far; `rates`: their learning rates."""
-        bad = (~sums[:, 0].isfinite()).nonzero()
+        By skipping steps fp16's scaler finds its scale; many in a row are an error.
+        """
+        losses, _, images, skipped = sums.T
+        bad = (~losses.isfinite()).nonzero()
         if len(bad):
             step = int(bad[0])
-            losses = (sums[:, 0] / sums[:, 2]).tolist()
-            before = f"{losses[step - 1]:.3g} a step before, " if step else ""
+            means = (losses / images).tolist()
+            before = f"{means[step - 1]:.3g} a step before, " if step else ""
             raise RunFailed(
-                f"the loss is {losses[step]} in epoch {epoch}, step {step + 1}, {before}at a "
+                f"the loss is {means[step]} in epoch {epoch}, step {step + 1}, {before}at a "
                 f"learning rate of {rates[step]:.3g}; {self.TOO_FAST}"
+            )
+        stuck = (skipped >= MOST_SKIPPED).nonzero()
+        if len(stuck):
+            raise RunFailed(
+                f"fp16: the gradients of {MOST_SKIPPED} steps in a row were not finite, up to "
+                f"epoch {epoch}, step {int(stuck[0]) + 1}; try bf16, or {self.TOO_FAST}"
             )
 
     def check_logits(self, logits: torch.Tensor, epoch: int, rate: float) -> None:
@@ -249,7 +251,7 @@ class Guard:
 
 
 def show_progress(bar: tqdm, totals: torch.Tensor, steps_after: int, processes: int) -> None:
-    loss, right, images = totals.tolist()
+    loss, right, images, _ = totals.tolist()
     elapsed = bar.format_dict["elapsed"]
     left = elapsed / bar.n * (bar.total - bar.n + steps_after) if bar.n else 0
     bar.set_postfix_str(

@@ -1,0 +1,81 @@
+"""CUDA graphs without a GPU: what is launched during a capture is noted, and done when replayed.
+
+As on a GPU, a capture itself changes nothing, and a replay sees what lies at the addresses of the
+capture: numbers that Python had in its hands then stay as they were, and so do choices.
+"""
+
+import gc
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+REFUSED = ("aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal")  # they wait for results
+
+
+class Graph:
+    """Stands in for torch.cuda.CUDAGraph."""
+
+    def __init__(self):
+        self.launched, self.replays = [], 0
+
+    def replay(self) -> None:
+        self.replays += 1
+        with torch._C._AutoDispatchBelowAutograd():
+            for operation, args, kwargs, results in self.launched:
+                for old, new in zip(results, tree_leaves(operation(*args, **kwargs)), strict=True):
+                    if isinstance(old, torch.Tensor) and old is not new:
+                        old.copy_(new)
+
+
+class capture(TorchDispatchMode):
+    """Stands in for torch.cuda.graph."""
+
+    def __init__(self, graph: Graph, stream=None):
+        super().__init__()
+        self.graph = graph
+
+    def __enter__(self):
+        tensors = [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor)]
+        storages = {one.untyped_storage().data_ptr(): one.untyped_storage() for one in tensors}
+        self.before = [(storage, storage.clone()) for storage in storages.values()]
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        for storage, content in self.before:
+            storage.copy_(content)
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if operation.name() in REFUSED:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        results = operation(*args, **(kwargs or {}))
+        self.graph.launched.append((operation, args, kwargs or {}, tree_leaves(results)))
+        return results
+
+
+class Stream:
+    def wait_stream(self, other) -> None:
+        pass
+
+
+def emulate(monkeypatch) -> list[Graph]:
+    """Let torch.cuda's names for graphs mean these; the graphs that are made from now on."""
+    made = []
+
+    def new_graph() -> Graph:
+        made.append(Graph())
+        return made[-1]
+
+    stand_ins = SimpleNamespace(
+        CUDAGraph=new_graph,
+        graph=capture,
+        Stream=Stream,
+        current_stream=Stream,
+        stream=lambda stream: nullcontext(),
+    )
+    for name, stand_in in vars(stand_ins).items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    return made

@@ -1,0 +1,224 @@
+"""Steps that are captured as CUDA graphs, or compiled, train as those launched one by one do.
+
+Without a GPU the graphs are those of cuda_graphs.py.
+"""
+
+import re
+import shutil
+
+import cuda_graphs
+import pytest
+import torch
+from conftest import assert_same_run, command, fails, weights
+
+import train_student
+import train_teacher
+from losses import loss_names
+from utils import RunFailed, steps
+from utils.runs import Run
+from utils.teachers import Teacher
+
+# 135 images: four steps of 32 and one of 7. Learning rates are powers of 2, which float32 holds.
+FLAGS = ["--train-batch-size", "32", "--lr", "0.125", "--lr-decay-factor", "0.5", "--epochs", "4"]
+HAS_GPU = torch.cuda.is_available()
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """The graphs that runs capture from now on, with a count of their replays."""
+    if not HAS_GPU:
+        monkeypatch.setattr(steps, "can_capture", lambda accelerator: True)
+        return cuda_graphs.emulate(monkeypatch)
+    made = []
+
+    class Counted(torch.cuda.CUDAGraph):
+        def __init__(self):
+            self.replays = 0
+            made.append(self)
+
+        def replay(self):
+            self.replays += 1
+            super().replay()
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Counted)
+    return made
+
+
+def assert_agree(one, other) -> None:
+    """Bit for bit where the same kernels run; on a GPU cuDNN may choose others."""
+    if not HAS_GPU:
+        return assert_same_run(one, other)
+    first, second = weights(one), weights(other)
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-2, atol=1e-3)
+
+
+def folder_of(root):
+    return next(root.rglob("result.json")).parent
+
+
+def teacher_run(data, root, *flags):
+    train_teacher.main(command(data, root, *FLAGS, *flags))
+    return folder_of(root)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory, tiny_npz):
+    return teacher_run(tiny_npz, tmp_path_factory.mktemp("teacher"), "--step", "eager")
+
+
+@pytest.mark.parametrize("loss", loss_names())
+def test_a_captured_teacher_is_an_eager_one(tiny_npz, tmp_path, graphs, loss):
+    eager = teacher_run(tiny_npz, tmp_path / "eager", "--loss", loss, "--step", "eager")
+    assert not graphs
+    captured = teacher_run(tiny_npz, tmp_path / "graph", "--loss", loss)
+    # The first three whole steps of the run are eager, and so is the last step of each epoch.
+    assert [graph.replays for graph in graphs] == [4 * 4 - 3]
+    assert_agree(eager, captured)
+    assert "steps: one CUDA graph" in (captured / "train_log.txt").read_text()
+    assert "steps: kernel by kernel" in (eager / "train_log.txt").read_text()
+
+
+@pytest.mark.parametrize("flags", ["--scheduler cosine", "--scheduler warmupcosine --warmup 7"])
+def test_a_rate_that_changes_in_every_step(tiny_npz, tmp_path, graphs, flags):
+    line = command(
+        tiny_npz, tmp_path, *["--train-batch-size", "8", "--lr", "0.125"], *flags.split()
+    )
+    folders = []
+    for mode in ("eager", "auto"):
+        train_teacher.main([*line, "--step", mode, "--exp_name", mode])
+        folders.append(next(tmp_path.rglob(f"*_{mode}")))
+    assert [graph.replays for graph in graphs] == [3 * 16 - 3]
+    assert_agree(*folders)
+
+
+def student_run(data, root, teacher, *flags):
+    train_student.main(command(data, root, *FLAGS, "--teacher_path", str(teacher), *flags))
+    return folder_of(root)
+
+
+def test_a_captured_student_with_and_without_a_cache(
+    tiny_npz, tmp_path, graphs, teacher, monkeypatch
+):
+    eager = student_run(tiny_npz, tmp_path / "eager", teacher, "--step", "eager")
+    assert_agree(eager, student_run(tiny_npz, tmp_path / "graph", teacher))
+    cache = ("--teacher_cache", str(tmp_path / "cache"))
+    assert_agree(eager, student_run(tiny_npz, tmp_path / "filling", teacher, *cache))
+    assert len(list((tmp_path / "cache").rglob("*.bin"))) == 4
+    monkeypatch.setattr(Teacher, "logits", None)
+    assert_agree(eager, student_run(tiny_npz, tmp_path / "reading", teacher, *cache))
+    assert [graph.replays for graph in graphs] == [13] * 3
+
+
+def test_epochs_of_both_kinds_have_a_graph_each(tiny_npz, tmp_path, graphs, teacher):
+    cache = tmp_path / "cache"
+    flags = ("--teacher_cache", str(cache), "--step", "auto")
+    eager = student_run(tiny_npz, tmp_path / "first", teacher, "--step", "eager", *flags[:2])
+    for epoch in (2, 3):
+        next(cache.rglob(f"seed=42_epoch={epoch}_*.bin")).unlink()
+    assert_agree(eager, student_run(tiny_npz, tmp_path / "second", teacher, *flags))
+    assert [graph.replays for graph in graphs] == [8 - 3, 8 - 3]
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+def test_a_resumed_run_captures_anew(tiny_npz, tmp_path, graphs, teacher, monkeypatch, stop):
+    class Killed(BaseException):
+        pass
+
+    def save(self, checkpoint, improved):
+        original(self, checkpoint, improved)
+        if len(checkpoint["history"]) == stop:
+            raise Killed
+
+    original = Run.save
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Run, "save", save)
+        teacher_run(tiny_npz, tmp_path)
+    assert_agree(teacher, teacher_run(tiny_npz, tmp_path))
+    assert [graph.replays for graph in graphs] == [4 * stop - 3, 4 * (4 - stop) - 3]
+
+
+def test_a_captured_step_counts_what_the_scaler_skips(tiny_npz, tmp_path, graphs, monkeypatch):
+    """The loss turns bad once the steps are captured: Python sees none of that."""
+    bad = torch.zeros(())
+
+    def start(args):
+        accelerator = original_start(args)
+        bad.data = bad.data.to(accelerator.device)
+        accelerator.scaler = torch.amp.GradScaler(accelerator.device.type)
+        return accelerator
+
+    def build_loss(*arguments):
+        criterion = original_loss(*arguments)
+        # The root's slope at 0 is infinite; times the 0 within, the gradient is NaN.
+        return lambda logits, labels: (
+            criterion(logits, labels) + (1 - bad + 0 * logits.sum()).sqrt()
+        )
+
+    def save(self, checkpoint, improved):
+        original_save(self, checkpoint, improved)
+        bad.fill_(len(checkpoint["history"]) >= 2)
+
+    original_start, original_loss = train_teacher.start, train_teacher.build_loss
+    original_save = Run.save
+    monkeypatch.setattr(train_teacher, "start", start)
+    monkeypatch.setattr(train_teacher, "build_loss", build_loss)
+    monkeypatch.setattr(Run, "save", save)
+    with pytest.raises(RunFailed, match=r"100 steps in a row.*epoch 22, step 5"):
+        teacher_run(tiny_npz, tmp_path, "--epochs", "40")
+    assert graphs[0].replays > 50
+
+
+# Where a step cannot be captured
+
+
+@pytest.fixture
+def waiting_loss(monkeypatch):
+    """A loss that looks at its own value, as a graph cannot."""
+
+    def build_loss(*arguments):
+        criterion = original(*arguments)
+
+        def waits(logits, labels):
+            loss = criterion(logits, labels)
+            return loss if loss.item() > 0 else -loss
+
+        return waits
+
+    original = train_teacher.build_loss
+    monkeypatch.setattr(train_teacher, "build_loss", build_loss)
+
+
+def test_auto_goes_on_without_and_says_so(
+    tiny_npz, tmp_path, graphs, waiting_loss, teacher, capsys
+):
+    assert_agree(teacher, teacher_run(tiny_npz, tmp_path))
+    out = capsys.readouterr().out
+    assert out.count("cannot be captured as a CUDA graph") == 1 and "kernel by kernel" in out
+    assert [graph.replays for graph in graphs] == [0]
+
+
+def test_graph_stops_and_says_how_to_go_on(tiny_npz, tmp_path, graphs, waiting_loss, monkeypatch):
+    from utils import training
+
+    monkeypatch.setattr(training, "can_capture", lambda accelerator: True)
+    with pytest.raises(RunFailed, match="cannot be captured.*--step eager"):
+        teacher_run(tiny_npz, tmp_path, "--step", "graph")
+
+
+@pytest.mark.skipif(HAS_GPU, reason="with a GPU it is right")
+def test_graph_needs_a_gpu(tiny_npz, tmp_path, capsys):
+    line = command(tiny_npz, tmp_path, "--step", "graph")
+    assert "--step graph: needs one GPU" in fails(capsys, tmp_path, train_teacher.main, line)
+
+
+# Compiled
+
+
+@pytest.mark.skipif(shutil.which("c++") is None and not HAS_GPU, reason="no compiler here")
+def test_a_compiled_run_trains_alike(tiny_npz, tmp_path, teacher):
+    compiled = teacher_run(tiny_npz, tmp_path, "--step", "compile")
+    first, second = weights(teacher), weights(compiled)
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-2, atol=1e-3)
+    assert re.search("steps: .*compiled", (compiled / "train_log.txt").read_text())

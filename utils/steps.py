@@ -1,0 +1,137 @@
+"""One step of training, launched kernel by kernel or replayed as one CUDA graph.
+
+The nets here are small: a step is some hundred kernels that take less time on a GPU than Python
+needs to launch them. A graph launches all of them at once.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from tqdm import tqdm
+
+from utils import RunFailed
+from utils.batches import Batch, Draw, TrainLoader, normalise
+from utils.data import Dataset
+
+BatchLoss = Callable[[torch.Tensor, Batch], torch.Tensor]
+MODES = ("auto", "eager", "graph", "compile")
+EAGER_STEPS = 3  # before a capture
+
+
+def can_capture(accelerator: Accelerator) -> bool:
+    """Several processes exchange gradients and statistics in a step, which stays uncaptured."""
+    return accelerator.device.type == "cuda" and accelerator.num_processes == 1
+
+
+class Step:
+    """Called with a draw, it trains the net on that. Nothing in it waits for the device.
+
+    All that changes from step to step lies in tensors, so that a step can be captured. `mode` is
+    one of MODES; auto is a graph where one can be captured.
+    """
+
+    def __init__(
+        self,
+        mode: str,
+        accelerator: Accelerator,
+        net: nn.Module,
+        optimizer,
+        batch_loss: BatchLoss,
+        loader: TrainLoader,
+        data: Dataset,
+    ):
+        self.mode, self.accelerator, self.optimizer = mode, accelerator, optimizer
+        self.net, self.batch_loss, self.loader, self.data = net, batch_loss, loader, data
+        self.compiled = torch.compile(net, dynamic=False) if mode == "compile" else net
+        self.captured = mode != "eager" and can_capture(accelerator)
+        self.size = loader.step // loader.world
+        device = accelerator.device
+        self.skipped = torch.zeros((), dtype=torch.float64, device=device)
+        if self.captured:
+            # What a graph reads: it finds its inputs at fixed addresses.
+            self.plan = torch.zeros(3, self.size, dtype=torch.int64, device=device)
+            self.rate = torch.zeros((), device=device)
+            self.stream = torch.cuda.Stream()
+            self.graphs, self.calls = {}, Counter()
+
+    @property
+    def said(self) -> str:
+        """How steps are launched, for the log."""
+        launch = "one CUDA graph" if self.captured else "kernel by kernel"
+        return f"{launch}, compiled" if self.compiled is not self.net else launch
+
+    def __call__(self, draw: Draw, kind=None) -> torch.Tensor:
+        """The step's sums, float64 (4,) on the device, which the next call may overwrite.
+
+        They are the mean loss times images, right predictions, images, and how many steps in a
+        row fp16's scaler has skipped. Steps of one `kind` launch the same kernels.
+        """
+        if not self.captured or draw.plan.shape[1] != self.size:
+            return self.run(draw)
+        if kind not in self.graphs:
+            self.calls[kind] += 1
+            if self.calls[kind] <= EAGER_STEPS:  # cuDNN chooses its algorithms
+                with self.aside():
+                    return self.run(draw)
+            self.graphs[kind] = self.capture()
+            if not self.captured:
+                return self.run(draw)
+        graph, sums = self.graphs[kind]
+        self.plan.copy_(draw.plan)
+        self.rate.fill_(self.optimizer.param_groups[0]["lr"])
+        graph.replay()
+        return sums
+
+    def run(self, draw: Draw) -> torch.Tensor:
+        batch = self.loader.batch(draw)
+        # The last step of an epoch is smaller, and not worth being compiled.
+        net = self.compiled if len(batch.labels) == self.size else self.net
+        logits = net(normalise(batch.images, self.data.mean, self.data.std))
+        loss = self.batch_loss(logits, batch)
+        self.accelerator.backward(loss * batch.weight)
+        self.update()
+        right = (logits.detach().argmax(1) == batch.labels).double().mean()
+        images = torch.full_like(right, len(batch.labels) if batch.weight > 0 else 0)
+        return torch.stack([images * loss.detach().double(), images * right, images, self.skipped])
+
+    def update(self) -> None:
+        scaler = self.accelerator.scaler
+        # The fused optimiser skips on the device what has overflowed, and says nothing of it to the
+        # host; but the scale falls. Its public getter would wait for the device.
+        before = None if scaler is None else scaler._scale.clone()
+        self.optimizer.step()
+        if scaler is not None:
+            self.skipped.add_(1).mul_(scaler._scale < before)
+        self.optimizer.zero_grad()
+
+    @contextmanager
+    def aside(self):
+        """Work on another stream than the default one, as a capture demands."""
+        current = torch.cuda.current_stream()
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            yield
+        current.wait_stream(self.stream)
+
+    def capture(self):
+        """(graph, the sums it writes); where it fails, None and no further attempt."""
+        graph, group = torch.cuda.CUDAGraph(), self.optimizer.param_groups[0]
+        rate, group["lr"] = group["lr"], self.rate
+        try:
+            with self.aside(), torch.cuda.graph(graph, stream=self.stream):
+                sums = self.run(Draw(self.plan, 1.0))
+        except RuntimeError as error:
+            reason = f"a step cannot be captured as a CUDA graph: {str(error).splitlines()[0]}"
+            if self.mode == "graph":
+                raise RunFailed(f"{reason}; give --step eager") from error
+            tqdm.write(f"{reason}; steps are launched kernel by kernel")
+            self.captured = False
+            self.optimizer.zero_grad()
+            return None
+        finally:
+            group["lr"] = rate
+        return graph, sums
