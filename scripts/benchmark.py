@@ -3,6 +3,7 @@
     python -m scripts.benchmark --quick                     on a CPU, at most 3 minutes
     python -m scripts.benchmark --json speed.json           on a GPU, all rows
     accelerate launch --mixed_precision bf16 -m scripts.benchmark
+    python -m scripts.benchmark --at-once 1 2 4 8           what several runs on one device yield
 
 The conventional loop is what this field publishes: PIL images through torchvision's transforms in
 the workers of a DataLoader, loss and accuracy read back in every step, the teacher run for every
@@ -13,6 +14,8 @@ of them alike; a ratio is the median over the rounds. docs/performance.md says w
 
 import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from argparse import Namespace
@@ -34,7 +37,7 @@ from tqdm import tqdm
 from losses import build_loss, distillation_loss
 from models import build_model
 from train_student import build_batch_loss
-from utils import UserError
+from utils import RunFailed, UserError
 from utils.batches import TrainLoader, normalise
 from utils.data import NORMALISATION, Dataset, Split
 from utils.evaluation import evaluate, predict
@@ -72,6 +75,7 @@ FULL = Size(
     5,
 )
 QUICK = Size(("resnet8", "resnet20"), (("resnet56", "resnet8"),), 1.5, 2000, 3)
+TOGETHER, EPOCHS = ("resnet8", "resnet20"), 6  # of several runs at once
 SMALLEST = "resnet8"  # where a loop's own costs weigh most
 MOST_IMAGES = 45_000  # CIFAR's training split
 CLASSES, SIDE = 10, 32
@@ -96,6 +100,13 @@ def options(argv: list[str] | None) -> Namespace:
         "one thread and without workers",
     )
     add("--step", choices=MODES, default="auto", help="how ours launches a step; see the scripts")
+    add(
+        "--at-once",
+        type=count,
+        nargs="+",
+        metavar="N",
+        help="measure only this: the images/s of N runs at once, all together, each a process",
+    )
     add("--json", type=location, metavar="FILE", help="also write all measurements here")
     parser.set_defaults(checkpoint=None, deterministic=False, log_with=None, sync_bn=False)
     args = parser.parse_args(argv)
@@ -112,6 +123,9 @@ def main(argv: list[str] | None = None) -> None:
     accelerator = start(args)
     if accelerator.num_processes > 1:
         raise UserError("the benchmark measures one process; launch it with one")
+    if args.at_once:
+        print(runs_at_once(args, accelerator))
+        return
     size = QUICK if args.quick else FULL
     args.rounds = args.rounds or size.rounds
     bench = Bench(accelerator, args, size.seconds)
@@ -427,6 +441,54 @@ def random_teacher(model: str, data: Dataset, accelerator: Accelerator) -> Teach
     net.to(accelerator.device, memory_format=torch.channels_last)
     known = (model, data.num_classes, data.mean, data.std)
     return Teacher(net, *known, "random", None, None, None, "random", Path(model))
+
+
+# Several runs on one device
+
+
+def runs_at_once(args: Namespace, accelerator: Accelerator) -> str:
+    """A table: how many images a second N runs of train_teacher.py train on, all together."""
+    images = MOST_IMAGES if accelerator.device.type == "cuda" else 50 * args.batch_size
+    rates = {model: [] for model in TOGETHER}
+    bar = tqdm(total=len(args.at_once) * len(TOGETHER), desc="runs at once", disable=None)
+    with tempfile.TemporaryDirectory() as folder, bar:
+        data = random_data(images)
+        arrays = {"x_train": data.train.images, "y_train": data.train.labels}
+        arrays |= {"x_test": data.test.images, "y_test": data.test.labels}
+        file = Path(folder, "random.npz")
+        np.savez(file, **{name: array.numpy() for name, array in arrays.items()})
+        for model in TOGETHER:
+            for number in args.at_once:
+                root = Path(folder, f"{model} {number}")
+                line = f"train_teacher.py --model {model} --epochs {EPOCHS} --step {args.step}"
+                line += f" --lr 0.001 --train-batch-size {args.batch_size}"
+                command = [sys.executable, *line.split(), "--dataset", file, "--checkpoint", root]
+                rates[model].append(total_rate(command, root, number))
+                bar.update()
+    rows = [
+        [str(number), *(f"{rates[model][i]:,.0f}" for model in TOGETHER)]
+        for i, number in enumerate(args.at_once)
+    ]
+    return text_table(["runs at once", *(f"{model}, images/s" for model in TOGETHER)], rows)
+
+
+def total_rate(command: list, root: Path, number: int) -> float:
+    """Start a command that many times; the sum of the runs' rates, without their first epoch."""
+    # Threads that are more than the cores wait for each other.
+    threads = {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // number))}
+    running = [
+        subprocess.Popen(
+            [*command, "--seed", str(seed)], stdout=subprocess.DEVNULL, env=os.environ | threads
+        )
+        for seed in range(number)
+    ]
+    if any([process.wait() for process in running]):
+        raise RunFailed("a run has ended with an error, which stands above; try fewer at once")
+    rates = []
+    for file in root.rglob("metrics.jsonl"):
+        _, *later = map(json.loads, file.read_text().splitlines())
+        rates.append(median(epoch["images_per_second"] for epoch in later))
+    return sum(rates)
 
 
 # The report

@@ -83,12 +83,18 @@ is_complete() { # a run's log names its folder
     return 1
 }
 
+# Runs at once share the cores: threads that are more than these wait for each other.
+gpus=${GPUS:-0}
+gpus=(${gpus//,/ })
+threads=$(($(nproc) / ${#gpus[@]}))
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 1 ? threads : 1))}
+
 mkdir -p "$root/logs"
 trap : INT # Ctrl-C ends the runs; what follows still says how far they are
 for command in "${commands[@]}"; do
     log=$(log_of "$command")
     is_complete "$log" || echo "$command </dev/null >>$(quote "$log") 2>&1"
-done | simple_gpu_scheduler --gpus ${GPUS:-0} || true
+done | simple_gpu_scheduler --gpus "${gpus[@]}" || true
 
 complete=0 failed=0 missing=0
 for command in "${commands[@]}"; do

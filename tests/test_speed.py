@@ -1,18 +1,20 @@
 """Nothing in a step waits for the device, and the benchmark measures what it says."""
 
 import json
+import sys
 from contextlib import contextmanager
 
 import pytest
 import torch
 from accelerate import Accelerator
+from conftest import ROOT
 from tqdm import tqdm
 
 import train_student
 from losses import build_loss, loss_names
 from models import build_model
 from scripts import benchmark
-from utils import training
+from utils import RunFailed, training
 from utils.batches import TrainLoader
 from utils.data import load_dataset
 from utils.options import student_options
@@ -125,6 +127,22 @@ def test_the_benchmark_runs_what_fit_runs(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert out.count("resnet14 -> resnet8, cached") == 1
     assert "second student's rate over the first's" in out
+
+
+def test_several_runs_at_once(monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "TOGETHER", ("resnet8",))
+    monkeypatch.setattr(benchmark, "EPOCHS", 3)
+    monkeypatch.chdir(ROOT)
+    benchmark.main(["--at-once", "2", "3", "--batch-size", "8"])
+    head, _, *rows = capsys.readouterr().out.splitlines()
+    assert "runs at once" in head and "resnet8, images/s" in head
+    assert [int(row.split()[0]) for row in rows] == [2, 3]
+    assert all(float(row.split()[1].replace(",", "")) > 0 for row in rows)
+
+
+def test_a_run_at_once_that_fails_is_no_rate(tmp_path):
+    with pytest.raises(RunFailed, match="a run has ended with an error"):
+        benchmark.total_rate([sys.executable, "-c", "raise SystemExit(2)"], tmp_path, 2)
 
 
 def test_the_cost_of_a_net():

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.skipif(
 # Stands for python: notes its call, and leaves what a run leaves, unless its temperature is 3.
 STAND_IN = """#!/usr/bin/env bash
 echo "$(date +%s%N) ${CUDA_VISIBLE_DEVICES:-none} $*" >>"$CALLS"
+echo "$OMP_NUM_THREADS" >>"$CALLS.threads"
 sleep "${PAUSE:-0}"
 echo "$(date +%s%N) end" >>"$CALLS"
 [[ $* != *"--T 3 "* || -n ${MENDED:-} ]] || { echo started; echo "script: error: T is 3"; exit 2; }
@@ -183,6 +184,15 @@ class TestRuns:
         sweep("NLL", "LS", GPUS="0 0", PAUSE="1")
         assert sweep.at_once() == 2
         assert {words[0] for words in sweep.started()} == {"0"}
+
+    @pytest.mark.parametrize("gpus", ["0", "0 0", "0,1", "0 0 0 0 0 0 0 0 0"])
+    def test_jobs_share_the_cores(self, sweep, gpus):
+        sweep("NLL", GPUS=gpus, OMP_NUM_THREADS="")
+        jobs = len(gpus.replace(",", " ").split())
+        threads = Path(f"{sweep.calls}.threads").read_text().split()
+        assert threads == [str(max(1, len(os.sched_getaffinity(0)) // jobs))]
+        sweep("LS", GPUS=gpus, OMP_NUM_THREADS="3")
+        assert Path(f"{sweep.calls}.threads").read_text().split()[1] == "3"
 
     def test_missing_where_the_scheduler_did_not_come_to_it(self, sweep, tmp_path):
         broken = tmp_path / "bin"
