@@ -219,7 +219,12 @@ def add_optimisation_and_run(parser: CommandLine) -> None:
         help="warmupcosine: iterations of linear warm-up (default: 0)",
     )
     add("--train-batch-size", type=count, default=128, help="images per step and per process")
-    add("--test-batch-size", type=count, default=1000, help="images per evaluation step")
+    add(
+        "--test-batch-size",
+        type=count,
+        default=1000,
+        help="images per evaluation step (on a CPU at most 128, which is faster)",
+    )
     add(
         "--seed",
         type=whole,
