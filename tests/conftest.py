@@ -17,9 +17,15 @@ from utils.options import one_line_errors
 ROOT = Path(__file__).resolve().parent.parent
 
 
+# Two workers share two cores; sums must not depend on how many threads a worker gets. Set here, for
+# fixtures of a whole module come before those of its first test.
+torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Two workers share two cores; sums must not depend on how many threads a worker gets."""
+    """A test that changes the number of threads does so for itself."""
+    yield
     torch.set_num_threads(1)
 
 

@@ -263,12 +263,13 @@ def test_distillation_of_huge_logits_stays_finite(T):
 # ---- precision and device ----------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("autocast", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", loss_names())
-def test_half_precision_is_computed_in_float32(name, dtype):
+def test_half_precision_is_computed_in_float32(name, dtype, autocast):
     logits, labels = batch("mixed", dtype)
     loss = build_loss(name)
-    with torch.autocast("cpu", dtype=dtype):
+    with torch.autocast("cpu", dtype=dtype, enabled=autocast):
         value = loss(logits, labels)
         kd = distillation_loss(logits, logits.detach() * 2, labels, 4.0, 0.9)
     assert value.dtype == kd.dtype == torch.float32
