@@ -162,6 +162,19 @@ def test_several_processes_read_what_one_has_written(parts, tmp_path):
                 assert torch.equal(cached(batch), logits[place])
 
 
+def test_several_processes_keep_no_part_of_an_epoch(parts, tmp_path):
+    teacher, data = parts
+    two = Namespace(**vars(ONE_PROCESS) | {"num_processes": 2})
+    files = LogitFiles(tmp_path, teacher, data, two)
+    cached = CachedTeacher(lambda batch: teacher.logits(batch.images), files, 42)
+    loader = TrainLoader(data.train, 16, 42, "cpu", 0, 2)
+    with cached.epoch(1) as known:
+        assert not known
+        for batch in map(loader.batch, loader.epoch(1)):
+            assert torch.equal(cached(batch), teacher.logits(batch.images))
+    assert not list(tmp_path.rglob("*.bin"))
+
+
 # All views ahead
 
 
