@@ -75,6 +75,7 @@ FULL = Size(
     5,
 )
 QUICK = Size(("resnet8", "resnet20"), (("resnet56", "resnet8"),), 1.5, 2000, 3)
+TEACHER = Path(__file__).parent.parent / "train_teacher.py"
 TOGETHER, EPOCHS = ("resnet8", "resnet20"), 6  # of several runs at once
 SMALLEST = "resnet8"  # where a loop's own costs weigh most
 MOST_IMAGES = 45_000  # CIFAR's training split
@@ -112,6 +113,11 @@ def options(argv: list[str] | None) -> Namespace:
     args = parser.parse_args(argv)
     if args.processor_time and (torch.cuda.is_available() or args.workers not in (None, [0])):
         raise UserError("--processor-time sees neither a GPU nor workers; leave it or them out")
+    others = ("quick", "rounds", "workers", "processor_time", "json")
+    unread = [name for name in others if args.at_once and getattr(args, name)]
+    if unread:
+        flag = unread[0].replace("_", "-")
+        raise UserError(f"--{flag} has no effect with --at-once; leave it out")
     if args.json and (args.json.is_dir() or not args.json.absolute().parent.is_dir()):
         raise UserError(f"--json {args.json}: give a file in a folder that exists")
     return args
@@ -460,9 +466,10 @@ def runs_at_once(args: Namespace, accelerator: Accelerator) -> str:
         for model in TOGETHER:
             for number in args.at_once:
                 root = Path(folder, f"{model} {number}")
-                line = f"train_teacher.py --model {model} --epochs {EPOCHS} --step {args.step}"
-                line += f" --lr 0.001 --train-batch-size {args.batch_size}"
-                command = [sys.executable, *line.split(), "--dataset", file, "--checkpoint", root]
+                flags = f"--model {model} --epochs {EPOCHS} --lr 0.001 --step {args.step}"
+                flags += f" --train-batch-size {args.batch_size}"
+                command = [sys.executable, TEACHER, *flags.split()]
+                command += ["--dataset", file, "--checkpoint", root]
                 rates[model].append(total_rate(command, root, number))
                 bar.update()
     rows = [
@@ -482,7 +489,12 @@ def total_rate(command: list, root: Path, number: int) -> float:
         )
         for seed in range(number)
     ]
-    if any([process.wait() for process in running]):
+    try:
+        codes = [process.wait() for process in running]
+    finally:
+        for process in running:
+            process.terminate()
+    if any(codes):
         raise RunFailed("a run has ended with an error, which stands above; try fewer at once")
     rates = []
     for file in root.rglob("metrics.jsonl"):

@@ -107,7 +107,9 @@ NUMBERS = {
     "posthoc": {"--folds": ["1"]},
     "report": {"--resamples": ["1.5"]},
     "cache_teacher": {"--batch-size": ["0"], "--split-seed": []},
-    "benchmark": {"--batch-size": ["0"], "--rounds": ["0"], "--workers": []},
+    "benchmark": {
+        **{"--batch-size": ["0"], "--rounds": ["0"], "--workers": [], "--at-once": ["0", "1.5"]},
+    },
 }
 
 
@@ -123,6 +125,7 @@ def test_numbers(folder, capsys, program, flag):
 CHOICES = [
     ("train_teacher", "--scheduler", "multistep"),
     ("train_teacher", "--log_with", "tensorboard"),
+    ("train_teacher", "--step", "compile"),
     ("train_teacher", "--loss", "MDCA"),
     ("train_teacher", "--model", "resnet56"),
     ("train_student", "--teacher", "resnet56"),
@@ -339,6 +342,7 @@ MISTAKES = {
     "benchmark": [
         ("--json nowhere/speed.json", "--json nowhere/speed.json: give a file"),
         ("--round 3", "'--round'.*--rounds"),
+        ("--at-once 1 2 --quick", "--quick has no effect with --at-once; leave it out"),
         ("--json", "--json.*expected"),
         ("stray", "'stray'.*--help"),
     ],

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import ROOT
 from tqdm import tqdm
 
 import train_student
@@ -132,7 +131,6 @@ def test_the_benchmark_runs_what_fit_runs(tmp_path, monkeypatch, capsys):
 def test_several_runs_at_once(monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "TOGETHER", ("resnet8",))
     monkeypatch.setattr(benchmark, "EPOCHS", 3)
-    monkeypatch.chdir(ROOT)
     benchmark.main(["--at-once", "2", "3", "--batch-size", "8"])
     head, _, *rows = capsys.readouterr().out.splitlines()
     assert "runs at once" in head and "resnet8, images/s" in head

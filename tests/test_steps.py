@@ -50,7 +50,7 @@ def assert_agree(one, other) -> None:
         return assert_same_run(one, other)
     first, second = weights(one), weights(other)
     for name in first:
-        torch.testing.assert_close(first[name], second[name], rtol=1e-2, atol=1e-3)
+        torch.testing.assert_close(first[name], second[name], rtol=5e-2, atol=5e-3)
 
 
 def folder_of(root):
@@ -220,5 +220,5 @@ def test_a_compiled_run_trains_alike(tiny_npz, tmp_path, teacher):
     compiled = teacher_run(tiny_npz, tmp_path, "--step", "compile")
     first, second = weights(teacher), weights(compiled)
     for name in first:
-        torch.testing.assert_close(first[name], second[name], rtol=1e-2, atol=1e-3)
+        torch.testing.assert_close(first[name], second[name], rtol=5e-2, atol=5e-3)
     assert re.search("steps: .*compiled", (compiled / "train_log.txt").read_text())

@@ -103,7 +103,8 @@ class CachedTeacher:
     def __init__(self, forward: Callable[[Batch], torch.Tensor], files: LogitFiles, seed: int):
         self.forward, self.files, self.seed = forward, files, seed
         # Of one epoch, in the order of its plan; a captured step needs it in the same place always.
-        self.logits = torch.empty(files.images, files.classes, dtype=files.dtype).to(files.device)
+        shape = (files.images, files.classes)
+        self.logits = torch.empty(shape, dtype=files.dtype, device=files.device)
         self.known = False
 
     def __call__(self, batch: Batch) -> torch.Tensor:
