@@ -329,7 +329,7 @@ class Bench:
         net = build_model(model, CLASSES).to(self.device, memory_format=torch.channels_last)
 
         def all_metrics() -> None:
-            logits = predict(net, data.val, data.mean, data.std, 1000, self.accelerator)
+            logits = predict(net, data.val, data.mean, data.std, None, self.accelerator)
             evaluate(logits, data.val)
 
         contenders = {

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from utils.batches import NUM_VIEWS, take_views, view_windows
 from utils.data import Dataset
+from utils.evaluation import usual_batch_size
 from utils.options import CommandLine, add_data, add_teacher, count, one_line_errors
 from utils.teacher_cache import LogitFiles, view_name
 from utils.teachers import Teacher, teacher_of
@@ -31,7 +32,8 @@ def options(argv: list[str] | None) -> Namespace:
     )
     add_data(parser)
     add_teacher(parser, cache_required=True)
-    parser.add_argument("--batch-size", type=count, default=1000, help="images per step")
+    size_help = "images per step (default: 1000, on a CPU 128)"
+    parser.add_argument("--batch-size", type=count, help=size_help)
     parser.set_defaults(
         checkpoint=None, deterministic=False, log_with=None, step="auto", sync_bn=False
     )
@@ -45,7 +47,8 @@ def main(argv: list[str] | None = None) -> None:
     teacher = teacher_of(args, data)
     teacher.net.to(accelerator.device)
     files = LogitFiles(args.teacher_cache, teacher, data, accelerator)
-    fill(files, teacher, data, accelerator, args.batch_size)
+    batch_size = args.batch_size or usual_batch_size(accelerator.device)
+    fill(files, teacher, data, accelerator, batch_size)
     accelerator.wait_for_everyone()
     accelerator.print(f"{files.folder}: all {NUM_VIEWS} views, {files.size / 1e6:,.1f} MB")
     accelerator.end_training()

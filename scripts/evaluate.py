@@ -119,7 +119,7 @@ def options(argv: list[str] | None) -> Namespace:
         help="also run each student's teacher, from where its command found it (with cifar10h and "
         "synthetic it is always there)",
     )
-    add("--test-batch-size", type=count, default=1000, help="images per step")
+    add("--test-batch-size", type=count, help="images per step (default: 1000, on a CPU 128)")
     shift = parser.add_argument_group("corruptions")
     shift.add_argument(
         "--corruptions",

@@ -16,6 +16,7 @@ from scripts import benchmark
 from utils import RunFailed, training
 from utils.batches import TrainLoader
 from utils.data import load_dataset
+from utils.evaluation import predict
 from utils.options import student_options
 from utils.steps import Step
 from utils.teachers import Teacher
@@ -102,6 +103,19 @@ def test_no_step_of_a_student_waits(data, monkeypatch, tmp_path, cache):
         epochs(watch=iter)  # the end of an epoch that is written waits
         monkeypatch.setattr(Teacher, "logits", None)
     epochs(watch=after_the_first)
+
+
+@pytest.mark.parametrize("given, most", [(None, {"cpu": 128, "cuda": 300}), (200, 200), (7, 7)])
+def test_evaluation_takes_what_suits_the_device_or_what_it_is_told(given, most):
+    class Net(torch.nn.Module):
+        def forward(self, images):
+            sizes.append(len(images))
+            return images.mean((2, 3))
+
+    sizes, accelerator, data = [], Accelerator(), benchmark.random_data(10, 300)
+    predict(Net(), data.val, data.mean, data.std, given, accelerator)
+    assert sum(sizes) == 300
+    assert max(sizes) == (most if given else most[accelerator.device.type])
 
 
 # The benchmark

@@ -16,17 +16,28 @@ from utils.posthoc import fit_temperature
 from utils.runs import Run, atomic, write_json
 from utils.teachers import Teacher
 
-MOST_ON_A_CPU = 128  # images at once: more overflow its caches and take twice the time
+
+def usual_batch_size(device: torch.device) -> int:
+    """Images at once without gradients; more overflow a CPU's caches, at half the rate."""
+    return 128 if device.type == "cpu" else 1000
 
 
 @torch.inference_mode()
 def predict(
-    net: nn.Module, split: Split, mean, std, batch_size: int, accelerator: Accelerator, title=None
+    net: nn.Module,
+    split: Split,
+    mean,
+    std,
+    batch_size: int | None,
+    accelerator: Accelerator,
+    title: str | None = None,
 ) -> torch.Tensor:
-    """Logits (N, K) of a split, float32 on the CPU, in its order, the same on every process."""
+    """Logits (N, K) of a split, float32 on the CPU, in its order, the same on every process.
+
+    `batch_size` None is the usual one; a progress bar is shown where there is a `title` for it.
+    """
     net.eval()
-    if accelerator.device.type == "cpu":
-        batch_size = min(batch_size, MOST_ON_A_CPU)
+    batch_size = batch_size or usual_batch_size(accelerator.device)
     total, world = len(split.labels), accelerator.num_processes
     # Equal shares can be gathered; the last image stands in where there are not enough.
     share = math.ceil(total / world)
@@ -69,7 +80,7 @@ def conclude(
     net: nn.Module,
     data: Dataset,
     history: list[dict],
-    batch_size: int,
+    batch_size: int | None,
     teacher: Teacher | None = None,
 ) -> dict:
     """Read the test split, for the only time; write predictions, picture and, last, the result."""

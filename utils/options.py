@@ -222,8 +222,7 @@ def add_optimisation_and_run(parser: CommandLine) -> None:
     add(
         "--test-batch-size",
         type=count,
-        default=1000,
-        help="images per evaluation step (on a CPU at most 128, which is faster)",
+        help="images per evaluation step (default: 1000, on a CPU 128)",
     )
     add(
         "--seed",
