@@ -50,9 +50,9 @@ def main(argv: list[str] | None = None) -> None:
 def build_batch_loss(
     args: Namespace, teacher: Teacher, data: Dataset, accelerator: Accelerator
 ) -> tuple[BatchLoss, AroundEpoch]:
-    """The student's loss on a batch; its teacher runs only where the cache lacks the epoch.
+    """For `fit`: the student's loss on a batch, and what has to happen around each epoch.
 
-    And what has to happen around each epoch, for `fit`.
+    The teacher runs only where the cache lacks the epoch.
     """
 
     def teach(batch: Batch) -> torch.Tensor:
