@@ -54,7 +54,7 @@ from utils.steps import MODES, BatchLoss, Step
 from utils.tables import text_table
 from utils.teacher_cache import DTYPES
 from utils.teachers import Teacher
-from utils.training import AroundEpoch, Guard, prepare, start, train_epoch, untouched
+from utils.training import AroundEpoch, prepare, start, train_epoch, untouched
 
 
 class Size(NamedTuple):
@@ -240,7 +240,7 @@ def ours(bench: "Bench", model: str, data: Dataset, loss: Loss) -> Pass:
     def one_pass() -> None:
         bar = tqdm(loader.epoch(1), total=len(loader), disable=True)
         with around_epoch(1) as kind:
-            train_epoch(step, kind, schedule, 1, bar, 0, Guard())
+            train_epoch(step, kind, schedule, 1, bar, 0)
 
     return one_pass
 

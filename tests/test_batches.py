@@ -122,8 +122,8 @@ def test_loader_follows_the_plan_and_keeps_the_last_batch():
     assert [len(b.labels) for b in made] == [16, 16, 16, 2]
     assert all(b.weight == 1.0 for b in made)
     order, views = epoch_plan(50, 7, 2)
-    assert torch.equal(torch.cat([b.index for b in made]), order)
-    assert torch.equal(torch.cat([b.views for b in made]), views)
+    plan = torch.cat([draw.plan for draw in loader.epoch(2)], dim=1)
+    assert torch.equal(plan, torch.stack([order, views, torch.arange(50)]))
     assert torch.equal(torch.cat([b.labels for b in made]), split.labels[order])
     expected = take_views(view_windows(split.images), order, views)
     assert torch.equal(torch.cat([b.images for b in made]), expected)
@@ -147,13 +147,13 @@ def test_ranks_share_the_batch_of_one_process(n, batch, world):
     steps = zip(*(batches(loader, 1) for loader in (single, *ranks)), strict=True)
     for whole, *pieces in steps:
         kept = [piece for piece in pieces if piece.weight > 0]
-        assert torch.equal(torch.cat([piece.index for piece in kept]), whole.index)
+        assert torch.equal(torch.cat([piece.places for piece in kept]), whole.places)
         assert torch.equal(torch.cat([piece.images for piece in kept]), whole.images)
-        sizes = [len(piece.index) for piece in kept]
+        sizes = [len(piece.places) for piece in kept]
         assert max(sizes) - min(sizes) <= 1
         # Any per-image value will do for a loss.
-        mean = sum(piece.weight * piece.index.double().mean() for piece in pieces) / world
-        torch.testing.assert_close(mean, whole.index.double().mean())
+        mean = sum(piece.weight * piece.places.double().mean() for piece in pieces) / world
+        torch.testing.assert_close(mean, whole.places.double().mean())
 
 
 def test_weight_is_one_where_the_images_divide_evenly():

@@ -25,7 +25,7 @@ from models import build_model
 from utils import RunFailed, UserError, training
 from utils.data import load_dataset
 from utils.runs import read_torch
-from utils.training import Guard
+from utils.training import check_sums
 
 NAME = "tiny/resnet8/NLL_seed=42"
 
@@ -567,10 +567,10 @@ def test_skipped_steps_leave_no_trace(tiny_npz, tmp_path, monkeypatch, scaler):
 def test_skipped_steps_that_are_not_in_a_row():
     sums = torch.ones(1000, 4, dtype=torch.float64)
     sums[:, 3] = torch.arange(1000) % 100
-    Guard().check(sums, [0.1] * 1000, 1)
+    check_sums(sums, [0.1] * 1000, 1)
     sums[999, 3] = 100
     with pytest.raises(RunFailed, match="epoch 1, step 1000"):
-        Guard().check(sums, [0.1] * 1000, 1)
+        check_sums(sums, [0.1] * 1000, 1)
 
 
 # Several runs

@@ -20,7 +20,7 @@ from utils.evaluation import predict
 from utils.options import student_options
 from utils.steps import Step
 from utils.teachers import Teacher
-from utils.training import Guard, prepare, train_epoch, untouched
+from utils.training import prepare, train_epoch, untouched
 
 WAITS = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__")
 
@@ -60,7 +60,7 @@ def some_epochs(data, loss, args, monkeypatch, watch=after_the_first) -> None:
     for epoch in (1, 1, 2):
         bar = tqdm(watch(loader.epoch(epoch)), total=len(loader), disable=True)
         with around_epoch(epoch) as kind:
-            train_epoch(step, kind, schedule, epoch, bar, 0, Guard())
+            train_epoch(step, kind, schedule, epoch, bar, 0)
 
 
 @pytest.fixture

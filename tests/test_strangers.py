@@ -223,16 +223,17 @@ def test_memory_that_is_full_is_said(capsys):
 def test_an_archive_is_never_unpacked_to_disk(root, tiny_npz):
     """Names in an archive lead nowhere, wherever they point."""
     data = shutil.copy(tiny_npz, root.parent / "tiny.npz")
+    elsewhere = root.parent.parent / "outside of all"
     for path in (data, root / NAME / "model_best.pth"):
         with zipfile.ZipFile(path, "a") as archive:
             archive.writestr("../../outside", b"x")
-            archive.writestr("/tmp/outside_of_all", b"x")
+            archive.writestr(str(elsewhere), b"x")
     before = set(root.parent.rglob("*"))
     load_dataset(str(data), ".")
     with suppress(UserError):
         read_torch(root / NAME / "model_best.pth", "")
     assert set(root.parent.rglob("*")) == before
-    assert not Path("/tmp/outside_of_all").exists()
+    assert not elsewhere.exists()
 
 
 # Names and values

@@ -157,9 +157,9 @@ def test_several_processes_read_what_one_has_written(parts, tmp_path):
         loader = TrainLoader(data.train, 16, 42, "cpu", rank, 2)
         with cached.epoch(1) as known:
             assert known
-            for batch in map(loader.batch, loader.epoch(1)):
-                place = [order.tolist().index(image) for image in batch.index]
-                assert torch.equal(cached(batch), logits[place])
+            for draw in loader.epoch(1):
+                place = [order.tolist().index(image) for image in draw.plan[0]]
+                assert torch.equal(cached(loader.batch(draw)), logits[place])
 
 
 def test_several_processes_keep_no_part_of_an_epoch(parts, tmp_path):

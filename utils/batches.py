@@ -36,8 +36,6 @@ class Batch(NamedTuple):
 
     images: torch.Tensor  # uint8 (B, 3, H, W), augmented
     labels: torch.Tensor  # int64 (B,)
-    index: torch.Tensor  # int64 (B,), into the training split
-    views: torch.Tensor  # int64 (B,)
     places: torch.Tensor  # int64 (B,), in the epoch's order
     weight: float
 
@@ -124,4 +122,4 @@ class TrainLoader:
     def batch(self, draw: Draw) -> Batch:
         index, views, places = draw.plan
         images = take_views(self.windows, index, views)
-        return Batch(images, self.labels[index], index, views, places, draw.weight)
+        return Batch(images, self.labels[index], places, draw.weight)

@@ -1,7 +1,7 @@
 """One step of training, launched kernel by kernel or replayed as one CUDA graph.
 
-The nets here are small: a step is some hundred kernels that take less time on a GPU than Python
-needs to launch them. A graph launches all of them at once.
+The nets here are small: a step of a ResNet-8 is some 170 operations, each of which may take a GPU
+less time than Python needs to launch it. A graph launches all of them at once.
 """
 
 from collections import Counter

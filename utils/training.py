@@ -26,6 +26,10 @@ AroundEpoch = Callable[[int], AbstractContextManager]
 EPOCH_METRICS = ("nll", "top1", "ece", "sce", "adaece")
 REPORT_SECONDS = 0.5
 MOST_SKIPPED = 100  # steps in a row
+TOO_FAST = (
+    "most likely the learning rate is too high: give a smaller --lr, --scheduler warmupcosine "
+    "or a smaller --beta, with --exp_name or --overwrite. The epochs before are kept"
+)
 
 
 def start(args: Namespace) -> Accelerator:
@@ -145,7 +149,6 @@ def fit(
     )
     accelerator.project_configuration.logging_dir = str(run.folder)
     accelerator.init_trackers("tensorboard")
-    guard = Guard()
 
     for epoch in range(len(history) + 1, args.epochs + 1):
         started = time.perf_counter()
@@ -160,11 +163,11 @@ def fit(
         )
         steps_after = (args.epochs - epoch) * len(loader)
         with around_epoch(epoch) as kind:
-            record |= train_epoch(step, kind, schedule, epoch, bar, steps_after, guard)
+            record |= train_epoch(step, kind, schedule, epoch, bar, steps_after)
         record["images_per_second"] = len(data.train.labels) / (time.perf_counter() - started)
         share_buffers(accelerator, net)
         logits = predict(net, val, data.mean, data.std, args.test_batch_size, accelerator)
-        guard.check_logits(logits, epoch, record["lr"])
+        check_logits(logits, epoch, record["lr"])
         metrics = evaluate(logits, data.val)
         record |= {f"val_{name}": metrics[name] for name in EPOCH_METRICS}
         record["seconds"] = time.perf_counter() - started
@@ -185,7 +188,7 @@ def fit(
 
 
 def train_epoch(
-    step: Step, kind, schedule, epoch: int, bar: tqdm, steps_after: int, guard: "Guard"
+    step: Step, kind, schedule, epoch: int, bar: tqdm, steps_after: int
 ) -> dict[str, float]:
     """One pass over the draws in `bar`; mean loss and top-1 (a fraction) on the training views.
 
@@ -202,52 +205,47 @@ def train_epoch(
         # Of several processes only one looks: what the others do must not hang on the clock.
         if accelerator.is_main_process and time.perf_counter() - shown > REPORT_SECONDS:
             shown = time.perf_counter()
-            guard.check(sums[: number + 1], rates, epoch)
+            check_sums(sums[: number + 1], rates, epoch)
             if not bar.disable:
                 show_progress(bar, sums.sum(0), steps_after, accelerator.num_processes)
     skipped = sums[:, 3]  # equal on all processes
     sums = torch.column_stack([accelerator.reduce(sums[:, :3].contiguous(), "sum"), skipped])
-    guard.check(sums, rates, epoch)
+    check_sums(sums, rates, epoch)
     loss, right, images, _ = sums.sum(0).tolist()
     return {"train_loss": loss / images, "train_top1": right / images}
 
 
-class Guard:
-    """Ends a run that cannot succeed any more. Raises RunFailed; the last checkpoint is kept."""
+def check_sums(sums: torch.Tensor, rates: list[float], epoch: int) -> None:
+    """End a run that cannot succeed any more: raises RunFailed; the last checkpoint is kept.
 
-    TOO_FAST = (
-        "most likely the learning rate is too high: give a smaller --lr, --scheduler warmupcosine "
-        "or a smaller --beta, with --exp_name or --overwrite. The epochs before are kept"
-    )
+    `sums`: those of each step so far, as `Step` returns them; `rates`: their learning rates. By
+    skipping steps fp16's scaler finds its scale; many in a row are an error.
+    """
+    losses, _, images, skipped = sums.T
+    bad = (~losses.isfinite()).nonzero()
+    if len(bad):
+        step = int(bad[0])
+        means = (losses / images).tolist()
+        before = f"{means[step - 1]:.3g} a step before, " if step else ""
+        raise RunFailed(
+            f"the loss is {means[step]} in epoch {epoch}, step {step + 1}, {before}at a "
+            f"learning rate of {rates[step]:.3g}; {TOO_FAST}"
+        )
+    stuck = (skipped >= MOST_SKIPPED).nonzero()
+    if len(stuck):
+        raise RunFailed(
+            f"fp16: the gradients of {MOST_SKIPPED} steps in a row were not finite, up to "
+            f"epoch {epoch}, step {int(stuck[0]) + 1}; try bf16, or {TOO_FAST}"
+        )
 
-    def check(self, sums: torch.Tensor, rates: list[float], epoch: int) -> None:
-        """`sums`: those of each step so far, as `Step` returns them; `rates`: their learning rates.
 
-        By skipping steps fp16's scaler finds its scale; many in a row are an error.
-        """
-        losses, _, images, skipped = sums.T
-        bad = (~losses.isfinite()).nonzero()
-        if len(bad):
-            step = int(bad[0])
-            means = (losses / images).tolist()
-            before = f"{means[step - 1]:.3g} a step before, " if step else ""
-            raise RunFailed(
-                f"the loss is {means[step]} in epoch {epoch}, step {step + 1}, {before}at a "
-                f"learning rate of {rates[step]:.3g}; {self.TOO_FAST}"
-            )
-        stuck = (skipped >= MOST_SKIPPED).nonzero()
-        if len(stuck):
-            raise RunFailed(
-                f"fp16: the gradients of {MOST_SKIPPED} steps in a row were not finite, up to "
-                f"epoch {epoch}, step {int(stuck[0]) + 1}; try bf16, or {self.TOO_FAST}"
-            )
-
-    def check_logits(self, logits: torch.Tensor, epoch: int, rate: float) -> None:
-        if not logits.isfinite().all():
-            raise RunFailed(
-                f"the net's outputs are not finite after epoch {epoch}, at a learning rate of "
-                f"{rate:.3g}; {self.TOO_FAST}"
-            )
+def check_logits(logits: torch.Tensor, epoch: int, rate: float) -> None:
+    """The same for a net that the last step of an epoch broke."""
+    if not logits.isfinite().all():
+        raise RunFailed(
+            f"the net's outputs are not finite after epoch {epoch}, at a learning rate of "
+            f"{rate:.3g}; {TOO_FAST}"
+        )
 
 
 def show_progress(bar: tqdm, totals: torch.Tensor, steps_after: int, processes: int) -> None:
