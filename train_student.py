@@ -14,10 +14,11 @@ from accelerate import Accelerator
 
 from losses.distillation import distillation_loss
 from models import build_model
-from utils.batches import Batch
 from utils.data import Dataset
+from utils.data.views import Batch
 from utils.evaluation import conclude
-from utils.options import check_steps, one_line_errors, student_options
+from utils.options import check_steps, student_options
+from utils.program import one_line_errors
 from utils.runs import Run, identity_of, label_of
 from utils.steps import BatchLoss
 from utils.tables import result_table

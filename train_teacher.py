@@ -10,9 +10,10 @@ import torch
 
 from losses import build_loss, loss_parameters
 from models import build_model
-from utils.batches import Batch
+from utils.data.views import Batch
 from utils.evaluation import conclude
-from utils.options import check_steps, one_line_errors, teacher_options
+from utils.options import check_steps, teacher_options
+from utils.program import one_line_errors
 from utils.runs import Run, identity_of, label_of
 from utils.tables import result_table
 from utils.training import fit, load_data, start

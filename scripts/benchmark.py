@@ -37,19 +37,13 @@ from tqdm import tqdm
 from losses import build_loss, distillation_loss
 from models import build_model
 from train_student import build_batch_loss
-from utils import RunFailed, UserError
-from utils.batches import TrainLoader, normalise
 from utils.data import NORMALISATION, Dataset, Split
+from utils.data.views import TrainLoader, normalise
+from utils.environment import environment
 from utils.evaluation import evaluate, predict
-from utils.options import (
-    CommandLine,
-    count,
-    location,
-    one_line_errors,
-    student_options,
-    whole,
-)
-from utils.runs import atomic, environment
+from utils.files import atomic
+from utils.options import CommandLine, count, location, student_options, whole
+from utils.program import RunFailed, UserError, one_line_errors
 from utils.steps import MODES, BatchLoss, Step
 from utils.tables import text_table
 from utils.teacher_cache import DTYPES

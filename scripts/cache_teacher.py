@@ -14,10 +14,11 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from utils.batches import NUM_VIEWS, take_views, view_windows
 from utils.data import Dataset
+from utils.data.views import NUM_VIEWS, take_views, view_windows
 from utils.evaluation import usual_batch_size
-from utils.options import CommandLine, add_data, add_teacher, count, one_line_errors
+from utils.options import CommandLine, add_data, add_teacher, count
+from utils.program import one_line_errors
 from utils.teacher_cache import LogitFiles, view_name
 from utils.teachers import Teacher, teacher_of
 from utils.training import load_data, start

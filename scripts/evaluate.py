@@ -24,8 +24,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from utils import UserError
-from utils.corruptions import (
+from utils.analysis.corruptions import (
     OWN,
     PUBLISHED,
     SEVERITIES,
@@ -34,16 +33,22 @@ from utils.corruptions import (
     own_corruptions,
     published_corruptions,
 )
+from utils.analysis.figures import Series, severity_boxes
+from utils.analysis.records import Subject, find_subjects, write_beside
+from utils.analysis.shift import foreign_images, human_labels
+from utils.calibration.distributions import (
+    entropy,
+    label_distribution_metrics,
+    ood_metrics,
+    rank_correlation,
+)
+from utils.calibration.metrics import classification_metrics
 from utils.data import Split, dataset_label, load_dataset
 from utils.evaluation import predict
-from utils.finished import Subject, find_subjects, write_beside
-from utils.foreign import foreign_images, human_labels
-from utils.metrics import classification_metrics
-from utils.options import CommandLine, count, location, name, one_line_errors, path, whole
-from utils.plots import Series, severity_boxes
-from utils.runs import atomic
+from utils.files import atomic
+from utils.options import CommandLine, count, location, name, path, whole
+from utils.program import UserError, one_line_errors
 from utils.tables import COLUMNS, Column, printable, text_table
-from utils.uncertainty import entropy, label_distribution_metrics, ood_metrics, rank_correlation
 
 DISTRIBUTION = {
     "kl": Column("KL", 1, 4),

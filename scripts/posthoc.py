@@ -10,10 +10,11 @@ from functools import partial
 
 import torch
 
-from utils.finished import Subject, find_subjects, write_beside
-from utils.metrics import classification_metrics
-from utils.options import CommandLine, location, number, one_line_errors
-from utils.posthoc import FOLDS, METHODS, Calibration, dirichlet_calibration
+from utils.analysis.records import Subject, find_subjects, write_beside
+from utils.calibration.metrics import classification_metrics
+from utils.calibration.posthoc import FOLDS, METHODS, Calibration, dirichlet_calibration
+from utils.options import CommandLine, location, number
+from utils.program import one_line_errors
 from utils.tables import COLUMNS, text_table
 
 FILE = "posthoc.json"

@@ -15,22 +15,28 @@ import os
 import sys
 from pathlib import Path
 
-from utils import UserError
-from utils.collect import Apart, read_runs
-from utils.folders import unmade_on_failure
-from utils.grouping import group_runs
-from utils.options import CommandLine, location, one_line_errors, whole
-from utils.runs import atomic
-from utils.summary import SELECT, Row, Section, apart_table, notes, sections_of, table_of
-from utils.tables import (
-    COLUMNS,
+from utils.analysis.groups import group_runs
+from utils.analysis.records import Apart, read_runs
+from utils.analysis.statistics import (
+    SELECT,
+    Row,
+    Section,
+    apart_table,
+    notes,
+    sections_of,
+    table_of,
+)
+from utils.analysis.tables import (
     latex_table,
     latex_text,
     markdown_table,
     markdown_text,
-    printable,
     terminal_table,
 )
+from utils.files import atomic, unmade_on_failure
+from utils.options import CommandLine, location, whole
+from utils.program import UserError, one_line_errors
+from utils.tables import COLUMNS, printable
 
 
 def options(argv: list[str] | None):

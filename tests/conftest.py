@@ -12,7 +12,7 @@ import pytest
 import torch
 from forks import Forks
 
-from utils.options import one_line_errors
+from utils.program import one_line_errors
 
 ROOT = Path(__file__).resolve().parent.parent
 

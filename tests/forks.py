@@ -161,7 +161,7 @@ def serve() -> None:
 
     import train_student
     import train_teacher
-    import utils.plots  # noqa: F401
+    import utils.calibration.diagram  # noqa: F401
 
     torch.set_num_threads(1)
     assert train_teacher and train_student

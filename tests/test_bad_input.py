@@ -20,8 +20,7 @@ import train_student
 import train_teacher
 from models import build_model
 from scripts import benchmark, cache_teacher, evaluate, posthoc, report
-from utils import UserError
-from utils.options import one_line_errors
+from utils.program import UserError, one_line_errors
 
 RUN = "teachers/tiny/resnet8/NLL_seed=42"
 # A right command, which a test adds its mistake to.

@@ -4,7 +4,8 @@ import torch
 from scipy import stats
 from torchvision.transforms import functional as TF
 
-from utils.batches import (
+from utils.data import NORMALISATION, Split
+from utils.data.views import (
     NUM_VIEWS,
     Batch,
     TrainLoader,
@@ -13,7 +14,6 @@ from utils.batches import (
     take_views,
     view_windows,
 )
-from utils.data import NORMALISATION, Split
 
 
 def random_images(n, size=32, seed=0):

@@ -10,16 +10,9 @@ import pytest
 import torch
 
 import utils.data
-from utils import UserError
-from utils.data import (
-    NORMALISATION,
-    SYNTHETIC_TEST,
-    SYNTHETIC_TRAIN,
-    dataset_label,
-    load_dataset,
-    pixel_statistics,
-    split_indices,
-)
+from utils.data import NORMALISATION, dataset_label, load_dataset, pixel_statistics, split_indices
+from utils.data.synthetic import SYNTHETIC_TEST, SYNTHETIC_TRAIN
+from utils.program import UserError
 
 
 def small_arrays(train=40, test=10, classes=4, size=8, channels=(3,)):
@@ -261,7 +254,7 @@ def test_more_than_memory_holds_is_refused_before_it_is_unpacked(save, monkeypat
 
 
 def test_available_memory_is_plausible():
-    assert 0.01 < utils.data.available_memory() < 1e5
+    assert 0.01 < utils.files.available_memory() < 1e5
 
 
 @pytest.mark.parametrize("shape", [(-40, -8, 8, 3), (2**70, 8, 8, 3)])
@@ -418,12 +411,12 @@ def test_synthetic_labels_are_drawn_from_the_posterior(synthetic):
 
 def test_synthetic_blend_can_be_read_off_the_pixels(synthetic):
     # Least squares on the true patterns: what a net could at best do, and nearly exact.
-    rng = np.random.default_rng(utils.data.SYNTHETIC_SEED)
-    patterns = utils.data.class_patterns(rng).reshape(10, -1)
+    rng = np.random.default_rng(utils.data.synthetic.SYNTHETIC_SEED)
+    patterns = utils.data.synthetic.class_patterns(rng).reshape(10, -1)
     pixels = synthetic.test.images.permute(0, 2, 3, 1).reshape(SYNTHETIC_TEST, -1).double().numpy()
     pixels -= pixels.mean(1, keepdims=True)
     parts = np.linalg.lstsq(patterns.T, pixels.T, rcond=None)[0].T.clip(0)
-    parts = (parts / parts.sum(1, keepdims=True)) ** utils.data.SYNTHETIC_SHARPNESS
+    parts = (parts / parts.sum(1, keepdims=True)) ** utils.data.synthetic.SYNTHETIC_SHARPNESS
     estimate = parts / parts.sum(1, keepdims=True)
     assert np.abs(estimate - synthetic.test.posterior.numpy()).sum(1).mean() < 0.1
 

@@ -25,15 +25,10 @@ from torchmetrics.functional.classification import (
 import train_student
 import train_teacher
 from scripts import evaluate as script
-from utils import UserError
-from utils.corruptions import OWN, PUBLISHED, own_corruptions, published_corruptions
-from utils.data import load_dataset
-from utils.foreign import foreign_images, human_labels
-from utils.metrics import classification_metrics, posterior_metrics
-from utils.options import one_line_errors
-from utils.plots import Series, draw_boxes, severity_boxes
-from utils.tables import COLUMNS
-from utils.uncertainty import (
+from utils.analysis.corruptions import OWN, PUBLISHED, own_corruptions, published_corruptions
+from utils.analysis.figures import Series, draw_boxes, severity_boxes
+from utils.analysis.shift import foreign_images, human_labels
+from utils.calibration.distributions import (
     auroc,
     average_precision,
     entropy,
@@ -42,6 +37,10 @@ from utils.uncertainty import (
     ood_metrics,
     rank_correlation,
 )
+from utils.calibration.metrics import classification_metrics, posterior_metrics
+from utils.data import load_dataset
+from utils.program import UserError, one_line_errors
+from utils.tables import COLUMNS
 
 # --- telling foreign data apart -------------------------------------------------------------------
 
@@ -475,7 +474,7 @@ def test_own_corruptions(copies, tiny_npz, tmp_path, capsys):
 def test_a_corruption_is_what_the_net_says_of_its_images(copies, tiny_npz):
     """Worked out by hand from the weights: contrast at severity 5."""
     from models import build_model
-    from utils.batches import normalise
+    from utils.data.views import normalise
 
     run = run_of(copies, "teachers")
     evaluate(run, "--on", "corruptions", "--corruptions", "contrast", "--write")

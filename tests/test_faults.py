@@ -22,9 +22,10 @@ from conftest import assert_same_run, command, fails, wait_for
 import train_student
 import train_teacher
 from models import build_model
-from utils import RunFailed, UserError, training
+from utils import training
 from utils.data import load_dataset
-from utils.runs import read_torch
+from utils.files import read_torch
+from utils.program import RunFailed, UserError
 from utils.training import check_sums
 
 NAME = "tiny/resnet8/NLL_seed=42"
@@ -168,7 +169,7 @@ def blocked() -> None:
     import ctypes
 
     from utils import signals
-    from utils.options import one_line_errors
+    from utils.program import one_line_errors
 
     signals.PATIENCE = 0.2
     with one_line_errors("program"):
@@ -187,7 +188,7 @@ def test_a_signal_stops_what_python_cannot(forks):
 
 
 def ignoring() -> None:
-    from utils.options import one_line_errors
+    from utils.program import one_line_errors
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with one_line_errors("program"):

@@ -12,7 +12,7 @@ from torchmetrics.functional.classification import (
     multiclass_calibration_error,
 )
 
-from utils.metrics import (
+from utils.calibration.metrics import (
     adaece,
     brier,
     classification_metrics,

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.metrics import classification_metrics
-from utils.posthoc import T_MAX, T_MIN, fit_temperature
+from utils.calibration.metrics import classification_metrics
+from utils.calibration.temperature import T_MAX, T_MIN, fit_temperature
 
 properties = settings(max_examples=40, deadline=None, derandomize=True)
 

@@ -16,14 +16,14 @@ import train_student
 import train_teacher
 from scripts import posthoc as script
 from utils import posthoc
-from utils.metrics import classification_metrics
-from utils.options import one_line_errors
-from utils.posthoc import (
+from utils.calibration.metrics import classification_metrics
+from utils.calibration.posthoc import (
     METHODS,
     dirichlet_calibration,
     temperature_scaling,
     vector_scaling,
 )
+from utils.program import one_line_errors
 
 properties = settings(max_examples=15, deadline=None, derandomize=True)
 

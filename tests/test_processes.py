@@ -19,8 +19,8 @@ from torch import nn
 import train_teacher
 from models import build_model
 from utils import training
-from utils.batches import TrainLoader, epoch_plan
 from utils.data import Split, load_dataset
+from utils.data.views import TrainLoader, epoch_plan
 from utils.evaluation import evaluate, predict
 
 NAME = "tiny/resnet8/NLL_seed=42"

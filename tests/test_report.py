@@ -18,14 +18,15 @@ import pytest
 import torch
 
 from scripts import report
-from utils.bootstrap import ece_interval, gaps, resample_counts
-from utils.collect import read_runs
-from utils.grouping import group_runs
-from utils.metrics import classification_metrics, ece
-from utils.options import one_line_errors
+from utils.analysis.groups import group_runs
+from utils.analysis.records import read_runs
+from utils.analysis.statistics import sections_of
+from utils.analysis.tables import Entry, latex_table, markdown_table, terminal_table
+from utils.calibration.bootstrap import ece_interval, gaps, resample_counts
+from utils.calibration.metrics import classification_metrics, ece
+from utils.program import one_line_errors
 from utils.runs import label_of
-from utils.summary import sections_of
-from utils.tables import COLUMNS, Entry, latex_table, markdown_table, terminal_table, text_table
+from utils.tables import COLUMNS, text_table
 
 CLASSES = 3
 

@@ -15,8 +15,8 @@ import train_student
 import train_teacher
 from models import build_model
 from utils import training
-from utils.batches import TrainLoader
 from utils.data import load_dataset
+from utils.data.views import TrainLoader
 from utils.evaluation import evaluate, predict
 
 NAME = "tiny/resnet8/NLL_seed=42"

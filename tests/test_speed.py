@@ -13,11 +13,12 @@ import train_student
 from losses import build_loss, loss_names
 from models import build_model
 from scripts import benchmark
-from utils import RunFailed, training
-from utils.batches import TrainLoader
+from utils import training
 from utils.data import load_dataset
+from utils.data.views import TrainLoader
 from utils.evaluation import predict
 from utils.options import student_options
+from utils.program import RunFailed
 from utils.steps import Step
 from utils.teachers import Teacher
 from utils.training import prepare, train_epoch, untouched

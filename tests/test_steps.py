@@ -14,7 +14,8 @@ from conftest import assert_same_run, command, fails, weights
 import train_student
 import train_teacher
 from losses import loss_names
-from utils import RunFailed, steps
+from utils import steps
+from utils.program import RunFailed
 from utils.runs import Run
 from utils.teachers import Teacher
 

@@ -21,10 +21,9 @@ import train_student
 import train_teacher
 from models import build_model
 from scripts import evaluate, posthoc, report
-from utils import UserError
 from utils.data import load_dataset
-from utils.options import one_line_errors
-from utils.runs import read_torch
+from utils.files import read_torch
+from utils.program import UserError, one_line_errors
 
 NAME = "tiny/resnet8/NLL_seed=42"
 

@@ -12,8 +12,8 @@ from conftest import assert_same_run, command, fails
 import train_student
 import train_teacher
 from scripts import cache_teacher
-from utils.batches import NUM_VIEWS, TrainLoader, epoch_plan
 from utils.data import load_dataset
+from utils.data.views import NUM_VIEWS, TrainLoader, epoch_plan
 from utils.runs import Run
 from utils.teacher_cache import CachedTeacher, LogitFiles
 from utils.teachers import Teacher, load_teacher

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from models import build_model
-from utils import UserError
+from utils.calibration.metrics import classification_metrics
 from utils.data import NORMALISATION, Dataset, Split, load_dataset
-from utils.metrics import classification_metrics
+from utils.program import UserError
 from utils.teachers import load_teacher
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)

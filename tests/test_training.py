@@ -17,11 +17,12 @@ from conftest import ROOT, assert_same_run, command, run_script, weights
 
 import train_student
 import train_teacher
-from utils import RunFailed, UserError
-from utils.metrics import classification_metrics
+from utils.calibration.metrics import classification_metrics
+from utils.calibration.temperature import fit_temperature
+from utils.files import atomic, safe_name
 from utils.options import student_options, teacher_options
-from utils.posthoc import fit_temperature
-from utils.runs import Run, atomic, label_of, number_text, safe_name
+from utils.program import RunFailed, UserError
+from utils.runs import Run, label_of, number_text
 from utils.training import build_schedule
 
 EXACT = ("state_dict", "metrics", "epoch")
@@ -132,8 +133,8 @@ def test_it_learns(teacher):
 
 def test_the_net_in_the_file_makes_the_stored_logits(teacher, tiny_npz):
     from models import build_model
-    from utils.batches import normalise
     from utils.data import load_dataset
+    from utils.data.views import normalise
 
     saved = torch.load(teacher / "model_last.pth", weights_only=True)
     net = build_model(saved["model"], saved["num_classes"])

@@ -8,12 +8,13 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
-from utils.batches import normalise
+from utils.calibration.diagram import reliability_diagrams
+from utils.calibration.metrics import classification_metrics, posterior_metrics
+from utils.calibration.temperature import fit_temperature
 from utils.data import Dataset, Split
-from utils.metrics import classification_metrics, posterior_metrics
-from utils.plots import reliability_diagrams
-from utils.posthoc import fit_temperature
-from utils.runs import Run, atomic, write_json
+from utils.data.views import normalise
+from utils.files import atomic, write_json
+from utils.runs import Run
 from utils.teachers import Teacher
 
 

@@ -6,52 +6,18 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from losses import canonical_loss
 from models import build_model, check_name
-from utils import RunFailed, UserError
-from utils.data import NORMALISATION, Dataset, available_memory
-from utils.signals import speaks, stop_on_signals
+from utils.data import NORMALISATION, Dataset
+from utils.files import available_memory
+from utils.program import UserError
 from utils.steps import MODES
 
 LARGEST = 10**9
-NO_MEMORY = re.compile("out of memory|can't allocate memory")  # torch on a GPU, and on the CPU
-
-
-@contextmanager
-def one_line_errors(program: str):
-    """Turn a fault or a signal into one line on standard error and an exit code.
-
-    2: a mistake of the user's, 1: a run that cannot go on, 128 + n: signal n.
-    """
-    for stream in (sys.stdout, sys.stderr):  # whatever is in a name, it can be printed
-        stream.reconfigure(errors="backslashreplace")
-    try:
-        with stop_on_signals(program):
-            yield
-            sys.stdout.flush()
-    except UserError as error:
-        fail(program, str(error), error.exit_code)
-    except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, MemoryError) or NO_MEMORY.search(str(error))):
-            raise
-        message = f"{error}; give smaller batches, a smaller net or less data"
-        fail(program, f"out of memory: {message}", RunFailed.exit_code)
-    except OSError as error:  # a disk or a pipe that fails outside a run's files
-        sys.stdout = None  # or Python would fail once more at the end, in what is left to print
-        fail(program, str(error), RunFailed.exit_code)
-
-
-def fail(program: str, message: str, code: int) -> None:
-    if speaks():
-        line = " ".join(message.split())
-        line = "".join(letter if letter.isprintable() else "?" for letter in line)
-        print(f"{program}: error: {line}", file=sys.stderr)
-    sys.exit(code)
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):

@@ -8,36 +8,33 @@
 of what it holds and are written after it. `result.json` comes last: its presence means complete.
 """
 
-import errno
 import fcntl
-import hashlib
-import io
 import json
 import os
-import platform
 import re
-import shlex
-import shutil
-import subprocess
 import sys
-import warnings
-import zipfile
 from argparse import Namespace
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
-from importlib.metadata import version
+from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
-from utils import RunFailed, UserError
-from utils.collect import is_complete
-from utils.data import Dataset, available_memory
-from utils.folders import unmade_on_failure
-from utils.signals import Stopped
+from utils.data import Dataset
+from utils.environment import environment
+from utils.files import (
+    atomic,
+    free_space,
+    read_json,
+    read_torch,
+    safe_name,
+    unmade_on_failure,
+    write_json,
+    write_torch,
+)
+from utils.program import RunFailed, Stopped, UserError
 
 FILES = (
     "result.json",
@@ -83,132 +80,6 @@ def number_text(value: float) -> str:
 def label_of(name: str, parameters: dict[str, float]) -> str:
     """`FL+MDCA`, {gamma: 3, beta: 1} -> `FL+MDCA_gamma=3_beta=1`."""
     return "_".join([name, *(f"{key}={number_text(value)}" for key, value in parameters.items())])
-
-
-def safe_name(text: str) -> str:
-    """A file name from any text: unusual characters become `-`, a long one ends in its hash."""
-    safe = re.sub(r"[^A-Za-z0-9+=.,_-]", "-", text).lstrip(".") or "run"
-    if len(safe) > 180:
-        safe = f"{safe[:160]}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    return safe
-
-
-@contextmanager
-def atomic(path: Path, mode: str = "wb"):
-    """A file in memory; at the end it goes to disk under another name and is renamed to `path`.
-
-    So a disk that is full is met here and not in a library's writer. Raises RunFailed.
-    """
-    content = io.BytesIO() if "b" in mode else io.StringIO()
-    yield content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, mode) as file:
-            file.write(content.getvalue())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise RunFailed(
-            f"cannot write {path}: {error.strerror} ({free_space(path)}); the files written before "
-            "are whole, and the same command goes on from them"
-        ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-
-
-def free_space(path: Path) -> str:
-    folder = next(parent for parent in path.absolute().parents if parent.is_dir())
-    return f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB free"
-
-
-def write_json(path: Path, content) -> None:
-    with atomic(path, "w") as file:
-        json.dump(content, file, indent=2, allow_nan=False)
-        file.write("\n")
-
-
-def read_json(path: Path, way_out: str) -> dict:
-    """A JSON object. Raises UserError, which ends in `way_out`."""
-    try:
-        content = json.loads(path.read_text())
-        if not isinstance(content, dict):
-            raise ValueError("it holds no object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {error}; {way_out}") from None
-    return content
-
-
-def write_torch(path: Path, content) -> None:
-    with atomic(path) as file:
-        torch.save(content, file)
-
-
-def read_torch(path: Path, way_out: str) -> dict:
-    """Read a checkpoint, running no code in it. Raises UserError, which ends in `way_out`."""
-    try:
-        content = unpack(read_bytes(path))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; {way_out}") from None
-    # Damaged bytes raise whatever the unpickler stumbles over, from KeyError to UnicodeDecodeError.
-    except Exception as error:
-        reason = "it is damaged or holds more than tensors and plain values"
-        raise UserError(f"{path} cannot be read: {reason}; {way_out}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} cannot be read: it is no checkpoint; {way_out}")
-    return content
-
-
-def read_bytes(path: Path) -> bytes:
-    """The content of a file. Raises OSError, also where it would not fit in memory."""
-    if path.stat().st_size > available_memory() * 2**30:
-        raise OSError(errno.EFBIG, "it is larger than the free memory")
-    return path.read_bytes()
-
-
-def unpack(data: bytes):
-    """What torch.save made these bytes of. No code in them is run, and no damage goes unseen.
-
-    torch itself does not look at the checksums in its archives. Raises almost any Exception.
-    """
-    file = io.BytesIO(data)
-    if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
-            if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
-                raise ValueError("torch.save does not compress: this could fill the memory")
-            damaged = archive.testzip()
-            if damaged is not None:
-                raise ValueError(f"the checksum of {damaged} is wrong")
-    file.seek(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns of odd formats before it refuses them
-        return torch.load(file, map_location="cpu", weights_only=True)
-
-
-def environment() -> dict:
-    """Versions, hardware and source that a reader needs to repeat a run."""
-    here = Path(__file__).parent
-    git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"]
-    commit = ""
-    if shutil.which("git"):
-        commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    return {
-        "command": shlex.join([os.path.basename(sys.executable), *sys.argv]),
-        "versions": {"python": platform.python_version()}
-        | {
-            package: version(package) for package in ("torch", "torchvision", "numpy", "accelerate")
-        },
-        "git": commit or "unknown",
-        "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
-    return f"{os.cpu_count()} cores, {names[0] if names else platform.processor()}"
 
 
 def identity_of(args: Namespace, data: Dataset, loss: str, parameters: dict, label: str) -> dict:
@@ -416,3 +287,40 @@ class Run:
         if self.is_main:
             write_torch(self.folder / "model_last.pth", snapshot)
         self.accelerator.wait_for_everyone()
+
+
+NEEDED = {
+    **{"model": str, "dataset": str, "fingerprint": str, "loss": str, "label": str},
+    **{"num_classes": int, "seed": int, "loss_parameters": dict, "settings": dict},
+}
+
+
+MEASURED = {"val": dict, "test": dict, "temperature": float, "temperature_at_bound": bool}
+
+
+WAYS = ("raw", "scaled")
+
+
+USED = {"top1", "ece", "nll"}  # of the metrics, wherever the others are
+
+
+def is_complete(result: dict | None) -> bool:
+    """Whether it is a result of ours: holds all that is read from it here, each of its type."""
+    parts = {"best", "last", "teacher"} if result and "teacher" in result else {"best", "last"}
+    return holds(result, NEEDED) and all(
+        holds(result.get(part), MEASURED)
+        and all(map(are_metrics, (result[part]["val"], *map(result[part]["test"].get, WAYS))))
+        for part in parts
+    )
+
+
+def holds(content, kinds: dict[str, type]) -> bool:
+    return isinstance(content, dict) and all(
+        isinstance(content.get(name), kind) for name, kind in kinds.items()
+    )
+
+
+def are_metrics(content) -> bool:
+    return holds(content, dict.fromkeys(USED, float)) and all(
+        isinstance(value, (int, float)) for value in content.values()
+    )

@@ -13,9 +13,9 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
-from utils import RunFailed
-from utils.batches import Batch, Draw, TrainLoader, normalise
 from utils.data import Dataset
+from utils.data.views import Batch, Draw, TrainLoader, normalise
+from utils.program import RunFailed
 
 BatchLoss = Callable[[torch.Tensor, Batch], torch.Tensor]
 MODES = ("auto", "eager", "graph", "compile")

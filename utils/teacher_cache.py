@@ -25,11 +25,10 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from utils import UserError
-from utils.batches import NUM_VIEWS, Batch, epoch_plan
 from utils.data import Dataset
-from utils.folders import unmade_on_failure
-from utils.runs import atomic, write_json
+from utils.data.views import NUM_VIEWS, Batch, epoch_plan
+from utils.files import atomic, unmade_on_failure, write_json
+from utils.program import UserError
 from utils.teachers import Teacher
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from losses import canonical_loss
 from models import COMMON_WRNS, MODELS, build_model, check_name
-from utils import UserError
-from utils.batches import normalise
 from utils.data import NORMALISATION, Dataset
-from utils.runs import read_bytes, safe_name, unpack
+from utils.data.views import normalise
+from utils.files import read_bytes, safe_name, unpack
+from utils.program import UserError
 
 OUR_KEYS = {
     **{"state_dict": Mapping, "num_classes": int, "mean": list, "std": list, "seed": int},

@@ -15,10 +15,10 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, MultiStepLR, SequentialLR
 from tqdm import tqdm
 
-from utils import RunFailed, UserError
-from utils.batches import TrainLoader
 from utils.data import Dataset, load_dataset
+from utils.data.views import TrainLoader
 from utils.evaluation import evaluate, predict
+from utils.program import RunFailed, UserError
 from utils.runs import Run, on_main
 from utils.steps import BatchLoss, Step, can_capture
 

@@ -11,8 +11,8 @@ def gaps(probs: Tensor, labels: Tensor, bins: int = 15) -> np.ndarray:
     """(N, bins) float32: correctness - confidence of a sample in the column of its bin, else 0.
 
     The ECE of probabilities (N, K) is the sum over columns of |their mean|; bins as in
-    `utils.metrics.reliability_bins`. So the ECE of a resample that takes sample i c_i times is one
-    product with this matrix.
+    `reliability_bins`. So the ECE of a resample that takes sample i c_i times is one product with
+    this matrix.
     """
     confidence = probs.amax(dim=1)
     column = torch.bucketize(confidence, torch.arange(1, bins).double() / bins)

@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
-from utils import UserError
-from utils.data import one_line
+from utils.files import one_line
+from utils.program import UserError
 
 SEVERITIES = (1, 2, 3, 4, 5)
 PUBLISHED = (

@@ -12,11 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.bootstrap import ece_interval, gaps
-from utils.collect import Apart
-from utils.grouping import Group
+from utils.analysis.groups import Group
+from utils.analysis.records import Apart
+from utils.analysis.tables import Entry, Rows
+from utils.calibration.bootstrap import ece_interval, gaps
 from utils.runs import number_text
-from utils.tables import COLUMNS, Column, Entry, Rows, printable
+from utils.tables import COLUMNS, Column, printable
 
 WAYS = ("raw", "scaled")
 SELECT = ("nll", "ece", "sce", "adaece", "brier", "top1")

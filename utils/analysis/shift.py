@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils import UserError
-from utils.data import LARGEST, SMALLEST, channels_last, image_side, one_line, open_npz
+from utils.data.npz import LARGEST, SMALLEST, channels_last, image_side, open_npz
+from utils.files import one_line
+from utils.program import UserError
 
 HUMAN_LABELS = ("cifar10h-counts.npy", "cifar10h-probs.npy")
 AGREEMENT = 0.9  # of people's majority with the labels; 0.99 on CIFAR-10

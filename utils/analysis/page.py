@@ -10,20 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.collect import Apart
-from utils.grouping import Group
-from utils.plots import (
+from utils.analysis.figures import (
     Curve,
     Point,
     colour_of,
     dashes_of,
     heat_map,
     learning_curves,
-    reliability_diagrams,
     scatter,
 )
-from utils.runs import number_text
-from utils.summary import (
+from utils.analysis.groups import Group
+from utils.analysis.records import Apart
+from utils.analysis.statistics import (
     WAYS,
     Cell,
     Section,
@@ -33,7 +31,10 @@ from utils.summary import (
     sweep_sentence,
     table_of,
 )
-from utils.tables import COLUMNS, Entry, html_table, printable
+from utils.analysis.tables import Entry, html_table
+from utils.calibration.diagram import reliability_diagrams
+from utils.runs import number_text
+from utils.tables import COLUMNS, printable
 
 CURVES = {"val_top1": "top-1 %", "val_ece": "ECE %", "val_nll": "NLL"}
 

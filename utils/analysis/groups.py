@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from utils.collect import Apart, Record
-from utils.runs import number_text, safe_name
+from utils.analysis.records import Apart, Record
+from utils.files import safe_name
+from utils.runs import number_text
 
 
 @dataclass(eq=False)

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from utils.metrics import Array, posterior_metrics
+from utils.calibration.metrics import Array, posterior_metrics
 
 BINS = 15
 
@@ -26,8 +26,8 @@ def label_distribution_metrics(
     expected_top1: mean q_c, the accuracy against one label drawn from q;
     entropy, entropy_gap: mean entropy of p, and how much it is above that of q, in nats;
     entropy_correlation: Spearman's, between the entropies of p and q over samples.
-    Raises ValueError as `utils.metrics.posterior_metrics`. Peterson et al., "Human uncertainty
-    makes classification more robust", ICCV 2019 (CIFAR-10H); Baan et al., "Stop measuring
+    Raises ValueError as `posterior_metrics`. Peterson et al., "Human uncertainty makes
+    classification more robust", ICCV 2019 (CIFAR-10H); Baan et al., "Stop measuring
     calibration when humans disagree", EMNLP 2022 (tv, entropy_gap per sample).
     """
     known = posterior_metrics(logits, distribution, temperature)

@@ -1,0 +1,147 @@
+"""Files that are written whole or not at all, and read without running what is in them."""
+
+import errno
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import warnings
+import zipfile
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+
+from utils.program import RunFailed, UserError
+
+
+@contextmanager
+def unmade_on_failure(path: Path):
+    """`path` and its parents: those that were absent before, and are empty, go again on failure."""
+    absent = [folder for folder in (path, *path.parents) if not os.path.exists(folder)]
+    try:
+        yield
+    except Exception:
+        for folder in absent:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def safe_name(text: str) -> str:
+    """A file name from any text: unusual characters become `-`, a long one ends in its hash."""
+    safe = re.sub(r"[^A-Za-z0-9+=.,_-]", "-", text).lstrip(".") or "run"
+    if len(safe) > 180:
+        safe = f"{safe[:160]}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return safe
+
+
+@contextmanager
+def atomic(path: Path, mode: str = "wb"):
+    """A file in memory; at the end it goes to disk under another name and is renamed to `path`.
+
+    So a disk that is full is met here and not in a library's writer. Raises RunFailed.
+    """
+    content = io.BytesIO() if "b" in mode else io.StringIO()
+    yield content
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, mode) as file:
+            file.write(content.getvalue())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise RunFailed(
+            f"cannot write {path}: {error.strerror} ({free_space(path)}); the files written before "
+            "are whole, and the same command goes on from them"
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def free_space(path: Path) -> str:
+    folder = next(parent for parent in path.absolute().parents if parent.is_dir())
+    return f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB free"
+
+
+def write_json(path: Path, content) -> None:
+    with atomic(path, "w") as file:
+        json.dump(content, file, indent=2, allow_nan=False)
+        file.write("\n")
+
+
+def read_json(path: Path, way_out: str) -> dict:
+    """A JSON object. Raises UserError, which ends in `way_out`."""
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("it holds no object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {error}; {way_out}") from None
+    return content
+
+
+def write_torch(path: Path, content) -> None:
+    with atomic(path) as file:
+        torch.save(content, file)
+
+
+def read_torch(path: Path, way_out: str) -> dict:
+    """Read a checkpoint, running no code in it. Raises UserError, which ends in `way_out`."""
+    try:
+        content = unpack(read_bytes(path))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; {way_out}") from None
+    # Damaged bytes raise whatever the unpickler stumbles over, from KeyError to UnicodeDecodeError.
+    except Exception as error:
+        reason = "it is damaged or holds more than tensors and plain values"
+        raise UserError(f"{path} cannot be read: {reason}; {way_out}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} cannot be read: it is no checkpoint; {way_out}")
+    return content
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file. Raises OSError, also where it would not fit in memory."""
+    if path.stat().st_size > available_memory() * 2**30:
+        raise OSError(errno.EFBIG, "it is larger than the free memory")
+    return path.read_bytes()
+
+
+def unpack(data: bytes):
+    """What torch.save made these bytes of. No code in them is run, and no damage goes unseen.
+
+    torch itself does not look at the checksums in its archives. Raises almost any Exception.
+    """
+    file = io.BytesIO(data)
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                raise ValueError("torch.save does not compress: this could fill the memory")
+            damaged = archive.testzip()
+            if damaged is not None:
+                raise ValueError(f"the checksum of {damaged} is wrong")
+    file.seek(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of odd formats before it refuses them
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def available_memory() -> float:
+    """Free memory in GiB; all of it where the system does not say how much is free."""
+    free = Path("/proc/meminfo")
+    if free.exists():
+        return int(re.search(r"MemAvailable:\s+(\d+)", free.read_text())[1]) / 2**20
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+
+
+def sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
