@@ -12,7 +12,7 @@ import torch
 
 from losses import canonical_loss
 from models import build_model, check_name
-from utils.data import NORMALISATION, Dataset
+from utils.data import NAMES, NORMALISATION, Dataset
 from utils.files import available_memory
 from utils.program import UserError
 from utils.steps import MODES
@@ -120,8 +120,8 @@ def add_data(parser: CommandLine) -> None:
         "--dataset",
         type=path,
         default="cifar10",
-        help="cifar10, cifar100, synthetic, or the path of an .npz file that holds "
-        "x_train, y_train, x_test, y_test",
+        help=f"{', '.join(NAMES)}, or the path of an .npz file that holds x_train, y_train, "
+        "x_test, y_test, or of a folder of images: train/CLASS/*, and val/CLASS/* or test/CLASS/*",
     )
     data.add_argument(
         "--data_dir",
@@ -129,6 +129,23 @@ def add_data(parser: CommandLine) -> None:
         default=os.environ.get("KD_DATA") or "data",
         help="where data sets lie or are downloaded to; <dataset>.npz in it is used first "
         "($KD_DATA sets the default)",
+    )
+    data.add_argument(
+        "--flip",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="draw mirrored views too, as suits objects but not digits (default: yes, for svhn no)",
+    )
+    data.add_argument(
+        "--image_size",
+        type=count,
+        metavar="PIXELS",
+        help="folder of images: resize the shorter side to this and cut out the middle",
+    )
+    data.add_argument(
+        "--skip_unreadable",
+        action="store_true",
+        help="folder of images: leave out those that cannot be read",
     )
     data.add_argument(
         "--split-seed",

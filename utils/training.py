@@ -68,7 +68,8 @@ def load_data(args: Namespace, accelerator: Accelerator) -> Dataset:
     loaded = []
 
     def load(download: bool) -> None:
-        loaded.append(load_dataset(args.dataset, args.data_dir, args.split_seed, download))
+        own = (args.flip, args.image_size, args.skip_unreadable)
+        loaded.append(load_dataset(args.dataset, args.data_dir, args.split_seed, download, *own))
 
     on_main(accelerator, lambda: load(download=True))
     if not accelerator.is_main_process:
@@ -134,7 +135,9 @@ def fit(
     no longer finite.
     """
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
-    loader = TrainLoader(data.train, args.train_batch_size, args.seed, device, rank, world)
+    loader = TrainLoader(
+        data.train, args.train_batch_size, args.seed, device, rank, world, data.flip
+    )
     val = replace(data.val, images=data.val.images.to(device))
     net, prepared, optimizer, schedule = prepare(accelerator, net, args, len(loader))
     parts = {"net": net, "optimizer": optimizer, "schedule": schedule}
