@@ -12,7 +12,7 @@ from argparse import Namespace
 import torch
 from accelerate import Accelerator
 
-from losses.distillation import distillation_loss
+from losses import distillation_loss
 from models import build_model
 from utils.data import Dataset
 from utils.data.views import Batch

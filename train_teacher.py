@@ -25,14 +25,14 @@ def main(argv: list[str] | None = None) -> None:
     data = load_data(args, accelerator)
     check_steps(args, data, accelerator.num_processes)
 
-    parameters = {name: getattr(args, name) for name in loss_parameters(args.loss)}
+    parameters = loss_parameters(args.loss, vars(args))
     label = label_of(args.loss, parameters)
     run = Run(args, identity_of(args, data, args.loss, parameters, label), accelerator)
     with run.opened(args, data):
         if not run.finished:
             torch.manual_seed(args.seed)
             net = build_model(args.model, data.num_classes)
-            criterion = build_loss(args.loss, args.alpha, args.beta, args.gamma)
+            criterion = build_loss(args.loss, **parameters)
 
             def batch_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
                 return criterion(logits, batch.labels)
