@@ -50,13 +50,7 @@ def calibration_term(
 
 
 def distillation(
-    function: Callable,
-    paper: str,
-    T: tuple,
-    Lambda: tuple,
-    ce_weight: float | None,
-    *own: Flag,
-    ramp: int = 0,
+    function: Callable, paper: str, T: tuple, Lambda: tuple, ce_weight, *own: Flag, ramp: int = 0
 ) -> Entry:
     """An entry of DISTILLATIONS. T and Lambda: (default, values in the literature ...)."""
     usual = "1 - Lambda" if ce_weight is None else f"{ce_weight:g}"
@@ -69,54 +63,39 @@ def distillation(
     return Entry(function, paper, flags, ramp=ramp)
 
 
-GAMMAS = (1, 2, 3, 4, 5)
+FOCUS = Flag("gamma", 1.0, "focal exponent", (1, 2, 3, 4, 5))
 SMOOTHING = Flag("alpha", 0.1, "share of the target spread over all classes", range=BELOW_ONE)
-EXCLUSION = "weight of exclusion within the term: 0.1 and 1 for the two are beta 0.1, exclusion 10"
-OTHERS = "weight of the other classes among themselves"
+MARGIN = Flag("margin", 10.0, "by how much logits may differ at no cost")
+EXCLUSION = Flag("exclusion", 10.0, "weight of exclusion; times beta it is the literature's 1")
+TARGET = Flag("alpha", 1.0, "weight of the label's class against the rest")
+OTHERS = Flag("beta", 8.0, "weight of the other classes among themselves", (1, 2, 4, 6, 8, 10))
+OVER_CLASSES = Flag("beta", 1.0, "weight of the correlation over classes")
+OVER_IMAGES = Flag("gamma", 1.0, "weight of the correlation over images")
 
 BASES = {
     "NLL": Entry(nll, "cross entropy"),
-    "FL": Entry(focal, "Lin et al. 2017", (Flag("gamma", 1.0, "focal exponent", GAMMAS),)),
-    "LS": Entry(label_smoothing, "Müller et al. 2019", (SMOOTHING,)),
-    "FLSD": Entry(flsd, "Mukhoti et al. 2020"),
-    "DFL": Entry(dual_focal, "Tao et al. 2023", (Flag("gamma", 5.0, "focal exponent", GAMMAS),)),
-    "AdaFocal": Entry(AdaFocal, "Ghosh et al. 2022"),
+    "FL": Entry(focal, "focal loss, Lin et al. 2017", (FOCUS,)),
+    "LS": Entry(label_smoothing, "label smoothing, Müller et al. 2019", (SMOOTHING,)),
+    "FLSD": Entry(flsd, "focal by sample, Mukhoti et al. 2020"),
+    "DFL": Entry(dual_focal, "dual focal, Tao et al. 2023", (FOCUS._replace(default=5.0),)),
+    "AdaFocal": Entry(AdaFocal, "focal steered by validation, Ghosh et al. 2022"),
     "Brier": Entry(brier, "Brier 1950"),
 }
 TERMS = {
     "MDCA": calibration_term(mdca, "Hebbalaguppe et al. 2022", (1.0, 1, 5, 10), of_batch=True),
     "MMCE": calibration_term(mmce, "Kumar et al. 2018", (1.0, 1, 2, 3, 4, 5), of_batch=True),
     "DCA": calibration_term(dca, "Liang et al. 2020", (1.0, 1, 5, 10), of_batch=True),
-    "MbLS": calibration_term(
-        mbls, "Liu et al. 2022", (0.1,), Flag("margin", 10.0, "by how much logits may differ")
-    ),
-    "CPC": calibration_term(
-        cpc, "Cheng and Vasconcelos 2022", (0.1,), Flag("exclusion", 10.0, EXCLUSION)
-    ),
+    "MbLS": calibration_term(mbls, "Liu et al. 2022", (0.1,), MARGIN),
+    "CPC": calibration_term(cpc, "Cheng and Vasconcelos 2022", (0.1,), EXCLUSION),
 }
 DISTILLATIONS = {
     "KD": distillation(
         kd, "Hinton et al. 2015", (4.0, 1, 1.5, 2, 3, 4, 5, 10, 20), (0.9, 0.9, 0.95, 1), None
     ),
-    "DKD": distillation(
-        dkd,
-        "Zhao et al. 2022",
-        (4.0,),
-        (1.0,),
-        1.0,
-        Flag("alpha", 1.0, "weight of the label's class against the rest"),
-        Flag("beta", 8.0, OTHERS, (1, 2, 4, 6, 8, 10)),
-        ramp=20,
-    ),
+    "DKD": distillation(dkd, "Zhao et al. 2022", (4.0,), (1.0,), 1.0, TARGET, OTHERS, ramp=20),
     "LSKD": distillation(lskd, "Sun et al. 2024", (2.0,), (9.0,), 0.1),
     "DIST": distillation(
-        dist,
-        "Huang et al. 2022",
-        (1.0, 1, 4),
-        (1.0, 1, 2),
-        1.0,
-        Flag("beta", 1.0, "weight of the correlation over classes"),
-        Flag("gamma", 1.0, "weight of the correlation over images"),
+        dist, "Huang et al. 2022", (1.0, 1, 4), (1.0, 1, 2), 1.0, OVER_CLASSES, OVER_IMAGES
     ),
 }
 ALIASES = {"cross_entropy": "NLL", "focal_loss": "FL", **{name: f"NLL+{name}" for name in TERMS}}
@@ -200,11 +179,11 @@ def loss_parameters(name: str, given: Mapping[str, float | None]) -> dict[str, f
     values = {flag.name: given.get(flag.name) for flag in flags}
     values |= {flag.name: flag.default for flag in flags if values[flag.name] is None}
     if name in DISTILLATIONS:
-        usual = usual_ce_weight(name, values["Lambda"])
-        if values["ce_weight"] is None and usual < 0:
+        ce_weight, usual = values.pop("ce_weight"), usual_ce_weight(name, values["Lambda"])
+        if ce_weight is None and usual < 0:
             raise ValueError("where Lambda is above 1, ce_weight must be given")
-        if values["ce_weight"] is None or math.isclose(values["ce_weight"], usual):
-            del values["ce_weight"]
+        if ce_weight is not None and not math.isclose(ce_weight, usual):
+            values["ce_weight"] = ce_weight
     return values
 
 
