@@ -184,19 +184,6 @@ def test_labels_in_folder_names(save):
     assert load_dataset(save(name="my set.npz"), "nowhere").name == "my_set"
 
 
-def test_a_tilde_is_the_users_folder_and_a_relative_path_lies_in_the_working_one(
-    save, tmp_path, monkeypatch
-):
-    save(small_arrays(classes=10), name="cifar10.npz")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    loaded = [
-        *(load_dataset("cifar10", where, download=False) for where in ("~", ".")),
-        *(load_dataset(name, "nowhere") for name in ("~/cifar10.npz", "cifar10.npz")),
-    ]
-    assert len({data.fingerprint for data in loaded}) == 1
-
-
 # what is refused
 
 BAD_ARRAYS = {
