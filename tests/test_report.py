@@ -20,8 +20,8 @@ import torch
 from scripts import report
 from utils.analysis.groups import group_runs
 from utils.analysis.records import read_runs
-from utils.analysis.statistics import sections_of
-from utils.analysis.tables import Entry, latex_table, markdown_table, terminal_table
+from utils.analysis.statistics import View, sections_of
+from utils.analysis.tables import Entry, Table, main_table, render
 from utils.calibration.bootstrap import ece_interval, gaps, resample_counts
 from utils.calibration.metrics import classification_metrics, ece
 from utils.program import one_line_errors
@@ -119,19 +119,23 @@ def write_predicted_run(root: Path, samples: int = 300, **options) -> Path:
 
 
 def read(*roots: Path):
-    records, apart = read_runs(list(roots))
+    records, left_out = read_runs(list(roots))
     groups, repeated = group_runs(records)
-    return groups, apart + repeated
+    return groups, left_out + repeated
 
 
-def only_section(*roots: Path, columns=None, epoch="best", select="nll", resamples=0):
-    [section] = sections_of(read(*roots)[0], columns, epoch, select, resamples)
+def only_section(root: Path, **view):
+    [section], _ = sections_of(read_runs([root])[0], View(**{"draws": 0} | view))
     return section
 
 
-def cells(section, name: str, way: str = "raw") -> dict:
-    [found] = [row.cells for row in section.rows if (row.group.full_name, row.way) == (name, way)]
-    return found
+def cells(section, name: str, logits: str = "raw") -> dict:
+    [group] = [group for group in section.groups if group.full_name == name]
+    return section.row(group, logits).cells
+
+
+def shown(section) -> str:
+    return render(main_table(section), "terminal")
 
 
 class TestGroups:
@@ -167,13 +171,13 @@ class TestGroups:
         shutil.copytree(tmp_path / "a", tmp_path / "b")
         groups, apart = read(tmp_path)
         assert [len(group.records) for group in groups] == [1]
-        assert [one.state.split()[0] for one in apart] == ["repeats"]
+        assert [one.reason.split()[0] for one in apart] == ["repeats"]
 
     def test_data_sets_of_one_name_are_two_sections(self, tmp_path):
         write_run(tmp_path / "a")
         other = write_run(tmp_path / "b", seed=43) / "result.json"
         other.write_text(other.read_text().replace('"fingerprint": "f"', '"fingerprint": "other"'))
-        sections = sections_of(read(tmp_path)[0], None, "best", "nll", 0)
+        sections, _ = sections_of(read_runs([tmp_path])[0], View(draws=0))
         assert [section.title for section in sections] == ["toy (f)", "toy (other)"]
 
 
@@ -186,7 +190,7 @@ class TestTeachers:
                 knobs = {"T": temperature, "Lambda": 0.9}
                 write_run(tmp_path, "KD", knobs, seed, teacher=identity(seed=seed))
         groups, _ = read(tmp_path)
-        assert [(group.depth, group.name, len(group.records)) for group in groups] == [
+        assert [(len(group.teachers), group.name, len(group.records)) for group in groups] == [
             (0, "resnet56 NLL", 2),
             (1, "resnet8 KD T=4 Lambda=0.9", 2),
             (1, "resnet8 KD T=10 Lambda=0.9", 2),
@@ -198,7 +202,7 @@ class TestTeachers:
         first = write_run(tmp_path, "KD", {"T": 4}, model="resnet20", teacher=identity())
         label = first.name.removesuffix("_seed=42")
         write_run(tmp_path, "KD", {"T": 4}, teacher=identity("resnet20", label))
-        assert [group.depth for group in read(tmp_path)[0]] == [0, 1, 2]
+        assert [len(group.teachers) for group in read(tmp_path)[0]] == [0, 1, 2]
 
     def test_a_teacher_without_a_run_is_what_its_students_measured(self, tmp_path):
         for seed in (1, 2):
@@ -216,7 +220,7 @@ class TestTeachers:
         for sha256 in ("abc", "def"):
             file = identity(label="best", seed=None, sha256=sha256)
             write_run(tmp_path / sha256, "KD", {"T": 4}, teacher=file)
-        assert [group.depth for group in read(tmp_path)[0]] == [0, 1, 0, 1]
+        assert [len(group.teachers) for group in read(tmp_path)[0]] == [0, 1, 0, 1]
 
     def test_the_weights_decide_between_teachers_of_one_name(self, tmp_path):
         for lr in (0.1, 0.2):
@@ -318,7 +322,7 @@ class TestBootstrap:
     def test_the_table_shows_it(self, tmp_path, capsys):
         for seed in (1, 2):
             write_predicted_run(tmp_path, seed=seed)
-        section = only_section(tmp_path, resamples=100)
+        section = only_section(tmp_path, draws=100)
         cell = cells(section, "resnet8 NLL")["ece"]
         assert cell.interval[0] <= cell.mean <= cell.interval[1]
         report.main([str(tmp_path), "--resamples", "100"])
@@ -350,7 +354,7 @@ class TestSweeps:
         [sweep] = section.sweeps
         assert sweep.chosen.name == "resnet8 KD T=4 Lambda=0.9"
         assert sweep.parameters == ["T", "Lambda"] and len(sweep.groups) == 5
-        text = report.terminal([section], [], colour=False)
+        text = shown(section)
         [sentence] = [line for line in text.splitlines() if line.startswith("Sweep of")]
         assert "T = 4, Lambda = 0.9 has the best validation" in sentence
         assert "ECE % 7.65 → 1.23" in sentence
@@ -371,31 +375,30 @@ class TestSweeps:
         marks = {
             row.group.name: row.cells["ece"].mark
             for row in only_section(tmp_path).rows
-            if row.way == "scaled"
+            if row.logits == "scaled"
         }
         assert marks == {"resnet8 NLL": "", "resnet8 FL1": "best", "resnet8 FL2": ""}
 
     def test_the_grid_holds_validation_and_leaves_gaps(self, tmp_path):
         self.write(tmp_path)
         [sweep] = only_section(tmp_path).sweeps
-        grid, chosen = sweep.grid("ece", "best")
-        np.testing.assert_allclose(grid, [[0.09, 0.04, 0.09], [0.09, 0.09, np.nan]])
-        assert chosen == (0, 1)
+        values = {tuple(sweep.place(g)): g.values("ece", "best", "val").mean() for g in sweep.groups}
+        assert values == {(1, 0.9): 0.09, (4, 0.9): 0.04, (20, 0.9): 0.09, (1, 1): 0.09, (4, 1): 0.09}
+        assert is_grid(sweep) and sweep.place(sweep.chosen) == [4, 0.9]
 
     def test_a_sweep_over_one_parameter(self, tmp_path):
         for beta, nll in ((1, 0.4), (5, 0.3), (10, 0.35)):
             write_run(tmp_path, "NLL+MDCA", {"beta": beta}, best=measured({"nll": nll}))
         [sweep] = only_section(tmp_path).sweeps
         assert sweep.name == "resnet8 NLL+MDCA over beta"
-        grid, chosen = sweep.grid("nll", "best")
-        assert grid.tolist() == [[0.4, 0.3, 0.35]] and chosen == (0, 1)
+        assert sweep.place(sweep.chosen) == [5] and not is_grid(sweep)
 
     def test_other_seeds_losses_or_settings_are_no_sweep(self, tmp_path):
         write_run(tmp_path, seed=1)
         write_run(tmp_path, seed=2)
         write_run(tmp_path, "LS", {"alpha": 0.1})
         write_run(tmp_path / "b", "FL", {"gamma": 1})
-        write_run(tmp_path / "c", "FL", {"gamma": 2}, settings={"lr": 1})
+        write_run(tmp_path / "c", "FL", {"gamma": 2}, settings={"epochs": 1})
         assert only_section(tmp_path).sweeps == []
 
 
@@ -410,7 +413,7 @@ class TestApart:
         foreign = write_run(tmp_path, seed=4) / "result.json"
         foreign.write_text('{"answer": 42}')
         _, apart = read(tmp_path)
-        assert [(one.folder.name, one.state, one.progress) for one in apart] == [
+        assert [(one.folder.name, one.reason, one.progress) for one in apart] == [
             ("NLL_seed=2", "stopped", "2/2"),
             ("NLL_seed=3", "result.json is damaged", "2/2"),
             ("NLL_seed=4", "result.json is damaged", "2/2"),
@@ -427,9 +430,9 @@ class TestApart:
         with open(folder / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             [one] = read(tmp_path)[1]
-            assert one.state == "running"
+            assert one.reason == "running"
         [one] = read(tmp_path)[1]
-        assert one.state == "stopped"
+        assert one.reason == "stopped"
 
     def test_nothing_finished_is_no_error(self, tmp_path, capsys):
         (write_run(tmp_path) / "result.json").unlink()
@@ -479,14 +482,13 @@ class TestPosthoc:
         self.write(folder, digest)
         section = only_section(tmp_path)
         ways = ["raw", "scaled", "vector", "Dirichlet ODIR"]
-        assert [row.way for row in section.rows] == ways
+        assert [row.logits for row in section.rows] == ways
         assert cells(section, "resnet8 NLL", "vector")["ece"].mean == 0.0456
-        shown = report.terminal([section], [], colour=False)
-        assert "vector, Dirichlet ODIR: fitted on the validation split" in shown
+        assert "vector, Dirichlet ODIR: fitted on the validation split" in shown(section)
 
     def test_but_not_where_it_is_of_other_predictions(self, tmp_path):
         self.write(write_predicted_run(tmp_path), "of an earlier run")
-        assert [row.way for row in only_section(tmp_path).rows] == ["raw", "scaled"]
+        assert [row.logits for row in only_section(tmp_path).rows] == ["raw", "scaled"]
 
 
 class TestFormats:
@@ -557,13 +559,14 @@ class TestFormats:
 
     def test_terminal_table(self):
         rows = [[Entry("a", indent=1), Entry("1.00 ± 0.10", "best")], [Entry("b"), Entry("2.00")]]
-        assert terminal_table(["net", "ECE %"], rows).splitlines() == [
+        table = Table(["net", "ECE %"], rows)
+        assert render(table, "terminal").splitlines()[:4] == [
             "net      ECE %",
             "---  ----------",
             "  a  1.00±0.10*",
             "b         2.00",
         ]
-        bold = terminal_table(["net", "ECE %"], rows, colour=True).splitlines()
+        bold = render(table, "colour").splitlines()
         assert bold[2] == "  a  \033[1m1.00±0.10*\033[0m"
 
     def test_text_table_is_aligned(self):
@@ -572,9 +575,10 @@ class TestFormats:
 
     def test_names_are_no_markup(self):
         nasty = [[Entry(r"a|b*c_d<e>\f`g`"), Entry("~50%&#$^{}", "close")]]
-        assert r"a\|b\*c\_d\<e\>\\f\`g\`" in markdown_table(["x", "y"], nasty)
-        latex = latex_table(["x", "y"], nasty)
-        assert r"a|b*c\_d<e>\textbackslash{}f`g`" in latex
+        table = Table(["x", "y"], nasty)
+        assert r"a\|b\*c\_d\<e\>\\f\`g\`" in render(table, "markdown")
+        latex = render(table, "latex")
+        assert r"a$|$b*c\_d$<$e$>$\textbackslash{}f`g`" in latex
         assert r"\textasciitilde{}50\%\&\#\$\textasciicircum{}\{\}" in latex
 
     def test_every_column_has_a_unit_or_is_a_score(self):
@@ -662,7 +666,7 @@ class TestPage:
     @pytest.mark.parametrize("width", [1280, 360])
     def test_a_browser_renders_it(self, hostile_page, tmp_path, width):
         """No console message, no broken picture, nothing wider than the page."""
-        seen, errors = render(hostile_page, tmp_path, width)
+        seen, errors = in_chromium(hostile_page, tmp_path, width)
         assert seen["pictures"] == 12 and seen["broken"] == 0
         assert seen["inner"] == width and seen["content"] <= width
         assert not [line for line in errors.splitlines() if "CONSOLE" in line]
@@ -682,7 +686,7 @@ frame.addEventListener("load", () => {
 """
 
 
-def render(page: str, folder: Path, width: int) -> tuple[dict, str]:
+def in_chromium(page: str, folder: Path, width: int) -> tuple[dict, str]:
     """What Chromium finds in a frame of that width (a window is never so narrow), and its log."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:

@@ -18,7 +18,9 @@ def same_but_for_seed(record: Record) -> tuple:
     """
     result = record.result
     names = [result[name] for name in ("dataset", "fingerprint", "model", "label")]
-    settings = {name: record.settings[name] for name in record.settings.keys() - {"seed", "teacher"}}
+    settings = {
+        name: record.settings[name] for name in record.settings.keys() - {"seed", "teacher"}
+    }
     teacher = record.teacher and (record.teacher.exp_name, same_but_for_seed(record.teacher))
     return json.dumps([names, settings], sort_keys=True), teacher
 

@@ -3,6 +3,8 @@
 Run folders may also lie in a .zip file, where zipfile.Path reads them as pathlib.Path does.
 """
 
+import hashlib
+import io
 import json
 import os
 import re
@@ -232,6 +234,26 @@ def is_locked(lock: Path) -> bool:
         return re.search(rf"FLOCK .*:{lock.stat().st_ino} ", held) is not None
     except OSError:
         return False
+
+
+def pack(records: Iterable[Record], epoch: str, file) -> None:
+    """Write what a report needs of runs, test logits as float16, as a .zip file for `read_runs`."""
+    records = list({record.folder: record for record in records}.values())
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for record, title in zip(records, titles(records), strict=True):
+            files = ("result.json", "config.json", "metrics.jsonl")
+            contents = {name: (record.folder / name).read_bytes() for name in files}
+            if record.predictions.exists():
+                arrays = {}
+                for owner in {epoch, "teacher"} & record.result.keys():
+                    logits, labels = record.stored(owner, "test")
+                    arrays[f"{owner}_test_logits"] = logits.numpy().astype(np.float16)
+                np.savez(buffer := io.BytesIO(), test_labels=labels.numpy(), **arrays)
+                contents["predictions.npz"] = predictions = buffer.getvalue()
+                digest = {"predictions": hashlib.sha256(predictions).hexdigest()}
+                contents["posthoc.json"] = json.dumps(record.calibrated | digest)
+            for name, content in contents.items():
+                archive.writestr(f"{title}/{name}", content)
 
 
 class Net(NamedTuple):

@@ -3,10 +3,12 @@
 A section holds one data set. Nothing here is chosen by a test value.
 """
 
+import difflib
 import json
 import math
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +16,18 @@ from tqdm import tqdm
 
 from utils.analysis.groups import Group, group_runs
 from utils.analysis.records import LeftOut, Record
-from utils.calibration.bootstrap import basic_interval, calibrated_ece, gaps, resample_counts
+from utils.calibration.bootstrap import (
+    PAIRED,
+    Difference,
+    basic_interval,
+    calibrated_ece,
+    gaps,
+    holm,
+    paired_difference,
+    resample_counts,
+)
 from utils.files import one_line
+from utils.program import UserError
 from utils.tables import COLUMNS
 
 LOGITS = ("raw", "scaled")
@@ -258,7 +270,7 @@ def make_row(group: Group, logits: str, view: View, known: list[Chance | None]) 
         floor = np.mean([one.calibrated for one in known], axis=0)
         few = any(one.few for one in known)
         cells["ece"] = cells["ece"]._replace(
-            interval=basic_interval(cells["ece"].mean, resampled), calibrated=tuple(floor)
+            interval=basic_interval(cells["ece"].mean, resampled, 0.95), calibrated=tuple(floor)
         )
     return Row(group, logits, cells, logits == "scaled" and any(bounds), few)
 
@@ -295,3 +307,44 @@ def mark(section: Section) -> None:
                     cells[metric] = cell._replace(mark="best")
                 elif cell.mark == "" and abs(cell.mean - best.mean) <= math.hypot(cell.sd, best.sd):
                     cells[metric] = cell._replace(mark="close")
+
+
+def find_group(sections: list[Section], name: str) -> tuple[Section, Group]:
+    """The row that --against names. Raises UserError."""
+    rows = [(section, group) for section in sections for group in section.groups]
+    for said in (Group.full_name, Group.name):
+        found = [pair for pair in rows if said.fget(pair[1]) == name]
+        if len(found) == 1:
+            return found[0]
+    names = [group.full_name for _, group in rows]
+    close = difflib.get_close_matches(name, names, 3, 0) or names[:1]
+    raise UserError(
+        f"--against {name}: there is no such row, or several; give {' or '.join(close)}"
+    )
+
+
+def differences(section: Section, against: Group) -> dict[tuple[Group, str, str], Difference]:
+    """Of each printed group from another: by group, kind of logits and metric (fractions).
+
+    p-values are Holm's, for all groups in one metric and kind of logits. A metric that is no mean
+    over images or bins, and a run without stored predictions, has none.
+    """
+
+    def matrices(group: Group, logits: str, metric: str) -> list[np.ndarray] | None:
+        predicted = [record.probabilities(section.view.epoch, logits) for record in group.records]
+        return None if None in predicted else [PAIRED[metric](*one) for one in predicted]
+
+    found = {}
+    for logits, metric in product(LOGITS, filter(PAIRED.__contains__, section.columns)):
+        base = matrices(against, logits, metric)
+        family = {}
+        for group in section.printed if base else ():
+            own = matrices(group, logits, metric) if group is not against else None
+            if own:
+                difference = paired_difference(own, base, section.view.draws)
+                family[group, logits, metric] = difference
+        adjusted = holm([one.p for one in family.values()])
+        found |= {
+            key: one._replace(p=p) for (key, one), p in zip(family.items(), adjusted, strict=True)
+        }
+    return found
