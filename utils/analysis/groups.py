@@ -67,8 +67,7 @@ class Group:
     @property
     def name(self) -> str:
         """`resnet8 KD T=4 Lambda=0.9`, and what sets it apart from others of that name."""
-        net = (self.first.result["model"], self.first.result["loss"], *self.first.parameters)
-        return " ".join(filter(None, (*net, self.exp_name, self.difference)))
+        return " ".join(filter(None, (self.first.name, self.exp_name, self.difference)))
 
     @property
     def full_name(self) -> str:

@@ -16,7 +16,8 @@ from utils.analysis.figures import (
     top1_against_ece,
 )
 from utils.analysis.groups import Group
-from utils.analysis.statistics import LOGITS, Section, Sweep
+from utils.analysis.records import LOGITS
+from utils.analysis.statistics import Section, Sweep
 from utils.analysis.tables import Entry, Table, render
 from utils.calibration.diagram import reliability_diagrams
 from utils.tables import COLUMNS, printable

@@ -8,8 +8,8 @@ from itertools import product
 from typing import NamedTuple
 
 from utils.analysis.groups import Group
-from utils.analysis.records import LeftOut
-from utils.analysis.statistics import FEW, LOGITS, Cell, Row, Section, Sweep, differences
+from utils.analysis.records import LOGITS, LeftOut
+from utils.analysis.statistics import FEW, Cell, Row, Section, Sweep, differences
 from utils.calibration.bootstrap import Difference
 from utils.runs import number_text
 from utils.tables import COLUMNS, Column, printable, text_table
@@ -104,7 +104,7 @@ def legend(section: Section, rows: list[Row], has_chance: bool) -> list[str]:
     sentences = {
         f"Test split, {epoch}; scaled: logits divided by the temperature that fits the validation "
         "split best.": True,
-        f"{', '.join(further)}: fitted on the validation split by scripts.posthoc.": further,
+        f"{', '.join(further)}: fitted on the validation split (scripts.posthoc).": further,
         "n runs differ only in the seed: mean ± standard deviation over them.": max(sizes) > 1,
         "n = 1: no spread is known.": min(sizes) == 1,
         "95 % interval: of the mean ECE, bootstrap over test images. ECE of a calibrated net: "
@@ -123,13 +123,8 @@ def legend(section: Section, rows: list[Row], has_chance: bool) -> list[str]:
     said = [sentence for sentence, holds in sentences.items() if holds]
     chosen = [sweep for sweep in section.sweeps if sweep.chosen in set(groups)]
     said += [sweep_sentence(section, sweep) for sweep in chosen]
-    fits = {
-        f"{name}, {note}": None
-        for group in groups
-        for record in group.records
-        for name, note in record.notes(view.epoch)
-    }
-    return said + list(map(printable, fits))
+    fits = [note for group in groups for one in group.records for note in one.notes(view.epoch)]
+    return said + list(map(printable, dict.fromkeys(fits)))
 
 
 def sweep_sentence(section: Section, sweep: Sweep) -> str:
