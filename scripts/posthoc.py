@@ -78,7 +78,8 @@ def measure(subject: Subject, calibration: Calibration) -> dict:
 
 
 def table(found: dict[str, dict]) -> str:
-    metrics = [name for name in COLUMNS if name in found["none"]["test"]]
+    shown = found["none"]["test"]
+    metrics = [name for name, column in COLUMNS.items() if column.usual and name in shown]
     head = ["test split", "val NLL", *(COLUMNS[name].head for name in metrics), "chosen"]
     rows = [
         [
