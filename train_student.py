@@ -16,7 +16,7 @@ from losses.distillation import distillation_loss
 from models import build_model
 from utils.data import Dataset
 from utils.data.views import Batch
-from utils.evaluation import conclude
+from utils.evaluation import conclude, inspect_teacher
 from utils.options import check_steps, student_options
 from utils.program import one_line_errors
 from utils.runs import Run, identity_of, label_of
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     data = load_data(args, accelerator)
     check_steps(args, data, accelerator.num_processes)
     teacher = teacher_of(args, data)
-    teacher.net.to(accelerator.device)
+    teacher.to(accelerator.device)
 
     parameters = {"T": args.T, "Lambda": args.Lambda}
     label = f"{label_of('KD', parameters)}_from_{teacher.model}_{teacher.label}"
@@ -41,6 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     batch_loss, around_epoch = build_batch_loss(args, teacher, data, accelerator)
     with run.opened(args, data):
         if not run.finished:
+            run.say(inspect_teacher(teacher, data, accelerator, args.test_batch_size))
             torch.manual_seed(args.seed)
             student = build_model(args.model, data.num_classes)
             history = fit(run, accelerator, student, batch_loss, data, args, around_epoch)
@@ -67,7 +68,8 @@ def build_batch_loss(
         around_epoch = teach.epoch
 
     def batch_loss(student_logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-        return distillation_loss(student_logits, teach(batch), batch.labels, args.T, args.Lambda)
+        teacher_logits = teacher.tempered(teach(batch))
+        return distillation_loss(student_logits, teacher_logits, batch.labels, args.T, args.Lambda)
 
     return batch_loss, around_epoch
 

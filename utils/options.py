@@ -12,7 +12,7 @@ import torch
 
 from losses import canonical_loss
 from models import build_model, check_name
-from utils.data import NORMALISATION, Dataset
+from utils.data import NORMALISATION, Dataset, normalisation
 from utils.files import available_memory
 from utils.program import UserError
 from utils.steps import MODES
@@ -221,19 +221,36 @@ def add_optimisation_and_run(parser: CommandLine) -> None:
     )
 
 
-def add_teacher(parser: CommandLine, cache_required: bool = False) -> None:
+def norm(text: str) -> str:
+    normalisation(text)
+    return text
+
+
+def auto_or_positive(text: str) -> str | float:
+    return text if text == "auto" else positive(text)
+
+
+def add_teacher(parser: CommandLine, for_cache: bool = False) -> None:
+    """`for_cache`: the cache is required, and holds logits that have no temperature yet."""
     teacher = parser.add_argument_group("teacher")
     add = teacher.add_argument
     add(
         "--teacher_path",
         type=path,
+        nargs="+",
         required=True,
-        help="a run folder, a folder with exactly one finished run below it, or a weights file",
+        metavar="PATH",
+        help="a run folder, a folder with exactly one finished run below it, or a weights file "
+        "(.pth, .safetensors, ...); several teach together as an ensemble; `pretrained` lets timm "
+        "download --teacher timm/NAME",
     )
     add(
         "--teacher",
         type=name(check_name),
-        help="its architecture; may be left out where the checkpoint names it",
+        nargs="+",
+        metavar="MODEL",
+        help="its architecture (of several paths: one for all or one each); may be left out where "
+        "the checkpoint names it",
     )
     add(
         "--teacher_loss",
@@ -248,14 +265,36 @@ def add_teacher(parser: CommandLine, cache_required: bool = False) -> None:
     )
     add(
         "--teacher_norm",
-        choices=sorted(NORMALISATION),
-        help="mean and std of the teacher's inputs, for a third party's file (default: the data's)",
+        type=name(norm),
+        help="how a third party's teacher wants its inputs (default: as the data): "
+        f"{', '.join(NORMALISATION)}, or mean and std of pixels / 255 as six numbers, such as "
+        "0.49,0.48,0.45/0.25,0.24,0.26",
     )
+    add(
+        "--teacher_key",
+        type=printable(200),
+        help="which weights of a third party's file that holds several, e.g. model or ema",
+    )
+    add(
+        "--teacher_size",
+        type=count,
+        metavar="PIXELS",
+        help="enlarge the teacher's images to this side, e.g. 224; the student's stay",
+    )
+    if not for_cache:
+        add(
+            "--teacher_temperature",
+            type=auto_or_positive,
+            default=1.0,
+            metavar="auto|T",
+            help="divide the teacher's logits by this before anything else; auto: by what suits "
+            "its validation logits, so that it is calibrated after training",
+        )
     add(
         "--teacher_cache",
         type=path,
         metavar="DIR",
-        required=cache_required,
+        required=for_cache,
         help="keep the teacher's logits here and use those of earlier students: a sweep runs its "
         "teacher once per seed. An epoch takes images x classes x 4 bytes (2 in half precision): "
         "CIFAR-10 1.8 MB, CIFAR-100 18 MB",
