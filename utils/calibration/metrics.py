@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -127,7 +126,9 @@ def classification_metrics(
 
     order = confidence.argsort()
     confidence, right = confidence[order], right[order]
-    width, mass = (_of_confidence(confidence, right, of(bins)) for of in (_equal_width, _equal_mass))
+    width, mass = (
+        _of_confidence(confidence, right, of(bins)) for of in (_equal_width, _equal_mass)
+    )
     classwise = _classwise(columns, labels, logits.shape[1], _equal_width(bins), _equal_mass(bins))
     full = width.counts > 0
     counts, gap, accuracy = width.counts[full], width.gap[full], (width.right / width.counts)[full]
