@@ -207,8 +207,8 @@ def add_loss_flags(flag: Callable, entries: dict[str, Entry]) -> None:
     for flag_name, pairs in readers.items():
         meanings: dict[str, list[str]] = {}
         for loss, own in pairs:
-            default = "" if own.default is None else f" {number_text(own.default)}"
-            meanings.setdefault(own.help, []).append(loss + default)
+            default = "1 - Lambda" if own.default is None else number_text(own.default)
+            meanings.setdefault(own.help, []).append(f"{loss} {default}")
         texts = (f"{meaning} (default: {', '.join(of)})" for meaning, of in meanings.items())
         flag(f"--{flag_name}", number(float, *pairs[0][1].range), None, "; ".join(texts))
 
