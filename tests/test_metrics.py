@@ -184,7 +184,7 @@ def test_smece_is_relplots(shift):
 
 
 def test_debiased_ece_and_aurc_are_kumars():
-    """The package uncertainty-calibration; its draws have a mean, and empty bins are ours to drop."""
+    """The package uncertainty-calibration; its draws averaged, without empty bins."""
     kumar = pytest.importorskip("calibration").utils
     logits, labels = sample(4000, 10, 2.6)
     probs, found = softmax(logits), classification_metrics(logits, labels)
@@ -455,7 +455,7 @@ def test_duplicating_every_sample_changes_nothing(split, times):
     logits, labels = split
     once = classification_metrics(logits, labels)
     repeated = classification_metrics(np.repeat(logits, times, 0), np.repeat(labels, times))
-    # Equal mass and the noise of a bin depend on the number of samples, as does the first one's risk.
+    # Quantiles, the noise of a bin and the risk of the surest depend on the number of samples.
     for key in once.keys() - {"adaece", "ace", "debiased_ece", "aurc", "smallest_bin"}:
         assert repeated[key] == pytest.approx(once[key], abs=1e-9)
 

@@ -127,11 +127,13 @@ def classification_metrics(
 
     order = confidence.argsort()
     confidence, right = confidence[order], right[order]
-    width, mass = (_of_confidence(confidence, right, of(bins)) for of in (_equal_width, _equal_mass))
+    width, mass = (
+        _of_confidence(confidence, right, of(bins)) for of in (_equal_width, _equal_mass)
+    )
     classwise = _classwise(columns, labels, logits.shape[1], _equal_width(bins), _equal_mass(bins))
     full = width.counts > 0
     counts, gap, accuracy = width.counts[full], width.gap[full], (width.right / width.counts)[full]
-    samples, nll = len(labels), -rows.log_prob.mean().item()
+    samples, nll = len(labels), 0.0 - rows.log_prob.mean().item()
     removed = max(0.0, nll - least_nll(logits, labels)[1]) if math.isfinite(nll) else 0.0
     error = gap.sum().item() / samples
     return {
@@ -227,7 +229,8 @@ def _softmax_rows(logits: Tensor, labels: Tensor, temperature: float) -> tuple[_
         mass = weight.sum(dim=1, keepdim=True)
         log_prob -= mass.log()
         weight /= mass
-        squares += (torch.linalg.vector_norm(weight) ** 2 + (1 - 2 * log_prob.exp()).sum()).item()
+        weight.scatter_add_(1, y, -torch.ones_like(log_prob))
+        squares += weight.square_().sum().item()
         parts.append((top.squeeze(1), mass.squeeze(1), log_prob.squeeze(1), rank))
     rows = _Rows(*(torch.cat(part) for part in zip(*parts, strict=True)))
     if rows.mass.isnan().any():
