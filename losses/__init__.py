@@ -1,35 +1,140 @@
-"""Losses by name: a base, then `+TERM` if wanted, e.g. "FL+MDCA" = focal + beta * MDCA.
+"""Losses by name, each with the flags that it reads: what the command line offers follows from it.
 
-A new base is a function of (logits, labels) and of the parameters named beside it in BASES; a new
-term is a function of (logits, labels) in TERMS.
+`--loss` is a base, then `+TERM` if wanted: "FL+MDCA" = focal + beta * MDCA. `--distill` is one of
+DISTILLATIONS: Lambda * distillation + ce_weight * NLL. A new one is a function of logits, labels
+and its flags by name (a distillation: student's logits, teacher's logits, labels, T, ...) that
+returns a scalar, and its entry below. One that changes between epochs is a module, built from its
+flags, that keeps in buffers what changes.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import partial
+from typing import NamedTuple
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from losses.calibration import mdca, mmce
-from losses.classification import focal, label_smoothing, nll
-from losses.distillation import distillation_loss
+from losses.calibration import cpc, dca, mbls, mdca, mmce
+from losses.classification import AdaFocal, brier, dual_focal, flsd, focal, label_smoothing, nll
+from losses.distillation import dist, dkd, kd, lskd
 
-__all__ = ["build_loss", "canonical_loss", "distillation_loss", "loss_names", "loss_parameters"]
+NOT_NEGATIVE = ("a number of at least 0", lambda x: x >= 0)
+BELOW_ONE = ("a number from 0 to below 1", lambda x: 0 <= x < 1)
+TEMPERATURE = ("a number above 0, at most 1e6", lambda x: 0 < x <= 1e6)
 
-Loss = Callable[[Tensor, Tensor], Tensor]
 
-BASES = {  # name: (function, the parameters that it reads)
-    "NLL": (nll, ()),
-    "FL": (focal, ("gamma",)),
-    "LS": (label_smoothing, ("alpha",)),
+class Flag(NamedTuple):
+    name: str
+    default: float | None  # None: follows from another flag, as `help` says
+    help: str
+    grid: tuple[float, ...] = ()  # values in the literature; empty: the default alone
+    range: tuple[str, Callable[[float], bool]] = NOT_NEGATIVE  # in words, and as a check
+
+
+class Entry(NamedTuple):
+    function: Callable
+    paper: str
+    flags: tuple[Flag, ...] = ()
+    of_batch: bool = False  # compares counts of labels, which mixed labels do not have
+    ramp: int = 0  # epochs over which a distillation's weight rises to Lambda
+
+
+def calibration_term(
+    function: Callable, paper: str, beta: tuple, *own: Flag, of_batch: bool = False
+) -> Entry:
+    """An entry of TERMS. beta, its weight: (default, values in the literature ...)."""
+    weight = Flag("beta", beta[0], "weight of the calibration term", beta[1:])
+    return Entry(function, paper, (weight, *own), of_batch)
+
+
+def distillation(
+    function: Callable, paper: str, T: tuple, Lambda: tuple, ce_weight, *own: Flag, ramp: int = 0
+) -> Entry:
+    """An entry of DISTILLATIONS. T and Lambda: (default, values in the literature ...)."""
+    usual = " (default: 1 - Lambda)" if ce_weight is None else ""
+    flags = (
+        Flag("T", T[0], "temperature of both softmaxes", T[1:], TEMPERATURE),
+        Flag("Lambda", Lambda[0], "weight of the distillation; may be above 1", Lambda[1:]),
+        *own,
+        Flag("ce_weight", ce_weight, "weight of the labels' NLL" + usual),
+    )
+    return Entry(function, paper, flags, ramp=ramp)
+
+
+FOCUS = Flag("gamma", 1.0, "focal exponent", (1, 2, 3, 4, 5))
+SMOOTHING = Flag("alpha", 0.1, "share of the target spread over all classes", range=BELOW_ONE)
+MARGIN = Flag("margin", 10.0, "by how much logits may differ at no cost")
+EXCLUSION = Flag("exclusion", 10.0, "weight of exclusion; times beta it is the literature's 1")
+TARGET = Flag("alpha", 1.0, "weight of the label's class against the rest")
+OTHERS = Flag("beta", 8.0, "weight of the other classes among themselves", (1, 2, 4, 6, 8, 10))
+OVER_CLASSES = Flag("beta", 1.0, "weight of the correlation over classes")
+OVER_IMAGES = Flag("gamma", 1.0, "weight of the correlation over images")
+
+BASES = {
+    "NLL": Entry(nll, "cross entropy"),
+    "FL": Entry(focal, "focal loss, Lin et al. 2017", (FOCUS,)),
+    "LS": Entry(label_smoothing, "label smoothing, Müller et al. 2019", (SMOOTHING,)),
+    "FLSD": Entry(flsd, "focal by sample, Mukhoti et al. 2020"),
+    "DFL": Entry(dual_focal, "dual focal, Tao et al. 2023", (FOCUS._replace(default=5.0),)),
+    "AdaFocal": Entry(AdaFocal, "focal steered by validation, Ghosh et al. 2022"),
+    "Brier": Entry(brier, "Brier 1950"),
 }
-TERMS = {"MDCA": mdca, "MMCE": mmce}  # each weighted by beta
-ALIASES = {
-    "cross_entropy": "NLL",
-    "focal_loss": "FL",
-    "MDCA": "NLL+MDCA",
-    "MMCE": "NLL+MMCE",
+TERMS = {
+    "MDCA": calibration_term(mdca, "Hebbalaguppe et al. 2022", (1.0, 1, 5, 10), of_batch=True),
+    "MMCE": calibration_term(mmce, "Kumar et al. 2018", (1.0, 1, 2, 3, 4, 5), of_batch=True),
+    "DCA": calibration_term(dca, "Liang et al. 2020", (1.0, 1, 5, 10), of_batch=True),
+    "MbLS": calibration_term(mbls, "Liu et al. 2022", (0.1,), MARGIN),
+    "CPC": calibration_term(cpc, "Cheng and Vasconcelos 2022", (0.1,), EXCLUSION),
 }
+DISTILLATIONS = {
+    "KD": distillation(
+        kd, "Hinton et al. 2015", (4.0, 1, 1.5, 2, 3, 4, 5, 10, 20), (0.9, 0.9, 0.95, 1), None
+    ),
+    "DKD": distillation(dkd, "Zhao et al. 2022", (4.0,), (1.0,), 1.0, TARGET, OTHERS, ramp=20),
+    "LSKD": distillation(lskd, "Sun et al. 2024", (2.0,), (9.0,), 0.1),
+    "DIST": distillation(
+        dist, "Huang et al. 2022", (1.0, 1, 4), (1.0, 1, 2), 1.0, OVER_CLASSES, OVER_IMAGES
+    ),
+}
+ALIASES = {"cross_entropy": "NLL", "focal_loss": "FL", **{name: f"NLL+{name}" for name in TERMS}}
+
+
+class Loss(nn.Module):
+    """base + beta * term, of logits (B, K) and labels (B,)."""
+
+    def __init__(self, base: Callable, term: Callable | None = None, beta: float = 0.0):
+        super().__init__()
+        self.base, self.term, self.beta = base, term, beta
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        loss = self.base(logits, labels)
+        return loss if self.term is None else loss + self.beta * self.term(logits, labels)
+
+    def after_validation(self, logits: Tensor, labels: Tensor) -> None:
+        """To be called after each epoch, in every process, with the whole validation split."""
+        for part in self.children():
+            part.after_validation(logits, labels)
+
+
+class Distillation(nn.Module):
+    """Lambda * distillation + ce_weight * NLL, of both logits (B, K) and labels (B,)."""
+
+    def __init__(self, distil: Callable, Lambda: float, ce_weight: float, ramp: int):
+        super().__init__()
+        self.distil, self.Lambda, self.ce_weight, self.ramp = distil, Lambda, ce_weight, ramp
+        if ramp:  # in a tensor, so that a captured step follows it
+            self.register_buffer("share", torch.ones(()))
+
+    def forward(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        loss = self.Lambda * self.distil(student, teacher, labels)
+        return (loss * self.share if self.ramp else loss) + self.ce_weight * nll(student, labels)
+
+    def before_epoch(self, epoch: int) -> None:
+        """To be called before each epoch, the first of which is 1."""
+        if self.ramp:
+            self.share.fill_(min(epoch / self.ramp, 1))
 
 
 def loss_names() -> list[str]:
@@ -45,30 +150,77 @@ def canonical_loss(name: str) -> str:
     canonical = ALIASES.get(name, name)
     if canonical in loss_names():
         return canonical
-    known = [*loss_names(), *ALIASES]
-    spelling = {known_name.lower(): known_name for known_name in known}
+    spelling = {known.lower(): known for known in [*loss_names(), *ALIASES]}
     nearest = get_close_matches(name.lower(), spelling, n=1)
     hint = f"did you mean {spelling[nearest[0]]!r}? " if nearest else ""
-    raise ValueError(f"unknown loss {name!r}; {hint}known losses: {', '.join(known)}")
+    known = f"{', '.join(BASES)}, each alone or with +{', +'.join(TERMS)}; {', '.join(ALIASES)}"
+    raise ValueError(f"unknown loss {name!r}; {hint}known losses: {known}")
 
 
-def loss_parameters(name: str) -> tuple[str, ...]:
-    """Which of ("alpha", "gamma", "beta") the loss reads, in this order; ValueError as above."""
+def loss_flags(name: str) -> tuple[Flag, ...]:
+    """The flags that a loss reads, in their order in a run's name; ValueError as above."""
     base, _, term = canonical_loss(name).partition("+")
-    return BASES[base][1] + (("beta",) if term else ())
+    return BASES[base].flags + (TERMS[term].flags if term else ())
 
 
-def build_loss(name: str, alpha: float = 0.1, beta: float = 1.0, gamma: float = 1.0) -> Loss:
-    """The loss as a function of logits (B, K) and labels (B,) that returns a scalar.
+def distillation_flags(name: str) -> tuple[Flag, ...]:
+    """The same for one of DISTILLATIONS."""
+    return DISTILLATIONS[name].flags
 
-    alpha: label smoothing; beta: weight of the calibration term; gamma: focal exponent. What the
-    loss does not read is ignored. Raises ValueError where the name is unknown.
+
+def loss_parameters(name: str, given: Mapping[str, float | None]) -> dict[str, float]:
+    """The {flag: value}, in order, that name a run of this loss or distillation and build it.
+
+    What is not given, or None, takes its default; what the loss does not read is left out, and so
+    is ce_weight at its default. Raises ValueError where the name is unknown, and where a ce_weight
+    of 1 - Lambda would be negative.
+    """
+    flags = distillation_flags(name) if name in DISTILLATIONS else loss_flags(name)
+    values = {flag.name: given.get(flag.name) for flag in flags}
+    values |= {flag.name: flag.default for flag in flags if values[flag.name] is None}
+    if name in DISTILLATIONS:
+        ce_weight, usual = values.pop("ce_weight"), usual_ce_weight(name, values["Lambda"])
+        if ce_weight is None and usual < 0:
+            raise ValueError("where Lambda is above 1, ce_weight must be given")
+        if ce_weight is not None and not math.isclose(ce_weight, usual):
+            values["ce_weight"] = ce_weight
+    return values
+
+
+def usual_ce_weight(name: str, Lambda: float) -> float:
+    default = distillation_flags(name)[-1].default
+    return 1 - Lambda if default is None else default
+
+
+def build(entry: Entry, values: dict[str, float]) -> Callable:
+    """The entry's function with those of the values that it reads, or an object of its class."""
+    function = entry.function
+    own = {flag.name: values[flag.name] for flag in entry.flags if flag.name in values}
+    return function(**own) if isinstance(function, type) else partial(function, **own)
+
+
+def build_loss(name: str, **parameters: float) -> Loss:
+    """The loss as a module of logits (B, K) and labels (B,) that returns a scalar.
+
+    What is not given takes its default, and what the loss does not read is ignored. Raises
+    ValueError where the name is unknown.
     """
     base, _, term = canonical_loss(name).partition("+")
-    function, reads = BASES[base]
-    given = {"alpha": alpha, "gamma": gamma}
-    base_loss = partial(function, **{parameter: given[parameter] for parameter in reads})
-    if not term:
-        return base_loss
-    calibration = TERMS[term]
-    return lambda logits, labels: base_loss(logits, labels) + beta * calibration(logits, labels)
+    values = loss_parameters(name, parameters)
+    beta = values.pop("beta", 0.0)
+    return Loss(build(BASES[base], values), build(TERMS[term], values) if term else None, beta)
+
+
+def build_distillation(name: str, **parameters: float) -> Distillation:
+    """The same for one of DISTILLATIONS, of student's and teacher's logits (B, K) and labels."""
+    entry, values = DISTILLATIONS[name], loss_parameters(name, parameters)
+    Lambda = values.pop("Lambda")
+    ce_weight = values.pop("ce_weight", usual_ce_weight(name, Lambda))
+    return Distillation(build(entry, values), Lambda, ce_weight, entry.ramp)
+
+
+def distillation_loss(
+    student: Tensor, teacher: Tensor, labels: Tensor, T: float, Lambda: float
+) -> Tensor:
+    """KD: Lambda T^2 KL(teacher || student), both at T, + (1 - Lambda) NLL of the student."""
+    return build_distillation("KD", T=T, Lambda=Lambda)(student, teacher, labels)

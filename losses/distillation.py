@@ -1,21 +1,84 @@
-"""Knowledge distillation."""
+"""Distillation losses: student logits, teacher logits (B, K) and labels (B,) -> scalar."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses.classification import at_least_float32, nll
+from losses.classification import at_least_float32, of_label, of_others
 
 
-def distillation_loss(
-    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, T: float, Lambda: float
-) -> Tensor:
-    """Lambda T^2 KL(softmax(teacher / T) || softmax(student / T)) + (1 - Lambda) NLL(student).
+def log_softmax(logits: Tensor, T: float) -> Tensor:
+    """log softmax(logits / T), in at least float32 and above T = 100 in float64.
 
-    The KL is summed over classes and averaged over the batch; T^2 keeps the size of its gradient
-    while T varies. Both logits (B, K), labels (B,) -> scalar. Hinton, Vinyals and Dean,
-    "Distilling the Knowledge in a Neural Network", 2015, Section 2.
+    At high T the two distributions are nearly uniform, and T^2 multiplies how they differ, the
+    rounding included.
     """
-    log_student = F.log_softmax(at_least_float32(student_logits) / T, dim=1)
-    log_teacher = F.log_softmax(at_least_float32(teacher_logits) / T, dim=1)
-    divergence = F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
-    return Lambda * T**2 * divergence + (1 - Lambda) * nll(student_logits, labels)
+    logits = at_least_float32(logits)
+    return F.log_softmax((logits.double() if T > 100 else logits) / T, dim=1)
+
+
+def divergence(log_teacher: Tensor, log_student: Tensor) -> Tensor:
+    """KL(teacher || student), summed over classes and averaged over the batch."""
+    return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+
+
+def kd(student: Tensor, teacher: Tensor, labels: Tensor, T: float) -> Tensor:
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)).
+
+    T^2 keeps the size of its gradient while T varies; at high T this is half the mean squared
+    difference of the centred logits. Hinton, Vinyals and Dean, "Distilling the Knowledge in a
+    Neural Network", 2015, Section 2.
+    """
+    return T**2 * divergence(log_softmax(teacher, T), log_softmax(student, T))
+
+
+def dkd(
+    student: Tensor, teacher: Tensor, labels: Tensor, T: float, alpha: float, beta: float
+) -> Tensor:
+    """Decoupled: T^2 (alpha TCKD + beta NCKD), both KL(teacher || student) at T.
+
+    TCKD is that of (p_y, 1 - p_y), NCKD that of the other classes, renormalised; per image KD is
+    TCKD + (1 - p_y of the teacher) NCKD. Zhao et al., "Decoupled Knowledge Distillation", CVPR
+    2022, Eq. 7. Published code takes the logarithm of p, which is infinite where p rounds to 0.
+    """
+
+    def decoupled(logits):
+        log_p = log_softmax(logits, T)
+        others = of_others(log_p, labels)
+        rest = others.logsumexp(dim=1, keepdim=True)
+        return torch.cat([of_label(log_p, labels), rest], dim=1), others - rest
+
+    (target_t, others_t), (target_s, others_s) = decoupled(teacher), decoupled(student)
+    return T**2 * (alpha * divergence(target_t, target_s) + beta * divergence(others_t, others_s))
+
+
+def lskd(student: Tensor, teacher: Tensor, labels: Tensor, T: float) -> Tensor:
+    """KD after each row of both logits became (z - mean) / (standard deviation + 1e-7).
+
+    The standard deviation divides by K - 1, as in the code of Sun et al., "Logit Standardization
+    in Knowledge Distillation", CVPR 2024, Algorithm 1.
+    """
+
+    def standardised(logits):
+        z = at_least_float32(logits)
+        return (z - z.mean(dim=1, keepdim=True)) / (z.std(dim=1, keepdim=True) + 1e-7)
+
+    return kd(standardised(student), standardised(teacher), labels, T)
+
+
+def dist(
+    student: Tensor, teacher: Tensor, labels: Tensor, T: float, beta: float, gamma: float
+) -> Tensor:
+    """T^2 (beta (1 - r over the classes) + gamma (1 - r over the images)) of softmax(z / T).
+
+    r is the Pearson correlation of student and teacher: over the classes, averaged over images,
+    and over the images, averaged over classes; 0 where one of them is constant. Huang et al.,
+    "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, Section 4; T^2 is their code's.
+    """
+    p_s, p_t = log_softmax(student, T).exp(), log_softmax(teacher, T).exp()
+
+    def distance(dim):
+        centred = [p - p.mean(dim=dim, keepdim=True) for p in (p_s, p_t)]
+        return 1 - F.cosine_similarity(*centred, dim=dim, eps=1e-12).mean()
+
+    return T**2 * (beta * distance(1) + gamma * distance(0))

@@ -35,15 +35,12 @@ def options(argv: list[str] | None) -> Namespace:
     add_teacher(parser, cache_required=True)
     size_help = "images per step (default: 1000, on a CPU 128)"
     parser.add_argument("--batch-size", type=count, help=size_help)
-    parser.set_defaults(
-        checkpoint=None, deterministic=False, log_with=None, step="auto", sync_bn=False
-    )
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = options(argv)
-    accelerator = start(args)
+    accelerator = start()
     data = load_data(args, accelerator)
     teacher = teacher_of(args, data)
     teacher.net.to(accelerator.device)

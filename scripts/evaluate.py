@@ -34,7 +34,9 @@ from utils.analysis.corruptions import (
     published_corruptions,
 )
 from utils.analysis.figures import Series, severity_boxes
-from utils.analysis.records import Subject, find_subjects, write_beside
+from utils.analysis.records import MeasuredNet as Subject
+from utils.analysis.records import measured_nets as find_subjects
+from utils.analysis.records import write_beside
 from utils.analysis.shift import foreign_images, human_labels
 from utils.calibration.distributions import (
     entropy,

@@ -6,12 +6,12 @@ import io
 import json
 import os
 import re
-import shutil
 import warnings
 import zipfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from utils.program import RunFailed, UserError
@@ -55,17 +55,12 @@ def atomic(path: Path, mode: str = "wb"):
         os.replace(temporary, path)
     except OSError as error:
         raise RunFailed(
-            f"cannot write {path}: {error.strerror} ({free_space(path)}); the files written before "
-            "are whole, and the same command goes on from them"
+            f"cannot write {path}: {error.strerror}; the files written before are whole, and the "
+            "same command goes on from them"
         ) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
-
-
-def free_space(path: Path) -> str:
-    folder = next(parent for parent in path.absolute().parents if parent.is_dir())
-    return f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB free"
 
 
 def write_json(path: Path, content) -> None:
@@ -131,6 +126,17 @@ def unpack(data: bytes):
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
+def open_npz(path: Path, copies: int = 1):
+    """What np.load makes of an archive whose content fits in memory, so many times.
+
+    Pickled objects, which could run code, are refused when they are read. Raises almost any
+    Exception.
+    """
+    with zipfile.ZipFile(path) as archive:
+        require_memory(copies * sum(part.file_size for part in archive.infolist()))
+    return np.load(path, allow_pickle=False)
+
+
 def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
@@ -141,6 +147,13 @@ def available_memory() -> float:
     if free.exists():
         return int(re.search(r"MemAvailable:\s+(\d+)", free.read_text())[1]) / 2**20
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+
+
+def require_memory(size: int) -> None:
+    """Raises ValueError where so many bytes are not free."""
+    if size > available_memory() * 2**30:
+        free = f"{available_memory():.1f} are free"
+        raise ValueError(f"needs {size / 2**30:.1f} GiB of memory and {free}")
 
 
 def sha256(file: Path) -> str:

@@ -1,21 +1,30 @@
-"""The command line that both entry scripts share, and every check of a value."""
+"""The command line of both entry scripts, and every check of a value.
+
+A flag says where it is defined whether it `identifies` a run: whether two runs that differ in it
+are two experiments. Those values become `args.settings`, which a run is compared by. The flags of
+losses come from their registry.
+"""
 
 import argparse
-import difflib
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 
-from losses import canonical_loss
-from models import build_model, check_name
-from utils.data import NORMALISATION, Dataset
+from losses import BASES, DISTILLATIONS, TERMS, Entry, canonical_loss, loss_parameters
+from models import build_model, check_name, model_names
+from utils.data import NAMES, NORMALISATION, Dataset
+from utils.data.mixing import MIXES
 from utils.files import available_memory
 from utils.program import UserError
-from utils.steps import MODES
+from utils.runs import number_text
+from utils.steps import MODES, can_capture
+from utils.training import SELECTIONS
 
 LARGEST = 10**9
 
@@ -32,6 +41,29 @@ class CommandLine(argparse.ArgumentParser):
 
     def __init__(self, **options):
         super().__init__(allow_abbrev=False, formatter_class=Help, **options)
+        self.identifying: list[str] = []
+
+    def group(self, title: str) -> tuple[Callable, Callable]:
+        """Two functions that add a flag below this heading: one that only works, one that
+        identifies a run. Both take the flag's names in one text, its kind (a type, its choices, or
+        bool for a switch), default and help."""
+        heading = self.add_argument_group(title)
+
+        def flag(names: str, kind, default, help: str, **options) -> str:
+            if kind is bool:
+                options.setdefault("action", "store_true")
+            elif callable(kind):
+                options["type"] = kind
+            else:
+                options["choices"] = kind
+            if default is not None:
+                options["default"] = default
+            return heading.add_argument(*names.split(), help=help, **options).dest
+
+        def setting(*definition, **options) -> None:
+            self.identifying.append(flag(*definition, **options))
+
+        return flag, setting
 
     def parse_args(self, argv=None, namespace=None):
         known = {flag.replace("_", "-"): flag for flag in self._option_string_actions}
@@ -44,13 +76,18 @@ class CommandLine(argparse.ArgumentParser):
         argv = [respell(token) if token.startswith("--") else token for token in argv]
         args, unknown = self.parse_known_args(argv, namespace)
         if unknown:
-            close = difflib.get_close_matches(unknown[0].split("=")[0], known.values(), 1)
-            hint = f"did you mean {close[0]}?" if close else "--help lists the flags"
-            self.error(f"{unknown[0]!r} is not a flag here; {hint}")
+            hint = did_you_mean(unknown[0].split("=")[0], known.values())
+            self.error(f"{unknown[0]!r} is not a flag here; {hint or '--help lists the flags'}")
         return args
 
     def error(self, message: str):
         raise UserError(" ".join(message.removeprefix("argument ").split()))
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`did you mean NAME?`, or nothing where none is near."""
+    close = get_close_matches(name, list(known), 1)
+    return f"did you mean {close[0]}?" if close else ""
 
 
 def number(kind: type, wanted: str, allowed: Callable[[float], bool]):
@@ -98,11 +135,13 @@ def suffix(text: str) -> str:
     return text
 
 
-path = printable(4000)
+def path(text: str) -> str:
+    """An argparse type: a path, with ~ for the user's folder."""
+    return os.path.expanduser(printable(4000)(text))
 
 
 def location(text: str) -> Path:
-    """An argparse type: a path, as a Path."""
+    """An argparse type: the same as a Path."""
     return Path(path(text))
 
 
@@ -115,115 +154,130 @@ below_one = number(float, "a number from 0 to below 1", lambda x: 0 <= x < 1)
 
 
 def add_data(parser: CommandLine) -> None:
-    data = parser.add_argument_group("data")
-    data.add_argument(
+    flag, setting = parser.group("data")
+    flag(
         "--dataset",
-        type=path,
-        default="cifar10",
-        help="cifar10, cifar100, synthetic, or the path of an .npz file that holds "
-        "x_train, y_train, x_test, y_test",
+        path,
+        "cifar10",
+        f"{', '.join(NAMES)}, or the path of an .npz file that holds x_train, y_train, x_test, "
+        "y_test, or of a folder of images: train/CLASS/*, and val/CLASS/* or test/CLASS/*",
     )
-    data.add_argument(
+    flag(
         "--data_dir",
-        type=path,
-        default=os.environ.get("KD_DATA") or "data",
-        help="where data sets lie or are downloaded to; <dataset>.npz in it is used first "
-        "($KD_DATA sets the default)",
+        path,
+        os.environ.get("KD_DATA") or "data",
+        "where data sets lie or are downloaded to; <dataset>.npz in it is used first ($KD_DATA "
+        "sets the default)",
     )
-    data.add_argument(
+    setting(
+        "--flip",
+        bool,
+        None,
+        "draw mirrored views too, as suits objects but not digits (default: yes, for svhn no)",
+        action=argparse.BooleanOptionalAction,
+    )
+    flag(
+        "--image_size",
+        count,
+        None,
+        "folder of images: resize the shorter side to this and cut out the middle",
+        metavar="PIXELS",
+    )
+    flag("--skip_unreadable", bool, None, "folder of images: leave out those that cannot be read")
+    setting(
         "--split-seed",
-        type=whole,
-        default=0,
-        help="which tenth of the training images validates; keep it the same for a teacher and "
-        "its students",
+        whole,
+        0,
+        "which tenth of the training images validates; the same for a teacher and its students",
     )
 
 
 def add_model(parser: CommandLine) -> None:
-    model = parser.add_argument_group("model")
-    model.add_argument(
-        "--model",
-        type=name(check_name),
-        default="resnet20",
-        help="resnet8 to resnet110 (depth 6n+2), resnet56_bottleneck, resnet110_bottleneck, "
-        "wrn_DEPTH_WIDTH (depth 6n+4)",
-    )
+    _, setting = parser.group("model")
+    names = ", ".join(model_names())
+    setting("--model", name(check_name), "resnet20", f"{names}, or timm/NAME; README says whose")
+
+
+def add_loss_flags(flag: Callable, entries: dict[str, Entry]) -> None:
+    """Each flag that a loss reads, once, with what it means to which loss."""
+    readers: dict[str, list] = {}
+    for loss, entry in entries.items():
+        for own in entry.flags:
+            readers.setdefault(own.name, []).append((loss, own))
+    for flag_name, pairs in readers.items():
+        meanings: dict[str, list[str]] = {}
+        for loss, own in pairs:
+            default = "" if own.default is None else f" {number_text(own.default)}"
+            meanings.setdefault(own.help, []).append(loss + default)
+        texts = (f"{meaning} (default: {', '.join(of)})" for meaning, of in meanings.items())
+        flag(f"--{flag_name}", number(float, *pairs[0][1].range), None, "; ".join(texts))
 
 
 def add_optimisation_and_run(parser: CommandLine) -> None:
-    optimisation = parser.add_argument_group("optimisation")
-    add = optimisation.add_argument
-    add("--epochs", type=count, default=160, help="passes over the training split")
-    add("--lr", type=positive, default=0.1, help="learning rate of SGD with Nesterov momentum")
-    add("--momentum", type=below_one, default=0.9, help="0 is plain SGD")
-    add("--weight-decay", "--wd", type=weight, default=5e-4, help="of all weights")
-    add(
-        "--scheduler",
-        choices=("multistep", "cosine", "warmupcosine"),
-        default="multistep",
-        help="how the learning rate falls",
-    )
-    add(
+    unset = argparse.SUPPRESS  # to tell a flag that was given from one that was not
+    flag, setting = parser.group("optimisation")
+    setting("--epochs", count, 160, "passes over the training split")
+    setting("--lr", positive, 0.1, "learning rate of SGD with Nesterov momentum")
+    setting("--momentum", below_one, 0.9, "0 is plain SGD")
+    setting("--weight-decay --wd", weight, 5e-4, "of all weights")
+    schedules = ("multistep", "cosine", "warmupcosine")
+    setting("--scheduler", schedules, "multistep", "how the learning rate falls")
+    setting(
         "--schedule-steps",
-        type=count,
+        count,
+        unset,
+        "multistep: epochs after which the rate is multiplied by --lr-decay-factor (default: half "
+        "and three quarters of --epochs)",
         nargs="+",
         metavar="EPOCH",
-        help="multistep: epochs after which the rate is multiplied by --lr-decay-factor "
-        "(default: half and three quarters of --epochs)",
-        default=argparse.SUPPRESS,
     )
-    add(
-        "--lr-decay-factor",
-        type=fraction,
-        default=argparse.SUPPRESS,
-        help="multistep: the factor (default: 0.1)",
+    setting("--lr-decay-factor", fraction, unset, "multistep: the factor (default: 0.1)")
+    warmup = "warmupcosine: iterations of linear warm-up (default: 0)"
+    setting("--warmup", whole, unset, warmup)
+    setting("--train-batch-size", count, 128, "images per step and per process")
+    flag(
+        "--mix",
+        MIXES,
+        None,
+        "train on mixtures of two images; the label's loss is mixed alike, and a teacher sees what "
+        "its student sees",
     )
-    add(
-        "--warmup",
-        type=whole,
-        default=argparse.SUPPRESS,
-        help="warmupcosine: iterations of linear warm-up (default: 0)",
+    shares = "mixtures have the share Beta(a, a) of the first image (default: 1)"
+    flag("--mix_alpha", positive, unset, shares)
+    setting("--seed", whole, 42, "of initial weights, order and augmentation; report several")
+    setting(
+        "--select",
+        SELECTIONS,
+        "top1",
+        "what makes an epoch the best one, on the validation split: the highest top-1, the least "
+        "NLL, or the least NLL after temperature scaling (refinement)",
     )
-    add("--train-batch-size", type=count, default=128, help="images per step and per process")
-    add(
-        "--test-batch-size",
-        type=count,
-        help="images per evaluation step (default: 1000, on a CPU 128)",
-    )
-    add(
-        "--seed",
-        type=whole,
-        default=42,
-        help="of initial weights, order and augmentation; report several",
-    )
-    run = parser.add_argument_group("run")
-    add = run.add_argument
-    add("--checkpoint", type=path, default="checkpoint", help="root of the run folders")
-    add("--exp_name", type=name(suffix), help="a suffix of the run's name, to keep two apart")
-    add("--overwrite", action="store_true", help="start a finished or differing run anew")
-    add("--log_with", choices=("tensorboard",), help="also write the epochs' metrics to this")
-    add(
-        "--step",
-        choices=MODES,
-        default="auto",
-        help="how a step is launched: auto replays it as one CUDA graph on a single GPU, and else "
-        "it is eager, kernel by kernel; compile also fuses kernels, which takes a while to prepare",
-    )
-    add(
-        "--deterministic",
-        action="store_true",
-        help="the same bits in every run on the same GPU, more slowly; the CPU does so anyway",
-    )
-    add(
+    setting(
         "--sync_bn",
-        action="store_true",
-        help="several GPUs: batch norm over the images of all processes instead of each its own",
+        bool,
+        None,
+        "several GPUs: batch norm over the images of all processes instead of each its own",
     )
+    flag, _ = parser.group("run")
+    flag("--checkpoint", path, "checkpoint", "root of the run folders")
+    flag("--exp_name", name(suffix), None, "a suffix of the run's name, to keep two apart")
+    flag("--overwrite", bool, None, "start a finished or differing run anew")
+    flag("--log_with", ("tensorboard",), None, "also write the epochs' metrics to this")
+    evaluated = "images per evaluation step (default: 1000, on a CPU 128)"
+    flag("--test-batch-size", count, None, evaluated)
+    flag(
+        "--step",
+        MODES,
+        "auto",
+        "how a step is launched: auto replays it as one CUDA graph on a single GPU, and else it is "
+        "eager, kernel by kernel; compile also fuses kernels, which takes a while to prepare",
+    )
+    same = "the same bits in every run on the same GPU, more slowly; the CPU does so anyway"
+    flag("--deterministic", bool, None, same)
 
 
 def add_teacher(parser: CommandLine, cache_required: bool = False) -> None:
-    teacher = parser.add_argument_group("teacher")
-    add = teacher.add_argument
+    add = parser.add_argument_group("teacher").add_argument
     add(
         "--teacher_path",
         type=path,
@@ -267,19 +321,24 @@ def teacher_options(argv: list[str] | None = None) -> argparse.Namespace:
     parser = CommandLine(prog="train_teacher.py", description="Train a calibrated classifier.")
     add_data(parser)
     add_model(parser)
-    loss = parser.add_argument_group("loss")
-    loss.add_argument(
+    flag, _ = parser.group("loss")
+    flag(
         "--loss",
-        type=name(canonical_loss),
-        default="NLL",
-        help="NLL, FL or LS, each alone or with +MDCA or +MMCE; FL+MDCA is the strongest teacher "
-        "in the literature",
+        name(canonical_loss),
+        "NLL",
+        f"one of {', '.join(BASES)}, alone or with +{', +'.join(TERMS)}; FL+MDCA is the strongest "
+        "teacher in the literature",
     )
-    loss.add_argument("--alpha", type=below_one, default=0.1, help="LS: smoothing")
-    loss.add_argument("--beta", type=weight, default=1.0, help="MDCA, MMCE: weight of the term")
-    loss.add_argument("--gamma", type=weight, default=1.0, help="FL: focal exponent")
+    add_loss_flags(flag, BASES | TERMS)
     add_optimisation_and_run(parser)
-    return complete(parser.parse_args(argv))
+    args = complete(parser, argv)
+    _, _, term = args.loss.partition("+")
+    if args.mix and term and TERMS[term].of_batch:
+        raise UserError(
+            f"--mix {args.mix}: {term} compares a batch's confidences with its labels, and "
+            "mixtures have two; leave out one of them"
+        )
+    return args
 
 
 def student_options(argv: list[str] | None = None) -> argparse.Namespace:
@@ -288,19 +347,22 @@ def student_options(argv: list[str] | None = None) -> argparse.Namespace:
     add_data(parser)
     add_model(parser)
     add_teacher(parser)
-    distillation = parser.add_argument_group("distillation")
-    distillation.add_argument(
-        "--T", type=positive, default=4.0, help="temperature of both softmaxes"
-    )
-    distillation.add_argument(
-        "--Lambda", type=fraction, default=0.9, help="weight of the teacher; 1 - Lambda of labels"
-    )
+    flag, _ = parser.group("distillation")
+    flag("--distill", DISTILLATIONS, "KD", "how the teacher is imitated")
+    add_loss_flags(flag, DISTILLATIONS)
     add_optimisation_and_run(parser)
-    return complete(parser.parse_args(argv))
+    args = complete(parser, argv)
+    if args.mix and args.teacher_cache:
+        raise UserError(
+            f"--mix {args.mix}: no cache can hold a teacher's answers to all mixtures; leave out "
+            "--teacher_cache"
+        )
+    return args
 
 
-def complete(args: argparse.Namespace) -> argparse.Namespace:
-    """Check what no single flag can: how flags fit together."""
+def complete(parser: CommandLine, argv: list[str] | None) -> argparse.Namespace:
+    """Parse, check how flags fit together, and gather the settings."""
+    args = parser.parse_args(argv)
     readers = {
         "schedule_steps": "multistep",
         "lr_decay_factor": "multistep",
@@ -321,11 +383,25 @@ def complete(args: argparse.Namespace) -> argparse.Namespace:
         raise UserError(
             f"--schedule-steps {written}: must rise and stay below --epochs {args.epochs}"
         )
+    if hasattr(args, "mix_alpha") and args.mix is None:
+        raise UserError("--mix_alpha has no effect without --mix; leave it out")
+    args.mix_alpha = getattr(args, "mix_alpha", 1.0)
+    args.settings = {name: getattr(args, name) for name in parser.identifying}
     return args
 
 
-def check_steps(args: argparse.Namespace, data: Dataset, processes: int) -> None:
-    """Refuse a step of more images than there are, a net too large, a warm-up of more steps."""
+def parameters_of(loss: str, args: argparse.Namespace) -> tuple[dict, dict]:
+    """What builds the loss, and what names its run: that and how images are mixed. UserError."""
+    try:
+        parameters = loss_parameters(loss, vars(args))
+    except ValueError as error:
+        raise UserError(f"--Lambda {args.Lambda:g}: {error}") from None
+    return parameters, parameters | ({args.mix: args.mix_alpha} if args.mix else {})
+
+
+def check_run(args: argparse.Namespace, data: Dataset, accelerator: Accelerator) -> None:
+    """Refuse what does not fit the data or the device: steps, warm-up, memory, ways to launch."""
+    processes = accelerator.num_processes
     available = len(data.train.labels) // processes
     if args.train_batch_size > available:
         raise UserError(
@@ -344,3 +420,7 @@ def check_steps(args: argparse.Namespace, data: Dataset, processes: int) -> None
     steps = args.epochs * -(-len(data.train.labels) // (args.train_batch_size * processes))
     if args.warmup >= steps:
         raise UserError(f"--warmup {args.warmup}: the run has only {steps} steps; give fewer")
+    if args.step == "graph" and not can_capture(accelerator):
+        raise UserError("--step graph: needs one GPU and one process; leave it out")
+    if args.sync_bn and (processes == 1 or accelerator.device.type == "cpu"):
+        raise UserError("--sync_bn: has an effect on several GPUs only; leave it out")
