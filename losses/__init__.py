@@ -53,12 +53,12 @@ def distillation(
     function: Callable, paper: str, T: tuple, Lambda: tuple, ce_weight, *own: Flag, ramp: int = 0
 ) -> Entry:
     """An entry of DISTILLATIONS. T and Lambda: (default, values in the literature ...)."""
-    usual = "1 - Lambda" if ce_weight is None else f"{ce_weight:g}"
+    usual = " (default: 1 - Lambda)" if ce_weight is None else ""
     flags = (
         Flag("T", T[0], "temperature of both softmaxes", T[1:], TEMPERATURE),
         Flag("Lambda", Lambda[0], "weight of the distillation; may be above 1", Lambda[1:]),
         *own,
-        Flag("ce_weight", ce_weight, f"weight of the labels' NLL, {usual} unless given"),
+        Flag("ce_weight", ce_weight, "weight of the labels' NLL" + usual),
     )
     return Entry(function, paper, flags, ramp=ramp)
 
