@@ -7,69 +7,50 @@ Arguments -> data -> teacher, student -> distillation loss -> fit -> result, in 
 --checkpoint. --teacher_path is a run folder of train_teacher.py or a third party's weights.
 """
 
-from argparse import Namespace
-
 import torch
-from accelerate import Accelerator
 
-from losses.distillation import distillation_loss
+from losses import build_distillation, loss_parameters
 from models import build_model
-from utils.data import Dataset
-from utils.data.views import Batch
 from utils.evaluation import conclude
-from utils.options import check_steps, student_options
-from utils.program import one_line_errors
-from utils.runs import Run, identity_of, label_of
-from utils.steps import BatchLoss
+from utils.objectives import Distillation
+from utils.options import check_run, student_options
+from utils.program import UserError, one_line_errors
+from utils.runs import Run, finished_run, identity_of, label_of
 from utils.tables import result_table
-from utils.teacher_cache import CachedTeacher, LogitFiles
-from utils.teachers import Teacher, teacher_of
-from utils.training import AroundEpoch, fit, load_data, start, untouched
+from utils.teachers import teacher_of
+from utils.training import fit, load_data, start
 
 
 def main(argv: list[str] | None = None) -> None:
     args = student_options(argv)
-    accelerator = start(args)
-    data = load_data(args, accelerator)
-    check_steps(args, data, accelerator.num_processes)
-    teacher = teacher_of(args, data)
+    accelerator = start(args.deterministic, args.log_with)
+    data = load_data(accelerator, args.dataset, args.data_dir, args.split_seed)
+    check_run(args, data, accelerator)
+    try:
+        teacher = teacher_of(args, data)
+    except UserError:
+        finished = finished_run(args, data.name)
+        if finished is None:
+            raise
+        folder, result = finished  # shows what it is, wherever its teacher has gone
+        accelerator.print(f"{folder}\n{result_table(result)}")
+        return
     teacher.net.to(accelerator.device)
 
-    parameters = {"T": args.T, "Lambda": args.Lambda}
-    label = f"{label_of('KD', parameters)}_from_{teacher.model}_{teacher.label}"
-    run = Run(args, identity_of(args, data, "KD", parameters, label), accelerator, teacher)
-    batch_loss, around_epoch = build_batch_loss(args, teacher, data, accelerator)
+    parameters = loss_parameters(args.distill, vars(args))
+    label = f"{label_of(args.distill, parameters)}_from_{teacher.model}_{teacher.label}"
+    run = Run(args, identity_of(args, data, args.distill, parameters, label), accelerator, teacher)
     with run.opened(args, data):
         if not run.finished:
             torch.manual_seed(args.seed)
             student = build_model(args.model, data.num_classes)
-            history = fit(run, accelerator, student, batch_loss, data, args, around_epoch)
+            loss = build_distillation(args.distill, **parameters)
+            objective = Distillation(
+                loss, teacher, data, accelerator, args.seed, args.teacher_cache
+            )
+            history = fit(run, accelerator, student, objective, data, args)
             conclude(run, accelerator, student, data, history, args.test_batch_size, teacher)
         run.say(f"{run.folder}\n{result_table(run.result())}")
-
-
-def build_batch_loss(
-    args: Namespace, teacher: Teacher, data: Dataset, accelerator: Accelerator
-) -> tuple[BatchLoss, AroundEpoch]:
-    """For `fit`: the student's loss on a batch, and what has to happen around each epoch.
-
-    The teacher runs only where the cache lacks the epoch.
-    """
-
-    def teach(batch: Batch) -> torch.Tensor:
-        with accelerator.autocast():
-            return teacher.logits(batch.images)
-
-    around_epoch = untouched
-    if args.teacher_cache:
-        files = LogitFiles(args.teacher_cache, teacher, data, accelerator)
-        teach = CachedTeacher(teach, files, args.seed)
-        around_epoch = teach.epoch
-
-    def batch_loss(student_logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-        return distillation_loss(student_logits, teach(batch), batch.labels, args.T, args.Lambda)
-
-    return batch_loss, around_epoch
 
 
 if __name__ == "__main__":

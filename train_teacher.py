@@ -10,9 +10,9 @@ import torch
 
 from losses import build_loss, loss_parameters
 from models import build_model
-from utils.data.views import Batch
 from utils.evaluation import conclude
-from utils.options import check_steps, teacher_options
+from utils.objectives import Objective
+from utils.options import check_run, teacher_options
 from utils.program import one_line_errors
 from utils.runs import Run, identity_of, label_of
 from utils.tables import result_table
@@ -21,23 +21,19 @@ from utils.training import fit, load_data, start
 
 def main(argv: list[str] | None = None) -> None:
     args = teacher_options(argv)
-    accelerator = start(args)
-    data = load_data(args, accelerator)
-    check_steps(args, data, accelerator.num_processes)
+    accelerator = start(args.deterministic, args.log_with)
+    data = load_data(accelerator, args.dataset, args.data_dir, args.split_seed)
+    check_run(args, data, accelerator)
 
-    parameters = {name: getattr(args, name) for name in loss_parameters(args.loss)}
+    parameters = loss_parameters(args.loss, vars(args))
     label = label_of(args.loss, parameters)
     run = Run(args, identity_of(args, data, args.loss, parameters, label), accelerator)
     with run.opened(args, data):
         if not run.finished:
             torch.manual_seed(args.seed)
             net = build_model(args.model, data.num_classes)
-            criterion = build_loss(args.loss, args.alpha, args.beta, args.gamma)
-
-            def batch_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-                return criterion(logits, batch.labels)
-
-            history = fit(run, accelerator, net, batch_loss, data, args)
+            objective = Objective(build_loss(args.loss, **parameters))
+            history = fit(run, accelerator, net, objective, data, args)
             conclude(run, accelerator, net, data, history, args.test_batch_size)
         run.say(f"{run.folder}\n{result_table(run.result())}")
 

@@ -1,9 +1,12 @@
-"""Calibration terms, properties of a whole batch, that are added to a classification loss."""
+"""Calibration terms, which are added to a classification loss."""
+
+import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from losses.classification import at_least_float32
+from losses.classification import at_least_float32, of_label, of_others
 
 KERNEL_WIDTH = 0.4
 
@@ -49,3 +52,43 @@ def mmce(logits: Tensor, labels: Tensor) -> Tensor:
     # Filled twice: at 0 the root's slope is infinite, and times the outer fill's 0 it would be NaN.
     zero = (n_right == 0) | (n_wrong == 0) | (square <= 0)
     return square.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
+
+
+def dca(logits: Tensor, labels: Tensor) -> Tensor:
+    """Difference between confidence and accuracy: |mean max p - accuracy| of the batch.
+
+    Logits (B, K), labels (B,) -> scalar. Liang et al., "Improved Trainable Calibration Method for
+    Neural Networks on Medical Imaging Classification", BMVC 2020, Section 3.2, L_DCA.
+    """
+    confidence, prediction = at_least_float32(logits).softmax(dim=1).max(dim=1)
+    return (confidence.mean() - (prediction == labels).to(confidence.dtype).mean()).abs()
+
+
+def mbls(logits: Tensor, labels: Tensor, margin: float) -> Tensor:
+    """Margin-based label smoothing: the mean over i and k of relu(max_j z_ij - z_ik - margin).
+
+    Logits (B, K) -> scalar; the labels play no part. Liu et al., "The Devil is in the Margin:
+    Margin-based Label Smoothing for Network Calibration", CVPR 2022, Section 3, in the form of
+    their code, which averages over the classes where the paper sums.
+    """
+    z = at_least_float32(logits)
+    return F.relu(z.amax(dim=1, keepdim=True) - z - margin).mean()
+
+
+def cpc(logits: Tensor, labels: Tensor, exclusion: float) -> Tensor:
+    """Pairwise constraints: 1v1 discrimination + `exclusion` times binary exclusion.
+
+    Discrimination is -the mean over k != y of log sigmoid(z_y - z_k); exclusion is -1/2 the mean
+    over ordered pairs k != l, both != y, of log sigmoid(z_k - z_l), least where all other logits
+    are equal, and 0 for two classes. Logits (B, K), labels (B,) -> scalar; a few tensors of
+    B x K x K are held. Cheng and Vasconcelos, "Calibrating Deep Neural Networks by Pairwise
+    Constraints", CVPR 2022, Section 4. Published code also sums the pairs k = l: a constant.
+    """
+    z = at_least_float32(logits)
+    others = of_others(z, labels)
+    discrimination = -F.logsigmoid(of_label(z, labels).unsqueeze(1) - others).mean()
+    pairs = -F.logsigmoid(others.unsqueeze(2) - others.unsqueeze(1)).sum(dim=(1, 2))
+    n = others.shape[1]
+    # The pairs k = l, each of which is log 2, go again.
+    excluded = (pairs - n * math.log(2)).mean() / max(n * (n - 1), 1)
+    return discrimination + exclusion * excluded / 2

@@ -1,21 +1,87 @@
-"""Knowledge distillation."""
+"""Distillation losses: student logits, teacher logits (B, K) and labels (B,) -> scalar."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses.classification import at_least_float32, nll
+from losses.classification import at_least_float32, of_label, of_others
+
+HIGHEST_IN_FLOAT32 = 100.0
 
 
-def distillation_loss(
-    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, T: float, Lambda: float
-) -> Tensor:
-    """Lambda T^2 KL(softmax(teacher / T) || softmax(student / T)) + (1 - Lambda) NLL(student).
+def log_softmax(logits: Tensor, T: float) -> Tensor:
+    """log softmax(logits / T), in at least float32.
 
-    The KL is summed over classes and averaged over the batch; T^2 keeps the size of its gradient
-    while T varies. Both logits (B, K), labels (B,) -> scalar. Hinton, Vinyals and Dean,
-    "Distilling the Knowledge in a Neural Network", 2015, Section 2.
+    In float64 above T = 100: T^2 multiplies what two nearly uniform distributions differ by, and
+    the rounding with it.
     """
-    log_student = F.log_softmax(at_least_float32(student_logits) / T, dim=1)
-    log_teacher = F.log_softmax(at_least_float32(teacher_logits) / T, dim=1)
-    divergence = F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
-    return Lambda * T**2 * divergence + (1 - Lambda) * nll(student_logits, labels)
+    logits = at_least_float32(logits)
+    return F.log_softmax((logits.double() if T > HIGHEST_IN_FLOAT32 else logits) / T, dim=1)
+
+
+def divergence(log_teacher: Tensor, log_student: Tensor) -> Tensor:
+    """KL(teacher || student), summed over classes and averaged over the batch."""
+    return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+
+
+def kd(student: Tensor, teacher: Tensor, labels: Tensor, T: float) -> Tensor:
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)).
+
+    T^2 keeps the size of its gradient while T varies. As T grows it tends to half the mean over
+    classes of the squared difference of the centred logits. Hinton, Vinyals and Dean, "Distilling
+    the Knowledge in a Neural Network", 2015, Section 2.
+    """
+    return T**2 * divergence(log_softmax(teacher, T), log_softmax(student, T))
+
+
+def dkd(
+    student: Tensor, teacher: Tensor, labels: Tensor, T: float, alpha: float, beta: float
+) -> Tensor:
+    """Decoupled: T^2 (alpha TCKD + beta NCKD), both KL of the teacher against the student at T.
+
+    TCKD is that of (p_y, 1 - p_y); NCKD that of the other classes, renormalised. KD is TCKD +
+    (1 - p_y of the teacher) NCKD. Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022,
+    Eq. 7. Published code takes logarithms of rounded probabilities, infinite where one is 0.
+    """
+
+    def decoupled(logits):
+        log_p = log_softmax(logits, T)
+        others = of_others(log_p, labels)
+        rest = others.logsumexp(dim=1, keepdim=True)
+        return torch.cat([of_label(log_p, labels).unsqueeze(1), rest], dim=1), others - rest
+
+    (target_t, others_t), (target_s, others_s) = decoupled(teacher), decoupled(student)
+    return T**2 * (alpha * divergence(target_t, target_s) + beta * divergence(others_t, others_s))
+
+
+def lskd(student: Tensor, teacher: Tensor, labels: Tensor, T: float) -> Tensor:
+    """KD after each row of both logits became (z - mean) / (standard deviation + 1e-7).
+
+    So the student need not match the teacher's range of logits. The standard deviation is that
+    over K - 1. Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024,
+    Algorithm 1; T^2 stands in their code, not in the paper.
+    """
+
+    def standardised(logits):
+        z = at_least_float32(logits)
+        return (z - z.mean(dim=1, keepdim=True)) / (z.std(dim=1, keepdim=True) + 1e-7)
+
+    return kd(standardised(student), standardised(teacher), labels, T)
+
+
+def dist(
+    student: Tensor, teacher: Tensor, labels: Tensor, T: float, beta: float, gamma: float
+) -> Tensor:
+    """T^2 (beta (1 - r over the classes) + gamma (1 - r over the images)) of softmax(z / T).
+
+    r is Pearson's correlation of student and teacher, over the classes averaged over images, and
+    the reverse; one that is constant counts as 0. Huang et al., "Knowledge Distillation from A
+    Stronger Teacher", NeurIPS 2022, Eq. 7 to 9. T^2, which is 1 by default, is their code's.
+    """
+    p_s, p_t = log_softmax(student, T).exp(), log_softmax(teacher, T).exp()
+
+    def distance(dim):
+        centred = [p - p.mean(dim=dim, keepdim=True) for p in (p_s, p_t)]
+        return 1 - F.cosine_similarity(*centred, dim=dim, eps=1e-12).mean()
+
+    return T**2 * (beta * distance(1) + gamma * distance(0))

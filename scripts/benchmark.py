@@ -34,21 +34,21 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from losses import build_loss, distillation_loss
+from losses import build_distillation, build_loss, distillation_loss
 from models import build_model
-from train_student import build_batch_loss
 from utils.data import NORMALISATION, Dataset, Split
 from utils.data.views import TrainLoader, normalise
 from utils.environment import environment
 from utils.evaluation import evaluate, predict
 from utils.files import atomic
+from utils.objectives import Distillation, Objective
 from utils.options import CommandLine, count, location, student_options, whole
 from utils.program import RunFailed, UserError, one_line_errors
-from utils.steps import MODES, BatchLoss, Step
+from utils.steps import MODES, Step
 from utils.tables import text_table
 from utils.teacher_cache import DTYPES
 from utils.teachers import Teacher
-from utils.training import AroundEpoch, prepare, start, train_epoch, untouched
+from utils.training import prepare, start, train_epoch
 
 
 class Size(NamedTuple):
@@ -75,7 +75,6 @@ SMALLEST = "resnet8"  # where a loop's own costs weigh most
 MOST_IMAGES = 45_000  # CIFAR's training split
 CLASSES, SIDE = 10, 32
 Pass = Callable[[], None]
-Loss = tuple[BatchLoss, AroundEpoch]
 
 
 def options(argv: list[str] | None) -> Namespace:
@@ -103,7 +102,6 @@ def options(argv: list[str] | None) -> Namespace:
         help="measure only this: the images/s of N runs at once, all together, each a process",
     )
     add("--json", type=location, metavar="FILE", help="also write all measurements here")
-    parser.set_defaults(checkpoint=None, deterministic=False, log_with=None, sync_bn=False)
     args = parser.parse_args(argv)
     if args.processor_time and (torch.cuda.is_available() or args.workers not in (None, [0])):
         raise UserError("--processor-time sees neither a GPU nor workers; leave it or them out")
@@ -120,7 +118,7 @@ def options(argv: list[str] | None) -> Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = options(argv)
     began = time.perf_counter()
-    accelerator = start(args)
+    accelerator = start()
     if accelerator.num_processes > 1:
         raise UserError("the benchmark measures one process; launch it with one")
     if args.at_once:
@@ -132,7 +130,7 @@ def main(argv: list[str] | None = None) -> None:
     found = [bench.training(net) for net in size.nets]
     found += [bench.training(student, teacher) for teacher, student in size.pairs]
     found.append(bench.evaluation(SMALLEST, size.evaluated))
-    about = environment() | {
+    about = environment(accelerator) | {
         "precision": accelerator.mixed_precision,
         "batch_size": args.batch_size,
         "rounds": args.rounds,
@@ -222,18 +220,17 @@ def pil_loader(data: Dataset, batch_size: int, workers: int, train: bool) -> Dat
     )
 
 
-def ours(bench: "Bench", model: str, data: Dataset, loss: Loss) -> Pass:
+def ours(bench: "Bench", model: str, data: Dataset, objective: Objective) -> Pass:
     """An epoch as `fit` runs it."""
     args, accelerator = bench.training_args, bench.accelerator
     loader = TrainLoader(data.train, args.train_batch_size, args.seed, accelerator.device)
     net = build_model(model, CLASSES)
     _, net, optimizer, schedule = prepare(accelerator, net, args, len(loader))
-    batch_loss, around_epoch = loss
-    step = Step(args.step, accelerator, net, optimizer, batch_loss, loader, data)
+    step = Step(args.step, accelerator, net, optimizer, objective, loader, data)
 
     def one_pass() -> None:
         bar = tqdm(loader.epoch(1), total=len(loader), disable=True)
-        with around_epoch(1) as kind:
+        with objective.epoch(1) as kind:
             train_epoch(step, kind, schedule, 1, bar, 0)
 
     return one_pass
@@ -308,13 +305,12 @@ class Bench:
             name = f"{teacher_model} -> {model}" if teacher else model
             return self.row(name, contenders, data.train, costs)
 
-    def loss(self, data: Dataset, teacher: Teacher | None, cache: str | None = None) -> Loss:
+    def loss(self, data: Dataset, teacher: Teacher | None, cache: str | None = None) -> Objective:
         """What the entry scripts hand to `fit`."""
         if teacher is None:
-            criterion = build_loss("NLL")
-            return lambda logits, batch: criterion(logits, batch.labels), untouched
-        args = Namespace(**vars(self.training_args) | {"teacher_cache": cache})
-        return build_batch_loss(args, teacher, data, self.accelerator)
+            return Objective(build_loss("NLL"))
+        loss = build_distillation("KD").to(self.device)
+        return Distillation(loss, teacher, data, self.accelerator, 42, cache)
 
     def evaluation(self, model: str, images: int) -> dict:
         """A whole split: logits and, in ours, every metric."""

@@ -35,16 +35,13 @@ def options(argv: list[str] | None) -> Namespace:
     add_teacher(parser, cache_required=True)
     size_help = "images per step (default: 1000, on a CPU 128)"
     parser.add_argument("--batch-size", type=count, help=size_help)
-    parser.set_defaults(
-        checkpoint=None, deterministic=False, log_with=None, step="auto", sync_bn=False
-    )
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = options(argv)
-    accelerator = start(args)
-    data = load_data(args, accelerator)
+    accelerator = start()
+    data = load_data(accelerator, args.dataset, args.data_dir, args.split_seed)
     teacher = teacher_of(args, data)
     teacher.net.to(accelerator.device)
     files = LogitFiles(args.teacher_cache, teacher, data, accelerator)

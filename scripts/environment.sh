@@ -1,8 +1,9 @@
-# Sourced by the other scripts, from the repository's root: set up where needed, then activate.
-bash setup_env.sh >&2
+# Sourced by the other scripts: set up where needed, then activate.
+repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+bash "$repository/setup_env.sh" >&2
 if command -v conda >/dev/null && [ -z "${KD_VENV:-}" ]; then
     eval "$(conda shell.bash hook)"
     conda activate kd
 else
-    source .venv/bin/activate
+    source "$repository/.venv/bin/activate"
 fi

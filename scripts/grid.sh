@@ -1,10 +1,13 @@
-# Sourced by cifar10.sh and cifar100.sh, which set dataset, teachers and students.
+# Sourced by cifar10.sh and its like, which set dataset, teachers and students.
+source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
 seeds=${SEEDS:-42}
-root=${ROOT:-runs}
-python=${PYTHON:-python}
-common="--dataset $dataset --lr 0.1 --wd 5e-4 --train-batch-size 128 $*"
 
-[[ " $* " != *" --exp_name"* ]] || { echo "grid.sh: error: --exp_name: give ROOT=..." >&2; exit 2; }
+common="--dataset $dataset --lr 0.1 --wd 5e-4 --train-batch-size 128"
+for word; do
+    [[ $word != --exp_name* ]] || stop "--exp_name: give ROOT=..."
+    [ "$word" != --print ] || continue
+    common+=" $(quote "$word")"
+done
 
 # One line per way to train a teacher, with the weights that did best in the original experiments:
 # the beginning of the run's name, and the flags.
@@ -17,21 +20,30 @@ losses=(
     "FL+MDCA_gamma=3_beta=1 --loss FL+MDCA --gamma 3 --beta 1"
 )
 
+teaching=() learning=()
 for seed in $seeds; do
     for loss in "${losses[@]}"; do
-        flags=${loss#* }
+        flags=$(xargs <<<"${loss#* }")
         for model in $teachers $students; do # the students from scratch are the baseline
-            $python train_teacher.py $common --model "$model" $flags --seed "$seed" \
-                --checkpoint "$root/teachers"
+            teaching+=("$python $(script train_teacher.py) $common --model $model $flags \
+--seed $seed --checkpoint $(quote "$root/teachers")")
         done
-    done
-    for model in $students; do
-        for teacher in $teachers; do
-            for loss in "${losses[@]}"; do
+        for model in $students; do
+            for teacher in $teachers; do
                 run="$root/teachers/$dataset/$teacher/${loss%% *}_seed=$seed"
-                $python train_student.py $common --model "$model" --teacher_path "$run" \
-                    --T 4 --Lambda 0.9 --seed "$seed" --checkpoint "$root/students"
+                learning+=("$python $(script train_student.py) $common --model $model \
+--teacher_path $(quote "$run") --T 4 --Lambda 0.9 --seed $seed --checkpoint $(quote "$root/students")")
             done
         done
     done
 done
+
+if [[ " $* " == *" --print "* ]]; then
+    printf '%s\n' "${teaching[@]}" "${learning[@]}"
+else
+    # A run that fails is said at the end of its round; the others go on.
+    run_commands "${teaching[@]}" || failed=yes
+    run_commands "${learning[@]}" || failed=yes
+    echo "Their tables: python -m scripts.report $(quote "$root")"
+    [ -z "${failed:-}" ]
+fi

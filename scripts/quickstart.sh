@@ -1,20 +1,21 @@
 #!/usr/bin/env bash
-# From a fresh machine to a calibration table:  bash scripts/quickstart.sh
+# From a fresh machine to a calibration table:  bash scripts/quickstart.sh [FOLDER]
 # Two teachers, a student of each, and the same student from scratch, on data made in memory.
 set -euo pipefail
+root=$(realpath -m "${1:-quickstart}")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
 
-root=${1:-quickstart}
-shared="--dataset synthetic --train-batch-size 64 --checkpoint $root"
-teacher="$shared --model resnet14 --epochs 15"
-student="$shared --model resnet8 --epochs 15"
+shared="--dataset synthetic --train-batch-size 64 --checkpoint"
+teacher="--model resnet14 --epochs 15"
+student="--model resnet8 --epochs 15"
 
-python train_teacher.py $teacher --loss NLL
-python train_teacher.py $teacher --loss FL+MDCA --gamma 2 --beta 1
-python train_teacher.py $student --loss NLL
+python train_teacher.py $shared "$root" $teacher --loss NLL
+python train_teacher.py $shared "$root" $teacher --loss FL+MDCA --gamma 2 --beta 1
+python train_teacher.py $shared "$root" $student --loss NLL
 for loss in NLL FL+MDCA_gamma=2_beta=1; do
-    python train_student.py $student --teacher_path "$root/synthetic/resnet14/${loss}_seed=42"
+    python train_student.py $shared "$root" $student \
+        --teacher_path "$root/synthetic/resnet14/${loss}_seed=42"
 done
 
 # The last epoch: on 200 validation images the best one is a matter of luck.

@@ -134,8 +134,8 @@ def make_immutable(folder: str) -> None:
     subprocess.run(["chattr", "+i", folder], check=True)
 
 
-def stdout_to(path: str) -> None:
-    os.dup2(os.open(path, os.O_WRONLY), 1)
+def stream_to(number: int, path: str) -> None:
+    os.dup2(os.open(path, os.O_WRONLY), number)
 
 
 def note_writes(root: str, file: str) -> None:

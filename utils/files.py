@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import shutil
 import warnings
 import zipfile
 from contextlib import contextmanager, suppress
@@ -55,17 +54,12 @@ def atomic(path: Path, mode: str = "wb"):
         os.replace(temporary, path)
     except OSError as error:
         raise RunFailed(
-            f"cannot write {path}: {error.strerror} ({free_space(path)}); the files written before "
-            "are whole, and the same command goes on from them"
+            f"cannot write {path}: {error.strerror}; the files written before are whole, and the "
+            "same command goes on from them"
         ) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
-
-
-def free_space(path: Path) -> str:
-    folder = next(parent for parent in path.absolute().parents if parent.is_dir())
-    return f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB free"
 
 
 def write_json(path: Path, content) -> None:

@@ -1,21 +1,29 @@
-"""The command line that both entry scripts share, and every check of a value."""
+"""The command line of both entry scripts, and every check of a value.
+
+A flag says where it is defined whether it `identifies` a run: whether two runs that differ in it
+are two experiments. Those values become `args.settings`, which a run is compared by. The flags of
+losses come from their registry.
+"""
 
 import argparse
-import difflib
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 
-from losses import canonical_loss
+from losses import BASES, DISTILLATIONS, TERMS, Entry, canonical_loss, loss_parameters
 from models import build_model, check_name
 from utils.data import NORMALISATION, Dataset
 from utils.files import available_memory
 from utils.program import UserError
-from utils.steps import MODES
+from utils.runs import number_text
+from utils.steps import MODES, can_capture
+from utils.training import SELECTIONS
 
 LARGEST = 10**9
 
@@ -32,6 +40,18 @@ class CommandLine(argparse.ArgumentParser):
 
     def __init__(self, **options):
         super().__init__(allow_abbrev=False, formatter_class=Help, **options)
+        self.identifying: list[str] = []
+
+    def group(self, title: str) -> Callable:
+        """A function that adds a flag below this heading, as `add_argument` with `identifies`."""
+        heading = self.add_argument_group(title)
+
+        def add(*names, identifies: bool = False, **options) -> None:
+            action = heading.add_argument(*names, **options)
+            if identifies:
+                self.identifying.append(action.dest)
+
+        return add
 
     def parse_args(self, argv=None, namespace=None):
         known = {flag.replace("_", "-"): flag for flag in self._option_string_actions}
@@ -44,13 +64,18 @@ class CommandLine(argparse.ArgumentParser):
         argv = [respell(token) if token.startswith("--") else token for token in argv]
         args, unknown = self.parse_known_args(argv, namespace)
         if unknown:
-            close = difflib.get_close_matches(unknown[0].split("=")[0], known.values(), 1)
-            hint = f"did you mean {close[0]}?" if close else "--help lists the flags"
-            self.error(f"{unknown[0]!r} is not a flag here; {hint}")
+            hint = did_you_mean(unknown[0].split("=")[0], known.values())
+            self.error(f"{unknown[0]!r} is not a flag here; {hint or '--help lists the flags'}")
         return args
 
     def error(self, message: str):
         raise UserError(" ".join(message.removeprefix("argument ").split()))
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`did you mean NAME?`, or nothing where none is near."""
+    close = get_close_matches(name, list(known), 1)
+    return f"did you mean {close[0]}?" if close else ""
 
 
 def number(kind: type, wanted: str, allowed: Callable[[float], bool]):
@@ -98,11 +123,13 @@ def suffix(text: str) -> str:
     return text
 
 
-path = printable(4000)
+def path(text: str) -> str:
+    """An argparse type: a path, with ~ for the user's folder."""
+    return os.path.expanduser(printable(4000)(text))
 
 
 def location(text: str) -> Path:
-    """An argparse type: a path, as a Path."""
+    """An argparse type: the same as a Path."""
     return Path(path(text))
 
 
@@ -115,23 +142,24 @@ below_one = number(float, "a number from 0 to below 1", lambda x: 0 <= x < 1)
 
 
 def add_data(parser: CommandLine) -> None:
-    data = parser.add_argument_group("data")
-    data.add_argument(
+    add = parser.group("data")
+    add(
         "--dataset",
         type=path,
         default="cifar10",
         help="cifar10, cifar100, synthetic, or the path of an .npz file that holds "
         "x_train, y_train, x_test, y_test",
     )
-    data.add_argument(
+    add(
         "--data_dir",
         type=path,
         default=os.environ.get("KD_DATA") or "data",
         help="where data sets lie or are downloaded to; <dataset>.npz in it is used first "
         "($KD_DATA sets the default)",
     )
-    data.add_argument(
+    add(
         "--split-seed",
+        identifies=True,
         type=whole,
         default=0,
         help="which tenth of the training images validates; keep it the same for a teacher and "
@@ -140,9 +168,10 @@ def add_data(parser: CommandLine) -> None:
 
 
 def add_model(parser: CommandLine) -> None:
-    model = parser.add_argument_group("model")
-    model.add_argument(
+    add = parser.group("model")
+    add(
         "--model",
+        identifies=True,
         type=name(check_name),
         default="resnet20",
         help="resnet8 to resnet110 (depth 6n+2), resnet56_bottleneck, resnet110_bottleneck, "
@@ -150,21 +179,50 @@ def add_model(parser: CommandLine) -> None:
     )
 
 
+def add_loss_flags(add: Callable, entries: dict[str, Entry]) -> None:
+    """Each flag that a loss reads, once, with what it means to which loss."""
+    readers: dict[str, list] = {}
+    for loss, entry in entries.items():
+        for flag in entry.flags:
+            readers.setdefault(flag.name, []).append((loss, flag))
+    for flag_name, pairs in readers.items():
+        texts = []
+        for loss, flag in pairs:
+            default = "" if flag.default is None else f" (default: {number_text(flag.default)})"
+            texts.append(f"{loss}: {flag.help}{default}")
+        wanted, allows = pairs[0][1].range
+        add(f"--{flag_name}", type=number(float, wanted, allows), help="; ".join(texts))
+
+
 def add_optimisation_and_run(parser: CommandLine) -> None:
-    optimisation = parser.add_argument_group("optimisation")
-    add = optimisation.add_argument
-    add("--epochs", type=count, default=160, help="passes over the training split")
-    add("--lr", type=positive, default=0.1, help="learning rate of SGD with Nesterov momentum")
-    add("--momentum", type=below_one, default=0.9, help="0 is plain SGD")
-    add("--weight-decay", "--wd", type=weight, default=5e-4, help="of all weights")
+    add = parser.group("optimisation")
+    add("--epochs", identifies=True, type=count, default=160, help="passes over the training split")
+    add(
+        "--lr",
+        identifies=True,
+        type=positive,
+        default=0.1,
+        help="learning rate of SGD with Nesterov momentum",
+    )
+    add("--momentum", identifies=True, type=below_one, default=0.9, help="0 is plain SGD")
+    add(
+        "--weight-decay",
+        "--wd",
+        identifies=True,
+        type=weight,
+        default=5e-4,
+        help="of all weights",
+    )
     add(
         "--scheduler",
+        identifies=True,
         choices=("multistep", "cosine", "warmupcosine"),
         default="multistep",
         help="how the learning rate falls",
     )
     add(
         "--schedule-steps",
+        identifies=True,
         type=count,
         nargs="+",
         metavar="EPOCH",
@@ -174,34 +232,56 @@ def add_optimisation_and_run(parser: CommandLine) -> None:
     )
     add(
         "--lr-decay-factor",
+        identifies=True,
         type=fraction,
         default=argparse.SUPPRESS,
         help="multistep: the factor (default: 0.1)",
     )
     add(
         "--warmup",
+        identifies=True,
         type=whole,
         default=argparse.SUPPRESS,
         help="warmupcosine: iterations of linear warm-up (default: 0)",
     )
-    add("--train-batch-size", type=count, default=128, help="images per step and per process")
+    add(
+        "--train-batch-size",
+        identifies=True,
+        type=count,
+        default=128,
+        help="images per step and per process",
+    )
+    add(
+        "--seed",
+        identifies=True,
+        type=whole,
+        default=42,
+        help="of initial weights, order and augmentation; report several",
+    )
+    add(
+        "--select",
+        identifies=True,
+        choices=SELECTIONS,
+        default="top1",
+        help="what makes an epoch the best one, on the validation split: the highest top-1, the "
+        "least NLL, or the least NLL after temperature scaling (refinement)",
+    )
+    add(
+        "--sync_bn",
+        identifies=True,
+        action="store_true",
+        help="several GPUs: batch norm over the images of all processes instead of each its own",
+    )
+    add = parser.group("run")
+    add("--checkpoint", type=path, default="checkpoint", help="root of the run folders")
+    add("--exp_name", type=name(suffix), help="a suffix of the run's name, to keep two apart")
+    add("--overwrite", action="store_true", help="start a finished or differing run anew")
+    add("--log_with", choices=("tensorboard",), help="also write the epochs' metrics to this")
     add(
         "--test-batch-size",
         type=count,
         help="images per evaluation step (default: 1000, on a CPU 128)",
     )
-    add(
-        "--seed",
-        type=whole,
-        default=42,
-        help="of initial weights, order and augmentation; report several",
-    )
-    run = parser.add_argument_group("run")
-    add = run.add_argument
-    add("--checkpoint", type=path, default="checkpoint", help="root of the run folders")
-    add("--exp_name", type=name(suffix), help="a suffix of the run's name, to keep two apart")
-    add("--overwrite", action="store_true", help="start a finished or differing run anew")
-    add("--log_with", choices=("tensorboard",), help="also write the epochs' metrics to this")
     add(
         "--step",
         choices=MODES,
@@ -214,16 +294,10 @@ def add_optimisation_and_run(parser: CommandLine) -> None:
         action="store_true",
         help="the same bits in every run on the same GPU, more slowly; the CPU does so anyway",
     )
-    add(
-        "--sync_bn",
-        action="store_true",
-        help="several GPUs: batch norm over the images of all processes instead of each its own",
-    )
 
 
 def add_teacher(parser: CommandLine, cache_required: bool = False) -> None:
-    teacher = parser.add_argument_group("teacher")
-    add = teacher.add_argument
+    add = parser.group("teacher")
     add(
         "--teacher_path",
         type=path,
@@ -267,19 +341,17 @@ def teacher_options(argv: list[str] | None = None) -> argparse.Namespace:
     parser = CommandLine(prog="train_teacher.py", description="Train a calibrated classifier.")
     add_data(parser)
     add_model(parser)
-    loss = parser.add_argument_group("loss")
-    loss.add_argument(
+    add = parser.group("loss")
+    add(
         "--loss",
         type=name(canonical_loss),
         default="NLL",
-        help="NLL, FL or LS, each alone or with +MDCA or +MMCE; FL+MDCA is the strongest teacher "
-        "in the literature",
+        help=f"one of {', '.join(BASES)}, alone or with +{', +'.join(TERMS)}; FL+MDCA is the "
+        "strongest teacher in the literature",
     )
-    loss.add_argument("--alpha", type=below_one, default=0.1, help="LS: smoothing")
-    loss.add_argument("--beta", type=weight, default=1.0, help="MDCA, MMCE: weight of the term")
-    loss.add_argument("--gamma", type=weight, default=1.0, help="FL: focal exponent")
+    add_loss_flags(add, BASES | TERMS)
     add_optimisation_and_run(parser)
-    return complete(parser.parse_args(argv))
+    return complete(parser, argv)
 
 
 def student_options(argv: list[str] | None = None) -> argparse.Namespace:
@@ -288,19 +360,21 @@ def student_options(argv: list[str] | None = None) -> argparse.Namespace:
     add_data(parser)
     add_model(parser)
     add_teacher(parser)
-    distillation = parser.add_argument_group("distillation")
-    distillation.add_argument(
-        "--T", type=positive, default=4.0, help="temperature of both softmaxes"
-    )
-    distillation.add_argument(
-        "--Lambda", type=fraction, default=0.9, help="weight of the teacher; 1 - Lambda of labels"
-    )
+    add = parser.group("distillation")
+    add("--distill", choices=DISTILLATIONS, default="KD", help="how the teacher is imitated")
+    add_loss_flags(add, DISTILLATIONS)
     add_optimisation_and_run(parser)
-    return complete(parser.parse_args(argv))
+    args = complete(parser, argv)
+    try:
+        loss_parameters(args.distill, vars(args))
+    except ValueError as error:
+        raise UserError(f"--Lambda {args.Lambda:g}: {error}") from None
+    return args
 
 
-def complete(args: argparse.Namespace) -> argparse.Namespace:
-    """Check what no single flag can: how flags fit together."""
+def complete(parser: CommandLine, argv: list[str] | None) -> argparse.Namespace:
+    """Parse, check how flags fit together, and gather the settings."""
+    args = parser.parse_args(argv)
     readers = {
         "schedule_steps": "multistep",
         "lr_decay_factor": "multistep",
@@ -321,11 +395,13 @@ def complete(args: argparse.Namespace) -> argparse.Namespace:
         raise UserError(
             f"--schedule-steps {written}: must rise and stay below --epochs {args.epochs}"
         )
+    args.settings = {name: getattr(args, name) for name in parser.identifying}
     return args
 
 
-def check_steps(args: argparse.Namespace, data: Dataset, processes: int) -> None:
-    """Refuse a step of more images than there are, a net too large, a warm-up of more steps."""
+def check_run(args: argparse.Namespace, data: Dataset, accelerator: Accelerator) -> None:
+    """Refuse what does not fit the data or the device: steps, warm-up, memory, ways to launch."""
+    processes = accelerator.num_processes
     available = len(data.train.labels) // processes
     if args.train_batch_size > available:
         raise UserError(
@@ -344,3 +420,7 @@ def check_steps(args: argparse.Namespace, data: Dataset, processes: int) -> None
     steps = args.epochs * -(-len(data.train.labels) // (args.train_batch_size * processes))
     if args.warmup >= steps:
         raise UserError(f"--warmup {args.warmup}: the run has only {steps} steps; give fewer")
+    if args.step == "graph" and not can_capture(accelerator):
+        raise UserError("--step graph: needs one GPU and one process; leave it out")
+    if args.sync_bn and (processes == 1 or accelerator.device.type == "cpu"):
+        raise UserError("--sync_bn: has an effect on several GPUs only; leave it out")

@@ -1,6 +1,4 @@
-"""How a program ends: errors in one line, exit codes, signals.
-
-Ctrl-C and a cluster's preemption end a program at once, in one line.
+"""How a program ends: errors in one line, exit codes, signals; and what it survives.
 
 To stop anywhere is safe, because to be killed is: what a resumed run goes on from is always whole
 on disk (utils/runs.py). So a signal raises Stopped wherever the program is.
@@ -10,12 +8,24 @@ import os
 import re
 import signal
 import sys
-import threading
-import time
+import traceback
 from contextlib import contextmanager
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
-PATIENCE = 3.0  # seconds for a call into C, which no exception can enter
+NO_MEMORY = re.compile("out of memory|can't allocate memory")  # torch on a GPU, and on the CPU
+NO_PEER = re.compile("gloo|NCCL|Connection (closed|reset)")
+
+
+class UserError(Exception):
+    """A mistake of the user's, the same on every process: printed as one line, exit code 2."""
+
+    exit_code = 2
+    told = False  # by another process already
+
+
+class RunFailed(UserError):
+    """A run that cannot go on though the command was right: printed as one line, exit code 1."""
+
+    exit_code = 1
 
 
 class Stopped(KeyboardInterrupt):
@@ -27,100 +37,89 @@ class Stopped(KeyboardInterrupt):
         self.exit_code = 128 + number  # as shells have it
 
 
-@contextmanager
-def stop_on_signals(program: str):
-    """Let SIGTERM and SIGINT raise Stopped in the main thread, which this must be called from.
+class Lasting:
+    """A stream whose failure is not the program's: what cannot be written any more is dropped."""
 
-    Where it does not come back from a call into C (a collective operation may wait for a process
-    that is gone), the program is ended after PATIENCE seconds.
-    """
+    def __init__(self, stream):
+        self.stream = stream
 
-    def stop(number, frame):
-        for each in SIGNALS:
-            signal.signal(each, signal.SIG_DFL)  # a second one does not wait
-        raise Stopped(number)
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
 
-    def insist():
-        with open(reader, "rb", buffering=0) as numbers:
-            while number := numbers.read(1):
-                if number[0] in SIGNALS:
-                    time.sleep(PATIENCE)
-                    leave(program, Stopped(number[0]))
+    def write(self, text: str) -> int:
+        return self._try(self.stream.write, text) or len(text)
 
-    # What a shell has told a program in the background to ignore stays ignored.
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    for number in SIGNALS:
-        if before[number] != signal.SIG_IGN:
-            signal.signal(number, stop)
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    wakeup = signal.set_wakeup_fd(writer)  # the number of each signal, when it comes
-    threading.Thread(target=insist, daemon=True).start()
-    try:
-        yield
-    except Stopped as stopped:
-        leave(program, stopped)
-    finally:
-        signal.set_wakeup_fd(wakeup)
-        os.close(writer)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def flush(self) -> None:
+        self._try(self.stream.flush)
 
-
-def leave(program: str, stopped: Stopped) -> None:
-    """Say it and end the process, without the goodbyes of libraries, which may wait for others."""
-    if speaks():
-        print(f"{program}: {stopped}", file=sys.stderr, flush=True)
-    os._exit(stopped.exit_code)
-
-
-def speaks() -> bool:
-    """Whether this process says why the program ends: the first of each machine does."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
-
-
-class UserError(Exception):
-    """A mistake of the user's. The entry scripts print it as one line and exit with code 2."""
-
-    exit_code = 2
-
-
-class RunFailed(UserError):
-    """A run that cannot go on though the command was right: printed as one line, exit code 1."""
-
-    exit_code = 1
-
-
-NO_MEMORY = re.compile("out of memory|can't allocate memory")  # torch on a GPU, and on the CPU
+    def _try(self, act, *arguments):
+        try:
+            return act(*arguments)
+        except OSError:  # the reader, the terminal or the disk is gone
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())
+            os.close(nowhere)
 
 
 @contextmanager
 def one_line_errors(program: str):
     """Turn a fault or a signal into one line on standard error and an exit code.
 
-    2: a mistake of the user's, 1: a run that cannot go on, 128 + n: signal n.
+    2: a mistake of the user's, 1: a run that cannot go on, 128 + n: signal n. KD_TRACEBACK=1 shows
+    where a fault was met. Output that fails, or was closed from the start, ends nothing.
     """
-    for stream in (sys.stdout, sys.stderr):  # whatever is in a name, it can be printed
-        stream.reconfigure(errors="backslashreplace")
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115
+        stream.reconfigure(errors="backslashreplace")  # whatever is in a name, it can be printed
+        setattr(sys, name, Lasting(stream))
+    listen_to_signals()
     try:
-        with stop_on_signals(program):
-            yield
-            sys.stdout.flush()
+        yield
+        sys.stdout.flush()
+    except Stopped as stopped:
+        fail(program, str(stopped), stopped.exit_code, told=not is_first())
     except UserError as error:
-        fail(program, str(error), error.exit_code)
+        # A run fails on one process; a mistake is met by all of them.
+        told = error.told or not (isinstance(error, RunFailed) or is_first())
+        fail(program, f"error: {error}", error.exit_code, told)
     except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, MemoryError) or NO_MEMORY.search(str(error))):
+        if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
+            advice = "give smaller batches, a smaller net or less data"
+            fail(program, f"error: out of memory: {error}; {advice}", RunFailed.exit_code)
+        if not NO_PEER.search(str(error)):
             raise
-        message = f"{error}; give smaller batches, a smaller net or less data"
-        fail(program, f"out of memory: {message}", RunFailed.exit_code)
-    except OSError as error:  # a disk or a pipe that fails outside a run's files
-        sys.stdout = None  # or Python would fail once more at the end, in what is left to print
-        fail(program, str(error), RunFailed.exit_code)
+        advice = "if another process has ended, its message says why; the same command goes on"
+        fail(program, f"error: {error}; {advice}", RunFailed.exit_code)
+    except OSError as error:
+        fail(program, f"error: {error}; KD_TRACEBACK=1 shows where", RunFailed.exit_code)
 
 
-def fail(program: str, message: str, code: int) -> None:
-    if speaks():
+def is_first() -> bool:
+    """Whether this is the first process of its machine."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def fail(program: str, message: str, code: int, told: bool = False) -> None:
+    """End the program with this line, unless another process prints it."""
+    if not told:
+        if os.environ.get("KD_TRACEBACK"):
+            traceback.print_exc()
         line = " ".join(message.split())
         line = "".join(letter if letter.isprintable() else "?" for letter in line)
-        print(f"{program}: error: {line}", file=sys.stderr)
+        print(f"{program}: {line}", file=sys.stderr, flush=True)
     sys.exit(code)
+
+
+def listen_to_signals() -> None:
+    """SIGTERM and SIGINT raise Stopped in the main thread; a terminal that goes away does not."""
+
+    def stop(number, frame):
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, signal.SIG_DFL)  # a second one does not wait
+        raise Stopped(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # What a shell has told a program in the background to ignore stays ignored.
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, stop)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -8,14 +8,15 @@
 of what it holds and are written after it. `result.json` comes last: its presence means complete.
 """
 
+import errno
 import fcntl
 import json
 import os
-import re
+import shutil
 import sys
 from argparse import Namespace
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -26,7 +27,6 @@ from utils.data import Dataset
 from utils.environment import environment
 from utils.files import (
     atomic,
-    free_space,
     read_json,
     read_torch,
     safe_name,
@@ -36,40 +36,16 @@ from utils.files import (
 )
 from utils.program import RunFailed, Stopped, UserError
 
-FILES = (
-    "result.json",
-    "config.json",
-    "train_log.txt",
-    "metrics.jsonl",
-    "checkpoint.pth",
-    "model_best.pth",
-    "model_last.pth",
-    "predictions.npz",
-    "reliability.png",
+# What a run, and what reads it afterwards, leaves in its folder.
+OURS = (
+    *("result.json", "config.json", "train_log.txt", "metrics.jsonl", "checkpoint.pth"),
+    *("model_best.pth", "model_last.pth", "predictions.npz", "reliability.png"),
+    *("posthoc.json", "evaluation_*.json", "tensorboard"),
 )
-# Flags that do not change what is computed, or do so only through what is recorded beside them.
-ELSEWHERE = {
-    "alpha",
-    "beta",
-    "checkpoint",
-    "data_dir",
-    "dataset",
-    "deterministic",
-    "exp_name",
-    "gamma",
-    "log_with",
-    "overwrite",
-    "step",
-    "teacher",
-    "teacher_cache",
-    "teacher_loss",
-    "teacher_norm",
-    "teacher_path",
-    "teacher_select",
-    "test_batch_size",
-}
-# What a process is told by gloo or NCCL when another one is no longer there.
-LOST_CONNECTION = re.compile("gloo|NCCL|Connection (closed|reset)")
+UNKNOWN_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # on Lustre, some NFS
+# What readers rely on, wherever its metrics are.
+RESULT = {"model", "dataset", "fingerprint", "num_classes", "loss", "loss_parameters", "label"}
+RESULT |= {"seed", "split_seed", "settings", "best", "last"}
 
 
 def number_text(value: float) -> str:
@@ -83,7 +59,10 @@ def label_of(name: str, parameters: dict[str, float]) -> str:
 
 
 def identity_of(args: Namespace, data: Dataset, loss: str, parameters: dict, label: str) -> dict:
-    """What a net is: stands in every checkpoint and result, and names the run folder."""
+    """What a net is: stands in every checkpoint and result, and names the run folder.
+
+    `label` says how it was trained, but for the seeds: `FL+MDCA_gamma=3_beta=1`.
+    """
     return {
         "model": args.model,
         "dataset": data.name,
@@ -99,6 +78,27 @@ def identity_of(args: Namespace, data: Dataset, loss: str, parameters: dict, lab
     }
 
 
+def arguments_of(args: Namespace) -> dict:
+    """The values of all flags, ready for JSON."""
+    return {name: value for name, value in vars(args).items() if name != "settings"}
+
+
+def is_complete(result) -> bool:
+    """Whether it is the result of a finished run."""
+    return isinstance(result, dict) and result.keys() >= RESULT
+
+
+def finished_run(args: Namespace, dataset: str) -> tuple[Path, dict] | None:
+    """Folder and result of the finished run that these very arguments made, if there is one."""
+    for path in Path(args.checkpoint, dataset, args.model).glob("*/result.json"):
+        with suppress(UserError):
+            config = read_json(path.with_name("config.json"), "")
+            result = read_json(path, "")
+            if config.get("arguments") == arguments_of(args) and is_complete(result):
+                return path.parent, result
+    return None
+
+
 def on_main(accelerator: Accelerator, work: Callable):
     """Run `work` on the main process; its value, or its UserError, reaches every process."""
     outcome = [None, None]
@@ -109,6 +109,7 @@ def on_main(accelerator: Accelerator, work: Callable):
             outcome[1] = error
     broadcast_object_list(outcome)
     if outcome[1] is not None:
+        outcome[1].told = not accelerator.is_main_process
         raise outcome[1]
     return outcome[0]
 
@@ -120,19 +121,20 @@ class Run:
     """
 
     def __init__(self, args: Namespace, identity: dict, accelerator: Accelerator, teacher=None):
-        parts = (identity["label"], f"seed={identity['seed']}", args.exp_name)
-        self.name = safe_name("_".join(filter(None, parts)))
-        self.folder = Path(args.checkpoint, identity["dataset"], identity["model"], self.name)
-        self.identity = identity
-        self.settings = {key: value for key, value in vars(args).items() if key not in ELSEWHERE}
-        self.settings |= {
+        self.settings = args.settings | {
             **{key: identity[key] for key in ("fingerprint", "label", "mean", "std")},
             "mixed_precision": accelerator.mixed_precision,
             "processes": accelerator.num_processes,
         }
+        seeds = f"seed={args.seed}"
         if teacher is not None:
             said = teacher.identity  # where it lies and what is said of it change no number
             self.settings["teacher"] = {k: said[k] for k in said.keys() - {"path", "loss"}}
+            if teacher.seed not in (None, args.seed):
+                seeds = f"teacher-seed={teacher.seed}_{seeds}"
+        self.name = safe_name("_".join(filter(None, (identity["label"], seeds, args.exp_name))))
+        self.folder = Path(args.checkpoint, identity["dataset"], identity["model"], self.name)
+        self.identity = identity
         self.accelerator = accelerator
         self.is_main = accelerator.is_main_process
         self.lock = None
@@ -145,9 +147,9 @@ class Run:
         config = {
             **self.identity,
             "settings": self.settings,
-            "arguments": vars(args),
+            "arguments": arguments_of(args),
             "images": sizes,
-            **environment(),
+            **environment(self.accelerator),
         }
         try:
             self.on_main(lambda: self._open(config, args.overwrite))
@@ -156,15 +158,6 @@ class Run:
         except RunFailed as failed:
             self.log(str(failed))
             raise
-        except RuntimeError as error:
-            if not LOST_CONNECTION.search(str(error)):
-                raise
-            failed = RunFailed(
-                "another process of this run has ended, its own message says why; once that is "
-                "mended, the same command goes on"
-            )
-            self.log(str(failed))
-            raise failed from error
         except Stopped as stopped:
             if self.epochs is not None:
                 advice = f"the same command goes on after epoch {self.epochs}"
@@ -182,17 +175,10 @@ class Run:
         try:
             with unmade_on_failure(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
-            self.lock = os.open(self.folder / ".lock", os.O_CREAT | os.O_RDWR)
-            # The system drops the lock when its process dies, so a stale one cannot be left over.
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            leftovers = list(self.folder.glob(".*.tmp"))
-            for file in leftovers + [self.folder / file for file in FILES if overwrite]:
-                file.unlink(missing_ok=True)
-        except BlockingIOError:
-            raise UserError(
-                f"{self.folder} is in use by another process that runs the same command; "
-                "wait for it, or give --exp_name"
-            ) from None
+            self._lock()
+            for pattern in (".*.tmp", *(OURS if overwrite else ())):
+                for file in self.folder.glob(pattern):
+                    shutil.rmtree(file) if file.is_dir() else file.unlink()
         except OSError as error:
             raise UserError(
                 f"--checkpoint: cannot write {error.filename or self.folder} ({error.strerror}); "
@@ -207,6 +193,21 @@ class Run:
         else:
             write_json(self.folder / "config.json", config)
 
+    def _lock(self) -> None:
+        """The system drops the lock when its process dies, so a stale one cannot be left over."""
+        self.lock = os.open(self.folder / ".lock", os.O_CREAT | os.O_RDWR)
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{self.folder} is in use by another process that runs the same command; "
+                "wait for it, or give --exp_name"
+            ) from None
+        except OSError as error:
+            if error.errno not in UNKNOWN_LOCKS:
+                raise
+            self.say(f"{self.folder}: no locks here, so start this command only once at a time")
+
     def _refuse_other_settings(self) -> None:
         path = self.folder / "config.json"
         way_out = "copy it from where it is whole, or --overwrite starts the run anew"
@@ -216,8 +217,7 @@ class Run:
         differing = [
             f"{key} was {before.get(key)} and is {self.settings.get(key)}"
             for key in sorted(before.keys() | self.settings.keys())
-            # False: a flag that the run's version did not have yet.
-            if before.get(key, False) != self.settings.get(key, False)
+            if before.get(key) != self.settings.get(key)
         ]
         if differing:
             raise UserError(
@@ -255,8 +255,7 @@ class Run:
                 with open(path, "a") as log:
                     log.write(text + "\n")
             except OSError as error:
-                reason = f"{error.strerror} ({free_space(path)})"
-                tqdm.write(f"this line is missing in {path}: {reason}", file=sys.stderr)
+                tqdm.write(f"this line is missing in {path}: {error.strerror}", file=sys.stderr)
 
     def load(self, file: str) -> dict | None:
         """A .pth file of the run, on every process; None where there is none yet."""
@@ -287,40 +286,3 @@ class Run:
         if self.is_main:
             write_torch(self.folder / "model_last.pth", snapshot)
         self.accelerator.wait_for_everyone()
-
-
-NEEDED = {
-    **{"model": str, "dataset": str, "fingerprint": str, "loss": str, "label": str},
-    **{"num_classes": int, "seed": int, "loss_parameters": dict, "settings": dict},
-}
-
-
-MEASURED = {"val": dict, "test": dict, "temperature": float, "temperature_at_bound": bool}
-
-
-WAYS = ("raw", "scaled")
-
-
-USED = {"top1", "ece", "nll"}  # of the metrics, wherever the others are
-
-
-def is_complete(result: dict | None) -> bool:
-    """Whether it is a result of ours: holds all that is read from it here, each of its type."""
-    parts = {"best", "last", "teacher"} if result and "teacher" in result else {"best", "last"}
-    return holds(result, NEEDED) and all(
-        holds(result.get(part), MEASURED)
-        and all(map(are_metrics, (result[part]["val"], *map(result[part]["test"].get, WAYS))))
-        for part in parts
-    )
-
-
-def holds(content, kinds: dict[str, type]) -> bool:
-    return isinstance(content, dict) and all(
-        isinstance(content.get(name), kind) for name, kind in kinds.items()
-    )
-
-
-def are_metrics(content) -> bool:
-    return holds(content, dict.fromkeys(USED, float)) and all(
-        isinstance(value, (int, float)) for value in content.values()
-    )

@@ -17,7 +17,6 @@ from utils.data import Dataset
 from utils.data.views import Batch, Draw, TrainLoader, normalise
 from utils.program import RunFailed
 
-BatchLoss = Callable[[torch.Tensor, Batch], torch.Tensor]
 MODES = ("auto", "eager", "graph", "compile")
 EAGER_STEPS = 3  # before a capture
 
@@ -40,12 +39,12 @@ class Step:
         accelerator: Accelerator,
         net: nn.Module,
         optimizer,
-        batch_loss: BatchLoss,
+        objective: Callable[[torch.Tensor, Batch], torch.Tensor],
         loader: TrainLoader,
         data: Dataset,
     ):
         self.mode, self.accelerator, self.optimizer = mode, accelerator, optimizer
-        self.net, self.batch_loss, self.loader, self.data = net, batch_loss, loader, data
+        self.net, self.objective, self.loader, self.data = net, objective, loader, data
         self.compiled = torch.compile(net, dynamic=False) if mode == "compile" else net
         self.captured = mode != "eager" and can_capture(accelerator)
         self.size = loader.step // loader.world
@@ -91,7 +90,7 @@ class Step:
         # The last step of an epoch is smaller, and not worth being compiled.
         net = self.compiled if len(batch.labels) == self.size else self.net
         logits = net(normalise(batch.images, self.data.mean, self.data.std))
-        loss = self.batch_loss(logits, batch)
+        loss = self.objective(logits, batch)
         self.accelerator.backward(loss * batch.weight)
         self.update()
         right = (logits.detach().argmax(1) == batch.labels).double().mean()

@@ -4,8 +4,6 @@ import os
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -17,12 +15,16 @@ from tqdm import tqdm
 
 from utils.data import Dataset, load_dataset
 from utils.data.views import TrainLoader
+from utils.environment import check_launch
 from utils.evaluation import evaluate, predict
+from utils.files import one_line
+from utils.objectives import Objective
 from utils.program import RunFailed, UserError
 from utils.runs import Run, on_main
-from utils.steps import BatchLoss, Step, can_capture
+from utils.steps import Step
 
-AroundEpoch = Callable[[int], AbstractContextManager]
+# How the best epoch is told, by --select: a value of its record, and 1 where more is better.
+SELECTIONS = {"top1": ("val_top1", 1), "nll": ("val_nll", -1), "refinement": ("val_refinement", -1)}
 EPOCH_METRICS = ("nll", "top1", "ece", "sce", "adaece")
 REPORT_SECONDS = 0.5
 MOST_SKIPPED = 100  # steps in a row
@@ -32,43 +34,34 @@ TOO_FAST = (
 )
 
 
-def start(args: Namespace) -> Accelerator:
+def start(deterministic: bool = False, log_with: str | None = None) -> Accelerator:
     """The accelerator of this process: device, precision and processes as the launcher set them."""
     if not torch.cuda.is_available() and os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16":
         print("fp16 needs a GPU and there is none: this run computes in float32", file=sys.stderr)
         os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
-    if args.deterministic:
+    if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
         torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = not args.deterministic
+    torch.backends.cudnn.benchmark = not deterministic
     # TF32 keeps float32's range and is several times faster; CUDA convolutions use it already.
     torch.set_float32_matmul_precision("high")
     try:
         # The run folder, which is known later, replaces this project_dir (see fit).
         # Metal has no float64, in which losses are summed and metrics computed.
         cpu = torch.backends.mps.is_available()
-        accelerator = Accelerator(cpu=cpu, log_with=args.log_with, project_dir=args.checkpoint)
+        accelerator = Accelerator(cpu=cpu, log_with=log_with, project_dir=".")
     except (ValueError, ImportError, RuntimeError) as error:
-        raise UserError(f"accelerate cannot start: {' '.join(str(error).split())}") from None
-    started = int(os.environ.get("WORLD_SIZE", 1))
-    if "LOCAL_RANK" in os.environ and accelerator.num_processes < started:
-        raise UserError(
-            f"torchrun has started {started} processes that know nothing of each other, for there "
-            "is no GPU; say ACCELERATE_USE_CPU=true, or start one"
-        )
-    if args.step == "graph" and not can_capture(accelerator):
-        raise UserError("--step graph: needs one GPU and one process; leave it out")
-    if args.sync_bn and (accelerator.num_processes == 1 or accelerator.device.type == "cpu"):
-        raise UserError("--sync_bn: has an effect on several GPUs only; leave it out")
+        raise UserError(f"accelerate cannot start: {one_line(error)}") from None
+    check_launch(accelerator)
     return accelerator
 
 
-def load_data(args: Namespace, accelerator: Accelerator) -> Dataset:
-    """The data set, on every process; only the main one downloads it, and the others wait."""
+def load_data(accelerator: Accelerator, *given, **options) -> Dataset:
+    """`load_dataset` on every process; only the main one downloads, and the others wait."""
     loaded = []
 
     def load(download: bool) -> None:
-        loaded.append(load_dataset(args.dataset, args.data_dir, args.split_seed, download))
+        loaded.append(load_dataset(*given, **options, download=download))
 
     on_main(accelerator, lambda: load(download=True))
     if not accelerator.is_main_process:
@@ -112,36 +105,29 @@ def prepare(accelerator: Accelerator, net: nn.Module, args: Namespace, steps_per
     return net, *accelerator.prepare(net, optimizer), schedule
 
 
-def untouched(epoch: int) -> AbstractContextManager:
-    """Nothing happens around an epoch."""
-    return nullcontext()
-
-
 def fit(
     run: Run,
     accelerator: Accelerator,
     net: nn.Module,
-    batch_loss: BatchLoss,
+    objective: Objective,
     data: Dataset,
     args: Namespace,
-    around_epoch: AroundEpoch = untouched,
 ) -> list[dict]:
     """Train `net` in place from where the run stands to its last epoch; validate and save each.
 
-    `batch_loss(logits, batch)` is all that differs between a teacher and a student. What else it
-    has to do happens `with around_epoch(epoch) as kind`, where it may say which kind of steps the
-    epoch has. Returns the epochs' records, as in metrics.jsonl. Raises RunFailed when the loss is
-    no longer finite.
+    The `objective` is all that differs between a teacher and a student. Returns the epochs'
+    records, as in metrics.jsonl. Raises RunFailed when the loss is no longer finite.
     """
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     loader = TrainLoader(data.train, args.train_batch_size, args.seed, device, rank, world)
     val = replace(data.val, images=data.val.images.to(device))
     net, prepared, optimizer, schedule = prepare(accelerator, net, args, len(loader))
     parts = {"net": net, "optimizer": optimizer, "schedule": schedule}
+    parts["objective"] = objective.to(device)
     if accelerator.scaler is not None:
         parts["scaler"] = accelerator.scaler
     history, best = resume(run, parts)
-    step = Step(args.step, accelerator, prepared, optimizer, batch_loss, loader, data)
+    step = Step(args.step, accelerator, prepared, optimizer, objective, loader, data)
     run.log(
         f"{device}, steps: {step.said}, mixed precision: {accelerator.mixed_precision}, "
         "float32 products: "
@@ -162,7 +148,7 @@ def fit(
             bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix}",
         )
         steps_after = (args.epochs - epoch) * len(loader)
-        with around_epoch(epoch) as kind:
+        with objective.epoch(epoch) as kind:
             record |= train_epoch(step, kind, schedule, epoch, bar, steps_after)
         record["images_per_second"] = len(data.train.labels) / (time.perf_counter() - started)
         share_buffers(accelerator, net)
@@ -170,10 +156,11 @@ def fit(
         check_logits(logits, epoch, record["lr"])
         metrics = evaluate(logits, data.val)
         record |= {f"val_{name}": metrics[name] for name in EPOCH_METRICS}
+        objective.after_validation(logits, val.labels)
         record["seconds"] = time.perf_counter() - started
 
         history.append(record)
-        improved = best is None or record["val_top1"] > best["metrics"]["val_top1"]
+        improved = best is None or is_better(args.select, record, best["metrics"])
         if improved:
             best = snapshot(run, record, net)
         run.save(
@@ -210,7 +197,7 @@ def train_epoch(
                 show_progress(bar, sums.sum(0), steps_after, accelerator.num_processes)
     skipped = sums[:, 3]  # equal on all processes
     sums = torch.column_stack([accelerator.reduce(sums[:, :3].contiguous(), "sum"), skipped])
-    check_sums(sums, rates, epoch)
+    on_main(accelerator, lambda: check_sums(sums, rates, epoch))
     loss, right, images, _ = sums.sum(0).tolist()
     return {"train_loss": loss / images, "train_top1": right / images}
 
@@ -237,6 +224,12 @@ def check_sums(sums: torch.Tensor, rates: list[float], epoch: int) -> None:
             f"fp16: the gradients of {MOST_SKIPPED} steps in a row were not finite, up to "
             f"epoch {epoch}, step {int(stuck[0]) + 1}; try bf16, or {TOO_FAST}"
         )
+
+
+def is_better(select: str, record: dict, best: dict) -> bool:
+    """Whether an epoch goes before the best one so far, by a key of SELECTIONS."""
+    name, sign = SELECTIONS[select]
+    return sign * record[name] > sign * best[name]
 
 
 def check_logits(logits: torch.Tensor, epoch: int, rate: float) -> None:

@@ -1,0 +1,149 @@
+"""What surrounds a program: streams and terminals that go away, ~, accelerate's configuration."""
+
+import json
+import os
+import pty
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, assert_same_run, command, fails, run_script
+
+import train_student
+import train_teacher
+from utils.program import UserError
+
+NAME = "tiny/resnet8/NLL_seed=42"
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory, tiny_npz) -> Path:
+    root = tmp_path_factory.mktemp("teacher")
+    train_teacher.main(command(tiny_npz, root))
+    return root / NAME
+
+
+# Streams
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&- >/dev/null", ">&- 2>&-"])
+def test_streams_closed_from_the_start(tiny_npz, tmp_path, closed):
+    line = f"python {ROOT}/train_teacher.py {' '.join(command(tiny_npz, tmp_path))} {closed}"
+    run_script("bash", "-c", line, cwd=tmp_path)
+    assert (tmp_path / NAME / "result.json").exists()
+
+
+@pytest.mark.parametrize("stream", [1, 2])
+@pytest.mark.parametrize("writes", [1, 6])
+def test_a_disk_that_fills_below_the_output(teacher, tiny_npz, tmp_path, forks, stream, writes):
+    hook = ["at_rename", writes, "after", "stream_to", stream, "/dev/full"]
+    assert forks.run(["train_teacher.py", *command(tiny_npz, tmp_path)], hook=hook).code == 0
+    assert_same_run(teacher, tmp_path / NAME)
+
+
+def test_a_terminal_that_is_closed(teacher, tiny_npz, tmp_path):
+    """Its shell sends SIGHUP, and every write fails from then on."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        script = str(ROOT / "train_teacher.py")
+        os.execvp("python", ["python", script, *command(tiny_npz, tmp_path)])
+    os.read(terminal, 1)  # it has begun to print
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert_same_run(teacher, tmp_path / NAME)
+
+
+def test_tracebacks_on_request(tiny_npz, tmp_path, forks):
+    line = ["train_teacher.py", *command(tiny_npz, tmp_path, "--model", "resnet9")]
+    assert "Traceback" not in forks.run(line).err
+    assert "Traceback" in forks.run(line, KD_TRACEBACK="1").err
+
+
+# Paths
+
+
+def test_a_tilde_that_no_shell_has_expanded(tiny_npz, tmp_path, forks):
+    home, work = tmp_path / "home", tmp_path / "work"
+    for folder in (home / "data", work):
+        folder.mkdir(parents=True)
+    (home / "data/cifar10.npz").write_bytes(tiny_npz.read_bytes())
+    flags = ["--model", "resnet8", "--epochs", "1", "--train-batch-size", "64"]
+
+    def run(*words) -> int:
+        return forks.run(words, cwd=str(work), HOME=str(home)).code
+
+    teacher = "~/runs/cifar10/resnet8/NLL_seed=42"
+    data = "--dataset=~/data/cifar10.npz"
+    assert run("train_teacher.py", *flags, data, "--checkpoint=~/runs") == 0
+    more = (f"--teacher_path={teacher}", "--teacher_cache=~/cache", "--checkpoint=~/runs")
+    assert run("train_student.py", *flags, data, *more) == 0
+    assert run("scripts.report:main") is not None
+    assert not list(work.iterdir())
+    assert {path.name for path in home.iterdir()} == {"data", "runs", "cache"}
+
+
+# accelerate
+
+
+@pytest.mark.parametrize(
+    "variable, value, said",
+    [
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "gradient accumulation"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "--step compile"),
+    ],
+)
+def test_what_a_foreign_configuration_would_change(
+    tiny_npz, tmp_path, capsys, monkeypatch, variable, value, said
+):
+    monkeypatch.setenv(variable, value)
+    error = fails(capsys, tmp_path, train_teacher.main, command(tiny_npz, tmp_path))
+    assert said in error and "accelerate config" in error
+
+
+def test_the_recorded_command_repeats_the_run(tiny_npz, tmp_path):
+    line = f"python {ROOT}/train_teacher.py {' '.join(command(tiny_npz, tmp_path))}"
+    run_script("bash", "-c", line, cwd=tmp_path, ACCELERATE_MIXED_PRECISION="bf16")
+    recorded = json.loads((tmp_path / NAME / "config.json").read_text())["command"]
+    assert "--mixed_precision bf16" in recorded
+    done = run_script("bash", "-c", recorded, cwd=tmp_path)
+    assert "best, scaled" in done.stdout
+
+
+# The same command
+
+
+def test_a_finished_student_needs_no_teacher(teacher, tiny_npz, tmp_path, capsys):
+    (tmp_path / "teacher").mkdir()
+    for file in ("result.json", "model_best.pth"):
+        (tmp_path / "teacher" / file).write_bytes((teacher / file).read_bytes())
+    flags = ("--epochs", "1", "--teacher_path", str(tmp_path / "teacher"))
+    line = command(tiny_npz, tmp_path / "runs", *flags)
+    train_student.main(line)
+    (tmp_path / "teacher/model_best.pth").unlink()
+    capsys.readouterr()
+    train_student.main(line)
+    assert "best, scaled" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--teacher_path"):
+        train_student.main([*line, "--T", "2"])
+
+
+def test_overwrite_leaves_nothing_of_the_old_run(tiny_npz, tmp_path):
+    line = command(tiny_npz, tmp_path, "--epochs", "1", "--log_with", "tensorboard")
+    train_teacher.main(line)
+    folder = tmp_path / NAME
+    for name in ("posthoc.json", "evaluation_svhn.json", "notes.txt"):
+        (folder / name).write_text("{}")
+    train_teacher.main([*line, "--overwrite"])
+    left = {path.name for path in folder.iterdir()}
+    assert "notes.txt" in left and not left & {"posthoc.json", "evaluation_svhn.json"}
+    assert len(list(folder.rglob("events.out*"))) == 1
+
+
+def test_a_file_system_without_locks(teacher, tiny_npz, tmp_path, monkeypatch, capsys):
+    def no_locks(*arguments):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    train_teacher.main(command(tiny_npz, tmp_path))
+    assert "no locks" in capsys.readouterr().out
+    assert_same_run(teacher, tmp_path / NAME)

@@ -1,0 +1,66 @@
+"""What a step minimises: the function that turns a batch into a loss, for teachers and students."""
+
+from contextlib import contextmanager, nullcontext
+
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from utils.data import Dataset
+from utils.data.views import Batch
+from utils.teacher_cache import CachedTeacher, LogitFiles
+from utils.teachers import Teacher
+
+
+class Objective(nn.Module):
+    """A loss of logits and labels. What it learns while training is saved with the run."""
+
+    def __init__(self, loss: nn.Module):
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Logits (B, K) of the net that is trained -> scalar."""
+        return self.loss(logits, batch.labels)
+
+    @contextmanager
+    def epoch(self, epoch: int):
+        """Around the steps of an epoch; yields their kind: those of one kind launch alike."""
+        yield None
+
+    def after_validation(self, logits: Tensor, labels: Tensor) -> None:
+        self.loss.after_validation(logits, labels)
+
+
+class Distillation(Objective):
+    """The teacher is asked about every image, or its answers are read from the cache."""
+
+    def __init__(
+        self,
+        loss: nn.Module,
+        teacher: Teacher,
+        data: Dataset,
+        accelerator: Accelerator,
+        seed: int,
+        cache: str | None = None,
+    ):
+        super().__init__(loss)
+
+        def teach(batch: Batch) -> Tensor:
+            with accelerator.autocast():
+                return teacher.logits(batch.images)
+
+        files = cache and LogitFiles(cache, teacher, data, accelerator)
+        self.cached = CachedTeacher(teach, files, seed) if files else None
+        self.teach = self.cached or teach
+
+    def forward(self, logits: Tensor, batch: Batch) -> Tensor:
+        return self.loss(logits, self.teach(batch), batch.labels)
+
+    @contextmanager
+    def epoch(self, epoch: int):
+        self.loss.before_epoch(epoch)
+        with self.cached.epoch(epoch) if self.cached else nullcontext() as kind:
+            yield kind
+
+    def after_validation(self, logits: Tensor, labels: Tensor) -> None:
+        """A distillation does not look at it."""
