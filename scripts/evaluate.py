@@ -16,7 +16,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from utils.analysis.corruptions import OWN, PUBLISHED, SOURCES
-from utils.analysis.records import find_subjects, write_beside
+from utils.analysis.records import measured_nets, write_beside
 from utils.analysis.shift import (
     against_people,
     against_posterior,
@@ -36,7 +36,7 @@ EVALUATIONS = {**CORRUPTED, "svhn": out_of_distribution, **STORED}
 
 def main(argv: list[str] | None = None) -> None:
     args = options(argv)
-    nets = find_subjects(args.runs, args.epoch, args.with_teacher or args.on in STORED)
+    nets = measured_nets(args.runs, args.epoch, args.with_teacher or args.on in STORED)
     table, measured = EVALUATIONS.get(args.on, out_of_distribution)(nets, args)
     print(table)
     for net in nets:

@@ -28,7 +28,7 @@ from utils.analysis.corruptions import (
     published_corruptions,
 )
 from utils.analysis.figures import Series, severity_boxes
-from utils.analysis.records import Subject
+from utils.analysis.records import MeasuredNet
 from utils.calibration.distributions import (
     entropy,
     label_distribution_metrics,
@@ -69,12 +69,12 @@ AGREEMENT = 0.9  # of people's majority with the labels; 0.99 on CIFAR-10
 Evaluation = tuple[str, list[dict]]  # the table; what was measured of each net, ready for JSON
 
 
-def raw_and_scaled(measure: Callable[[float], Any], net: Subject) -> dict[str, Any]:
+def raw_and_scaled(measure: Callable[[float], Any], net: MeasuredNet) -> dict[str, Any]:
     """`measure` is given the temperature: 1, and the net's own."""
     return {"raw": measure(1.0), "scaled": measure(net.temperature)}
 
 
-def table(nets: list[Subject], measured: list[dict], columns: dict, heads: tuple = ()) -> str:
+def table(nets: list[MeasuredNet], measured: list[dict], columns: dict, heads: tuple = ()) -> str:
     """`measured`, for each net: the row's first cells, under `heads` -> raw, scaled -> metrics.
 
     A metric that no net has gets no column.
@@ -96,13 +96,13 @@ def table(nets: list[Subject], measured: list[dict], columns: dict, heads: tuple
 # Against label distributions
 
 
-def against_people(nets: list[Subject], args: Namespace) -> Evaluation:
+def against_people(nets: list[MeasuredNet], args: Namespace) -> Evaluation:
     """CIFAR-10H: how people label the test images of CIFAR-10."""
     distributions = [human_labels(args.data_dir, net.test[1]) for net in nets]
     return against("CIFAR-10H: test images against how people label them", nets, distributions)
 
 
-def against_posterior(nets: list[Subject], args: Namespace) -> Evaluation:
+def against_posterior(nets: list[MeasuredNet], args: Namespace) -> Evaluation:
     """The distribution that the labels of `synthetic` are drawn from."""
     data = load_dataset("synthetic", args.data_dir)
     for net in nets:
@@ -115,13 +115,15 @@ def against_posterior(nets: list[Subject], args: Namespace) -> Evaluation:
     return against(title, nets, [data.test.posterior] * len(nets))
 
 
-def against(title: str, nets: list[Subject], distributions: list[Tensor]) -> Evaluation:
+def against(title: str, nets: list[MeasuredNet], distributions: list[Tensor]) -> Evaluation:
     """Stored test logits against a distribution (N, K) over the labels of each image."""
     measured = []
     for net, distribution in zip(nets, distributions, strict=True):
         one = raw_and_scaled(partial(label_distribution_metrics, net.test[0], distribution), net)
         if net.owner != "teacher" and "teacher" in net.record.result:
-            own, teachers = (entropies(each) for each in (net, Subject(net.record, "teacher", "")))
+            own, teachers = (
+                entropies(each) for each in (net, MeasuredNet(net.record, "teacher", ""))
+            )
             for logits, metrics in one.items():
                 correlation = rank_correlation(own[logits], teachers[logits])
                 metrics["teacher_entropy_correlation"] = correlation
@@ -131,7 +133,7 @@ def against(title: str, nets: list[Subject], distributions: list[Tensor]) -> Eva
     return f"{title}\n{shown}", measured
 
 
-def entropies(net: Subject) -> dict[str, Tensor]:
+def entropies(net: MeasuredNet) -> dict[str, Tensor]:
     logits = net.test[0].double()
     return raw_and_scaled(lambda temperature: entropy((logits / temperature).softmax(dim=1)), net)
 
@@ -158,7 +160,7 @@ def human_labels(data_dir: Path, labels: Tensor) -> Tensor:
 # On other images
 
 
-def test_split(nets: list[Subject], args: Namespace) -> Split:
+def test_split(nets: list[MeasuredNet], args: Namespace) -> Split:
     """The test split that all of the nets were measured on. Raises UserError."""
     record = nets[0].record
     told = record.config.get("arguments", {}).get("dataset", record.result["dataset"])
@@ -172,7 +174,7 @@ def test_split(nets: list[Subject], args: Namespace) -> Split:
     return data.test
 
 
-def forward(net: Subject, batch_size: int | None) -> Callable[[Tensor], Tensor]:
+def forward(net: MeasuredNet, batch_size: int | None) -> Callable[[Tensor], Tensor]:
     """What gives a net's logits (N, K) of images uint8 (N, 3, H, W), in the run's precision."""
     accelerator = Accelerator(mixed_precision="no")
     weights, mean, std = net.load(accelerator.device)
@@ -186,7 +188,7 @@ def forward(net: Subject, batch_size: int | None) -> Callable[[Tensor], Tensor]:
     return logits
 
 
-def out_of_distribution(nets: list[Subject], args: Namespace) -> Evaluation:
+def out_of_distribution(nets: list[MeasuredNet], args: Namespace) -> Evaluation:
     """How well a net tells its test images from those of --on: svhn or an .npz file."""
     foreign, test = foreign_images(args.on, args.data_dir), test_split(nets, args)
     measured = []
@@ -227,7 +229,7 @@ def foreign_images(name: str, data_dir: Path) -> Tensor:
     return torch.from_numpy(np.array(channels_last(images))).permute(0, 3, 1, 2)
 
 
-def under_corruptions(nets: list[Subject], args: Namespace) -> Evaluation:
+def under_corruptions(nets: list[MeasuredNet], args: Namespace) -> Evaluation:
     """The --corruptions of --on, a key of SOURCES or `corruptions`, at every severity."""
     names, test = args.corruptions, test_split(nets, args)
     if args.on in SOURCES:
@@ -265,12 +267,12 @@ def with_means(measured: dict[str, dict], names: list[str]) -> dict[str, dict]:
     return rows | {CLEAN: measured[CLEAN], MEAN: over}
 
 
-def corruption_table(nets: list[Subject], measured: list[dict], names: list[str]) -> str:
+def corruption_table(nets: list[MeasuredNet], measured: list[dict], names: list[str]) -> str:
     rows = [{(name, s): by for name in names for s, by in one[name].items()} for one in measured]
     return table(nets, rows, COLUMNS, ("corruption", "severity"))
 
 
-def draw_by_severity(nets: list[Subject], measured: list[dict], file) -> None:
+def draw_by_severity(nets: list[MeasuredNet], measured: list[dict], file) -> None:
     """A box over the corruptions of `under_corruptions` for each severity, in a PNG file."""
     severities = list(map(str, SEVERITIES))
     series = []

@@ -48,5 +48,24 @@ def ece_interval(
     counts = resample_counts(samples, resamples, seed)
     estimate = np.mean([np.abs(run.sum(axis=0, dtype=np.float64)).sum() for run in runs]) / samples
     resampled = np.mean([np.abs(counts @ run).sum(axis=1) for run in runs], axis=0) / samples
+    return basic_interval(estimate, resampled, level)
+
+
+def basic_interval(estimate: float, resampled: np.ndarray, level: float = 0.95):
+    """[2e - high quantile, 2e - low quantile] of resampled values, as `ece_interval` has it."""
     low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
     return max(0.0, float(2 * estimate - high)), float(max(estimate, 2 * estimate - low))
+
+
+def calibrated_ece(probs: Tensor, draws: int = 1000, level: float = 0.95, seed: int = 0):
+    rng = np.random.default_rng(seed)
+    confidence = probs.amax(dim=1).numpy()
+    column = np.minimum(np.ceil(confidence * 15).astype(int) - 1, 14)
+    order = np.argsort(column, kind="stable")
+    edges = np.flatnonzero(np.diff(column[order], prepend=-1))
+    c = confidence[order]
+    values = []
+    for _ in range(draws):
+        gap = (rng.random(len(c), np.float32) < c) - c
+        values.append(np.abs(np.add.reduceat(gap, edges)).sum() / len(c))
+    return float(np.mean(values)), float(np.quantile(values, level))
