@@ -10,9 +10,7 @@ from functools import partial
 
 import torch
 
-from utils.analysis.records import MeasuredNet as Subject
-from utils.analysis.records import measured_nets as find_subjects
-from utils.analysis.records import write_beside
+from utils.analysis.records import MeasuredNet as Subject, measured_nets as find_subjects, write_beside
 from utils.calibration.metrics import classification_metrics
 from utils.calibration.posthoc import FOLDS, METHODS, Calibration, dirichlet_calibration
 from utils.options import CommandLine, location, number
