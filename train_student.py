@@ -9,11 +9,11 @@ Arguments -> data -> teacher, student -> distillation loss -> fit -> result, in 
 
 import torch
 
-from losses import build_distillation, loss_parameters
+from losses import build_distillation
 from models import build_model
 from utils.evaluation import conclude
 from utils.objectives import Distillation
-from utils.options import check_run, student_options
+from utils.options import check_run, parameters_of, student_options
 from utils.program import UserError, one_line_errors
 from utils.runs import Run, finished_run, identity_of, label_of
 from utils.tables import result_table
@@ -24,7 +24,7 @@ from utils.training import fit, load_data, start
 def main(argv: list[str] | None = None) -> None:
     args = student_options(argv)
     accelerator = start(args.deterministic, args.log_with)
-    data = load_data(accelerator, args.dataset, args.data_dir, args.split_seed)
+    data = load_data(args, accelerator)
     check_run(args, data, accelerator)
     try:
         teacher = teacher_of(args, data)
@@ -37,9 +37,9 @@ def main(argv: list[str] | None = None) -> None:
         return
     teacher.net.to(accelerator.device)
 
-    parameters = loss_parameters(args.distill, vars(args))
-    label = f"{label_of(args.distill, parameters)}_from_{teacher.model}_{teacher.label}"
-    run = Run(args, identity_of(args, data, args.distill, parameters, label), accelerator, teacher)
+    parameters, naming = parameters_of(args.distill, args)
+    label = f"{label_of(args.distill, naming)}_from_{teacher.model}_{teacher.label}"
+    run = Run(args, identity_of(args, data, args.distill, naming, label), accelerator, teacher)
     with run.opened(args, data):
         if not run.finished:
             torch.manual_seed(args.seed)

@@ -41,7 +41,7 @@ def options(argv: list[str] | None) -> Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = options(argv)
     accelerator = start()
-    data = load_data(accelerator, args.dataset, args.data_dir, args.split_seed)
+    data = load_data(args, accelerator)
     teacher = teacher_of(args, data)
     teacher.net.to(accelerator.device)
     files = LogitFiles(args.teacher_cache, teacher, data, accelerator)

@@ -11,6 +11,7 @@ import zipfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from utils.program import RunFailed, UserError
@@ -125,6 +126,17 @@ def unpack(data: bytes):
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
+def open_npz(path: Path, copies: int = 1):
+    """What np.load makes of an archive whose content fits in memory, so many times.
+
+    Pickled objects, which could run code, are refused when they are read. Raises almost any
+    Exception.
+    """
+    with zipfile.ZipFile(path) as archive:
+        require_memory(copies * sum(part.file_size for part in archive.infolist()))
+    return np.load(path, allow_pickle=False)
+
+
 def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
@@ -135,6 +147,13 @@ def available_memory() -> float:
     if free.exists():
         return int(re.search(r"MemAvailable:\s+(\d+)", free.read_text())[1]) / 2**20
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+
+
+def require_memory(size: int) -> None:
+    """Raises ValueError where so many bytes are not free."""
+    if size > available_memory() * 2**30:
+        free = f"{available_memory():.1f} are free"
+        raise ValueError(f"needs {size / 2**30:.1f} GiB of memory and {free}")
 
 
 def sha256(file: Path) -> str:

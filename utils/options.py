@@ -18,7 +18,8 @@ from accelerate import Accelerator
 
 from losses import BASES, DISTILLATIONS, TERMS, Entry, canonical_loss, loss_parameters
 from models import build_model, check_name
-from utils.data import NORMALISATION, Dataset
+from utils.data import NAMES, NORMALISATION, Dataset
+from utils.data.mixing import MIXES
 from utils.files import available_memory
 from utils.program import UserError
 from utils.runs import number_text
@@ -147,8 +148,8 @@ def add_data(parser: CommandLine) -> None:
         "--dataset",
         type=path,
         default="cifar10",
-        help="cifar10, cifar100, synthetic, or the path of an .npz file that holds "
-        "x_train, y_train, x_test, y_test",
+        help=f"{', '.join(NAMES)}, or the path of an .npz file that holds x_train, y_train, "
+        "x_test, y_test, or of a folder of images: train/CLASS/*, and val/CLASS/* or test/CLASS/*",
     )
     add(
         "--data_dir",
@@ -156,6 +157,23 @@ def add_data(parser: CommandLine) -> None:
         default=os.environ.get("KD_DATA") or "data",
         help="where data sets lie or are downloaded to; <dataset>.npz in it is used first "
         "($KD_DATA sets the default)",
+    )
+    add(
+        "--flip",
+        identifies=True,
+        action=argparse.BooleanOptionalAction,
+        help="draw mirrored views too, as suits objects but not digits (default: yes, for svhn no)",
+    )
+    add(
+        "--image_size",
+        type=count,
+        metavar="PIXELS",
+        help="folder of images: resize the shorter side to this and cut out the middle",
+    )
+    add(
+        "--skip_unreadable",
+        action="store_true",
+        help="folder of images: leave out those that cannot be read",
     )
     add(
         "--split-seed",
@@ -250,6 +268,18 @@ def add_optimisation_and_run(parser: CommandLine) -> None:
         type=count,
         default=128,
         help="images per step and per process",
+    )
+    add(
+        "--mix",
+        choices=MIXES,
+        help="train on mixtures of two images; the label's loss is mixed alike, and a teacher sees "
+        "what its student sees",
+    )
+    add(
+        "--mix_alpha",
+        type=positive,
+        default=argparse.SUPPRESS,
+        help="mixtures have the share Beta(a, a) of the first image (default: 1)",
     )
     add(
         "--seed",
@@ -351,7 +381,14 @@ def teacher_options(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add_loss_flags(add, BASES | TERMS)
     add_optimisation_and_run(parser)
-    return complete(parser, argv)
+    args = complete(parser, argv)
+    _, _, term = args.loss.partition("+")
+    if args.mix and term and TERMS[term].of_batch:
+        raise UserError(
+            f"--mix {args.mix}: {term} compares a batch's confidences with its labels, and "
+            "mixtures have two; leave out one of them"
+        )
+    return args
 
 
 def student_options(argv: list[str] | None = None) -> argparse.Namespace:
@@ -365,10 +402,11 @@ def student_options(argv: list[str] | None = None) -> argparse.Namespace:
     add_loss_flags(add, DISTILLATIONS)
     add_optimisation_and_run(parser)
     args = complete(parser, argv)
-    try:
-        loss_parameters(args.distill, vars(args))
-    except ValueError as error:
-        raise UserError(f"--Lambda {args.Lambda:g}: {error}") from None
+    if args.mix and args.teacher_cache:
+        raise UserError(
+            f"--mix {args.mix}: no cache can hold a teacher's answers to all mixtures; leave out "
+            "--teacher_cache"
+        )
     return args
 
 
@@ -395,8 +433,20 @@ def complete(parser: CommandLine, argv: list[str] | None) -> argparse.Namespace:
         raise UserError(
             f"--schedule-steps {written}: must rise and stay below --epochs {args.epochs}"
         )
+    if hasattr(args, "mix_alpha") and args.mix is None:
+        raise UserError("--mix_alpha has no effect without --mix; leave it out")
+    args.mix_alpha = getattr(args, "mix_alpha", 1.0)
     args.settings = {name: getattr(args, name) for name in parser.identifying}
     return args
+
+
+def parameters_of(loss: str, args: argparse.Namespace) -> tuple[dict, dict]:
+    """What builds the loss, and what names its run: that and how images are mixed. UserError."""
+    try:
+        parameters = loss_parameters(loss, vars(args))
+    except ValueError as error:
+        raise UserError(f"--Lambda {args.Lambda:g}: {error}") from None
+    return parameters, parameters | ({args.mix: args.mix_alpha} if args.mix else {})
 
 
 def check_run(args: argparse.Namespace, data: Dataset, accelerator: Accelerator) -> None:

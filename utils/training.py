@@ -56,12 +56,13 @@ def start(deterministic: bool = False, log_with: str | None = None) -> Accelerat
     return accelerator
 
 
-def load_data(accelerator: Accelerator, *given, **options) -> Dataset:
-    """`load_dataset` on every process; only the main one downloads, and the others wait."""
+def load_data(args: Namespace, accelerator: Accelerator) -> Dataset:
+    """What the flags of `add_data` name, on every process; the main one downloads, others wait."""
     loaded = []
 
     def load(download: bool) -> None:
-        loaded.append(load_dataset(*given, **options, download=download))
+        how = (args.split_seed, download, args.flip, args.image_size, args.skip_unreadable)
+        loaded.append(load_dataset(args.dataset, args.data_dir, *how))
 
     on_main(accelerator, lambda: load(download=True))
     if not accelerator.is_main_process:
@@ -119,7 +120,10 @@ def fit(
     records, as in metrics.jsonl. Raises RunFailed when the loss is no longer finite.
     """
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
-    loader = TrainLoader(data.train, args.train_batch_size, args.seed, device, rank, world)
+    mix = (args.mix, args.mix_alpha) if args.mix else None
+    loader = TrainLoader(
+        data.train, args.train_batch_size, args.seed, device, rank, world, data.flip, mix
+    )
     val = replace(data.val, images=data.val.images.to(device))
     net, prepared, optimizer, schedule = prepare(accelerator, net, args, len(loader))
     parts = {"net": net, "optimizer": optimizer, "schedule": schedule}
