@@ -36,7 +36,7 @@ class CalibratedNet(nn.Module):
 def to_onnx(net: CalibratedNet, images: Tensor, metadata: dict[str, str]) -> bytes:
     import onnx
 
-    program = torch.onnx.export(
+    exported = torch.onnx.export(
         net,
         (images[:2],),
         input_names=["images"],
@@ -44,8 +44,9 @@ def to_onnx(net: CalibratedNet, images: Tensor, metadata: dict[str, str]) -> byt
         dynamic_shapes={"images": {0: torch.export.Dim("N")}},
         verbose=False,
     )
-    onnx.helper.set_model_props(program.model_proto, metadata)
-    return program.model_proto.SerializeToString()
+    model = exported.model_proto
+    onnx.helper.set_model_props(model, metadata)
+    return model.SerializeToString()
 
 
 def open_onnx(content: bytes) -> Callable[[Tensor], Tensor]:

@@ -37,9 +37,9 @@ from utils.calibration.distributions import (
 )
 from utils.calibration.metrics import classification_metrics
 from utils.data import Split, load_dataset
-from utils.data.npz import channels_last, image_side, open_npz
+from utils.data.npz import channels_last, image_side
 from utils.evaluation import predict
-from utils.files import one_line
+from utils.files import one_line, open_npz
 from utils.program import UserError
 from utils.tables import COLUMNS, Column, printable, text_table
 
@@ -162,14 +162,15 @@ def human_labels(data_dir: Path, labels: Tensor) -> Tensor:
 
 def test_split(nets: list[MeasuredNet], args: Namespace) -> Split:
     """The test split that all of the nets were measured on. Raises UserError."""
-    record = nets[0].record
-    told = record.config.get("arguments", {}).get("dataset", record.result["dataset"])
-    data = load_dataset(args.dataset or told, args.data_dir)
+    told = nets[0].record.config.get("arguments", {})
+    name = args.dataset or told.get("dataset", nets[0].record.result["dataset"])
+    folder_flags = {flag: told[flag] for flag in ("image_size", "skip_unreadable") if flag in told}
+    data = load_dataset(name, args.data_dir, **folder_flags)
     for net in nets:
         if net.record.result["fingerprint"] != data.fingerprint:
             raise UserError(
-                f"--dataset {args.dataset or told}: {net.record.folder} was trained on other data; "
-                "name its own by --dataset or --data_dir, and runs on one data set at a time"
+                f"--dataset {name}: {net.record.folder} was trained on other data; name its own by "
+                "--dataset or --data_dir, and runs on one data set at a time"
             )
     return data.test
 
@@ -226,7 +227,7 @@ def foreign_images(name: str, data_dir: Path) -> Tensor:
             f"--on {name}: no images in {file} ({type(error).__name__}: {one_line(error)}); write "
             f"it with numpy.savez(file, x_test=images), uint8 (N, H, W, 3) and square{others}"
         ) from error
-    return torch.from_numpy(np.array(channels_last(images))).permute(0, 3, 1, 2)
+    return torch.from_numpy(channels_last(images)).permute(0, 3, 1, 2)
 
 
 def under_corruptions(nets: list[MeasuredNet], args: Namespace) -> Evaluation:
