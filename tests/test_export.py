@@ -197,7 +197,7 @@ def test_latency(finished, onnx_file, capsys, monkeypatch):
     monkeypatch.setattr(export, "SECONDS", 0.01)
     export.main([str(finished), "--benchmark"])
     head, _, row = capsys.readouterr().out.splitlines()
-    assert re.search(r"1 thread +MB +ms, batch of 1 +ms, batch of 128", head)
+    assert re.search(r"one CPU thread +MB +ms, batch of 1 +ms, batch of 128", head)
     size, one, many = map(float, row.split()[-3:])
     assert 0.3 < size < 0.4 and 0 < one < many
 
