@@ -10,7 +10,9 @@ from functools import partial
 
 import torch
 
-from utils.analysis.records import MeasuredNet as Subject, measured_nets as find_subjects, write_beside
+from utils.analysis.records import MeasuredNet as Subject
+from utils.analysis.records import measured_nets as find_subjects
+from utils.analysis.records import write_beside
 from utils.calibration.metrics import classification_metrics
 from utils.calibration.posthoc import FOLDS, METHODS, Calibration, dirichlet_calibration
 from utils.options import CommandLine, location, number
@@ -76,7 +78,8 @@ def measure(subject: Subject, calibration: Calibration) -> dict:
 
 
 def table(found: dict[str, dict]) -> str:
-    metrics = [name for name in COLUMNS if name in found["none"]["test"]]
+    shown = found["none"]["test"]
+    metrics = [name for name, column in COLUMNS.items() if column.usual and name in shown]
     head = ["test split", "val NLL", *(COLUMNS[name].head for name in metrics), "chosen"]
     rows = [
         [

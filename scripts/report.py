@@ -17,9 +17,9 @@ import os
 import sys
 from pathlib import Path
 
-from utils.analysis.records import read_runs
-from utils.analysis.statistics import SELECT, Row, Section, View, sections_of
-from utils.analysis.tables import Table, left_out_table, main_table, render
+from utils.analysis.records import pack, read_runs
+from utils.analysis.statistics import SELECT, Row, Section, View, find_group, sections_of
+from utils.analysis.tables import Table, left_out_table, main_table, paired_table, render
 from utils.files import atomic, unmade_on_failure
 from utils.options import CommandLine, count, location, whole
 from utils.program import UserError, one_line_errors
@@ -63,6 +63,8 @@ def options(argv: list[str] | None):
         default=100,
         help="print at most so many of a data set, those that validation prefers",
     )
+    add("--against", metavar="ROW", help="also a table of the differences from this row")
+    add("--pack", type=location, metavar="FILE.zip", help="also write what is printed as a ROOT")
     return parser.parse_args(argv)
 
 
@@ -73,6 +75,9 @@ def main(argv: list[str] | None = None) -> None:
     sections, unreadable = sections_of(records, view)
     left_out += unreadable
     tables = [[main_table(section)] for section in sections]
+    if args.against is not None:
+        section, group = find_group(sections, args.against)
+        tables[sections.index(section)].append(paired_table(section, group))
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     shown = [table for own in tables for table in own]
     for table in [*shown, *rest_tables(left_out, longest=70)]:
@@ -84,13 +89,20 @@ def main(argv: list[str] | None = None) -> None:
         roots = ", ".join(map(str, args.roots))
         about = f"{len(records)} finished runs below {roots}; not in the tables: {len(left_out)}"
         files = {
-            "report.md": "# Report\n\n" + "\n".join(render(one, "markdown") for one in shown + rest),
+            "report.md": "# Report\n\n"
+            + "\n".join(render(one, "markdown") for one in shown + rest),
             "report.csv": csv_text(sections),
             "report.tex": "\n".join(render(one, "latex") for one in shown),
             "report.html": page(sections, tables, rest, about),
         }
         write(args.out, files)
         print(f"written: {', '.join(str(args.out / name) for name in files)}")
+
+    if args.pack is not None:
+        printed = [group for section in sections for group in section.printed]
+        with atomic(args.pack) as file:
+            pack([record for group in printed for record in group.records], args.epoch, file)
+        print(f"written: {args.pack}")
 
 
 def rest_tables(left_out, longest: int | None = None) -> list[Table]:

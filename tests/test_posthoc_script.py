@@ -15,7 +15,7 @@ from scipy.optimize import minimize
 import train_student
 import train_teacher
 from scripts import posthoc as script
-from utils import posthoc
+from utils.calibration import posthoc
 from utils.calibration.metrics import classification_metrics
 from utils.calibration.posthoc import (
     METHODS,

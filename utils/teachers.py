@@ -14,25 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from losses import canonical_loss
-from models import COMMON_WRNS, MODELS, build_model, check_name
+from models import MODELS, build_model, check_name
+from models.spellings import COUNTER, head, standard_names, variant
 from utils.data import NORMALISATION, Dataset
 from utils.data.views import normalise
 from utils.files import read_bytes, safe_name, unpack
 from utils.program import UserError
 
+WRAPPERS = r"^((module|_orig_mod)\.)+"
 OUR_KEYS = {
     **{"state_dict": Mapping, "num_classes": int, "mean": list, "std": list, "seed": int},
     **{"model": str, "dataset": str, "loss": str, "label": str, "split_seed": int},
 }
 WEIGHT_SUFFIXES = {".pth", ".th", ".pt", ".tar", ".ckpt", ".bin"}
-COUNTER = "num_batches_tracked"
-# How other code bases call what is named downsample, layer1..3 and fc here.
-RENAMES = (
-    (r"^((module|_orig_mod)\.)+", ""),
-    (r"^(linear|classifier)\.", "fc."),
-    (r"\.(shortcut|convShortcut)\.", ".downsample."),
-    (r"^block(\d)\.layer\.", r"layer\1."),
-)
 
 
 @dataclass
@@ -283,37 +277,27 @@ def normalisation(norm: str | None, dataset: Dataset) -> tuple:
 
 
 def standard_state(file: Path, content: Mapping) -> dict[str, Tensor]:
-    """The state dict in `content`, bare or under a usual key, with the names that our nets use.
-
-    Batch norm's counters are left out: old files lack them, and only training reads them.
-    """
+    """The state dict in `content`, bare or under a usual key, without wrappers in names."""
     wrapped = (content.get(key) for key in ("state_dict", "model", "net"))
     state = next((value for value in wrapped if isinstance(value, Mapping)), content)
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         keys = ", ".join(map(str, list(content)[:10])) or "nothing"
         reason = f"no state dict in it, bare or under state_dict, model or net; it holds {keys}"
         raise refusal(file, f"{reason}; save one with torch.save(net.state_dict(), file)")
-    named = {standard_name(str(key)): value for key, value in state.items()}
-    return {key: value for key, value in named.items() if not key.endswith(COUNTER)}
-
-
-def standard_name(key: str) -> str:
-    for pattern, replacement in RENAMES:
-        key = re.sub(pattern, replacement, key)
-    return key
+    return {re.sub(WRAPPERS, "", str(key)): value for key, value in state.items()}
 
 
 def build_teacher(
     file: Path, state: dict[str, Tensor], model: str | None, dataset: Dataset
 ) -> nn.Module:
     """The net of that name with these weights, ready to teach."""
-    head = state.get("fc.weight")
-    if head is None or head.ndim != 2:
-        reason = "no linear head named fc, linear or classifier in it"
+    last = head(state)
+    if last is None:
+        reason = "no linear head in it"
         raise refusal(file, f"{reason}; give a teacher of this zoo's architectures")
-    if len(head) != dataset.num_classes:
+    if len(last) != dataset.num_classes:
         wanted = f"--dataset {dataset.name} has {dataset.num_classes}"
-        raise refusal(file, f"has {len(head)} classes but {wanted}; give another teacher")
+        raise refusal(file, f"has {len(last)} classes but {wanted}; give another teacher")
     if model is None:
         reason = f"does not name its architecture, {resemblance(state)}"
         raise refusal(file, f"{reason}; give --teacher")
@@ -322,6 +306,7 @@ def build_teacher(
     except ValueError as error:
         raise UserError(f"--teacher: {error}") from None
     net = bare_net(model, state)
+    state = standard_names(state, net)
     wanted, found = shapes(net.state_dict()), shapes(state)
     for key in [*wanted, *found]:
         if wanted.get(key) != found.get(key):
@@ -335,10 +320,7 @@ def build_teacher(
 
 
 def bare_net(model: str, state: dict[str, Tensor]) -> nn.Module:
-    """A net for these weights: no downsample weights, so shortcuts without parameters."""
-    padded = model.startswith("resnet") and not any(".downsample." in key for key in state)
-    options = {"shortcut": "pad"} if padded else {}
-    return build_model(model, len(state["fc.weight"]), **options)
+    return build_model(model, len(head(state)), **variant(state, model))
 
 
 def shapes(state: Mapping[str, Tensor]) -> dict[str, tuple]:
@@ -349,8 +331,9 @@ def resemblance(state: dict[str, Tensor]) -> str:
     """What the weights look like, for an error's text."""
     found = shapes(state)
     with torch.device("meta"):
-        for name in [*MODELS, *COMMON_WRNS]:
-            if shapes(bare_net(name, state).state_dict()) == found:
+        for name in MODELS:
+            net = bare_net(name, state)
+            if shapes(net.state_dict()) == shapes(standard_names(state, net)):
                 return f"it looks like {name}"
     stem = found.get("conv1.weight", "absent")
     return f"it looks like no net of this zoo: {len(found)} tensors, conv1.weight {stem}"

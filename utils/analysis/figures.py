@@ -16,7 +16,12 @@ from utils.tables import COLUMNS, Column, printable
 COLOURS = [BLUE, "#e08a1e", "#3a9d6e", RED, "#7d5ba6", "#8c6d4f", "#c6699f", "#6b7280"]
 DASHES = ["solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2))]
 LINES = list(cycler(linestyle=DASHES) * cycler(color=COLOURS))  # 32 that differ
-CURVES = {"val_top1": "top-1 %", "val_ece": "ECE %", "val_nll": "NLL", "val_refinement": "NLL, scaled"}
+CURVES = {
+    "val_top1": "top-1 %",
+    "val_ece": "ECE %",
+    "val_nll": "NLL",
+    "val_refinement": "NLL, scaled",
+}
 LARGEST = 20  # values along a side of a heat map
 
 

@@ -18,7 +18,9 @@ def same_but_for_seed(record: Record) -> tuple:
     """
     result = record.result
     names = [result[name] for name in ("dataset", "fingerprint", "model", "label")]
-    settings = {name: record.settings[name] for name in record.settings.keys() - {"seed", "teacher"}}
+    settings = {
+        name: record.settings[name] for name in record.settings.keys() - {"seed", "teacher"}
+    }
     teacher = record.teacher and (record.teacher.exp_name, same_but_for_seed(record.teacher))
     return json.dumps([names, settings], sort_keys=True), teacher
 
@@ -65,8 +67,7 @@ class Group:
     @property
     def name(self) -> str:
         """`resnet8 KD T=4 Lambda=0.9`, and what sets it apart from others of that name."""
-        net = (self.first.result["model"], self.first.result["loss"], *self.first.parameters)
-        return " ".join(filter(None, (*net, self.exp_name, self.difference)))
+        return " ".join(filter(None, (self.first.name, self.exp_name, self.difference)))
 
     @property
     def full_name(self) -> str:

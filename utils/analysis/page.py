@@ -16,8 +16,9 @@ from utils.analysis.figures import (
     top1_against_ece,
 )
 from utils.analysis.groups import Group
-from utils.analysis.statistics import LOGITS, Section, Sweep
-from utils.analysis.tables import Entry, Table, render, sweep_sentence
+from utils.analysis.records import LOGITS
+from utils.analysis.statistics import Section, Sweep
+from utils.analysis.tables import Entry, Table, render
 from utils.calibration.diagram import reliability_diagrams
 from utils.tables import COLUMNS, printable
 
@@ -75,7 +76,9 @@ def pictures(section: Section) -> list[str]:
         parts.append('<p class="soft">Mean of the runs; shaded: from lowest to highest.</p>')
     cards = "".join(reliability(section, group) for group in drawn)
     if cards:
-        parts.append(f'<h3>Reliability on the test split</h3>\n<div class="grid pairs">{cards}</div>')
+        parts.append(
+            f'<h3>Reliability on the test split</h3>\n<div class="grid pairs">{cards}</div>'
+        )
     return parts
 
 
@@ -95,8 +98,8 @@ def sweep_html(section: Section, sweep: Sweep) -> str:
         for metric in metrics
     )
     return (
-        f"<h3>{escape(printable(sweep.name))}</h3>\n<p>{escape(sweep_sentence(section, sweep))}</p>"
-        '\n<p class="soft">Validation alone is shown; in maps darker is better; red: chosen.</p>\n'
+        f"<h3>Sweep of {escape(printable(sweep.name))}</h3>\n"
+        '<p class="soft">Validation alone is shown; in maps darker is better; red: chosen.</p>\n'
         f'<div class="grid maps">{pictures}</div>'
     )
 
@@ -126,5 +129,7 @@ def commands(sections: list[Section]) -> str:
         minutes = f"{record.result['seconds'] / 60:.1f}" if "seconds" in record.result else "–"
         known = [record.config.get(key, "–") for key in ("hardware", "command")]
         rows.append([Entry(printable(text)) for text in (record.folder, minutes, *known)])
-    table = render(Table(["Commands", "minutes", "hardware", "command"], rows, kind="words code"), "html")
+    table = render(
+        Table(["Commands", "minutes", "hardware", "command"], rows, kind="words code"), "html"
+    )
     return f"<details><summary>The commands of {len(rows)} runs</summary>{table}</details>"

@@ -3,7 +3,10 @@
 Run folders may also lie in a .zip file, where zipfile.Path reads them as pathlib.Path does.
 """
 
+import hashlib
+import io
 import json
+import math
 import os
 import re
 import zipfile
@@ -21,13 +24,13 @@ from tqdm import tqdm
 
 from models import build_model
 from utils.data import Dataset
-from utils.data.npz import open_npz
-from utils.files import one_line, read_torch, sha256, write_json
+from utils.files import one_line, open_npz, read_torch, safe_name, sha256, write_json
 from utils.program import UserError
 from utils.runs import is_complete, number_text
 from utils.tables import printable
 from utils.teachers import load_teacher
 
+LOGITS = ("raw", "scaled")
 MARKS = {"result.json", "config.json", ".lock"}  # any of them makes a run folder
 
 
@@ -42,12 +45,18 @@ class Record:
     teacher: "Record | None" = None
 
     def __post_init__(self):
-        """Look at all that is later taken for granted, so that a fault shows while it is read."""
-        self.exp_name = self.config.get("arguments", {}).get("exp_name")
-        self.settings: dict = self.result["settings"]
-        self.parameters = [
-            f"{name}={number_text(value)}" for name, value in self.result["loss_parameters"].items()
-        ]
+        """Touch what is later taken for granted: what is absent or of another type fails here."""
+        result = self.result
+        parameters = (f"{key}={number_text(x)}" for key, x in result["loss_parameters"].items())
+        self.name = " ".join([result["model"], result["loss"], *parameters])
+        safe_name(result["label"] + result["dataset"] + result["fingerprint"])
+        self.exp_name: str | None = self.config.get("arguments", {}).get("exp_name")
+        self.settings: dict = result["settings"]
+        for owner in ("teacher",) if self.borrowed else ("best", "last"):
+            measured = result[owner]
+            float(measured["temperature"] + measured["temperature_at_bound"])
+            for metrics in (measured["val"], *map(measured["test"].get, LOGITS)):
+                math.fsum([metrics["top1"], metrics["ece"], *metrics.values()])
         self.taught_by = self.borrow_teacher() if self.settings.get("teacher") else None
 
     def borrow_teacher(self) -> "Record":
@@ -71,15 +80,15 @@ class Record:
         return self.result[self.owner(epoch)]
 
     def metrics(self, epoch: str, logits: str) -> dict[str, float]:
-        """Fractions. `logits`: raw, scaled or one of `posthoc`, on test; val: raw, on validation."""
+        """Fractions. val: raw, on validation; else of `logits` (see `kinds`) on test."""
         measured = self.measured(epoch)
         if logits in measured["test"]:
             return measured["test"][logits]
         return measured["val"] if logits == "val" else self.posthoc(epoch)[logits]["test"]
 
-    @property
-    def predictions(self) -> Path:
-        return self.folder / "predictions.npz"
+    def kinds(self, epoch: str) -> list[str]:
+        """Of logits that were measured: raw, scaled, and by post-hoc calibration."""
+        return [*LOGITS, *(self.measured(epoch)["test"].keys() - LOGITS), *self.posthoc(epoch)]
 
     @cached_property
     def calibrated(self) -> dict:
@@ -92,14 +101,17 @@ class Record:
             return found if found["predictions"] == sha256(self.predictions) else {}
 
     def posthoc(self, epoch: str) -> dict[str, dict]:
-        """Further ways of calibration; raw and scaled are in the result itself."""
         methods = self.calibrated.get(self.owner(epoch), {})
         return {name: methods[name] for name in methods if name not in ("none", "temperature")}
 
-    def notes(self, epoch: str) -> list[tuple[str, str]]:
-        """What the fits of `posthoc` had to say: (method, note)."""
+    def notes(self, epoch: str) -> list[str]:
+        """What the fits of `posthoc` had to say."""
         methods = self.posthoc(epoch).items()
-        return [(name, str(note)) for name, found in methods for note in found.get("notes", [])]
+        return [f"{name}, {note}" for name, found in methods for note in found.get("notes", [])]
+
+    @property
+    def predictions(self) -> Path:
+        return self.folder / "predictions.npz"
 
     def stored(self, owner: str, split: str) -> tuple[Tensor, Tensor]:
         """Logits, float32 (N, K), and labels (N,), of predictions.npz. Raises UserError.
@@ -130,7 +142,8 @@ class Record:
             return []
         with naming(path):
             lines = [json.loads(line) for line in path.read_text().splitlines() if line]
-            return [{**line, "epoch": int(line["epoch"])} for line in lines]
+            numbers = [{k: v for k, v in line.items() if isinstance(v, float)} for line in lines]
+            return [{"epoch": int(e["epoch"])} | one for e, one in zip(lines, numbers, strict=True)]
 
     def can_teach(self, digest: str) -> bool:
         """Whether it has weights of that SHA-256, or none that could tell."""
@@ -232,6 +245,26 @@ def is_locked(lock: Path) -> bool:
         return re.search(rf"FLOCK .*:{lock.stat().st_ino} ", held) is not None
     except OSError:
         return False
+
+
+def pack(records: Iterable[Record], epoch: str, file) -> None:
+    """Write what a report needs of runs, test logits as float16, as a .zip file for `read_runs`."""
+    records = list({record.folder: record for record in records}.values())
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for record, title in zip(records, titles(records), strict=True):
+            files = ("result.json", "config.json", "metrics.jsonl")
+            contents = {name: (record.folder / name).read_bytes() for name in files}
+            if record.predictions.exists():
+                arrays = {}
+                for owner in {epoch, "teacher"} & record.result.keys():
+                    logits, labels = record.stored(owner, "test")
+                    arrays[f"{owner}_test_logits"] = logits.numpy().astype(np.float16)
+                np.savez(buffer := io.BytesIO(), test_labels=labels.numpy(), **arrays)
+                contents["predictions.npz"] = predictions = buffer.getvalue()
+                digest = {"predictions": hashlib.sha256(predictions).hexdigest()}
+                contents["posthoc.json"] = json.dumps(record.calibrated | digest)
+            for name, content in contents.items():
+                archive.writestr(f"{title}/{name}", content)
 
 
 class Net(NamedTuple):

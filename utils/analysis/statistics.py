@@ -3,22 +3,33 @@
 A section holds one data set. Nothing here is chosen by a test value.
 """
 
+import difflib
 import json
 import math
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from utils.analysis.groups import Group, group_runs
-from utils.analysis.records import LeftOut, Record
-from utils.calibration.bootstrap import basic_interval, calibrated_ece, gaps, resample_counts
+from utils.analysis.records import LOGITS, LeftOut, Record
+from utils.calibration.bootstrap import (
+    PAIRED,
+    Difference,
+    basic_interval,
+    calibrated_ece,
+    gaps,
+    holm,
+    paired_difference,
+    resample_counts,
+)
 from utils.files import one_line
+from utils.program import UserError
 from utils.tables import COLUMNS
 
-LOGITS = ("raw", "scaled")
 SELECT = ("nll", "ece", "sce", "adaece", "brier", "top1")
 USUAL = ["top1", "ece", "sce", "adaece", "nll", "true_calibration_error"]
 TUNED = ("lr", "weight_decay", "momentum")  # a sweep may run over these as over a loss's parameters
@@ -117,7 +128,7 @@ def sections_of(records: list[Record], view: View) -> tuple[list[Section], list[
         found = len(unreadable)
         for run in tqdm(shown, "measuring", leave=False, disable=None):
             try:
-                measure(run, view)
+                assert run.history is not None and rows_of(Group([run]), view, in_full=True)
             except Exception as error:  # whatever it is, it concerns this run alone
                 reason = one_line(error).replace(f"{run.folder}/", "")
                 unreadable.append(LeftOut(run.folder, reason))
@@ -174,7 +185,8 @@ def validation_loss(group: Group, view: View) -> float:
 def numbers_of(group: Group) -> dict[str, float]:
     """What a sweep may run over."""
     settings, parameters = group.first.settings, group.first.result["loss_parameters"]
-    return parameters | {name: settings[name] for name in TUNED if name in settings}
+    tuned = {name: settings.get(name) for name in TUNED}
+    return parameters | {name: x for name, x in tuned.items() if isinstance(x, (int, float))}
 
 
 def find_sweeps(groups: list[Group], view: View) -> list[Sweep]:
@@ -202,7 +214,7 @@ def find_sweeps(groups: list[Group], view: View) -> list[Sweep]:
 class Chance(NamedTuple):
     """What a run's ECE owes to the test split's being a sample.
 
-    `resampled`: of every bootstrap resample, (draws,). `calibrated`: see Cell.
+    `resampled`: of every bootstrap resample, (draws,). `calibrated`, `few`: see Cell and Row.
     """
 
     resampled: np.ndarray
@@ -210,18 +222,11 @@ class Chance(NamedTuple):
     few: bool
 
 
-def measure(record: Record, view: View) -> None:
-    """Read all that is shown of a run. Raises almost any Exception where that is damaged."""
-    assert isinstance(record.history + record.notes(view.epoch), list)
-    for logits in LOGITS:
-        chance(record, view.epoch, logits, view.draws)
-
-
 @cache
 def chance(record: Record, epoch: str, logits: str, draws: int) -> Chance | None:
     """None without stored predictions, or where no draws are wanted."""
-    predicted = record.probabilities(epoch, logits) if draws else None
-    if predicted is None:
+    predicted = record.probabilities(epoch, logits)
+    if predicted is None or not draws:
         return None
     gap = gaps(*predicted)
     filled = np.count_nonzero(gap, axis=0)
@@ -234,12 +239,13 @@ def rows_of(group: Group, view: View, in_full: bool) -> list[Row]:
     """One for each kind of logits that all its runs have; `in_full`: with what takes time."""
     if not in_full:
         return [make_row(group, logits, view, []) for logits in LOGITS]
-    posthoc = [record.posthoc(view.epoch) for record in group.records]
-    further = [name for name in posthoc[0] if all(name in one for one in posthoc)]
-    rows = [make_row(group, logits, view, []) for logits in further]
-    for logits in LOGITS[::-1]:
-        known = [chance(record, view.epoch, logits, view.draws) for record in group.records]
-        rows.insert(0, make_row(group, logits, view, known))
+    first, *others = [record.kinds(view.epoch) for record in group.records]
+    rows = []
+    for logits in (kind for kind in first if all(kind in other for other in others)):
+        known = []
+        if logits in LOGITS:
+            known = [chance(record, view.epoch, logits, view.draws) for record in group.records]
+        rows.append(make_row(group, logits, view, known))
     return rows
 
 
@@ -258,7 +264,7 @@ def make_row(group: Group, logits: str, view: View, known: list[Chance | None]) 
         floor = np.mean([one.calibrated for one in known], axis=0)
         few = any(one.few for one in known)
         cells["ece"] = cells["ece"]._replace(
-            interval=basic_interval(cells["ece"].mean, resampled), calibrated=tuple(floor)
+            interval=basic_interval(cells["ece"].mean, resampled, 0.95), calibrated=tuple(floor)
         )
     return Row(group, logits, cells, logits == "scaled" and any(bounds), few)
 
@@ -295,3 +301,39 @@ def mark(section: Section) -> None:
                     cells[metric] = cell._replace(mark="best")
                 elif cell.mark == "" and abs(cell.mean - best.mean) <= math.hypot(cell.sd, best.sd):
                     cells[metric] = cell._replace(mark="close")
+
+
+def find_group(sections: list[Section], name: str) -> tuple[Section, Group]:
+    """The row that --against names, with or without its teacher. Raises UserError."""
+    rows = [(section, group) for section in sections for group in section.groups]
+    named = {group.name: (section, group) for section, group in rows}
+    named |= {group.full_name: (section, group) for section, group in rows}
+    if name not in named:
+        close = difflib.get_close_matches(name, named, 1, 0)
+        raise UserError(f"--against {name}: there is no such row; did you mean {''.join(close)}?")
+    return named[name]
+
+
+def differences(section: Section, against: Group) -> dict[tuple[Group, str, str], Difference]:
+    """Of each printed group from another: by group, kind of logits and metric (fractions).
+
+    p-values are Holm's, for all groups in one metric and kind of logits. A metric that is no mean
+    over images or bins, and a run without stored predictions, has none.
+    """
+
+    def matrices(group: Group, logits: str, metric: str) -> list[np.ndarray] | None:
+        predicted = [record.probabilities(section.view.epoch, logits) for record in group.records]
+        return None if None in predicted else [PAIRED[metric](*one) for one in predicted]
+
+    found = {}
+    for logits, metric in product(LOGITS, filter(PAIRED.__contains__, section.columns)):
+        base = matrices(against, logits, metric)
+        family = {
+            (group, logits, metric): paired_difference(own, base, section.view.draws or 1000)
+            for group in section.printed
+            if base and group is not against and (own := matrices(group, logits, metric))
+        }
+        adjusted = holm([one.p for one in family.values()])
+        for (key, one), p in zip(family.items(), adjusted, strict=True):
+            found[key] = one._replace(p=p)
+    return found

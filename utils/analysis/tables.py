@@ -4,10 +4,13 @@ import html
 import math
 import re
 from collections.abc import Callable
+from itertools import product
 from typing import NamedTuple
 
-from utils.analysis.records import LeftOut
-from utils.analysis.statistics import FEW, LOGITS, Cell, Row, Section, Sweep
+from utils.analysis.groups import Group
+from utils.analysis.records import LOGITS, LeftOut
+from utils.analysis.statistics import FEW, Cell, Row, Section, Sweep, differences
+from utils.calibration.bootstrap import Difference
 from utils.runs import number_text
 from utils.tables import COLUMNS, Column, printable, text_table
 
@@ -34,7 +37,7 @@ MEANING = {
     "close": "its difference from the best is within the spread.",
     "chance": "a calibrated net of the same confidences has such an ECE on so few images (it lies "
     "within 95 % of draws); no best is named where the lowest is one of these.",
-    "differs": "from 0 (bootstrap over images and runs, Holm-corrected, 5 %).",
+    "differs": "from 0, Holm-corrected for all rows of its column and logits, at 5 %.",
 }
 
 
@@ -50,7 +53,7 @@ def main_table(section: Section) -> Table:
     for metric in section.columns:
         head.append(COLUMNS[metric].head)
         if metric == "ece" and has_chance:
-            head += ["95 % interval", "ECE of a calibrated net"]
+            head += ["95 % interval", "ECE of a calibrated net %"]
     chosen = {sweep.chosen for sweep in section.sweeps}
     entries = []
     for row in rows:
@@ -101,7 +104,7 @@ def legend(section: Section, rows: list[Row], has_chance: bool) -> list[str]:
     sentences = {
         f"Test split, {epoch}; scaled: logits divided by the temperature that fits the validation "
         "split best.": True,
-        f"{', '.join(further)}: fitted on the validation split by scripts.posthoc.": further,
+        f"{', '.join(further)}: fitted on the validation split (scripts.posthoc).": further,
         "n runs differ only in the seed: mean ± standard deviation over them.": max(sizes) > 1,
         "n = 1: no spread is known.": min(sizes) == 1,
         "95 % interval: of the mean ECE, bootstrap over test images. ECE of a calibrated net: "
@@ -120,13 +123,8 @@ def legend(section: Section, rows: list[Row], has_chance: bool) -> list[str]:
     said = [sentence for sentence, holds in sentences.items() if holds]
     chosen = [sweep for sweep in section.sweeps if sweep.chosen in set(groups)]
     said += [sweep_sentence(section, sweep) for sweep in chosen]
-    fits = {
-        f"{name}, {note}": None
-        for group in groups
-        for record in group.records
-        for name, note in record.notes(view.epoch)
-    }
-    return said + list(map(printable, fits))
+    fits = [note for group in groups for one in group.records for note in one.notes(view.epoch)]
+    return said + list(map(printable, dict.fromkeys(fits)))
 
 
 def sweep_sentence(section: Section, sweep: Sweep) -> str:
@@ -145,10 +143,38 @@ def sweep_sentence(section: Section, sweep: Sweep) -> str:
     )
 
 
+def paired_table(section: Section, against: Group) -> Table:
+    """What each row differs by from the one named, with 95 % intervals."""
+    found = differences(section, against)
+    head = [f"minus {printable(against.full_name)}", "logits"]
+    head += [COLUMNS[metric].head for metric in section.columns]
+    rows = []
+    for group, logits in product(section.printed, LOGITS):
+        if group is not against:
+            name = printable(group.full_name) if logits == "raw" else ""
+            keys = [(group, logits, metric) for metric in section.columns]
+            cells = [difference_entry(found.get(key), COLUMNS[key[2]]) for key in keys]
+            rows.append([Entry(name), Entry(logits), *cells])
+    notes = [
+        "95 % intervals: bootstrap over test images, the same for both rows, and the spread of "
+        "their runs; of single runs the former alone."
+    ]
+    return Table(head, rows, notes, "metrics")
+
+
+def difference_entry(one: Difference | None, column: Column) -> Entry:
+    if one is None:
+        return Entry("–")
+    value, low, high = map(column.text, one[:3])
+    sign = "+" if one.value > 0 else ""
+    return Entry(f"{sign}{value} [{low}, {high}]", "differs" if one.p <= 0.05 else "")
+
+
 def left_out_table(left_out: list[LeftOut], longest: int | None = None) -> Table:
     """The runs that are in no other table; a log's line may be cut."""
     head = ["Not in the tables", "why", "epochs", "last line of its log"]
-    rows = [[Entry(printable(text)[:longest]) for text in one] for one in left_out]
+    cut = [one._replace(last_line=one.last_line[:longest]) for one in left_out]
+    rows = [[Entry(printable(text)) for text in one] for one in cut]
     return Table(head, rows, kind="words")
 
 
@@ -259,7 +285,11 @@ FORMATS = {
     ),
     "html": Format(
         escape=html.escape,
-        marks={"best": "<strong>{}</strong>", "close": "{}<sup>≈</sup>", "chance": "{}<sup>°</sup>"},
+        marks={
+            "best": "<strong>{}</strong>",
+            "close": "{}<sup>≈</sup>",
+            "chance": "{}<sup>°</sup>",
+        },
         indent="&emsp;",
         lay_out=html_table,
         note="<li>{}</li>",

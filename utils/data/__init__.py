@@ -101,8 +101,7 @@ def load_dataset(
     unless the images are digits. `image_size` and `skip_unreadable` are for folders of images.
     Raises UserError, in one line, for everything that can be wrong with a name or a file.
     """
-    data_dir = Path(os.path.expanduser(data_dir))
-    arrays = read_arrays(name, data_dir, download, image_size, skip_unreadable)
+    arrays = read_arrays(name, Path(data_dir), download, image_size, skip_unreadable)
     train, val = (
         take(arrays, "train", i) for i in split_indices(len(arrays["y_train"]), split_seed)
     )
@@ -158,7 +157,7 @@ def locate(name: str, data_dir: Path) -> tuple[Path | None, str]:
     where, stored = f"--dataset {name}", data_dir / f"{name}.npz"
     if name not in NAMES:
         return existing(name), where
-    # os.path and not Path's methods: those raise for a name that is too long, or a user unknown.
+    # os.path and not Path's methods: those raise for a name that is too long.
     if name != "synthetic" and os.path.exists(stored):
         return stored, f"--data_dir {data_dir}, file {stored.name}"
     if name != "tiny_imagenet":
@@ -173,9 +172,8 @@ def locate(name: str, data_dir: Path) -> tuple[Path | None, str]:
 
 
 def existing(name: str) -> Path:
-    path = os.path.expanduser(name)
-    if os.path.isfile(path) or os.path.isdir(path):
-        return Path(path)
+    if os.path.isfile(name) or os.path.isdir(name):
+        return Path(name)
     if name.endswith(".npz"):
         raise UserError(f"--dataset {name}: there is no such file; check the path")
     close = difflib.get_close_matches(name.lower(), NAMES, 1)
@@ -215,7 +213,7 @@ def from_torchvision(name: str, data_dir: Path, download: bool) -> Arrays:
 def dataset_label(name: str) -> str:
     """The name as a part of a path: a known name itself, of a file or folder its safe name."""
     if name not in NAMES:
-        name = os.path.basename(os.path.abspath(os.path.expanduser(name))).removesuffix(".npz")
+        name = os.path.basename(os.path.abspath(name)).removesuffix(".npz")
     return re.sub(r"[^A-Za-z0-9+=.,_-]", "_", name).lstrip(".-")[:80] or "data"
 
 

@@ -53,16 +53,10 @@ def checked(arrays: Arrays, where: str) -> Arrays:
             f"{x} has shape {images.shape}; images are square, {SMALLEST} to {LARGEST} pixels, "
             "(N, H, W, 3), (N, H, W, 1), (N, H, W) or (N, C, H, W)",
         )
-        whole = f"numpy.unique({y}, return_inverse=True)[1]" if labels.dtype.kind in "US" else y
-        require(
-            labels.dtype.kind in "iu",
-            f"{y} is {labels.dtype}; labels are whole numbers: save {whole}.astype(int)",
-        )
-        remedy = f"; save {y}.argmax(1)" if labels.ndim == 2 and len(labels) == len(images) else ""
+        require(labels.dtype.kind in "iu", f"{y} is {labels.dtype}; save labels as integers")
         require(
             labels.shape in ((len(images),), (len(images), 1)),
-            f"{y} has shape {labels.shape}; it must be ({len(images)},), a label for each "
-            f"image{remedy}",
+            f"{y} has shape {labels.shape}; it must be ({len(images)},), a label for each image",
         )
         made |= {x: channels_last(images), y: labels.reshape(-1).astype(np.int64)}
     train, test = made["x_train"].shape, made["x_test"].shape
