@@ -80,16 +80,16 @@ def export(net: MeasuredNet, images: Tensor, args: Namespace) -> tuple[bytes, st
     """The content of a file that has been checked, and what to say of it. Raises UserError."""
     record, images = net.record, images[:CHECKED]
     saved = read_torch(record.folder / f"model_{net.owner}.pth", "copy or train it again")
+    del saved["state_dict"]
     weight, bias, ece = calibration(net, args.calibration)
     metadata = {
         "classes": record.result["num_classes"],
         "dataset": record.result["dataset"],
         "calibration": args.calibration,
         "temperature": net.temperature,
-        "softmax": {"weight": weight, "bias": bias},
         "ece": ece,
         "command": record.config.get("command", ""),
-        "checkpoint": {key: saved[key] for key in saved.keys() - {"state_dict"}},
+        "checkpoint": saved | {"softmax": {"weight": weight, "bias": bias}},
     }
     metadata = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
     calibrated = CalibratedNet(*net.load(torch.device("cpu")), weight, bias)

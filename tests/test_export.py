@@ -72,7 +72,8 @@ def from_safetensors(file, images):
     with safe_open(file, "pt") as content:
         about = content.metadata()
         state = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
-    checkpoint, linear = json.loads(about["checkpoint"]), json.loads(about["softmax"])
+    checkpoint = json.loads(about["checkpoint"])
+    linear = checkpoint["softmax"]
     net = build_model(checkpoint["model"], checkpoint["num_classes"]).eval()
     net.load_state_dict(state)
     with torch.no_grad():

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load as load_safetensors
 
 from utils.program import RunFailed, UserError
 
@@ -158,3 +159,15 @@ def require_memory(size: int) -> None:
 
 def sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def unpack_safetensors(data: bytes) -> dict:
+    """The tensors; of a file of scripts/export.py what model_best.pth holds, tensors included.
+
+    Raises almost any Exception.
+    """
+    tensors = load_safetensors(data)
+    # The length of the header in eight bytes, then JSON.
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    checkpoint = header.get("__metadata__", {}).get("checkpoint")
+    return json.loads(checkpoint) | {"state_dict": tensors} if checkpoint else tensors
