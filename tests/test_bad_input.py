@@ -319,8 +319,6 @@ MISTAKES = {
         ("file", "file.*no such folder"),
         ("loop", "loop.*no such folder"),
         (LONG, "no such folder"),
-        ("damaged_metrics --out out", "metrics.jsonl.*again"),
-        ("damaged_predictions", "predictions.npz.*again"),
         ("--columns", "--columns.*at least one"),
         ("--columns ece top2", "--columns.*top2.*top1"),
         ("--out file", "--out file.*name a folder"),

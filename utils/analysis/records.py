@@ -50,7 +50,9 @@ class Record:
         parameters = (f"{key}={number_text(x)}" for key, x in result["loss_parameters"].items())
         self.name = " ".join([result["model"], result["loss"], *parameters])
         safe_name(result["label"] + result["dataset"] + result["fingerprint"])
-        self.exp_name: str | None = self.config.get("arguments", {}).get("exp_name")
+        hash(result["seed"])
+        exp_name = self.config.get("arguments", {}).get("exp_name")
+        self.exp_name = exp_name and str(exp_name)
         self.settings: dict = result["settings"]
         for owner in ("teacher",) if self.borrowed else ("best", "last"):
             measured = result[owner]
@@ -87,8 +89,8 @@ class Record:
         return measured["val"] if logits == "val" else self.posthoc(epoch)[logits]["test"]
 
     def kinds(self, epoch: str) -> list[str]:
-        """Of logits that were measured: raw, scaled, and by post-hoc calibration."""
-        return [*LOGITS, *(self.measured(epoch)["test"].keys() - LOGITS), *self.posthoc(epoch)]
+        """Of logits that were measured: raw, scaled, a teacher's tempered ones, post-hoc."""
+        return list(dict.fromkeys([*LOGITS, *self.measured(epoch)["test"], *self.posthoc(epoch)]))
 
     @cached_property
     def calibrated(self) -> dict:
@@ -169,9 +171,8 @@ def naming(path: Path):
     # Any exception: damaged files raise a dozen kinds, and each means the same to the user.
     except Exception as error:
         fault = one_line(error) or type(error).__name__
-        raise UserError(
-            f"{path} is damaged ({fault}); copy it again or take its run away"
-        ) from None
+        advice = "copy it again or take its run away"
+        raise UserError(f"{path} is damaged ({fault}); {advice}") from None
 
 
 def read_runs(roots: list[Path]) -> tuple[list[Record], list[LeftOut]]:
@@ -252,8 +253,9 @@ def pack(records: Iterable[Record], epoch: str, file) -> None:
     records = list({record.folder: record for record in records}.values())
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for record, title in zip(records, titles(records), strict=True):
-            files = ("result.json", "config.json", "metrics.jsonl")
-            contents = {name: (record.folder / name).read_bytes() for name in files}
+            files = [record.folder / f"{name}.json" for name in ("result", "config")]
+            files += [record.folder / "metrics.jsonl"]
+            contents = {file.name: file.read_bytes() for file in files if file.exists()}
             if record.predictions.exists():
                 arrays = {}
                 for owner in {epoch, "teacher"} & record.result.keys():
