@@ -288,7 +288,6 @@ MISTAKES = {
         ("loop", "loop.*no such folder"),
         ("file", "file.*no such folder"),
         (LONG, "no such folder"),
-        ("damaged_predictions", "predictions.npz"),
         ("damaged_model_best", "model_best.pth.*again"),
         ("--on cifar10q", "--on.*cifar10q.*cifar10c"),
         ("--on missing.npz", "--on.*missing.npz.*check the path"),

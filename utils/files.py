@@ -116,7 +116,7 @@ def unpack(data: bytes):
         raise ValueError("it is empty; copy or make it again")
     try:
         # The header of safetensors: its length in eight bytes, then JSON.
-        return load_safetensors(data) if data[8:9] == b"{" else unpack_torch(data)
+        return unpack_safetensors(data) if data[8:9] == b"{" else unpack_torch(data)
     # Damaged bytes raise whatever the unpickler stumbles over, from KeyError to UnicodeDecodeError.
     except Exception as error:
         foreign = re.search(r"GLOBAL (\S+)", str(error))
@@ -197,3 +197,15 @@ def files_below(folder: Path, name: str) -> list[Path]:
             found.append(Path(place, name))
         seen.add(real)
     return sorted(found)
+
+
+def unpack_safetensors(data: bytes) -> dict:
+    """The tensors; of a file of scripts/export.py what model_best.pth holds, tensors included.
+
+    Raises almost any Exception.
+    """
+    tensors = load_safetensors(data)
+    # The length of the header in eight bytes, then JSON.
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    checkpoint = header.get("__metadata__", {}).get("checkpoint")
+    return json.loads(checkpoint) | {"state_dict": tensors} if checkpoint else tensors
