@@ -146,7 +146,7 @@ class Teacher:
                 "seed": None if None in seeds else "+".join(map(str, sorted(seeds))),
                 "sha256": hashlib.sha256(hashes).hexdigest(),
                 "path": [str(member.path) for member in self.members],
-                "loss": "+".join(sorted({str(member.loss) for member in self.members})),
+                "loss": "+".join(sorted({m.loss for m in self.members} - {None})) or None,
                 **{"mean": None, "std": None, "members": members},
             }
         if self.fitted or self.temperature != 1:
@@ -252,8 +252,10 @@ def originals(runs: list[Path]) -> list[Path]:
     weights = {sha256(file) for run in runs for file in run.glob("model_*.pth")}
 
     def taught(run: Path) -> bool:
-        teacher = read_json(run / "result.json", "repair it or name the teacher's own folder")
-        teacher = teacher.get("teacher", {"sha256": None})
+        try:
+            teacher = read_json(run / "result.json", "")["teacher"]
+        except (UserError, KeyError):  # damaged, or trained from the labels alone
+            return False
         hashes = {member["sha256"] for member in teacher.get("members", [teacher])}
         return not hashes.isdisjoint(weights)
 
@@ -394,7 +396,7 @@ def misfits(net: nn.Module, state: Mapping[str, Tensor]) -> list[tuple]:
         for each in (net.state_dict(), state)
     )
     return [
-        (name, found.get(name, "absent"), wanted.get(name, "absent"))
+        (name, found.get(name, "absent"), wanted.get(name, "none"))
         for name in dict.fromkeys([*wanted, *found])
         if found.get(name) != wanted.get(name)
     ]
