@@ -18,6 +18,7 @@ from utils import teacher_cache
 from utils.data import load_dataset
 from utils.data import views as view_module
 from utils.data.views import NUM_VIEWS, TrainLoader, epoch_plan
+from utils.files import atomic
 from utils.options import student_options
 from utils.runs import Run
 from utils.teacher_cache import CachedTeacher, LogitFiles
@@ -342,6 +343,19 @@ def test_a_killed_run_goes_on_with_what_it_kept(train, plain, tmp_path, monkeypa
     calls.clear()
     assert_same_run(plain, train("cut", *cache))
     assert calls == [67, 67, 1]
+
+
+def test_temporary_names_are_never_shared(tmp_path, monkeypatch):
+    """In containers that share a folder every process may have the same number."""
+    names, replace = set(), os.replace
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    monkeypatch.setattr(os, "replace", lambda a, b: (names.add(a), replace(a, b)))
+    for _ in range(24):
+        with atomic(tmp_path / "file") as file:
+            file.write(b"x")
+    assert len(names) == 24 and [path.name for path in tmp_path.iterdir()] == ["file"]
+    (tmp_path / "usual").touch()
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
 def test_several_runs_at_once_share_one_cache(train, tiny_npz, teacher, tmp_path, forks):
