@@ -377,11 +377,6 @@ def test_safetensors(tmp_path):
     save_safetensors(net.state_dict(), file)
     assert same_net(net, load(file, model="resnet8").net)
     content = file.read_bytes()
-    facts = checkpoint()  # an exported run: its facts lie beside it
-    del facts["state_dict"]
-    (tmp_path / "net.json").write_text(json.dumps(facts))
-    assert (load(file).label, load(file).seed) == (LABEL, 42)
-    refused(file, "--split-seed 3", split_seed=0)
     for kept in (len(content) - 1, 1000, 9):
         file.write_bytes(content[:kept])
         refused(file, "damaged, cut short", model="resnet8")

@@ -275,9 +275,6 @@ def read_weights(file: Path) -> tuple[Mapping, str]:
         raise refusal(file, f"holds a {type(content).__name__}; give a file with a state dict")
     if "best" in content and "optimizer" in content:
         raise refusal(file, "holds what a run resumes from; give its folder or its model_best.pth")
-    facts = file.with_suffix(".json")
-    if file.suffix == ".safetensors" and facts.is_file():  # an exported run
-        content = read_json(facts, "copy or export it again") | {"state_dict": content}
     return content, hashlib.sha256(data).hexdigest()
 
 
