@@ -10,9 +10,7 @@ from functools import partial
 
 import torch
 
-from utils.analysis.records import MeasuredNet as Subject
-from utils.analysis.records import measured_nets as find_subjects
-from utils.analysis.records import write_beside
+from utils.analysis.records import MeasuredNet, measured_nets, write_beside
 from utils.calibration.metrics import classification_metrics
 from utils.calibration.posthoc import FOLDS, METHODS, Calibration, dirichlet_calibration
 from utils.options import CommandLine, location, number
@@ -47,24 +45,20 @@ def options(argv: list[str] | None):
 def main(argv: list[str] | None = None) -> None:
     args = options(argv)
     methods = METHODS | {"Dirichlet ODIR": partial(dirichlet_calibration, folds=args.folds)}
-    for subject in find_subjects(args.runs, args.epoch, args.with_teacher):
-        fitted = {method: fit(*subject.val) for method, fit in methods.items()}
-        found = {method: measure(subject, fit) for method, fit in fitted.items()}
-        print(f"\n{subject.title}\n{table(found)}")
-        for method, calibration in fitted.items():
-            for note in calibration.notes:
+    for net in measured_nets(args.runs, args.epoch, args.with_teacher):
+        fitted = {method: fit(*net.val) for method, fit in methods.items()}
+        found = {method: measure(net, fit) for method, fit in fitted.items()}
+        print(f"\n{net.title}\n{table(found)}")
+        for method, one in found.items():
+            for note in one["notes"]:
                 print(f"{method}: {note}")
         if args.write:
             about = {"folds": args.folds}
-            print(f"written: {write_beside(subject.record, FILE, about, {subject.owner: found})}")
+            print(f"written: {write_beside(net.record, FILE, about, {net.owner: found})}")
 
 
-def measure(subject: Subject, calibration: Calibration) -> dict:
+def measure(net: MeasuredNet, calibration: Calibration) -> dict:
     """What the fit found, the map itself, and the metrics on both splits (fractions)."""
-    measured = {
-        split: classification_metrics(calibration(logits), labels)
-        for split, (logits, labels) in (("val", subject.val), ("test", subject.test))
-    }
     weight = calibration.weight
     diagonal = torch.equal(weight, weight.diagonal().diag())
     return {
@@ -73,7 +67,8 @@ def measure(subject: Subject, calibration: Calibration) -> dict:
         "weight": (weight.diagonal() if diagonal else weight).tolist(),
         "bias": calibration.bias.tolist(),
         "notes": list(calibration.notes),
-        **measured,
+        "val": classification_metrics(calibration(net.val[0]), net.val[1]),
+        "test": classification_metrics(calibration(net.test[0]), net.test[1]),
     }
 
 
