@@ -10,6 +10,7 @@ import math
 import os
 import re
 import zipfile
+from argparse import Namespace
 from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from utils.files import one_line, open_npz, read_torch, safe_name, sha256, write
 from utils.program import UserError
 from utils.runs import is_complete, number_text
 from utils.tables import printable
-from utils.teachers import load_teacher
+from utils.teachers import teacher_of
 
 LOGITS = ("raw", "scaled")
 MARKS = {"result.json", "config.json", ".lock"}  # any of them makes a run folder
@@ -50,7 +51,9 @@ class Record:
         parameters = (f"{key}={number_text(x)}" for key, x in result["loss_parameters"].items())
         self.name = " ".join([result["model"], result["loss"], *parameters])
         safe_name(result["label"] + result["dataset"] + result["fingerprint"])
-        self.exp_name: str | None = self.config.get("arguments", {}).get("exp_name")
+        hash(result["seed"])
+        exp_name = self.config.get("arguments", {}).get("exp_name")
+        self.exp_name = exp_name and str(exp_name)
         self.settings: dict = result["settings"]
         for owner in ("teacher",) if self.borrowed else ("best", "last"):
             measured = result[owner]
@@ -87,8 +90,8 @@ class Record:
         return measured["val"] if logits == "val" else self.posthoc(epoch)[logits]["test"]
 
     def kinds(self, epoch: str) -> list[str]:
-        """Of logits that were measured: raw, scaled, and by post-hoc calibration."""
-        return [*LOGITS, *(self.measured(epoch)["test"].keys() - LOGITS), *self.posthoc(epoch)]
+        """Of logits that were measured: raw, scaled, a teacher's tempered ones, post-hoc."""
+        return list(dict.fromkeys([*LOGITS, *self.measured(epoch)["test"], *self.posthoc(epoch)]))
 
     @cached_property
     def calibrated(self) -> dict:
@@ -169,9 +172,8 @@ def naming(path: Path):
     # Any exception: damaged files raise a dozen kinds, and each means the same to the user.
     except Exception as error:
         fault = one_line(error) or type(error).__name__
-        raise UserError(
-            f"{path} is damaged ({fault}); copy it again or take its run away"
-        ) from None
+        advice = "copy it again or take its run away"
+        raise UserError(f"{path} is damaged ({fault}); {advice}") from None
 
 
 def read_runs(roots: list[Path]) -> tuple[list[Record], list[LeftOut]]:
@@ -252,8 +254,9 @@ def pack(records: Iterable[Record], epoch: str, file) -> None:
     records = list({record.folder: record for record in records}.values())
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for record, title in zip(records, titles(records), strict=True):
-            files = ("result.json", "config.json", "metrics.jsonl")
-            contents = {name: (record.folder / name).read_bytes() for name in files}
+            files = [record.folder / f"{name}.json" for name in ("result", "config")]
+            files += [record.folder / "metrics.jsonl"]
+            contents = {file.name: file.read_bytes() for file in files if file.exists()}
             if record.predictions.exists():
                 arrays = {}
                 for owner in {epoch, "teacher"} & record.result.keys():
@@ -326,26 +329,25 @@ class MeasuredNet:
         facts = {name: result[name] for name in ("num_classes", "mean", "std", "fingerprint")}
         # What a teacher is checked against; its images are not needed.
         data = Dataset(result["dataset"], train=None, val=None, test=None, **facts)
+        names = ("path", "loss", "select", "norm", "key", "size", "temperature")
+        flags = {"teacher": None} | {f"teacher_{name}": None for name in names}
+        flags |= {"teacher_select": "best", "teacher_temperature": 1.0, **given}
+        for name in ("teacher", "teacher_path"):  # one, in runs from before there were several
+            flags[name] = [flags[name]] if isinstance(flags[name], str) else flags[name]
         try:
-            teacher = load_teacher(
-                given.get("teacher_path", ""),
-                data,
-                result["split_seed"],
-                model=given.get("teacher"),
-                select=given.get("teacher_select", "best"),
-                norm=given.get("teacher_norm"),
-            )
+            teacher = teacher_of(Namespace(**flags | {"split_seed": result["split_seed"]}), data)
         except UserError as error:
             raise UserError(
                 f"{folder}: its teacher is not where its command found it ({error}); put it back, "
                 "run in the folder where the student was trained, or leave out --with-teacher"
             ) from None
-        if teacher.sha256 != self.measured["sha256"]:
+        if teacher.identity["sha256"] != self.measured["sha256"]:
             raise UserError(
-                f"{folder}: {teacher.path} is no longer the teacher that it learned from; "
+                f"{folder}: {given['teacher_path']} is no longer what it learned from; "
                 "put that back or leave out --with-teacher"
             )
-        return Net(teacher.net, teacher.mean, teacher.std)
+        (member,) = teacher.members
+        return Net(member.net, member.mean, member.std)
 
 
 def measured_nets(paths: Iterable[Path], epoch: str, with_teacher: bool) -> list[MeasuredNet]:

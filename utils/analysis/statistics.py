@@ -24,7 +24,7 @@ from utils.calibration.bootstrap import (
     gaps,
     holm,
     paired_difference,
-    resample_counts,
+    resampled_ece,
 )
 from utils.files import one_line
 from utils.program import UserError
@@ -68,7 +68,7 @@ class Row(NamedTuple):
     logits: str
     cells: dict[str, Cell]
     at_bound: bool
-    few: bool = False  # a bin of confidence holds fewer than FEW test images
+    few: bool  # a bin of confidence holds fewer than FEW test images
 
 
 @dataclass(eq=False)
@@ -211,28 +211,18 @@ def find_sweeps(groups: list[Group], view: View) -> list[Sweep]:
     return sweeps
 
 
-class Chance(NamedTuple):
-    """What a run's ECE owes to the test split's being a sample.
-
-    `resampled`: of every bootstrap resample, (draws,). `calibrated`, `few`: see Cell and Row.
-    """
-
-    resampled: np.ndarray
-    calibrated: tuple[float, float]
-    few: bool
-
-
 @cache
-def chance(record: Record, epoch: str, logits: str, draws: int) -> Chance | None:
-    """None without stored predictions, or where no draws are wanted."""
+def chance(
+    record: Record, epoch: str, logits: str, draws: int
+) -> tuple[np.ndarray, tuple[float, float]] | None:
+    """What a run's ECE owes to the test split's being a sample; None without stored predictions.
+
+    The ECE of every bootstrap resample, (draws,); and that of a calibrated net, see Cell.
+    """
     predicted = record.probabilities(epoch, logits)
     if predicted is None or not draws:
         return None
-    gap = gaps(*predicted)
-    filled = np.count_nonzero(gap, axis=0)
-    resampled = np.abs(resample_counts(len(gap), draws, 0) @ gap).sum(axis=1) / len(gap)
-    few = bool(((filled > 0) & (filled < FEW)).any())
-    return Chance(resampled, calibrated_ece(predicted[0], draws), few)
+    return resampled_ece(gaps(*predicted), draws), calibrated_ece(predicted[0], draws)
 
 
 def rows_of(group: Group, view: View, in_full: bool) -> list[Row]:
@@ -249,7 +239,8 @@ def rows_of(group: Group, view: View, in_full: bool) -> list[Row]:
     return rows
 
 
-def make_row(group: Group, logits: str, view: View, known: list[Chance | None]) -> Row:
+def make_row(group: Group, logits: str, view: View, known: list) -> Row:
+    """`known`: the `chance` of its runs."""
     measured = [record.metrics(view.epoch, logits) for record in group.records]
     metrics = [name for name in COLUMNS if all(name in one for one in measured)]
     values = np.array([[one[name] for name in metrics] for one in measured])
@@ -257,15 +248,13 @@ def make_row(group: Group, logits: str, view: View, known: list[Chance | None]) 
     if len(values) > 1:
         spreads = values.std(axis=0, ddof=1)
     cells = {name: Cell(*pair) for name, *pair in zip(metrics, means, spreads, strict=True)}
-    bounds = (record.measured(view.epoch)["temperature_at_bound"] for record in group.records)
-    few = False
     if known and None not in known:
-        resampled = np.mean([one.resampled for one in known], axis=0)
-        floor = np.mean([one.calibrated for one in known], axis=0)
-        few = any(one.few for one in known)
-        cells["ece"] = cells["ece"]._replace(
-            interval=basic_interval(cells["ece"].mean, resampled, 0.95), calibrated=tuple(floor)
-        )
+        resampled, calibrated = (np.mean(parts, axis=0) for parts in zip(*known, strict=True))
+        ece, interval = cells["ece"], basic_interval(cells["ece"].mean, resampled)
+        mark = "chance" if ece.mean <= calibrated[1] else ""
+        cells["ece"] = Cell(ece.mean, ece.sd, mark, interval, tuple(calibrated))
+    bounds = (record.measured(view.epoch)["temperature_at_bound"] for record in group.records)
+    few = any(one.get("smallest_bin", FEW) < FEW for one in measured)
     return Row(group, logits, cells, logits == "scaled" and any(bounds), few)
 
 
@@ -279,10 +268,6 @@ def mark(section: Section) -> None:
     these is the lowest, none is best.
     """
     compared = set(section.compared)
-    for row in section.rows:
-        cell = row.cells["ece"]
-        if cell.calibrated and cell.mean <= cell.calibrated[1]:
-            row.cells["ece"] = cell._replace(mark="chance")
     for logits in dict.fromkeys(row.logits for row in section.rows):
         fair = [
             row.cells

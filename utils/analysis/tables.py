@@ -32,6 +32,7 @@ class Table(NamedTuple):
     kind: str = ""
 
 
+TEMPERED = "tempered"
 MEANING = {
     "best": "best of its column among rows of equal logits.",
     "close": "its difference from the best is within the spread.",
@@ -97,14 +98,17 @@ def legend(section: Section, rows: list[Row], has_chance: bool) -> list[str]:
     sizes = [len(group.records) for group in groups]
     select = COLUMNS[view.select].head.removesuffix(" %")
     epoch = {"best": "the epoch that validation chose", "last": "the last epoch"}[view.epoch]
-    further = dict.fromkeys(row.logits for row in rows if row.logits not in LOGITS)
+    further = dict.fromkeys(row.logits for row in rows if row.logits not in (*LOGITS, TEMPERED))
     few = "mce" in section.columns and any(row.few for row in rows)
-    borrowed = any(record.borrowed for group in groups for record in group.records)
+    borrowed = any(group.first.borrowed for group in groups)
     unprinted = len(section.groups) - len(groups)
     sentences = {
         f"Test split, {epoch}; scaled: logits divided by the temperature that fits the validation "
         "split best.": True,
         f"{', '.join(further)}: fitted on the validation split (scripts.posthoc).": further,
+        f"{TEMPERED}: divided by --teacher_temperature, as its students saw them.": any(
+            row.logits == TEMPERED for row in rows
+        ),
         "n runs differ only in the seed: mean ± standard deviation over them.": max(sizes) > 1,
         "n = 1: no spread is known.": min(sizes) == 1,
         "95 % interval: of the mean ECE, bootstrap over test images. ECE of a calibrated net: "
@@ -117,7 +121,7 @@ def legend(section: Section, rows: list[Row], has_chance: bool) -> list[str]:
         "†: the temperature lies at the bound of its range; do not trust the row.": any(
             row.at_bound for row in rows
         ),
-        "A teacher whose own run is elsewhere is shown as its students' runs measured it.": borrowed,
+        "A teacher without a run here is shown as its students' runs measured it.": borrowed,
         f"{unprinted} further nets are in report.csv only (--nets prints more).": unprinted,
     }
     said = [sentence for sentence, holds in sentences.items() if holds]

@@ -97,6 +97,18 @@ def ece_interval(
     """
     estimate = np.mean([_value(run) for run in runs])
     resampled = _values(runs, resamples, seed).mean(axis=0)
+    return basic_interval(estimate, resampled, level)
+
+
+def resampled_ece(gaps: np.ndarray, resamples: int = 1000, seed: int = 0) -> np.ndarray:
+    """(resamples,): the ECE of one run, by its `gaps`, on each resample."""
+    return _values([gaps], resamples, seed)[0]
+
+
+def basic_interval(
+    estimate: float, resampled: np.ndarray, level: float = 0.95
+) -> tuple[float, float]:
+    """Around an error of at least 0, from its values on resamples: see `ece_interval`."""
     low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
     return max(0.0, float(2 * estimate - high)), float(max(estimate, 2 * estimate - low))
 
