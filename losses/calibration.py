@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses.classification import at_least_float32, of_label, of_others
+from losses.classification import at_least_float32, of_label, of_others, one_hot
 
 KERNEL_WIDTH = 0.4
 
@@ -20,9 +20,7 @@ def mdca(logits: Tensor, labels: Tensor) -> Tensor:
     CVPR 2022, Section 3, L_MDCA.
     """
     probs = at_least_float32(logits).softmax(dim=1)
-    classes = torch.arange(probs.shape[1], device=labels.device)
-    frequency = (labels.unsqueeze(1) == classes).to(probs.dtype).mean(dim=0)
-    return (probs.mean(dim=0) - frequency).abs().mean()
+    return (probs.mean(dim=0) - one_hot(labels, probs).mean(dim=0)).abs().mean()
 
 
 def mmce(logits: Tensor, labels: Tensor) -> Tensor:

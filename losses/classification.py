@@ -21,6 +21,11 @@ def of_others(values: Tensor, labels: Tensor) -> Tensor:
     return values.gather(1, column + (column >= labels.unsqueeze(1)))
 
 
+def one_hot(labels: Tensor, probs: Tensor) -> Tensor:
+    """1 at each row's label, else 0, like probs (B, K); torch's own inspects the labels."""
+    return (labels.unsqueeze(1) == torch.arange(probs.shape[1], device=labels.device)).to(probs)
+
+
 def log_probability(logits: Tensor, labels: Tensor) -> Tensor:
     """log p_y (B, 1)."""
     return of_label(F.log_softmax(at_least_float32(logits), dim=1), labels)
@@ -133,4 +138,4 @@ def brier(logits: Tensor, labels: Tensor) -> Tensor:
     takes the mean over k, 1/K of this.
     """
     probs = at_least_float32(logits).softmax(dim=1)
-    return (probs - F.one_hot(labels, probs.shape[1])).square().sum(dim=1).mean()
+    return (probs - one_hot(labels, probs)).square().sum(dim=1).mean()

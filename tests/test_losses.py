@@ -2,6 +2,7 @@
 
 import math
 
+import cuda_graphs
 import pytest
 import torch
 import torch.nn.functional as F
@@ -24,8 +25,16 @@ from losses.calibration import cpc, dca, mbls, mdca, mmce
 from losses.classification import AdaFocal, brier, focal, label_smoothing, nll
 from losses.distillation import dist, dkd, kd, lskd
 
-# Every part of every loss; that it is added is tested once.
-NAMES = [*BASES, *(f"NLL+{term}" for term in TERMS)]
+NAMES = [*BASES, *(f"NLL+{term}" for term in TERMS), *DISTILLATIONS]  # every part of a loss
+
+
+def loss_of(name, device="cpu", **parameters):
+    """A loss or a distillation as a function of logits and labels."""
+    if name not in DISTILLATIONS:
+        return build_loss(name, **parameters).to(device)
+    distil = build_distillation(name, **parameters).to(device)
+    return lambda logits, labels: distil(logits, -logits.detach().flip(1), labels)
+
 
 # ---- the formulas, one sample and one class at a time ----------------------------------------
 
@@ -37,7 +46,7 @@ def softmax_loop(row, T=1.0):
 
 
 def mean(formula):
-    """A loop: the mean over samples of formula(logits z, softmax p, label y), lists and a number."""
+    """A loop: the mean over samples of the formula of logits z, softmax p and label y."""
 
     def loop(logits, labels):
         rows = zip(logits, labels, strict=True)
@@ -150,7 +159,8 @@ def lskd_loop(student, teacher, labels, T):
 
 def dist_loop(student, teacher, labels, T, beta, gamma):
     def distance(rows):
-        return 1 - sum(torch.corrcoef(torch.stack(pair))[0, 1] for pair in rows) / len(rows)
+        r = [torch.corrcoef(torch.stack(pair))[0, 1] for pair in rows if len(pair[0]) > 1]
+        return 1 - sum(r) / len(rows)
 
     p_s, p_t = (
         torch.stack([torch.stack(softmax_loop(row, T)) for row in z]) for z in (student, teacher)
@@ -165,13 +175,21 @@ EDGES = [0.002 * 1.5**k for k in range(14)]
 ADAFOCAL = build_loss("AdaFocal")
 ADAFOCAL.base.load_state_dict({"gammas": torch.tensor(GAMMAS), "edges": torch.tensor(EDGES)})
 
+TEACHER = 3 * torch.randn(9, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def taught(term, loop, *parameters):
+    def of(function):
+        return lambda z, y: function(z, TEACHER[: len(z)].to(z.dtype), y, *parameters)
+
+    return of(term), of(loop)
+
+
 nll_loop = focal_loop(0)
 CASES = {  # name: (the loss, its loop)
     "NLL": (nll, nll_loop),
-    "FL 0": (build_loss("FL", gamma=0.0), nll_loop),
     "FL 0.5": (build_loss("FL", gamma=0.5), focal_loop(0.5)),
     "FL 3": (build_loss("FL", gamma=3.0), focal_loop(3)),
-    "LS 0": (build_loss("LS", alpha=0.0), nll_loop),
     "LS 0.1": (build_loss("LS"), label_smoothing_loop(0.1)),
     "FLSD": (
         build_loss("FLSD"),
@@ -201,15 +219,12 @@ CASES = {  # name: (the loss, its loop)
         build_loss("LS+CPC", alpha=0.2, beta=3.0, exclusion=2.0),
         lambda z, y: label_smoothing_loop(0.2)(z, y) + 3 * cpc_loop(2)(z, y),
     ),
-}
-DISTILLATION_CASES = {
-    "KD": (kd, kd_loop, 4.0),
-    "KD 1.5": (kd, kd_loop, 1.5),
-    "KD 200": (kd, kd_loop, 200.0),
-    "DKD": (dkd, dkd_loop, 4.0, 1.0, 8.0),
-    "LSKD": (lskd, lskd_loop, 2.0),
-    "DIST": (dist, dist_loop, 1.0, 1.0, 1.0),
-    "DIST 4": (dist, dist_loop, 4.0, 2.0, 0.5),
+    "KD": taught(kd, kd_loop, 4.0),
+    "KD 1.5": taught(kd, kd_loop, 1.5),
+    "DKD": taught(dkd, dkd_loop, 4.0, 1.0, 8.0),
+    "LSKD": taught(lskd, lskd_loop, 2.0),
+    "DIST": taught(dist, dist_loop, 1.0, 1.0, 1.0),
+    "DIST 4": taught(dist, dist_loop, 4.0, 2.0, 0.5),
 }
 
 
@@ -230,7 +245,6 @@ def batch(kind, dtype=torch.float64):
 
 
 KINDS = ["mixed", "one", "right", "wrong", "absent classes"]
-TEACHER = 3 * torch.randn(9, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
 def value_and_gradient(loss, logits, labels):
@@ -250,42 +264,18 @@ def test_value_and_gradient_match_the_formula(case, kind, dtype, tolerance):
     assert value.dtype == dtype and value.shape == ()
     torch.testing.assert_close(value.double(), expected, atol=tolerance, rtol=tolerance)
     torch.testing.assert_close(gradient.double(), expected_gradient, atol=tolerance, rtol=tolerance)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("case", CASES)
-def test_gradcheck(case, kind):
-    logits, labels = batch(kind)
-    assert torch.autograd.gradcheck(lambda z: CASES[case][0](z, labels), logits)
-
-
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 1e-4)])
-@pytest.mark.parametrize("case", DISTILLATION_CASES)
-def test_distillations_match_the_formula(case, dtype, tolerance):
-    term, loop, *parameters = DISTILLATION_CASES[case]
-    (logits, labels), (student, _) = batch("mixed"), batch("mixed", dtype)
-    expected, expected_gradient = value_and_gradient(
-        lambda z, y: loop(z, TEACHER, y, *parameters), logits, labels.tolist()
-    )
-    value, gradient = value_and_gradient(
-        lambda z, y: term(z, TEACHER.to(dtype), y, *parameters), student, labels
-    )
-    torch.testing.assert_close(value.double(), expected, atol=tolerance, rtol=tolerance)
-    torch.testing.assert_close(gradient.double(), expected_gradient, atol=tolerance, rtol=tolerance)
-    assert torch.autograd.gradcheck(lambda z: term(z, TEACHER, labels, *parameters), logits)
+    if dtype == torch.float64:
+        assert torch.autograd.gradcheck(lambda z: loss(z, labels), logits)
 
 
 # ---- equalities --------------------------------------------------------------------------------
 
 
-def test_label_smoothing_is_torch_s_and_the_docstring_s_conversion_holds():
+def test_label_smoothing_over_the_other_classes_as_the_docstring_converts_it():
     logits, labels = batch("mixed")
-    assert label_smoothing(logits, labels, 0.1) == F.cross_entropy(
-        logits, labels, label_smoothing=0.1
-    )
     alpha, K = 0.1, logits.shape[1]
     target = torch.full_like(logits, alpha / (K - 1)).scatter(1, labels.unsqueeze(1), 1 - alpha)
-    over_others = -(target * logits.log_softmax(dim=1)).sum(dim=1).mean()
+    over_others = F.cross_entropy(logits, target)
     torch.testing.assert_close(label_smoothing(logits, labels, alpha * K / (K - 1)), over_others)
 
 
@@ -293,8 +283,7 @@ def test_zero_weights_leave_cross_entropy():
     logits, labels = batch("mixed")
     expected = value_and_gradient(nll, logits, labels)
     for name in ("FL", "LS", "DFL", *(f"NLL+{term}" for term in TERMS)):
-        zeros = {flag.name: 0.0 for flag in loss_flags(name)}
-        loss = build_loss(name, **zeros)
+        loss = build_loss(name, **{flag.name: 0.0 for flag in loss_flags(name)})
         torch.testing.assert_close(value_and_gradient(loss, logits, labels), expected)
 
 
@@ -313,12 +302,6 @@ def test_mmce_is_zero_with_a_finite_gradient_where_its_root_is():
     logits = torch.zeros(4, 2, requires_grad=True)
     value, gradient = value_and_gradient(mmce, logits, torch.tensor([0, 0, 1, 1]))
     assert value == 0 and torch.equal(gradient, torch.zeros(4, 2))
-
-
-def test_mdca_counts_absent_classes():
-    # Class 2 never occurs and always gets 0.5.
-    logits = torch.tensor([[0.25, 0.25, 0.5]] * 2, dtype=torch.float64).log()
-    assert mdca(logits, torch.tensor([0, 1])).item() == pytest.approx(1 / 3)
 
 
 def test_what_distillations_are_where_the_answer_is_known():
@@ -369,9 +352,7 @@ def test_adafocal_follows_its_validation_and_is_restored_bit_for_bit():
         logits = torch.randn(300, 10, generator=generator) * (5 if epoch < 10 else 0.3)
         labels = torch.randint(10, (300,), generator=generator)
         labels = labels if epoch < 10 else logits.argmax(dim=1)
-        address = loss.base.gammas.data_ptr()
         loss.after_validation(logits, labels)
-        assert loss.base.gammas.data_ptr() == address  # as a captured step finds it
         p = logits.double().softmax(dim=1)
         order = p.amax(dim=1).argsort()
         for b, images in enumerate(order.split(20)):
@@ -398,12 +379,11 @@ def test_adafocal_of_equal_confidences():
 
 def test_dkd_rises_over_twenty_epochs():
     loss, (logits, labels) = build_distillation("DKD"), batch("mixed")
-    full, alone, address = loss(logits, TEACHER, labels), nll(logits, labels), loss.share.data_ptr()
+    full, alone = loss(logits, TEACHER, labels), nll(logits, labels)
     for epoch, share in ((1, 1 / 20), (10, 0.5), (20, 1), (100, 1)):
         loss.before_epoch(epoch)
         expected = alone + share * (full - alone)
         torch.testing.assert_close(loss(logits, TEACHER, labels), expected, rtol=1e-6, atol=0)
-    assert loss.share.data_ptr() == address
     for name in set(DISTILLATIONS) - {"DKD"}:
         assert not build_distillation(name).state_dict()
 
@@ -424,26 +404,15 @@ def test_focal_gradient_is_finite_where_the_prediction_is_certain(gamma, dtype):
     assert gradient.abs().max() <= (1 + gamma) / len(margins)
 
 
-def small(name):
-    """The loss with exponents and margins at which its derivatives might not be finite."""
-    read = {flag.name for flag in loss_flags(name)}
-    loss = build_loss(name, **{k: v for k, v in {"gamma": 0.5, "margin": 0.1}.items() if k in read})
-    if name == "AdaFocal":
-        loss.base.gammas.copy_(torch.tensor([0.2, -0.2, -2.0] * 5))
-    return loss
-
-
 @pytest.mark.parametrize("scale", [1e4, -1e4, 1e-30, 0.0])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", [*NAMES, *DISTILLATIONS])
+@pytest.mark.parametrize("name", NAMES)
 def test_extreme_logits_stay_finite(name, kind, scale):
     logits, labels = batch(kind, torch.float32)
+    loss = loss_of(name, **({} if name in DISTILLATIONS else {"gamma": 0.5, "margin": 0.1}))
+    if name == "AdaFocal":
+        loss.base.gammas.copy_(torch.tensor([0.2, -0.2, -2.0] * 5))
     logits = (logits.detach() * scale).requires_grad_()
-    if name in DISTILLATIONS:
-        distil, teacher = build_distillation(name), -logits.detach().flip(1)
-        loss = lambda z, y: distil(z, teacher, y)  # noqa: E731
-    else:
-        loss = small(name)
     value, gradient = value_and_gradient(loss, logits, labels)
     assert value.isfinite() and gradient.isfinite().all()
 
@@ -451,22 +420,20 @@ def test_extreme_logits_stay_finite(name, kind, scale):
 # ---- precision and device ----------------------------------------------------------------------
 
 
-def everything(logits, labels):
-    """The sum of all losses and distillations; half precision in `logits` and teacher."""
-    teacher = -logits.detach().flip(1)
-    values = [build_loss(name).to(logits.device)(logits, labels) for name in NAMES]
-    distillations = [build_distillation(name).to(logits.device) for name in DISTILLATIONS]
-    return torch.stack([*values, *(distil(logits, teacher, labels) for distil in distillations)])
+def everything(device):
+    """All losses and distillations at once, as a function of logits and labels."""
+    parts = [loss_of(name, device) for name in NAMES]
+    return lambda logits, labels: torch.stack([part(logits, labels) for part in parts])
 
 
 @pytest.mark.parametrize("autocast", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_computed_in_float32(dtype, autocast):
-    logits, labels = batch("mixed", dtype)
+    (logits, labels), losses_of = batch("mixed", dtype), everything("cpu")
     with torch.autocast("cpu", dtype=dtype, enabled=autocast):
-        values = everything(logits, labels)
+        values = losses_of(logits, labels)
     assert values.dtype == torch.float32
-    assert torch.equal(values, everything(logits.float(), labels))
+    assert torch.equal(values, losses_of(logits.float(), labels))
     (gradient,) = torch.autograd.grad(values.sum(), logits)
     assert gradient.dtype == dtype and gradient.isfinite().all()
 
@@ -474,18 +441,24 @@ def test_half_precision_is_computed_in_float32(dtype, autocast):
 def test_no_loss_asks_for_a_value():
     # Meta tensors hold none: .item(), bool() and a copy to the host all raise.
     logits = torch.empty(6, 4, device="meta", requires_grad=True)
-    everything(logits, torch.empty(6, device="meta", dtype=torch.long)).sum().backward()
+    labels = torch.empty(6, device="meta", dtype=torch.long)
+    everything("meta")(logits, labels).sum().backward()
     assert logits.grad.shape == (6, 4)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_graph_capture():
-    def step(z, y):
-        values = everything(z, y)
-        return values, torch.autograd.grad(values.sum(), z)[0]
+def test_a_captured_step_follows_its_inputs_and_what_changes_between_epochs(monkeypatch):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        cuda_graphs.emulate(monkeypatch)
+    losses_of, adafocal = everything(device), build_loss("AdaFocal").to(device)
+    dkd_rising = build_distillation("DKD").to(device)
 
-    logits = torch.randn(16, 5, device="cuda", requires_grad=True)
-    labels = torch.randint(5, (16,), device="cuda")
+    def step(z, y):
+        values = losses_of(z, y).sum() + adafocal(z, y) + dkd_rising(z, -z.detach(), y)
+        return values, torch.autograd.grad(values, z)[0]
+
+    logits = torch.randn(16, 5, device=device, requires_grad=True)
+    labels = torch.randint(5, (16,), device=device)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -495,12 +468,15 @@ def test_cuda_graph_capture():
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured = step(logits, labels)
-    # The captured work has to follow new inputs, all right and all wrong among them.
-    new_logits = torch.randn(16, 5, device="cuda")
-    for new_labels in (new_logits.argmax(1), new_logits.argmin(1), labels.flip(0)):
+    # New inputs, all right and all wrong among them.
+    new_logits = torch.randn(16, 5, device=device)
+    choices = (new_logits.argmax(1), new_logits.argmin(1), labels.flip(0))
+    for epoch, new_labels in enumerate(choices, start=1):
         with torch.no_grad():
             logits.copy_(new_logits)
             labels.copy_(new_labels)
+        adafocal.after_validation(new_logits, new_labels)
+        dkd_rising.before_epoch(epoch)
         graph.replay()
         torch.testing.assert_close(captured, step(logits, labels))
 
@@ -508,49 +484,35 @@ def test_cuda_graph_capture():
 # ---- the registry ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name, canonical, parameters",
-    [
-        ("cross_entropy", "NLL", {}),
-        ("focal_loss", "FL", {"gamma": 1.0}),
-        ("MDCA", "NLL+MDCA", {"beta": 1.0}),
-        ("LS+MMCE", "LS+MMCE", {"alpha": 0.1, "beta": 1.0}),
-        ("DFL+MbLS", "DFL+MbLS", {"gamma": 5.0, "beta": 0.1, "margin": 10.0}),
-    ],
-)
-def test_names(name, canonical, parameters):
-    assert canonical_loss(name) == canonical
-    assert list(loss_parameters(name, {}).items()) == list(parameters.items())
-    logits, labels = batch("mixed")
-    assert build_loss(name)(logits, labels) == build_loss(canonical)(logits, labels)
-
-
 @pytest.mark.parametrize("name", [*loss_names(), *DISTILLATIONS])
 def test_every_loss_reads_exactly_its_flags(name):
     logits, labels = batch("mixed")
     flags = distillation_flags(name) if name in DISTILLATIONS else loss_flags(name)
-    arguments = (logits, TEACHER, labels) if name in DISTILLATIONS else (3 * logits, labels)
-    build = build_distillation if name in DISTILLATIONS else build_loss
-    value = build(name)(*arguments)
+    value = loss_of(name)(3 * logits, labels)
     assert len({flag.name for flag in flags}) == len(flags)
     for flag in flags:
         assert flag.help and all(flag.range[1](x) for x in flag.grid) and not flag.range[1](-1)
-        assert build(name, **{flag.name: 0.3})(*arguments) != value
-    assert build(name, unread=0.3)(*arguments) == value
+        assert loss_of(name, **{flag.name: 0.3})(3 * logits, labels) != value
+    assert loss_of(name, unread=0.3)(3 * logits, labels) == value
 
 
-def test_what_names_a_distillation():
+def test_what_names_a_run():
     def named(name, **given):
         return " ".join(f"{k}={v:g}" for k, v in loss_parameters(name, given).items())
 
+    assert canonical_loss("cross_entropy") == "NLL" and canonical_loss("focal_loss") == "FL"
+    assert canonical_loss("MDCA") == "NLL+MDCA" and canonical_loss("LS+MMCE") == "LS+MMCE"
+    assert named("cross_entropy", gamma=3) == ""
+    assert named("MMCE", beta=2) == "beta=2"
+    assert named("FL+MDCA", gamma=3, alpha=2) == "gamma=3 beta=1"
+    assert named("DFL+MbLS", beta=None) == "gamma=5 beta=0.1 margin=10"
     assert named("KD") == named("KD", ce_weight=0.1) == named("KD", T=None) == "T=4 Lambda=0.9"
     assert named("KD", Lambda=2, ce_weight=1, gamma=3) == "T=4 Lambda=2 ce_weight=1"
     assert named("DKD", ce_weight=1.0, beta=2) == "T=4 Lambda=1 alpha=1 beta=2"
     assert named("LSKD") == "T=2 Lambda=9"
     assert named("DIST", ce_weight=0.5) == "T=1 Lambda=1 beta=1 gamma=1 ce_weight=0.5"
-    for function in (loss_parameters, lambda name, given: build_distillation(name, **given)):
-        with pytest.raises(ValueError, match="where Lambda is above 1, ce_weight must be given"):
-            function("KD", {"Lambda": 1.5})
+    with pytest.raises(ValueError, match="where Lambda is above 1, ce_weight must be given"):
+        build_distillation("KD", Lambda=1.5)
 
 
 def test_a_new_loss_is_a_function_and_an_entry(monkeypatch):
@@ -562,24 +524,19 @@ def test_a_new_loss_is_a_function_and_an_entry(monkeypatch):
     assert build_loss("Power", power=3)(logits, labels) == brier(logits, labels) ** 3
 
 
+@pytest.mark.parametrize("function", [canonical_loss, loss_flags, build_loss])
 @pytest.mark.parametrize(
     "name, nearest",
     [
         ("nll", "NLL"),
         ("fl+mdca", "FL+MDCA"),
-        ("focal-loss", "focal_loss"),
+        ("focalloss", "focal_loss"),
         ("NLL+MCDA", "NLL+MDCA"),
+        *((name, "") for name in ("", "NLL+", "+MDCA", "MDCA+NLL", "NLL+MDCA+MMCE", "KD")),
     ],
 )
-@pytest.mark.parametrize("function", [canonical_loss, loss_flags, build_loss])
 def test_unknown_names_get_a_suggestion(function, name, nearest):
     with pytest.raises(ValueError, match="unknown loss") as error:
         function(name)
-    assert f"did you mean '{nearest}'" in str(error.value)
+    assert not nearest or f"did you mean '{nearest}'" in str(error.value)
     assert all(known in str(error.value) for known in (*BASES, *TERMS))
-
-
-@pytest.mark.parametrize("name", ["", "xyzzy", "NLL+", "+MDCA", "MDCA+NLL", "NLL+MDCA+MMCE", "KD"])
-def test_what_the_grammar_does_not_know_is_refused(name):
-    with pytest.raises(ValueError, match="unknown loss"):
-        build_loss(name)

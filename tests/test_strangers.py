@@ -67,10 +67,6 @@ READERS = {
         lambda root, data: (evaluate.main, [str(root), "--on", "bad.npz"]),
     ),
     "predictions": (f"{NAME}/predictions.npz", lambda root, data: (posthoc.main, [str(root)])),
-    "reported predictions": (
-        f"{NAME}/predictions.npz",
-        lambda root, data: (report.main, [str(root)]),
-    ),
     "people's votes": (
         "cifar10h-counts.npy",
         lambda root, data: (evaluate.main, [str(root), "--on", "cifar10h", "--data_dir", "."]),
