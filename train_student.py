@@ -11,7 +11,7 @@ import torch
 
 from losses import build_distillation
 from models import build_model
-from utils.evaluation import conclude
+from utils.evaluation import conclude, inspect_teacher
 from utils.objectives import Distillation
 from utils.options import check_run, parameters_of, student_options
 from utils.program import UserError, one_line_errors
@@ -35,13 +35,14 @@ def main(argv: list[str] | None = None) -> None:
         folder, result = finished  # shows what it is, wherever its teacher has gone
         accelerator.print(f"{folder}\n{result_table(result)}")
         return
-    teacher.net.to(accelerator.device)
+    teacher.to(accelerator.device)
 
     parameters, naming = parameters_of(args.distill, args)
     label = f"{label_of(args.distill, naming)}_from_{teacher.model}_{teacher.label}"
     run = Run(args, identity_of(args, data, args.distill, naming, label), accelerator, teacher)
     with run.opened(args, data):
         if not run.finished:
+            run.say(inspect_teacher(teacher, data, accelerator, args.test_batch_size))
             torch.manual_seed(args.seed)
             student = build_model(args.model, data.num_classes)
             loss = build_distillation(args.distill, **parameters)

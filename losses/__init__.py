@@ -22,12 +22,12 @@ from losses.distillation import dist, dkd, kd, lskd
 
 NOT_NEGATIVE = ("a number of at least 0", lambda x: x >= 0)
 BELOW_ONE = ("a number from 0 to below 1", lambda x: 0 <= x < 1)
-TEMPERATURE = ("a number above 0, at most 1e6", lambda x: 0 < x <= 1e6)
+TEMPERATURE = ("a number from 0.001 to 1e6", lambda x: 1e-3 <= x <= 1e6)
 
 
 class Flag(NamedTuple):
     name: str
-    default: float | None  # None: follows from another flag, as `help` says
+    default: float | None  # None: 1 - Lambda
     help: str
     grid: tuple[float, ...] = ()  # values in the literature; empty: the default alone
     range: tuple[str, Callable[[float], bool]] = NOT_NEGATIVE  # in words, and as a check
@@ -53,12 +53,12 @@ def distillation(
     function: Callable, paper: str, T: tuple, Lambda: tuple, ce_weight, *own: Flag, ramp: int = 0
 ) -> Entry:
     """An entry of DISTILLATIONS. T and Lambda: (default, values in the literature ...)."""
-    usual = " (default: 1 - Lambda)" if ce_weight is None else ""
+    rising = f", reached after {ramp} epochs" if ramp else ""
     flags = (
         Flag("T", T[0], "temperature of both softmaxes", T[1:], TEMPERATURE),
-        Flag("Lambda", Lambda[0], "weight of the distillation; may be above 1", Lambda[1:]),
+        Flag("Lambda", Lambda[0], f"weight of the distillation{rising}", Lambda[1:]),
         *own,
-        Flag("ce_weight", ce_weight, "weight of the labels' NLL" + usual),
+        Flag("ce_weight", ce_weight, "weight of the labels' NLL"),
     )
     return Entry(function, paper, flags, ramp=ramp)
 

@@ -26,8 +26,10 @@ class Entry(NamedTuple):
 
 def family(name: str, build: Callable, sizes: Iterable, origin: str) -> dict[str, Entry]:
     """A net in several sizes, each of which stands for {} in the name and in whose it is."""
-    names = {size: name.format(size).replace(".", "_") for size in sizes}
-    return {names[size]: Entry(partial(build, size), origin.format(size)) for size in sizes}
+    return {
+        name.format(size).replace(".", "_"): Entry(partial(build, size), origin.format(size))
+        for size in sizes
+    }
 
 
 DISTILLERS, FOCAL = "RepDistiller, mdistiller", "focal_calibration"

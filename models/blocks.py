@@ -11,12 +11,7 @@ def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
 
 
 def conv_bn(
-    inputs: int,
-    outputs: int,
-    kernel: int = 1,
-    stride: int = 1,
-    groups: int = 1,
-    bias: bool = False,
+    inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, bias: bool = False
 ) -> list[nn.Module]:
     """A convolution, padded so that only the stride changes the size, and its batch norm."""
     conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=bias)

@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.blocks import conv3x3, init_weights, pooled
+from models.blocks import conv_bn, init_weights, pooled
 
 
 def conv_shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
     """Option B of the paper: a learned projection."""
-    conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs))
+    return nn.Sequential(*conv_bn(inputs, outputs, 1, stride))
 
 
 class PadShortcut(nn.Module):
@@ -40,8 +39,8 @@ class BasicBlock(nn.Module):
 
     def __init__(self, inputs: int, width: int, stride: int, downsample: nn.Module):
         super().__init__()
-        self.conv1, self.bn1 = conv3x3(inputs, width, stride), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = conv3x3(width, width), nn.BatchNorm2d(width)
+        self.conv1, self.bn1 = conv_bn(inputs, width, 3, stride)
+        self.conv2, self.bn2 = conv_bn(width, width, 3)
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,9 +55,9 @@ class Bottleneck(nn.Module):
     def __init__(self, inputs: int, width: int, stride: int, downsample: nn.Module):
         super().__init__()
         outputs = width * self.expansion
-        self.conv1, self.bn1 = nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = conv3x3(width, width, stride), nn.BatchNorm2d(width)
-        self.conv3, self.bn3 = nn.Conv2d(width, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.conv1, self.bn1 = conv_bn(inputs, width)
+        self.conv2, self.bn2 = conv_bn(width, width, 3, stride)
+        self.conv3, self.bn3 = conv_bn(width, outputs)
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
@@ -98,7 +97,7 @@ class ResNet(nn.Module):
         num_classes: int = 10,
     ):
         super().__init__()
-        self.conv1, self.bn1 = conv3x3(3, stem), nn.BatchNorm2d(stem)
+        self.conv1, self.bn1 = conv_bn(3, stem, 3)
         self.stages, self.grid, inputs = len(blocks), grid, stem
         for i, (count, width) in enumerate(zip(blocks, widths, strict=True)):
             stage = make_stage(block, count, inputs, width, 2 if i else 1, SHORTCUTS[shortcut])

@@ -1,4 +1,4 @@
-"""Plain networks: Simonyan and Zisserman, Very Deep Convolutional Networks, ICLR 2015."""
+"""Nets without shortcuts: Simonyan and Zisserman, Very Deep Convolutional Networks, ICLR 2015."""
 
 from collections.abc import Sequence
 
@@ -8,10 +8,7 @@ from torch.nn import functional as F
 from models.blocks import conv_bn, init_weights, pooled
 
 # Convolutions in each of the five blocks.
-DEPTHS = {
-    **{8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2)},
-    **{16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)},
-}
+VGGS = {8: (1,) * 5, 11: (1, 1, 2, 2, 2), 13: (2,) * 5, 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 WIDTHS = (64, 128, 256, 512, 512)
 
 
@@ -58,13 +55,13 @@ class PlainNet(nn.Module):
 
 def vgg(depth: int, num_classes: int = 10) -> PlainNet:
     """The distillation literature's: one linear layer, and maps that stay four pixels wide."""
-    return PlainNet(DEPTHS[depth], WIDTHS, smallest=4, num_classes=num_classes)
+    return PlainNet(VGGS[depth], WIDTHS, smallest=4, num_classes=num_classes)
 
 
 def vgg_bn(depth: int, num_classes: int = 10) -> PlainNet:
     """With the paper's three linear layers, of 512 units, and its dropout."""
     options = {"hidden": (512, 512), "dropout": 0.5, "num_classes": num_classes}
-    return PlainNet(DEPTHS[depth], WIDTHS, smallest=1, **options)
+    return PlainNet(VGGS[depth], WIDTHS, smallest=1, **options)
 
 
 def convnet(depth: int, num_classes: int = 10) -> PlainNet:

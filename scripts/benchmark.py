@@ -47,7 +47,7 @@ from utils.program import RunFailed, UserError, one_line_errors
 from utils.steps import MODES, Step
 from utils.tables import text_table
 from utils.teacher_cache import DTYPES
-from utils.teachers import Teacher
+from utils.teachers import Member, Teacher
 from utils.training import prepare, start, train_epoch
 
 
@@ -155,7 +155,8 @@ class Conventional:
     def __init__(self, bench: "Bench", model: str, data: Dataset, teacher: Teacher | None = None):
         self.bench = bench
         # A copy, in the layout that such a loop leaves it in.
-        self.teacher = teacher and deepcopy(teacher.net).to(memory_format=torch.contiguous_format)
+        net = teacher and teacher.members[0].net
+        self.teacher = net and deepcopy(net).to(memory_format=torch.contiguous_format)
         self.net = build_model(model, CLASSES)
         optimizer = torch.optim.SGD(
             self.net.parameters(), 1e-3, momentum=0.9, weight_decay=5e-4, nesterov=True
@@ -435,8 +436,8 @@ def random_data(images: int, val: int = 10) -> Dataset:
 def random_teacher(model: str, data: Dataset, accelerator: Accelerator) -> Teacher:
     net = build_model(model, data.num_classes).eval().requires_grad_(False)
     net.to(accelerator.device, memory_format=torch.channels_last)
-    known = (model, data.num_classes, data.mean, data.std)
-    return Teacher(net, *known, "random", None, None, None, "random", Path(model))
+    known = (model, data.mean, data.std)
+    return Teacher([Member(net, *known, label="random", sha256="random", path=Path(model))])
 
 
 # Several runs on one device

@@ -72,7 +72,8 @@ def from_safetensors(file, images):
     with safe_open(file, "pt") as content:
         about = content.metadata()
         state = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
-    checkpoint, linear = json.loads(about["checkpoint"]), json.loads(about["softmax"])
+    checkpoint = json.loads(about["checkpoint"])
+    linear = checkpoint["softmax"]
     net = build_model(checkpoint["model"], checkpoint["num_classes"]).eval()
     net.load_state_dict(state)
     with torch.no_grad():
@@ -197,7 +198,7 @@ def test_latency(finished, onnx_file, capsys, monkeypatch):
     monkeypatch.setattr(export, "SECONDS", 0.01)
     export.main([str(finished), "--benchmark"])
     head, _, row = capsys.readouterr().out.splitlines()
-    assert re.search(r"1 thread +MB +ms, batch of 1 +ms, batch of 128", head)
+    assert re.search(r"one CPU thread +MB +ms, batch of 1 +ms, batch of 128", head)
     size, one, many = map(float, row.split()[-3:])
     assert 0.3 < size < 0.4 and 0 < one < many
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from models import build_model
 from utils.data.views import shift_and_scale
+from utils.files import unpack_safetensors
 
 
 class CalibratedNet(nn.Module):
@@ -79,15 +80,10 @@ def to_safetensors(net: CalibratedNet, images: Tensor, metadata: dict[str, str])
 
 
 def open_safetensors(content: bytes) -> Callable[[Tensor], Tensor]:
-    from safetensors.torch import load
-
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-    checkpoint = json.loads(header["checkpoint"])
-    net = build_model(checkpoint["model"], checkpoint["num_classes"])
-    net.load_state_dict(load(content))
-    return CalibratedNet(
-        net, checkpoint["mean"], checkpoint["std"], **json.loads(header["softmax"])
-    )
+    saved = unpack_safetensors(content)
+    net = build_model(saved["model"], saved["num_classes"])
+    net.load_state_dict(saved["state_dict"])
+    return CalibratedNet(net, saved["mean"], saved["std"], **saved["softmax"])
 
 
 # format: what makes a file's content, what gives probabilities (N, K) of images with that, and the

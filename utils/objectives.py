@@ -45,6 +45,7 @@ class Distillation(Objective):
         cache: str | None = None,
     ):
         super().__init__(loss)
+        self.teacher = teacher
 
         def teach(batch: Batch) -> Tensor:
             with accelerator.autocast():
@@ -55,7 +56,7 @@ class Distillation(Objective):
         self.teach = self.cached or teach
 
     def forward(self, logits: Tensor, batch: Batch) -> Tensor:
-        target = self.teach(batch)
+        target = self.teacher.tempered(self.teach(batch))
         return mixed_loss(lambda labels: self.loss(logits, target, labels), batch)
 
     @contextmanager

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 
 from losses import BASES, DISTILLATIONS, TERMS, Entry, canonical_loss, loss_parameters
 from models import build_model, check_name, model_names
-from utils.data import NAMES, NORMALISATION, Dataset
+from utils.data import NAMES, NORMALISATION, Dataset, normalisation
 from utils.data.mixing import MIXES
 from utils.files import available_memory
 from utils.program import UserError
@@ -207,8 +207,8 @@ def add_loss_flags(flag: Callable, entries: dict[str, Entry]) -> None:
     for flag_name, pairs in readers.items():
         meanings: dict[str, list[str]] = {}
         for loss, own in pairs:
-            default = "" if own.default is None else f" {number_text(own.default)}"
-            meanings.setdefault(own.help, []).append(loss + default)
+            default = "1 - Lambda" if own.default is None else number_text(own.default)
+            meanings.setdefault(own.help, []).append(f"{loss} {default}")
         texts = (f"{meaning} (default: {', '.join(of)})" for meaning, of in meanings.items())
         flag(f"--{flag_name}", number(float, *pairs[0][1].range), None, "; ".join(texts))
 
@@ -276,43 +276,71 @@ def add_optimisation_and_run(parser: CommandLine) -> None:
     flag("--deterministic", bool, None, same)
 
 
-def add_teacher(parser: CommandLine, cache_required: bool = False) -> None:
-    add = parser.add_argument_group("teacher").add_argument
-    add(
+def norm(text: str) -> str:
+    normalisation(text)
+    return text
+
+
+def auto_or_positive(text: str) -> str | float:
+    return text if text == "auto" else positive(text)
+
+
+def add_teacher(parser: CommandLine, for_cache: bool = False) -> None:
+    """`for_cache`: the cache is required, and holds logits that have no temperature yet."""
+    flag, _ = parser.group("teacher")
+    flag(
         "--teacher_path",
-        type=path,
+        path,
+        None,
+        "a run folder, a folder with exactly one finished run below it, or a weights file (.pth, "
+        ".safetensors, ...); several teach together as an ensemble; `pretrained` lets timm "
+        "download --teacher timm/NAME",
+        nargs="+",
         required=True,
-        help="a run folder, a folder with exactly one finished run below it, or a weights file",
+        metavar="PATH",
     )
-    add(
+    flag(
         "--teacher",
-        type=name(check_name),
-        help="its architecture; may be left out where the checkpoint names it",
+        name(check_name),
+        None,
+        "its architecture (of several paths: one for all or one each); may be left out where the "
+        "checkpoint names it",
+        nargs="+",
+        metavar="MODEL",
     )
-    add(
-        "--teacher_loss",
-        type=printable(80),
-        help="the loss it was trained with: checked where the checkpoint says it, else recorded",
-    )
-    add(
-        "--teacher_select",
-        choices=("best", "last"),
-        default="best",
-        help="which epoch of a run folder",
-    )
-    add(
+    trained = "the loss it was trained with: checked where the checkpoint says it, else recorded"
+    flag("--teacher_loss", printable(80), None, trained)
+    flag("--teacher_select", ("best", "last"), "best", "which epoch of a run folder")
+    flag(
         "--teacher_norm",
-        choices=sorted(NORMALISATION),
-        help="mean and std of the teacher's inputs, for a third party's file (default: the data's)",
+        name(norm),
+        None,
+        "how a third party's teacher wants its inputs (default: as the data): "
+        f"{', '.join(NORMALISATION)}, or mean and std of pixels / 255 as six numbers, such as "
+        "0.49,0.48,0.45/0.25,0.24,0.26",
     )
-    add(
+    several = "which weights of a third party's file that holds several, e.g. model or ema"
+    flag("--teacher_key", printable(200), None, several)
+    larger = "enlarge the teacher's images to this side, e.g. 224; the student's stay"
+    flag("--teacher_size", count, None, larger, metavar="PIXELS")
+    if not for_cache:
+        flag(
+            "--teacher_temperature",
+            auto_or_positive,
+            1.0,
+            "divide the teacher's logits by this before anything else; auto: by what suits its "
+            "validation logits, so that it is calibrated after training",
+            metavar="auto|T",
+        )
+    flag(
         "--teacher_cache",
-        type=path,
-        metavar="DIR",
-        required=cache_required,
-        help="keep the teacher's logits here and use those of earlier students: a sweep runs its "
+        path,
+        None,
+        "keep the teacher's logits here and use those of earlier students: a sweep runs its "
         "teacher once per seed. An epoch takes images x classes x 4 bytes (2 in half precision): "
         "CIFAR-10 1.8 MB, CIFAR-100 18 MB",
+        metavar="DIR",
+        required=for_cache,
     )
 
 

@@ -25,7 +25,7 @@ from utils.steps import Step
 
 # How the best epoch is told, by --select: a value of its record, and 1 where more is better.
 SELECTIONS = {"top1": ("val_top1", 1), "nll": ("val_nll", -1), "refinement": ("val_refinement", -1)}
-EPOCH_METRICS = ("nll", "top1", "ece", "sce", "adaece")
+EPOCH_METRICS = ("nll", "top1", "ece", "sce", "adaece", "refinement")
 REPORT_SECONDS = 0.5
 MOST_SKIPPED = 100  # steps in a row
 TOO_FAST = (

@@ -10,6 +10,7 @@ import math
 import os
 import re
 import zipfile
+from argparse import Namespace
 from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from utils.files import one_line, open_npz, read_torch, safe_name, sha256, write
 from utils.program import UserError
 from utils.runs import is_complete, number_text
 from utils.tables import printable
-from utils.teachers import load_teacher
+from utils.teachers import teacher_of
 
 LOGITS = ("raw", "scaled")
 MARKS = {"result.json", "config.json", ".lock"}  # any of them makes a run folder
@@ -328,26 +329,25 @@ class MeasuredNet:
         facts = {name: result[name] for name in ("num_classes", "mean", "std", "fingerprint")}
         # What a teacher is checked against; its images are not needed.
         data = Dataset(result["dataset"], train=None, val=None, test=None, **facts)
+        names = ("path", "loss", "select", "norm", "key", "size", "temperature")
+        flags = {"teacher": None} | {f"teacher_{name}": None for name in names}
+        flags |= {"teacher_select": "best", "teacher_temperature": 1.0, **given}
+        for name in ("teacher", "teacher_path"):  # one, in runs from before there were several
+            flags[name] = [flags[name]] if isinstance(flags[name], str) else flags[name]
         try:
-            teacher = load_teacher(
-                given.get("teacher_path", ""),
-                data,
-                result["split_seed"],
-                model=given.get("teacher"),
-                select=given.get("teacher_select", "best"),
-                norm=given.get("teacher_norm"),
-            )
+            teacher = teacher_of(Namespace(**flags | {"split_seed": result["split_seed"]}), data)
         except UserError as error:
             raise UserError(
                 f"{folder}: its teacher is not where its command found it ({error}); put it back, "
                 "run in the folder where the student was trained, or leave out --with-teacher"
             ) from None
-        if teacher.sha256 != self.measured["sha256"]:
+        if teacher.identity["sha256"] != self.measured["sha256"]:
             raise UserError(
-                f"{folder}: {teacher.path} is no longer the teacher that it learned from; "
+                f"{folder}: {given['teacher_path']} is no longer what it learned from; "
                 "put that back or leave out --with-teacher"
             )
-        return Net(teacher.net, teacher.mean, teacher.std)
+        (member,) = teacher.members
+        return Net(member.net, member.mean, member.std)
 
 
 def measured_nets(paths: Iterable[Path], epoch: str, with_teacher: bool) -> list[MeasuredNet]:

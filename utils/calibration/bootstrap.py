@@ -49,7 +49,7 @@ def _label_prob(probs: Tensor, labels: Tensor) -> Tensor:
     return probs.double().gather(1, labels[:, None]).squeeze(1)
 
 
-# Metrics that can be compared between two nets: probabilities (N, K) and labels (N,) to (N, columns)
+# Metrics that two nets can be compared in: of probabilities (N, K), labels (N,) to (N, columns).
 PAIRED = {
     "top1": lambda probs, labels: _column(probs.argmax(dim=1) == labels),
     "nll": lambda probs, labels: _column(-_label_prob(probs, labels).clamp_min(1e-300).log()),

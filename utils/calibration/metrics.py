@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,19 +21,6 @@ from utils.calibration.temperature import least_nll
 
 COLUMNS_AT_ONCE = 1 << 20  # numbers, float64
 GRID = 4096  # cells of the smooth ECE
-
-
-class Bins(NamedTuple):
-    """Per column and bin, float64 (C, bins): samples, those that are right, their confidences."""
-
-    counts: Tensor
-    right: Tensor
-    confidence: Tensor
-
-    @property
-    def gap(self) -> Tensor:
-        """Sum over the samples of a bin of right - confidence, absolute."""
-        return (self.right - self.confidence).abs()
 
 
 class ReliabilityBins(NamedTuple):
@@ -46,61 +32,33 @@ class ReliabilityBins(NamedTuple):
 
 
 def ece(probs: Array, labels: Array, bins: int = 15) -> float:
-    """Expected calibration error: sum over bins of n_b/N |accuracy_b - confidence_b|.
-
-    Bins of equal width, edges at the float64 numbers nearest to i / bins. Guo et al., "On
-    Calibration of Modern Neural Networks", ICML 2017, Eq. 3. torchmetrics sums it in float32 and
-    is off by about 3e-5 at 10,000 samples and 3e-4 at a million.
-    """
-    confidence, right = _top_label(probs, labels)
-    return _of_confidence(confidence, right, _equal_width(bins)).gap.sum().item() / len(right)
-
-
-def adaece(probs: Array, labels: Array, bins: int = 15) -> float:
-    """ECE over bins of equal mass: edges at the i/bins quantiles of the confidences.
-
-    Quantiles interpolate linearly (numpy's default). Equal confidences share a bin, which makes
-    the value independent of the order of the samples. Duplicating every sample moves an edge by
-    less than one sample: the value changes by at most 2 (bins - 1) / N where confidences are
-    distinct. Mukhoti et al., "Calibrating Deep Neural Networks using Focal Loss", NeurIPS 2020,
-    Section 2; their code's bins are open below, so it drops the least confident sample.
-    """
-    confidence, right = _top_label(probs, labels)
-    return _of_confidence(confidence, right, _equal_mass(bins)).gap.sum().item() / len(right)
-
-
-def sce(probs: Array, labels: Array, bins: int = 15) -> float:
-    """Classwise ECE: for class k, bins of p_k against the frequency of y = k; mean over classes.
-
-    Nixon et al., "Measuring Calibration in Deep Learning", CVPR workshops 2019 (static calibration
-    error). Kull et al., NeurIPS 2019, write the same mean; code that sums instead is K times it.
-    """
-    return _classwise(*_columns_of(probs, labels), _equal_width(bins))[0]
-
-
-def ace(probs: Array, labels: Array, bins: int = 15) -> float:
-    """SCE over bins of equal mass, of each class's own probabilities (edges as in `adaece`).
-
-    Nixon et al. 2019 (adaptive calibration error).
-    """
-    return _classwise(*_columns_of(probs, labels), _equal_mass(bins))[0]
+    """Expected calibration error: sum over bins of n_b/N |accuracy_b - confidence_b|."""
+    counts, accuracy, confidence = reliability_bins(probs, labels, bins)
+    return ((accuracy - confidence).abs() @ counts).item() / len(labels)
 
 
 def reliability_bins(probs: Array, labels: Array, bins: int = 15) -> ReliabilityBins:
     """Counts, accuracy and mean confidence of the top label in bins of equal width."""
-    found = _of_confidence(*_top_label(probs, labels), _equal_width(bins))
+    found = _of_confidence(*_top_label(*_checked(probs, labels)), bins, _equal_width)
     counts, right, confidence = (part[0] for part in found)
     return ReliabilityBins(counts, right / counts.clamp_min(1), confidence / counts.clamp_min(1))
 
 
-def classification_metrics(
-    logits: Array, labels: Array, temperature: float = 1.0, bins: int = 15
-) -> dict[str, float]:
-    """Every metric of softmax(logits / T). Logits are read in pieces: little memory, any N and K.
+def calibration_errors(probs: Array, labels: Array, bins: int = 15) -> dict[str, float]:
+    """Every calibration error of probabilities (N, K).
 
-    top1, top5: equal logits rank by class number; top5 is top-min(5, K).
-    nll: mean of -log p_y. brier: mean of sum_k (p_k - 1[y = k])^2.
-    ece, sce, adaece, ace: the functions of these names.
+    ece: sum over bins of n_b/N |accuracy_b - confidence_b|, bins of equal width with edges at the
+    float64 numbers nearest to i / bins (Guo et al., "On Calibration of Modern Neural Networks",
+    ICML 2017, Eq. 3). torchmetrics sums it in float32 and is off by about 3e-5 at 10,000 samples
+    and 3e-4 at a million.
+    adaece: the same over bins of equal mass, edges at the i/bins quantiles of the confidences
+    (linear interpolation, numpy's default). Equal confidences share a bin, so the order of the
+    samples does not matter. Mukhoti et al., "Calibrating Deep Neural Networks using Focal Loss",
+    NeurIPS 2020, Section 2; their code's first bin is open below and drops the lowest sample.
+    sce: for class k, equal-width bins of p_k against the frequency of y = k; mean over classes;
+    ace: the same, bins of equal mass of each class's own p_k (Nixon et al., "Measuring Calibration
+    in Deep Learning", CVPR workshops 2019). Code that sums over classes, as that of Kull et al.
+    2019, gives K times the value, which then grows with K alone.
     mce: largest |accuracy_b - confidence_b| of the ECE's bins (Guo et al. 2017, Eq. 5);
     smallest_bin: samples in the smallest of these that is not empty. Few, and mce means nothing.
     rmsce: root of sum n_b/N (accuracy_b - confidence_b)^2, the same bins.
@@ -111,46 +69,48 @@ def classification_metrics(
     smece: `smooth_ece`.
     aurc: area under risk against coverage, the mean error rate of the i surest samples over all i
     (Geifman et al., "Bias-Reduced Uncertainty Estimation", ICLR 2019).
+    """
+    probs, labels = _checked(probs, labels)
+
+    def columns(chosen: slice) -> Tensor:
+        return probs[:, chosen].T.double().clone(memory_format=torch.contiguous_format)
+
+    return _errors(*_top_label(probs, labels), columns, labels, probs.shape[1], bins)
+
+
+def classification_metrics(
+    logits: Array, labels: Array, temperature: float = 1.0, bins: int = 15
+) -> dict[str, float]:
+    """Every metric of softmax(logits / T). Logits are read in pieces: little memory, any N and K.
+
+    top1, top5: equal logits rank by class number; top5 is top-min(5, K).
+    nll: mean of -log p_y. brier: mean of sum_k (p_k - 1[y = k])^2.
     refinement, calibration: the two parts of the NLL, what temperature scaling fitted on this very
     split leaves and what it removes (Berta et al. 2025). At any temperature the first is the same.
+    All of `calibration_errors`.
     Raises ValueError also where the softmax is NaN (a logit of +inf) or T is not positive.
     """
     logits, labels = checked(logits, labels)
     if not temperature > 0:
         raise ValueError(f"the temperature should be positive, got {temperature}")
     rows, squares = _softmax_rows(logits, labels, temperature)
-    confidence, right = 1 / rows.mass, rows.rank == 0
 
     def columns(chosen: slice) -> Tensor:
         scaled = logits[:, chosen].T.contiguous().double() / temperature
         return scaled.sub_(rows.top).exp_().div_(rows.mass)
 
-    order = confidence.argsort()
-    confidence, right = confidence[order], right[order]
-    width, mass = (_of_confidence(confidence, right, of(bins)) for of in (_equal_width, _equal_mass))
-    classwise = _classwise(columns, labels, logits.shape[1], _equal_width(bins), _equal_mass(bins))
-    full = width.counts > 0
-    counts, gap, accuracy = width.counts[full], width.gap[full], (width.right / width.counts)[full]
-    samples, nll = len(labels), -rows.log_prob.mean().item()
+    confidence, order = (1 / rows.mass).sort()
+    right = (rows.rank == 0)[order]
+    nll = 0.0 - rows.log_prob.mean().item()
     removed = max(0.0, nll - least_nll(logits, labels)[1]) if math.isfinite(nll) else 0.0
-    error = gap.sum().item() / samples
     return {
         "top1": right.double().mean().item(),
         "top5": (rows.rank < 5).double().mean().item(),
         "nll": nll,
-        "brier": squares / samples,
-        "ece": error,
-        "sce": classwise[0],
-        "adaece": mass.gap.sum().item() / samples,
-        "mce": (gap / counts).max().item(),
-        "ace": classwise[1],
-        "rmsce": math.sqrt((gap.square() / counts).sum().item() / samples),
-        "smece": smooth_ece(confidence, right),
-        "debiased_ece": 2 * error - _noisy_gap(counts, accuracy, gap).sum().item() / samples,
-        "aurc": _aurc(confidence, right),
+        "brier": squares / len(labels),
+        **_errors(confidence, right, columns, labels, logits.shape[1], bins),
         "refinement": nll - removed,
         "calibration": removed,
-        "smallest_bin": counts.min().item(),
     }
 
 
@@ -227,7 +187,8 @@ def _softmax_rows(logits: Tensor, labels: Tensor, temperature: float) -> tuple[_
         mass = weight.sum(dim=1, keepdim=True)
         log_prob -= mass.log()
         weight /= mass
-        squares += (torch.linalg.vector_norm(weight) ** 2 + (1 - 2 * log_prob.exp()).sum()).item()
+        weight.scatter_add_(1, y, -torch.ones_like(log_prob))
+        squares += weight.square_().sum().item()
         parts.append((top.squeeze(1), mass.squeeze(1), log_prob.squeeze(1), rank))
     rows = _Rows(*(torch.cat(part) for part in zip(*parts, strict=True)))
     if rows.mass.isnan().any():
@@ -235,50 +196,92 @@ def _softmax_rows(logits: Tensor, labels: Tensor, temperature: float) -> tuple[_
     return rows, squares
 
 
-def _top_label(probs: Array, labels: Array) -> tuple[Tensor, Tensor]:
-    probs, labels = checked(checked_probs(probs), labels)
+def _checked(probs: Array, labels: Array) -> tuple[Tensor, Tensor]:
+    return checked(checked_probs(probs), labels)
+
+
+def _top_label(probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Confidences in rising order, and whether each prediction is right."""
     confidence, order = probs.amax(dim=1).double().sort()
     return confidence, (probs.argmax(dim=1) == labels)[order]
 
 
-def _columns_of(probs: Array, labels: Array) -> tuple[Callable[[slice], Tensor], Tensor, int]:
-    probs, labels = checked(checked_probs(probs), labels)
+class _Bins(NamedTuple):
+    """Per column and bin, float64 (C, bins): samples, those that are right, sum of the values."""
 
-    def columns(chosen: slice) -> Tensor:
-        return probs[:, chosen].T.double().clone(memory_format=torch.contiguous_format)
+    counts: Tensor
+    right: Tensor
+    values: Tensor
 
-    return columns, labels, probs.shape[1]
-
-
-Edges = Callable[[Tensor], Tensor]  # of columns (C, N) in rising order: inner edges (C, bins - 1)
-
-
-def _equal_width(bins: int) -> Edges:
-    inner = _numbers(bins).double() / bins
-    return lambda ordered: inner.repeat(len(ordered), 1)
+    @property
+    def error(self) -> float:
+        """The mean over columns of sum n_b/N |gap_b|."""
+        return (self.right - self.values).abs().sum().item() / self.counts.sum().item()
 
 
-def _equal_mass(bins: int) -> Edges:
-    def edges(ordered: Tensor) -> Tensor:
-        # Positions of the quantiles in whole numbers: a rounding could put a sample that is itself
-        # an edge on either side of it.
-        last = ordered.shape[1] - 1
-        position = numbers * last
-        below = position // bins
-        weight = (position % bins).double() / bins
-        return torch.lerp(ordered[:, below], ordered[:, (below + 1).clamp_max(last)], weight)
+def _errors(
+    confidence: Tensor,
+    right: Tensor,
+    columns: Callable[[slice], Tensor],
+    labels: Tensor,
+    classes: int,
+    bins: int,
+) -> dict[str, float]:
+    """Of confidences in rising order; `columns` makes p (C, N) of some classes, to be sorted."""
+    width, mass = (
+        _of_confidence(confidence, right, bins, edges) for edges in (_equal_width, _equal_mass)
+    )
+    counts, hits, values = (part[width.counts > 0] for part in width)
+    gap, sd = (hits - values).abs(), (hits * (1 - hits / counts)).sqrt()
+    # E|gap + noise|, for normal noise of this standard deviation.
+    ratio = torch.where(sd > 0, gap / sd, math.inf) / math.sqrt(2)
+    noisy = gap * ratio.erf() + sd * math.sqrt(2 / math.pi) * torch.exp(-ratio.square())
+    sce = ace = 0.0
+    step = max(1, COLUMNS_AT_ONCE // len(labels))
+    for start in range(0, classes, step):
+        probs = columns(slice(start, start + step))
+        [rows] = torch.where((labels >= start) & (labels < start + step))
+        column = labels[rows] - start
+        own, share = probs[column, rows], len(probs) / classes
+        probs.numpy().sort(axis=1)  # numpy's is twice as fast, and in place
+        sce += share * _binned(probs, _equal_width(probs, bins), column, own).error
+        ace += share * _binned(probs, _equal_mass(probs, bins), column, own).error
+    return {
+        "ece": width.error,
+        "sce": sce,
+        "adaece": mass.error,
+        "mce": (gap / counts).max().item(),
+        "ace": ace,
+        "rmsce": math.sqrt((gap.square() / counts).sum().item() / len(labels)),
+        "smece": smooth_ece(confidence, right),
+        "debiased_ece": 2 * width.error - noisy.sum().item() / len(labels),
+        "aurc": _aurc(confidence, right),
+        "smallest_bin": counts.min().item(),
+    }
 
-    numbers = _numbers(bins)
-    return edges
 
-
-def _numbers(bins: int) -> Tensor:
+def _inner(bins: int) -> Tensor:
     if bins < 1:
         raise ValueError(f"there should be at least one bin, got {bins}")
     return torch.arange(1, bins)
 
 
-def _binned(ordered: Tensor, edges: Tensor, column: Tensor, hits: Tensor) -> Bins:
+def _equal_width(ordered: Tensor, bins: int) -> Tensor:
+    """Inner edges (C, bins - 1) of columns (C, N)."""
+    return (_inner(bins).double() / bins).repeat(len(ordered), 1)
+
+
+def _equal_mass(ordered: Tensor, bins: int) -> Tensor:
+    """Inner edges (C, bins - 1) of columns (C, N) in rising order: their quantiles."""
+    # Positions in whole numbers: a rounding could put a sample that is itself an edge on either
+    # side of it.
+    last = ordered.shape[1] - 1
+    position = _inner(bins) * last
+    below, weight = position // bins, (position % bins).double() / bins
+    return torch.lerp(ordered[:, below], ordered[:, (below + 1).clamp_max(last)], weight)
+
+
+def _binned(ordered: Tensor, edges: Tensor, column: Tensor, hits: Tensor) -> _Bins:
     """Columns (C, N) in rising order, and those of their values that are right: column, value."""
     columns, samples = ordered.shape
     bins, zero = edges.shape[1] + 1, torch.zeros(columns, 1, dtype=torch.long)
@@ -288,35 +291,14 @@ def _binned(ordered: Tensor, edges: Tensor, column: Tensor, hits: Tensor) -> Bin
     sums = ordered.cumsum(dim=1).gather(1, (ends - 1).clamp_min(0)).where(ends > 0, 0)
     index = torch.searchsorted(edges[column], hits.unsqueeze(1)).squeeze(1)
     right = torch.bincount(column * bins + index, minlength=columns * bins)
-    return Bins(ends.diff().double(), right.view(columns, bins).double(), sums.diff())
+    return _Bins(ends.diff().double(), right.view(columns, bins).double(), sums.diff())
 
 
-def _of_confidence(ordered: Tensor, right: Tensor, edges: Edges) -> Bins:
-    """Of confidences (N,) in rising order, and whether each prediction is right."""
-    column, hits = torch.zeros(int(right.sum()), dtype=torch.long), ordered[right]
-    ordered = ordered.unsqueeze(0)
-    return _binned(ordered, edges(ordered), column, hits)
-
-
-def _classwise(
-    columns: Callable[[slice], Tensor], labels: Tensor, classes: int, *edges: Edges
-) -> list[float]:
-    """The mean gap over classes for each kind of edges; `columns` makes p (C, N) of some classes.
-
-    A million samples are sorted once, for all kinds, a few classes at a time.
-    """
-    total, samples = [0.0] * len(edges), len(labels)
-    step = max(1, COLUMNS_AT_ONCE // samples)
-    for start in range(0, classes, step):
-        probs = columns(slice(start, start + step))
-        [rows] = torch.where((labels >= start) & (labels < start + step))
-        column = labels[rows] - start
-        hits = probs[column, rows]
-        probs.numpy().sort(axis=1)  # numpy's is four times as fast
-        for kind, of in enumerate(edges):
-            gap = _binned(probs, of(probs), column, hits).gap
-            total[kind] += gap.sum().item() / (samples * classes)
-    return total
+def _of_confidence(
+    ordered: Tensor, right: Tensor, bins: int, edges_of: Callable[[Tensor, int], Tensor]
+) -> _Bins:
+    ordered, hits = ordered.unsqueeze(0), ordered[right]
+    return _binned(ordered, edges_of(ordered, bins), torch.zeros_like(hits).long(), hits)
 
 
 def _aurc(ordered: Tensor, right: Tensor) -> float:
@@ -325,10 +307,3 @@ def _aurc(ordered: Tensor, right: Tensor) -> float:
     shared = torch.bincount(groups, weights=1 - right.flip(0).double()) / counts
     errors = shared.repeat_interleave(counts).cumsum(dim=0)
     return (errors / torch.arange(1, len(errors) + 1)).mean().item()
-
-
-def _noisy_gap(counts: Tensor, accuracy: Tensor, gap: Tensor) -> Tensor:
-    """n_b E|gap_b / n_b + noise| for normal noise of variance accuracy (1 - accuracy) / n_b."""
-    sd = (counts * accuracy * (1 - accuracy)).sqrt()
-    ratio = torch.where(sd > 0, gap / sd, math.inf) / math.sqrt(2)
-    return gap * ratio.erf() + sd * math.sqrt(2 / math.pi) * torch.exp(-ratio.square())

@@ -27,13 +27,34 @@ from utils.program import UserError
 Statistics = tuple[float, float, float]
 
 # Mean and standard deviation of pixels / 255, per channel. A teacher is fed with the ones it was
-# trained with, whatever the data set: hence `imagenet` and `half`, common in third parties' files.
+# trained with, whatever the data set: hence those that are common in third parties' files. The std
+# of `cifar10_old` is the mean over images of an image's own std.
 NORMALISATION: dict[str, tuple[Statistics, Statistics]] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar10_old": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
+
+
+def normalisation(text: str) -> tuple[Statistics, Statistics]:
+    """(mean, std) of a name in NORMALISATION or of six numbers, "0.5,0.5,0.5/0.2,0.2,0.2".
+
+    Raises ValueError, in one line, for any other text.
+    """
+    if text in NORMALISATION:
+        return NORMALISATION[text]
+    try:
+        mean, std = (tuple(map(float, part.split(","))) for part in text.split("/"))
+        if len(mean) == len(std) == 3 and all(0 <= x <= 1 for x in mean + std) and all(std):
+            return mean, std
+    except ValueError:
+        pass
+    raise ValueError(
+        f"{text!r} will not do; give one of {', '.join(NORMALISATION)}, or mean and std of pixels "
+        "/ 255 (from 0 to 1) as six numbers, such as 0.49,0.48,0.45/0.25,0.24,0.26"
+    )
 
 
 @dataclass(frozen=True)
