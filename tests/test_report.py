@@ -325,7 +325,7 @@ class TestChance:
         for loss, excess in (("NLL", 0.0), ("LS", 0.0), ("FL", 0.2)):
             self.write(tmp_path, loss, excess)
         report.main([str(tmp_path), "--against", "resnet8 NLL", "--columns", "ece", "sce"])
-        _, table = capsys.readouterr().out.split("minus resnet8 NLL")
+        _, table = capsys.readouterr().out.split("Difference from resnet8 NLL")
         rows = {line.split("raw")[0].strip(): line for line in table.splitlines() if "raw" in line}
         assert rows.keys() == {"resnet8 LS", "resnet8 FL"}
         assert re.search(r" -?0.00 \[-?0.00, 0.00\] +–", rows["resnet8 LS"])
