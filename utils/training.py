@@ -169,7 +169,7 @@ def fit(
             best = snapshot(run, record, net)
         run.save(
             {name: part.state_dict() for name, part in parts.items()}
-            | {"random": torch.get_rng_state(), "history": history, "best": best},
+            | {"random": random_states(), "history": history, "best": best},
             improved,
         )
         run.say(summary(record, args.epochs, improved))
@@ -255,6 +255,12 @@ def show_progress(bar: tqdm, totals: torch.Tensor, steps_after: int, processes: 
     )
 
 
+def random_states() -> list[torch.Tensor]:
+    """What a net with dropout draws next, on the CPU and on this process's GPU."""
+    on_gpu = [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else []
+    return [torch.get_rng_state(), *on_gpu]
+
+
 def resume(run: Run, parts: dict) -> tuple[list[dict], dict | None]:
     """Put every part back to the end of the last saved epoch; its history and best snapshot."""
     saved = run.load("checkpoint.pth")
@@ -263,7 +269,10 @@ def resume(run: Run, parts: dict) -> tuple[list[dict], dict | None]:
     try:
         for name, part in parts.items():
             part.load_state_dict(saved[name])
-        torch.set_rng_state(saved["random"])
+        cpu, *gpu = saved["random"]
+        torch.set_rng_state(cpu)
+        if gpu:
+            torch.cuda.set_rng_state(*gpu)
         history, best = saved["history"], saved["best"]
         if [record["epoch"] for record in history] != list(range(1, len(history) + 1)):
             raise ValueError("epochs are missing")
