@@ -116,6 +116,22 @@ def test_evaluation_takes_what_suits_the_device_or_what_it_is_told(given, most):
     assert max(sizes) == (most if given else most[accelerator.device.type])
 
 
+@pytest.mark.parametrize("module", ["train_teacher", "train_student", "scripts.benchmark"])
+def test_threads_wait_without_spinning(module):
+    """What libgomp says it has read."""
+    environment = {name: os.environ[name] for name in os.environ if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {module}"],
+        cwd=ROOT,
+        env=environment | {"OMP_DISPLAY_ENV": "true"},
+        capture_output=True,
+        text=True,
+    )
+    if "OMP_WAIT_POLICY" not in done.stderr:
+        pytest.skip("this torch has other threads than libgomp's")
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in done.stderr
+
+
 # The benchmark
 
 
