@@ -12,11 +12,11 @@ import utils  # noqa: F401  before torch
 # isort: split
 import torch
 
-from losses import build_distillation, loss_parameters
+from losses import build_distillation
 from models import build_model
-from utils.evaluation import conclude
+from utils.evaluation import conclude, inspect_teacher
 from utils.objectives import Distillation
-from utils.options import check_run, student_options
+from utils.options import check_run, parameters_of, student_options
 from utils.program import UserError, one_line_errors
 from utils.runs import Run, finished_run, identity_of, label_of
 from utils.tables import result_table
@@ -27,7 +27,7 @@ from utils.training import fit, load_data, start
 def main(argv: list[str] | None = None) -> None:
     args = student_options(argv)
     accelerator = start(args.deterministic, args.log_with)
-    data = load_data(accelerator, args.dataset, args.data_dir, args.split_seed)
+    data = load_data(args, accelerator)
     check_run(args, data, accelerator)
     try:
         teacher = teacher_of(args, data)
@@ -38,13 +38,14 @@ def main(argv: list[str] | None = None) -> None:
         folder, result = finished  # shows what it is, wherever its teacher has gone
         accelerator.print(f"{folder}\n{result_table(result)}")
         return
-    teacher.net.to(accelerator.device)
+    teacher.to(accelerator.device)
 
-    parameters = loss_parameters(args.distill, vars(args))
-    label = f"{label_of(args.distill, parameters)}_from_{teacher.model}_{teacher.label}"
-    run = Run(args, identity_of(args, data, args.distill, parameters, label), accelerator, teacher)
+    parameters, naming = parameters_of(args.distill, args)
+    label = f"{label_of(args.distill, naming)}_from_{teacher.model}_{teacher.label}"
+    run = Run(args, identity_of(args, data, args.distill, naming, label), accelerator, teacher)
     with run.opened(args, data):
         if not run.finished:
+            run.say(inspect_teacher(teacher, data, accelerator, args.test_batch_size))
             torch.manual_seed(args.seed)
             student = build_model(args.model, data.num_classes)
             loss = build_distillation(args.distill, **parameters)

@@ -11,11 +11,11 @@ import utils  # noqa: F401  before torch
 # isort: split
 import torch
 
-from losses import build_loss, loss_parameters
+from losses import build_loss
 from models import build_model
 from utils.evaluation import conclude
 from utils.objectives import Objective
-from utils.options import check_run, teacher_options
+from utils.options import check_run, parameters_of, teacher_options
 from utils.program import one_line_errors
 from utils.runs import Run, identity_of, label_of
 from utils.tables import result_table
@@ -25,12 +25,12 @@ from utils.training import fit, load_data, start
 def main(argv: list[str] | None = None) -> None:
     args = teacher_options(argv)
     accelerator = start(args.deterministic, args.log_with)
-    data = load_data(accelerator, args.dataset, args.data_dir, args.split_seed)
+    data = load_data(args, accelerator)
     check_run(args, data, accelerator)
 
-    parameters = loss_parameters(args.loss, vars(args))
-    label = label_of(args.loss, parameters)
-    run = Run(args, identity_of(args, data, args.loss, parameters, label), accelerator)
+    parameters, naming = parameters_of(args.loss, args)
+    label = label_of(args.loss, naming)
+    run = Run(args, identity_of(args, data, args.loss, naming, label), accelerator)
     with run.opened(args, data):
         if not run.finished:
             torch.manual_seed(args.seed)

@@ -22,12 +22,12 @@ from losses.distillation import dist, dkd, kd, lskd
 
 NOT_NEGATIVE = ("a number of at least 0", lambda x: x >= 0)
 BELOW_ONE = ("a number from 0 to below 1", lambda x: 0 <= x < 1)
-TEMPERATURE = ("a number above 0, at most 1e6", lambda x: 0 < x <= 1e6)
+TEMPERATURE = ("a number from 0.001 to 1e6", lambda x: 1e-3 <= x <= 1e6)
 
 
 class Flag(NamedTuple):
     name: str
-    default: float | None  # None: follows from another flag, as `help` says
+    default: float | None  # None: 1 - Lambda
     help: str
     grid: tuple[float, ...] = ()  # values in the literature; empty: the default alone
     range: tuple[str, Callable[[float], bool]] = NOT_NEGATIVE  # in words, and as a check
@@ -41,97 +41,64 @@ class Entry(NamedTuple):
     ramp: int = 0  # epochs over which a distillation's weight rises to Lambda
 
 
-SMOOTHING = "share of the target that is spread over all classes"
-TERM = "weight of the calibration term"
-EXCLUSION = "weight of exclusion relative to discrimination; 0.1 and 1 together are 0.1 and 10 here"
-TEACHER = "weight of the distillation term; may be above 1"
-LABELS = "weight of the labels' NLL"
-SOFT = "temperature of both softmaxes"
+def calibration_term(
+    function: Callable, paper: str, beta: tuple, *own: Flag, of_batch: bool = False
+) -> Entry:
+    """An entry of TERMS. beta, its weight: (default, values in the literature ...)."""
+    weight = Flag("beta", beta[0], "weight of the calibration term", beta[1:])
+    return Entry(function, paper, (weight, *own), of_batch)
+
+
+def distillation(
+    function: Callable, paper: str, T: tuple, Lambda: tuple, ce_weight, *own: Flag, ramp: int = 0
+) -> Entry:
+    """An entry of DISTILLATIONS. T and Lambda: (default, values in the literature ...)."""
+    rising = f", reached after {ramp} epochs" if ramp else ""
+    flags = (
+        Flag("T", T[0], "temperature of both softmaxes", T[1:], TEMPERATURE),
+        Flag("Lambda", Lambda[0], f"weight of the distillation{rising}", Lambda[1:]),
+        *own,
+        Flag("ce_weight", ce_weight, "weight of the labels' NLL"),
+    )
+    return Entry(function, paper, flags, ramp=ramp)
+
+
+FOCUS = Flag("gamma", 1.0, "focal exponent", (1, 2, 3, 4, 5))
+SMOOTHING = Flag("alpha", 0.1, "share of the target spread over all classes", range=BELOW_ONE)
+MARGIN = Flag("margin", 10.0, "by how much logits may differ at no cost")
+EXCLUSION = Flag("exclusion", 10.0, "weight of exclusion; times beta it is the literature's 1")
+TARGET = Flag("alpha", 1.0, "weight of the label's class against the rest")
+OTHERS = Flag("beta", 8.0, "weight of the other classes among themselves", (1, 2, 4, 6, 8, 10))
+OVER_CLASSES = Flag("beta", 1.0, "weight of the correlation over classes")
+OVER_IMAGES = Flag("gamma", 1.0, "weight of the correlation over images")
 
 BASES = {
     "NLL": Entry(nll, "cross entropy"),
-    "FL": Entry(
-        focal,
-        "focal loss, Lin et al. 2017",
-        (Flag("gamma", 1.0, "focal exponent; 0 is NLL", (1, 2, 3, 4, 5)),),
-    ),
-    "LS": Entry(
-        label_smoothing,
-        "label smoothing, Müller et al. 2019",
-        (Flag("alpha", 0.1, SMOOTHING, range=BELOW_ONE),),
-    ),
-    "FLSD": Entry(flsd, "sample-dependent focal loss FLSD-53, Mukhoti et al. 2020"),
-    "DFL": Entry(
-        dual_focal,
-        "dual focal loss, Tao et al. 2023",
-        (Flag("gamma", 5.0, "exponent of the dual focal loss", (1, 2, 3, 4, 5)),),
-    ),
-    "AdaFocal": Entry(AdaFocal, "focal loss steered by validation, Ghosh et al. 2022"),
-    "Brier": Entry(brier, "Brier score, 1950"),
+    "FL": Entry(focal, "focal loss, Lin et al. 2017", (FOCUS,)),
+    "LS": Entry(label_smoothing, "label smoothing, Müller et al. 2019", (SMOOTHING,)),
+    "FLSD": Entry(flsd, "focal by sample, Mukhoti et al. 2020"),
+    "DFL": Entry(dual_focal, "dual focal, Tao et al. 2023", (FOCUS._replace(default=5.0),)),
+    "AdaFocal": Entry(AdaFocal, "focal steered by validation, Ghosh et al. 2022"),
+    "Brier": Entry(brier, "Brier 1950"),
 }
-TERMS = {  # beta, which weighs the term, comes first
-    "MDCA": Entry(
-        mdca, "Hebbalaguppe et al. 2022", (Flag("beta", 1.0, TERM, (1, 5, 10)),), of_batch=True
+TERMS = {
+    "MDCA": calibration_term(mdca, "Hebbalaguppe et al. 2022", (1.0, 1, 5, 10), of_batch=True),
+    "MMCE": calibration_term(mmce, "Kumar et al. 2018", (1.0, 1, 2, 3, 4, 5), of_batch=True),
+    "DCA": calibration_term(dca, "Liang et al. 2020", (1.0, 1, 5, 10), of_batch=True),
+    "MbLS": calibration_term(mbls, "Liu et al. 2022", (0.1,), MARGIN),
+    "CPC": calibration_term(cpc, "Cheng and Vasconcelos 2022", (0.1,), EXCLUSION),
+}
+DISTILLATIONS = {
+    "KD": distillation(
+        kd, "Hinton et al. 2015", (4.0, 1, 1.5, 2, 3, 4, 5, 10, 20), (0.9, 0.9, 0.95, 1), None
     ),
-    "MMCE": Entry(
-        mmce, "Kumar et al. 2018", (Flag("beta", 1.0, TERM, (1, 2, 3, 4, 5)),), of_batch=True
-    ),
-    "DCA": Entry(dca, "Liang et al. 2020", (Flag("beta", 1.0, TERM, (1, 5, 10)),), of_batch=True),
-    "MbLS": Entry(
-        mbls,
-        "margin-based label smoothing, Liu et al. 2022",
-        (Flag("beta", 0.1, TERM), Flag("margin", 10.0, "what logits may differ by", (6, 10))),
-    ),
-    "CPC": Entry(
-        cpc,
-        "pairwise constraints, Cheng and Vasconcelos 2022",
-        (Flag("beta", 0.1, TERM), Flag("exclusion", 10.0, EXCLUSION)),
+    "DKD": distillation(dkd, "Zhao et al. 2022", (4.0,), (1.0,), 1.0, TARGET, OTHERS, ramp=20),
+    "LSKD": distillation(lskd, "Sun et al. 2024", (2.0,), (9.0,), 0.1),
+    "DIST": distillation(
+        dist, "Huang et al. 2022", (1.0, 1, 4), (1.0, 1, 2), 1.0, OVER_CLASSES, OVER_IMAGES
     ),
 }
-DISTILLATIONS = {  # T and Lambda come first, ce_weight last
-    "KD": Entry(
-        kd,
-        "Hinton et al. 2015",
-        (
-            Flag("T", 4.0, SOFT, (1, 1.5, 2, 3, 4, 5, 10, 20), TEMPERATURE),
-            Flag("Lambda", 0.9, TEACHER, (0.9, 0.95, 1)),
-            Flag("ce_weight", None, f"{LABELS}; 1 - Lambda unless given"),
-        ),
-    ),
-    "DKD": Entry(
-        dkd,
-        "decoupled, Zhao et al. 2022; its weight rises over 20 epochs",
-        (
-            Flag("T", 4.0, SOFT, range=TEMPERATURE),
-            Flag("Lambda", 1.0, TEACHER),
-            Flag("alpha", 1.0, "weight of the label's class against the rest"),
-            Flag("beta", 8.0, "weight of the other classes among themselves", (1, 2, 4, 6, 8, 10)),
-            Flag("ce_weight", 1.0, LABELS),
-        ),
-        ramp=20,
-    ),
-    "LSKD": Entry(
-        lskd,
-        "standardised logits, Sun et al. 2024",
-        (
-            Flag("T", 2.0, SOFT, range=TEMPERATURE),
-            Flag("Lambda", 9.0, TEACHER),
-            Flag("ce_weight", 0.1, LABELS),
-        ),
-    ),
-    "DIST": Entry(
-        dist,
-        "correlations, Huang et al. 2022",
-        (
-            Flag("T", 1.0, SOFT, (1, 4), TEMPERATURE),
-            Flag("Lambda", 1.0, TEACHER, (1, 2)),
-            Flag("beta", 1.0, "weight of the correlation over classes"),
-            Flag("gamma", 1.0, "weight of the correlation over images"),
-            Flag("ce_weight", 1.0, LABELS),
-        ),
-    ),
-}
-ALIASES = {"cross_entropy": "NLL", "focal_loss": "FL", **{term: f"NLL+{term}" for term in TERMS}}
+ALIASES = {"cross_entropy": "NLL", "focal_loss": "FL", **{name: f"NLL+{name}" for name in TERMS}}
 
 
 class Loss(nn.Module):
@@ -209,17 +176,15 @@ def loss_parameters(name: str, given: Mapping[str, float | None]) -> dict[str, f
     of 1 - Lambda would be negative.
     """
     flags = distillation_flags(name) if name in DISTILLATIONS else loss_flags(name)
-    parameters = {
-        flag.name: flag.default if given.get(flag.name) is None else given[flag.name]
-        for flag in flags
-    }
+    values = {flag.name: given.get(flag.name) for flag in flags}
+    values |= {flag.name: flag.default for flag in flags if values[flag.name] is None}
     if name in DISTILLATIONS:
-        ce_weight, usual = parameters.pop("ce_weight"), usual_ce_weight(name, parameters["Lambda"])
+        ce_weight, usual = values.pop("ce_weight"), usual_ce_weight(name, values["Lambda"])
         if ce_weight is None and usual < 0:
             raise ValueError("where Lambda is above 1, ce_weight must be given")
         if ce_weight is not None and not math.isclose(ce_weight, usual):
-            parameters["ce_weight"] = ce_weight
-    return parameters
+            values["ce_weight"] = ce_weight
+    return values
 
 
 def usual_ce_weight(name: str, Lambda: float) -> float:
@@ -227,33 +192,31 @@ def usual_ce_weight(name: str, Lambda: float) -> float:
     return 1 - Lambda if default is None else default
 
 
-def build_loss(name: str, **given: float) -> Loss:
+def build(entry: Entry, values: dict[str, float]) -> Callable:
+    """The entry's function with those of the values that it reads, or an object of its class."""
+    function = entry.function
+    own = {flag.name: values[flag.name] for flag in entry.flags if flag.name in values}
+    return function(**own) if isinstance(function, type) else partial(function, **own)
+
+
+def build_loss(name: str, **parameters: float) -> Loss:
     """The loss as a module of logits (B, K) and labels (B,) that returns a scalar.
 
     What is not given takes its default, and what the loss does not read is ignored. Raises
     ValueError where the name is unknown.
     """
     base, _, term = canonical_loss(name).partition("+")
-    parameters = loss_parameters(name, given)
-    if not term:
-        return Loss(build(BASES[base], parameters))
-    beta = parameters.pop("beta")
-    return Loss(build(BASES[base], parameters), build(TERMS[term], parameters), beta)
+    values = loss_parameters(name, parameters)
+    beta = values.pop("beta", 0.0)
+    return Loss(build(BASES[base], values), build(TERMS[term], values) if term else None, beta)
 
 
-def build_distillation(name: str, **given: float) -> Distillation:
+def build_distillation(name: str, **parameters: float) -> Distillation:
     """The same for one of DISTILLATIONS, of student's and teacher's logits (B, K) and labels."""
-    parameters = loss_parameters(name, given)
-    Lambda = parameters.pop("Lambda")
-    ce_weight = parameters.pop("ce_weight", usual_ce_weight(name, Lambda))
-    entry = DISTILLATIONS[name]
-    return Distillation(build(entry, parameters), Lambda, ce_weight, entry.ramp)
-
-
-def build(entry: Entry, parameters: dict[str, float]) -> Callable:
-    own = {flag.name: parameters[flag.name] for flag in entry.flags if flag.name in parameters}
-    make = entry.function if isinstance(entry.function, type) else partial(partial, entry.function)
-    return make(**own)
+    entry, values = DISTILLATIONS[name], loss_parameters(name, parameters)
+    Lambda = values.pop("Lambda")
+    ce_weight = values.pop("ce_weight", usual_ce_weight(name, Lambda))
+    return Distillation(build(entry, values), Lambda, ce_weight, entry.ramp)
 
 
 def distillation_loss(

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses.classification import at_least_float32, of_label, of_others
+from losses.classification import at_least_float32, of_label, of_others, one_hot
 
 KERNEL_WIDTH = 0.4
 
@@ -20,9 +20,7 @@ def mdca(logits: Tensor, labels: Tensor) -> Tensor:
     CVPR 2022, Section 3, L_MDCA.
     """
     probs = at_least_float32(logits).softmax(dim=1)
-    classes = torch.arange(probs.shape[1], device=labels.device)
-    frequency = (labels.unsqueeze(1) == classes).to(probs.dtype).mean(dim=0)
-    return (probs.mean(dim=0) - frequency).abs().mean()
+    return (probs.mean(dim=0) - one_hot(labels, probs).mean(dim=0)).abs().mean()
 
 
 def mmce(logits: Tensor, labels: Tensor) -> Tensor:
@@ -55,21 +53,20 @@ def mmce(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def dca(logits: Tensor, labels: Tensor) -> Tensor:
-    """Difference between confidence and accuracy: |mean max p - accuracy| of the batch.
+    """Difference between confidence and accuracy of the batch, |mean of max p - accuracy|.
 
     Logits (B, K), labels (B,) -> scalar. Liang et al., "Improved Trainable Calibration Method for
-    Neural Networks on Medical Imaging Classification", BMVC 2020, Section 3.2, L_DCA.
+    Neural Networks on Medical Imaging Classification", BMVC 2020.
     """
     confidence, prediction = at_least_float32(logits).softmax(dim=1).max(dim=1)
-    return (confidence.mean() - (prediction == labels).to(confidence.dtype).mean()).abs()
+    return (confidence - (prediction == labels).to(confidence.dtype)).mean().abs()
 
 
 def mbls(logits: Tensor, labels: Tensor, margin: float) -> Tensor:
-    """Margin-based label smoothing: the mean over i and k of relu(max_j z_ij - z_ik - margin).
+    """Margin-based label smoothing, the mean over i and k of relu(max_j z_ij - z_ik - margin).
 
-    Logits (B, K) -> scalar; the labels play no part. Liu et al., "The Devil is in the Margin:
-    Margin-based Label Smoothing for Network Calibration", CVPR 2022, Section 3, in the form of
-    their code, which averages over the classes where the paper sums.
+    Logits (B, K) -> scalar; the labels play no part. Liu et al., "The Devil is in the Margin",
+    CVPR 2022, Section 3; the paper sums over k, its code takes the mean, and so do weights in use.
     """
     z = at_least_float32(logits)
     return F.relu(z.amax(dim=1, keepdim=True) - z - margin).mean()
@@ -78,17 +75,16 @@ def mbls(logits: Tensor, labels: Tensor, margin: float) -> Tensor:
 def cpc(logits: Tensor, labels: Tensor, exclusion: float) -> Tensor:
     """Pairwise constraints: 1v1 discrimination + `exclusion` times binary exclusion.
 
-    Discrimination is -the mean over k != y of log sigmoid(z_y - z_k); exclusion is -1/2 the mean
-    over ordered pairs k != l, both != y, of log sigmoid(z_k - z_l), least where all other logits
-    are equal, and 0 for two classes. Logits (B, K), labels (B,) -> scalar; a few tensors of
-    B x K x K are held. Cheng and Vasconcelos, "Calibrating Deep Neural Networks by Pairwise
-    Constraints", CVPR 2022, Section 4. Published code also sums the pairs k = l: a constant.
+    Discrimination is -mean over k != y of log sigmoid(z_y - z_k). Exclusion is -1/2 mean over
+    ordered pairs k != l, both != y, of log sigmoid(z_k - z_l); 0 where there are two classes only.
+    Logits (B, K), labels (B,) -> scalar, by way of B x K x K numbers. Cheng and Vasconcelos,
+    "Calibrating Deep Neural Networks by Pairwise Constraints", CVPR 2022. Published code also sums
+    the pairs k = l, which adds a constant.
     """
     z = at_least_float32(logits)
     others = of_others(z, labels)
-    discrimination = -F.logsigmoid(of_label(z, labels).unsqueeze(1) - others).mean()
+    discrimination = -F.logsigmoid(of_label(z, labels) - others).mean()
     pairs = -F.logsigmoid(others.unsqueeze(2) - others.unsqueeze(1)).sum(dim=(1, 2))
     n = others.shape[1]
-    # The pairs k = l, each of which is log 2, go again.
-    excluded = (pairs - n * math.log(2)).mean() / max(n * (n - 1), 1)
+    excluded = (pairs - n * math.log(2)).mean() / max(n * (n - 1), 1)  # without k = l
     return discrimination + exclusion * excluded / 2

@@ -6,17 +6,15 @@ from torch import Tensor
 
 from losses.classification import at_least_float32, of_label, of_others
 
-HIGHEST_IN_FLOAT32 = 100.0
-
 
 def log_softmax(logits: Tensor, T: float) -> Tensor:
-    """log softmax(logits / T), in at least float32.
+    """log softmax(logits / T), in at least float32 and above T = 100 in float64.
 
-    In float64 above T = 100: T^2 multiplies what two nearly uniform distributions differ by, and
-    the rounding with it.
+    At high T the two distributions are nearly uniform, and T^2 multiplies how they differ, the
+    rounding included.
     """
     logits = at_least_float32(logits)
-    return F.log_softmax((logits.double() if T > HIGHEST_IN_FLOAT32 else logits) / T, dim=1)
+    return F.log_softmax((logits.double() if T > 100 else logits) / T, dim=1)
 
 
 def divergence(log_teacher: Tensor, log_student: Tensor) -> Tensor:
@@ -27,9 +25,9 @@ def divergence(log_teacher: Tensor, log_student: Tensor) -> Tensor:
 def kd(student: Tensor, teacher: Tensor, labels: Tensor, T: float) -> Tensor:
     """T^2 KL(softmax(teacher / T) || softmax(student / T)).
 
-    T^2 keeps the size of its gradient while T varies. As T grows it tends to half the mean over
-    classes of the squared difference of the centred logits. Hinton, Vinyals and Dean, "Distilling
-    the Knowledge in a Neural Network", 2015, Section 2.
+    T^2 keeps the size of its gradient while T varies; at high T this is half the mean squared
+    difference of the centred logits. Hinton, Vinyals and Dean, "Distilling the Knowledge in a
+    Neural Network", 2015, Section 2.
     """
     return T**2 * divergence(log_softmax(teacher, T), log_softmax(student, T))
 
@@ -37,18 +35,18 @@ def kd(student: Tensor, teacher: Tensor, labels: Tensor, T: float) -> Tensor:
 def dkd(
     student: Tensor, teacher: Tensor, labels: Tensor, T: float, alpha: float, beta: float
 ) -> Tensor:
-    """Decoupled: T^2 (alpha TCKD + beta NCKD), both KL of the teacher against the student at T.
+    """Decoupled: T^2 (alpha TCKD + beta NCKD), both KL(teacher || student) at T.
 
-    TCKD is that of (p_y, 1 - p_y); NCKD that of the other classes, renormalised. KD is TCKD +
-    (1 - p_y of the teacher) NCKD. Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022,
-    Eq. 7. Published code takes logarithms of rounded probabilities, infinite where one is 0.
+    TCKD is that of (p_y, 1 - p_y), NCKD that of the other classes, renormalised; per image KD is
+    TCKD + (1 - p_y of the teacher) NCKD. Zhao et al., "Decoupled Knowledge Distillation", CVPR
+    2022, Eq. 7. Published code takes the logarithm of p, which is infinite where p rounds to 0.
     """
 
     def decoupled(logits):
         log_p = log_softmax(logits, T)
         others = of_others(log_p, labels)
         rest = others.logsumexp(dim=1, keepdim=True)
-        return torch.cat([of_label(log_p, labels).unsqueeze(1), rest], dim=1), others - rest
+        return torch.cat([of_label(log_p, labels), rest], dim=1), others - rest
 
     (target_t, others_t), (target_s, others_s) = decoupled(teacher), decoupled(student)
     return T**2 * (alpha * divergence(target_t, target_s) + beta * divergence(others_t, others_s))
@@ -57,9 +55,8 @@ def dkd(
 def lskd(student: Tensor, teacher: Tensor, labels: Tensor, T: float) -> Tensor:
     """KD after each row of both logits became (z - mean) / (standard deviation + 1e-7).
 
-    So the student need not match the teacher's range of logits. The standard deviation is that
-    over K - 1. Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024,
-    Algorithm 1; T^2 stands in their code, not in the paper.
+    The standard deviation divides by K - 1, as in the code of Sun et al., "Logit Standardization
+    in Knowledge Distillation", CVPR 2024, Algorithm 1.
     """
 
     def standardised(logits):
@@ -74,9 +71,9 @@ def dist(
 ) -> Tensor:
     """T^2 (beta (1 - r over the classes) + gamma (1 - r over the images)) of softmax(z / T).
 
-    r is Pearson's correlation of student and teacher, over the classes averaged over images, and
-    the reverse; one that is constant counts as 0. Huang et al., "Knowledge Distillation from A
-    Stronger Teacher", NeurIPS 2022, Eq. 7 to 9. T^2, which is 1 by default, is their code's.
+    r is the Pearson correlation of student and teacher: over the classes, averaged over images,
+    and over the images, averaged over classes; 0 where one of them is constant. Huang et al.,
+    "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, Section 4; T^2 is their code's.
     """
     p_s, p_t = log_softmax(student, T).exp(), log_softmax(teacher, T).exp()
 

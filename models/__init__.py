@@ -1,53 +1,103 @@
 """The zoo: `build_model("resnet56", num_classes=100)`. Nets only: images in, logits out."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from functools import partial
+from typing import NamedTuple
 
 from torch import nn
 
-from models.resnet import BasicBlock, Bottleneck, ResNet
+from models.densenet import DenseNet
+from models.mobilenet import MobileNetV2, mobilenetv2, mobilenetv2_half
+from models.repvgg import RepVGG
+from models.resnet import FOUR_STAGES, Bottleneck, four_stages, thin
+from models.shufflenet import ShuffleNetV1, ShuffleNetV2
+from models.vgg import convnet, vgg, vgg_bn
 from models.wide_resnet import WideResNet
 
-# A new net is one line here: its name and what makes it from num_classes.
-MODELS: dict[str, Callable[..., nn.Module]] = {
-    **{
-        f"resnet{depth}": partial(ResNet, BasicBlock, (depth - 2) // 6)
-        for depth in (8, 14, 20, 26, 32, 38, 44, 56, 110)
-    },
-    **{
-        f"resnet{depth}_bottleneck": partial(ResNet, Bottleneck, (depth - 2) // 9)
-        for depth in (56, 110)
-    },
+
+class Entry(NamedTuple):
+    """What makes a net from num_classes, and whose net it is."""
+
+    build: Callable[..., nn.Module]
+    origin: str
+
+
+def family(name: str, build: Callable, sizes: Iterable, origin: str) -> dict[str, Entry]:
+    """A net in several sizes, each of which stands for {} in the name and in whose it is."""
+    return {
+        name.format(size).replace(".", "_"): Entry(partial(build, size), origin.format(size))
+        for size in sizes
+    }
+
+
+DISTILLERS, FOCAL = "RepDistiller, mdistiller", "focal_calibration"
+X4 = {"widths": (64, 128, 256), "stem": 32}
+# A new net is one line here: its name, what makes it from num_classes, and whose it is. KD(C) is
+# the calibration transfer paper's own code.
+MODELS: dict[str, Entry] = {
+    **family("resnet{}", thin, (8, 14, 20, 26, 32, 38, 44, 56, 110), "He et al."),
+    "resnet1202": Entry(partial(thin, 1202, shortcut="pad"), "He et al., akamaster"),
+    **family("resnet{}_bottleneck", partial(thin, block=Bottleneck), (56, 110), "KD(C)'s resnet{}"),
+    **family("resnet{}x4", partial(thin, **X4), (8, 32), DISTILLERS),
+    **family("resnet{}", four_stages, (18, 34, 50, 101, 152), f"{DISTILLERS}, {FOCAL}, KD(C)"),
+    "resnet110_wide": Entry(partial(four_stages, 110), f"{FOCAL}'s resnet110"),
+    **family("tin_resnet{}", partial(four_stages, grid=2), FOUR_STAGES, "KD(C), Tiny-ImageNet"),
+    **family("wrn_16_{}", partial(WideResNet, 16), (1, 2), f"Zagoruyko, {DISTILLERS}"),
+    **family("wrn_40_{}", partial(WideResNet, 40), (1, 2), f"Zagoruyko, {DISTILLERS}, KD(C)"),
+    "wrn_28_10": Entry(partial(WideResNet, 28, 10), "Zagoruyko"),
+    "wrn_26_10": Entry(partial(thin, 26, widths=(160, 320, 640)), f"{FOCAL}'s wide_resnet"),
+    **family("vgg{}", vgg, (8, 11, 13, 16, 19), DISTILLERS),
+    **family("vgg{}_bn", vgg_bn, (11, 13, 16, 19), "chenyaofo"),
+    **family("convnet{}", convnet, (2, 4, 6, 8, 10), "KD(C)"),
+    "mobilenetv2": Entry(mobilenetv2, "KD(C); mdistiller, Tiny-ImageNet"),
+    "mobilenetv2_half": Entry(mobilenetv2_half, f"{DISTILLERS}: MobileNetV2"),
+    **family("mobilenetv2_x{}", MobileNetV2, (0.5, 0.75, 1.0, 1.4), "chenyaofo"),
+    "shufflenetv1": Entry(ShuffleNetV1, f"{DISTILLERS}, KD(C)"),
+    "shufflenetv2": Entry(partial(ShuffleNetV2, stem=1), f"{DISTILLERS}: ShuffleV2"),
+    "shufflenetv2_kdc": Entry(partial(ShuffleNetV2, kdc=True), "KD(C)'s shufflenetv2"),
+    **family("shufflenetv2_x{}", ShuffleNetV2, (0.5, 1.0, 1.5, 2.0), "chenyaofo"),
+    **family("densenet{}", DenseNet, (121, 169, 201), f"{FOCAL}, KD(C)"),
+    **family("repvgg_{}", RepVGG, ("a0", "a1", "a2"), "chenyaofo"),
 }
 WRN_PATTERN = "wrn_{depth}_{width}"
-COMMON_WRNS = ["wrn_16_1", "wrn_16_2", "wrn_28_10", "wrn_40_1", "wrn_40_2"]
-MAX_WRN_DEPTH, MAX_WRN_WIDTH = 1000, 100
-IMAGENET_NETS = {"resnet18", "resnet34", "resnet50", "resnet101", "resnet152"}
+TIMM = "timm/"
 
 
 def model_names() -> list[str]:
-    """The fixed names, common wide ResNets, and last the pattern that all wide ResNets follow."""
-    return [*MODELS, *COMMON_WRNS, WRN_PATTERN]
+    """The registered names, and last the pattern that all wide ResNets follow."""
+    return [*MODELS, WRN_PATTERN]
 
 
 def constructor(name: str) -> Callable[..., nn.Module]:
-    """What makes the net of that name. Raises ValueError with the known names and the nearest."""
+    """What makes the net of that name. Raises ValueError with the nearest."""
     if name in MODELS:
-        return MODELS[name]
-    match = re.fullmatch(r"wrn_([1-9][0-9]{0,3})_([1-9][0-9]{0,2})", name)
-    if match is not None:
-        depth, width = map(int, match.groups())
-        if depth % 6 == 4 and 10 <= depth <= MAX_WRN_DEPTH and width <= MAX_WRN_WIDTH:
-            return partial(WideResNet, depth, width)
-    note = " (an ImageNet net; this zoo is for small images)" if name in IMAGENET_NETS else ""
-    nearest = get_close_matches(name.lower(), [*MODELS, *COMMON_WRNS], n=1, cutoff=0)[0]
+        return MODELS[name].build
+    if name.startswith(TIMM):
+        return timm_constructor(name)
+    match = re.fullmatch(r"wrn_([1-9][0-9]{1,2})_([1-9][0-9]?)", name)
+    if match and int(match[1]) % 6 == 4:
+        return partial(WideResNet, int(match[1]), int(match[2]))
+    nearest = get_close_matches(name.lower(), MODELS, n=1, cutoff=0)[0]
     raise ValueError(
-        f"unknown model {name!r}{note}; the nearest is {nearest}; "
-        f"known are {', '.join(MODELS)} and {WRN_PATTERN} "
-        f"with depth 6n+4 up to {MAX_WRN_DEPTH}, width 1 to {MAX_WRN_WIDTH}"
+        f"unknown model {name!r}; the nearest is {nearest}; --help lists all, {WRN_PATTERN} takes "
+        f"any depth 6n+4 and {TIMM}NAME any net of timm"
     )
+
+
+def timm_constructor(name: str) -> Callable[..., nn.Module]:
+    """What makes timm's net of that name. Raises ValueError where timm or the net is missing."""
+    try:
+        import timm
+    except ImportError:
+        raise ValueError(f"{name} needs timm; pip install timm") from None
+    short = name.removeprefix(TIMM)
+    known = {*timm.list_models(), *timm.list_pretrained()}
+    if short not in known:
+        nearest = get_close_matches(short.lower(), sorted(known), n=3, cutoff=0)
+        raise ValueError(f"unknown model {name!r}; timm's nearest are {', '.join(nearest)}")
+    return partial(timm.create_model, short)
 
 
 def check_name(name: str) -> str:
@@ -57,9 +107,9 @@ def check_name(name: str) -> str:
 
 
 def build_model(name: str, num_classes: int = 10, **kwargs) -> nn.Module:
-    """A net with fresh weights: images (B, 3, H, W), any size from 8 pixels, to logits (B, K).
+    """A net with fresh weights: images (B, 3, H, W) of 8 pixels or more, to logits (B, K).
 
-    `kwargs` go to the net: ResNets take `shortcut="pad"` for shortcuts without parameters. Raises
-    ValueError for an unknown name, with the known ones and the nearest.
+    `kwargs` go to the net: ResNets take `shortcut="pad"` for shortcuts without parameters, timm's
+    nets `pretrained=True`. Raises ValueError for an unknown name, with the nearest known ones.
     """
     return constructor(name)(num_classes=num_classes, **kwargs)

@@ -1,24 +1,19 @@
-"""The ResNets made for 32x32 images: He et al., Deep Residual Learning, CVPR 2016, section 4.2."""
+"""Residual networks for small images: He et al., Deep Residual Learning, CVPR 2016, section 4.2.
+
+Three thin stages are that section's; four stages are its ImageNet nets with a 3x3 stem.
+"""
+
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
-def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-
-
-def init_weights(net: nn.Module) -> None:
-    """Kaiming normal, fan out, for convolutions; batch norm starts as torch has it, at 1 and 0."""
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+from models.blocks import conv_bn, init_weights, pooled
 
 
 def conv_shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
     """Option B of the paper: a learned projection."""
-    conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs))
+    return nn.Sequential(*conv_bn(inputs, outputs, 1, stride))
 
 
 class PadShortcut(nn.Module):
@@ -40,12 +35,12 @@ SHORTCUTS = {"conv": conv_shortcut, "pad": PadShortcut}
 
 
 class BasicBlock(nn.Module):
-    expansion = 1
+    expansion, layers = 1, 2
 
     def __init__(self, inputs: int, width: int, stride: int, downsample: nn.Module):
         super().__init__()
-        self.conv1, self.bn1 = conv3x3(inputs, width, stride), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = conv3x3(width, width), nn.BatchNorm2d(width)
+        self.conv1, self.bn1 = conv_bn(inputs, width, 3, stride)
+        self.conv2, self.bn2 = conv_bn(width, width, 3)
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,14 +50,14 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    expansion = 4
+    expansion, layers = 4, 3
 
     def __init__(self, inputs: int, width: int, stride: int, downsample: nn.Module):
         super().__init__()
         outputs = width * self.expansion
-        self.conv1, self.bn1 = nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = conv3x3(width, width, stride), nn.BatchNorm2d(width)
-        self.conv3, self.bn3 = nn.Conv2d(width, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.conv1, self.bn1 = conv_bn(inputs, width)
+        self.conv2, self.bn2 = conv_bn(width, width, 3, stride)
+        self.conv3, self.bn3 = conv_bn(width, outputs)
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,22 +79,51 @@ def make_stage(block, blocks: int, inputs: int, width: int, stride: int, shortcu
 
 
 class ResNet(nn.Module):
-    """Images (B, 3, H, W) to logits (B, num_classes), in three stages of `blocks` blocks each.
+    """Images (B, 3, H, W) to logits (B, num_classes).
 
-    `shortcut` joins stages of different shape: "conv" (learned) or "pad" (without parameters).
+    Stage i has `blocks[i]` blocks of `widths[i]` channels, times the block's expansion; all but the
+    first halve the size. `shortcut` joins stages of different shape: "conv" (learned) or "pad"
+    (without parameters). `grid` x `grid` means of each map go to the head.
     """
 
-    def __init__(self, block, blocks: int, num_classes: int = 10, shortcut: str = "conv"):
+    def __init__(
+        self,
+        block: type[BasicBlock | Bottleneck],
+        blocks: Sequence[int],
+        widths: Sequence[int] = (16, 32, 64),
+        stem: int = 16,
+        grid: int = 1,
+        shortcut: str = "conv",
+        num_classes: int = 10,
+    ):
         super().__init__()
-        joint, grown = SHORTCUTS[shortcut], block.expansion
-        self.conv1, self.bn1 = conv3x3(3, 16), nn.BatchNorm2d(16)
-        self.layer1 = make_stage(block, blocks, 16, 16, 1, joint)
-        self.layer2 = make_stage(block, blocks, 16 * grown, 32, 2, joint)
-        self.layer3 = make_stage(block, blocks, 32 * grown, 64, 2, joint)
-        self.fc = nn.Linear(64 * grown, num_classes)
+        self.conv1, self.bn1 = conv_bn(3, stem, 3)
+        self.stages, self.grid, inputs = len(blocks), grid, stem
+        for i, (count, width) in enumerate(zip(blocks, widths, strict=True)):
+            stage = make_stage(block, count, inputs, width, 2 if i else 1, SHORTCUTS[shortcut])
+            self.add_module(f"layer{i + 1}", stage)
+            inputs = width * block.expansion
+        self.fc = nn.Linear(inputs * grid**2, num_classes)
         init_weights(self)
 
     def forward(self, images: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(images)))
-        out = self.layer3(self.layer2(self.layer1(out)))
-        return self.fc(out.mean((2, 3)))
+        for i in range(self.stages):
+            out = getattr(self, f"layer{i + 1}")(out)
+        return self.fc(pooled(out, self.grid))
+
+
+def thin(depth: int, block: type = BasicBlock, **options) -> ResNet:
+    """Three stages of one length; depth 6n+2, with Bottleneck 9n+2."""
+    return ResNet(block, [(depth - 2) // (3 * block.layers)] * 3, **options)
+
+
+def four_stages(depth: int, **options) -> ResNet:
+    return ResNet(*FOUR_STAGES[depth], (64, 128, 256, 512), 64, **options)
+
+
+FOUR_STAGES = {
+    **{18: (BasicBlock, (2, 2, 2, 2)), 34: (BasicBlock, (3, 4, 6, 3))},
+    **{50: (Bottleneck, (3, 4, 6, 3)), 101: (Bottleneck, (3, 4, 23, 3))},
+    **{110: (Bottleneck, (3, 4, 26, 3)), 152: (Bottleneck, (3, 8, 36, 3))},
+}

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.resnet import conv3x3, init_weights
+from models.blocks import conv3x3, init_weights, repeated
 
 
 class PreActBlock(nn.Module):
@@ -23,11 +23,6 @@ class PreActBlock(nn.Module):
         return out + shortcut
 
 
-def make_stage(blocks: int, inputs: int, outputs: int, stride: int) -> nn.Sequential:
-    first = PreActBlock(inputs, outputs, stride)
-    return nn.Sequential(first, *(PreActBlock(outputs, outputs, 1) for _ in range(blocks - 1)))
-
-
 class WideResNet(nn.Module):
     """Images (B, 3, H, W) to logits (B, num_classes); depth 6n+4, stages of 16, 32, 64 times width.
 
@@ -38,9 +33,9 @@ class WideResNet(nn.Module):
         super().__init__()
         blocks, channels = (depth - 4) // 6, 64 * width
         self.conv1 = conv3x3(3, 16)
-        self.layer1 = make_stage(blocks, 16, 16 * width, 1)
-        self.layer2 = make_stage(blocks, 16 * width, 32 * width, 2)
-        self.layer3 = make_stage(blocks, 32 * width, channels, 2)
+        self.layer1 = repeated(PreActBlock, blocks, 16, 16 * width, 1)
+        self.layer2 = repeated(PreActBlock, blocks, 16 * width, 32 * width, 2)
+        self.layer3 = repeated(PreActBlock, blocks, 32 * width, channels, 2)
         self.bn1 = nn.BatchNorm2d(channels)
         self.fc = nn.Linear(channels, num_classes)
         init_weights(self)

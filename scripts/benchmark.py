@@ -44,7 +44,7 @@ from utils.program import RunFailed, UserError, one_line_errors
 from utils.steps import MODES, Step
 from utils.tables import text_table
 from utils.teacher_cache import DTYPES
-from utils.teachers import Teacher
+from utils.teachers import Member, Teacher
 from utils.training import prepare, start, train_epoch
 
 NETS = ("resnet8", "resnet20", "resnet56", "resnet110", "wrn_40_2")
@@ -67,10 +67,8 @@ class Bench(NamedTuple):
 
 
 def options(argv: list[str] | None) -> Namespace:
-    parser = CommandLine(
-        prog="python -m scripts.benchmark",
-        description="Images per second of a conventional training loop and of ours.",
-    )
+    what = "Images per second of a conventional training loop and of ours."
+    parser = CommandLine(prog="python -m scripts.benchmark", description=what)
     at_once = f"measure only this: the images/s of N runs of {TOGETHER} at once, all together"
     add = parser.add_argument
     add("--quick", action="store_true", help="few nets and short passes: minutes on a CPU")
@@ -124,16 +122,18 @@ def main(argv: list[str] | None = None) -> None:
 
 def measure(bench: Bench, model: str, teacher: str | None, cached: bool) -> dict[str, list[float]]:
     """Images/s of each contender in each round, all of which take about the same time."""
-    device, size = bench.accelerator.device, bench.args.train_batch_size
-    bench.accelerator.free_memory()
-    most = len(bench.data.train.labels) // size
-    steps, rates = {}, {}
+    accelerator, data, args = bench[:3]
+    accelerator.free_memory()
+    most, steps, rates = len(data.train.labels) // args.train_batch_size, {}, {}
     with tempfile.TemporaryDirectory() as folder:
         objective = Objective(build_loss("NLL"))
         if teacher:
-            loss, teaches = build_distillation("KD").to(device), random_teacher(teacher, bench)
-            given = (loss, teaches, bench.data, bench.accelerator, bench.args.seed)
-            objective = Distillation(*given, folder if cached else None)
+            asked = random_teacher(teacher, data, accelerator)
+            loss, cache = (
+                build_distillation("KD").to(accelerator.device),
+                folder if cached else None,
+            )
+            objective = Distillation(loss, asked, data, accelerator, args.seed, cache)
         contenders = {
             "conventional": conventional(bench, model, teacher),
             "ours": ours(bench, model, objective),
@@ -143,12 +143,11 @@ def measure(bench: Bench, model: str, teacher: str | None, cached: bool) -> dict
             contenders["ours"](most)  # a whole epoch fills it
         for name, train in contenders.items():
             train(5)  # warms up
-            rate = 5 / seconds_of(bench.accelerator, train, 5)
+            rate = 5 / seconds_of(accelerator, train, 5)
             steps[name], rates[name] = min(max(5, round(rate * bench.seconds)), most), []
-        for _ in range(bench.rounds):
-            for name, train in contenders.items():
-                seconds = seconds_of(bench.accelerator, train, steps[name])
-                rates[name].append(steps[name] * size / seconds)
+        for name, train in [*contenders.items()] * bench.rounds:
+            seconds = seconds_of(accelerator, train, steps[name])
+            rates[name].append(steps[name] * args.train_batch_size / seconds)
     return rates
 
 
@@ -186,6 +185,11 @@ def conventional(bench: Bench, model: str, teacher: str | None) -> Pass:
     scale = [transforms.ToTensor(), transforms.Normalize(bench.data.mean, bench.data.std)]
     transform = transforms.Compose(augment + scale)
     pixels, order = split.images.permute(0, 2, 3, 1).numpy(), []
+
+    def read(index: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        images = [transform(Image.fromarray(pixels[i])) for i in index]
+        return torch.stack(images), split.labels[index]
+
     loader = DataLoader(
         range(len(pixels)),
         size,
@@ -193,10 +197,7 @@ def conventional(bench: Bench, model: str, teacher: str | None) -> Pass:
         num_workers=bench.workers,
         persistent_workers=bench.workers > 0,
         pin_memory=accelerator.device.type == "cuda",
-        collate_fn=lambda index: (
-            torch.stack([transform(Image.fromarray(pixels[i])) for i in index]),
-            split.labels[index],
-        ),
+        collate_fn=read,
     )
 
     def train(steps: int) -> None:
@@ -259,11 +260,11 @@ def random_data(images: int) -> Dataset:
     return Dataset("random", CLASSES, *splits, *NORMALISATION["cifar10"], f"random {images}")
 
 
-def random_teacher(model: str, bench: Bench) -> Teacher:
-    net = build_model(model, bench.data.num_classes).eval().requires_grad_(False)
-    net.to(bench.accelerator.device, memory_format=torch.channels_last)
-    known = (model, bench.data.num_classes, bench.data.mean, bench.data.std)
-    return Teacher(net, *known, "random", None, None, None, "random", Path(model))
+def random_teacher(model: str, data: Dataset, accelerator: Accelerator) -> Teacher:
+    net = build_model(model, data.num_classes).eval().requires_grad_(False)
+    net.to(accelerator.device, memory_format=torch.channels_last)
+    known = {"label": "random", "sha256": "random", "path": Path(model)}
+    return Teacher([Member(net, model, data.mean, data.std, **known)])
 
 
 # The floor
@@ -282,11 +283,9 @@ def device_rates(accelerator: Accelerator) -> tuple[float, float]:
         return amount / min(seconds_of(accelerator, work) for _ in range(50))
 
     # A convolution too: on CPUs it may be faster than the product of matrices.
-    convolution = 2 * kernel.numel() * images.numel() // 64
-    products = rate(2 * side**3, lambda: matrix @ matrix)
-    products = max(
-        products, rate(convolution, lambda: nn.functional.conv2d(images, kernel, padding=1))
-    )
+    convolved = 2 * kernel.numel() * images.numel() // 64
+    products = rate(convolved, lambda: nn.functional.conv2d(images, kernel, padding=1))
+    products = max(products, rate(2 * side**3, lambda: matrix @ matrix))
     return products, rate(2 * source.nbytes, lambda: target.copy_(source))
 
 
@@ -318,13 +317,12 @@ def runs_at_once(numbers: list[int], batch_size: int, step: str, data: Dataset) 
     """A table: how many images a second N runs of train_teacher.py train on, all together."""
     arrays = {"x_train": data.train.images, "y_train": data.train.labels}
     arrays |= {"x_test": data.test.images, "y_test": data.test.labels}
-    flags = f"--model {TOGETHER} --epochs {EPOCHS} --lr 0.001 --step {step}"
-    flags += f" --train-batch-size {batch_size}"
+    flags = f"--model {TOGETHER} --epochs {EPOCHS} --train-batch-size {batch_size} --step {step}"
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "random.npz")
         np.savez(file, **{name: array.numpy() for name, array in arrays.items()})
-        command = [sys.executable, TEACHER, *flags.split(), "--dataset", file]
+        command = [sys.executable, TEACHER, *flags.split(), "--lr", "0.001", "--dataset", file]
         for number in tqdm(numbers, "runs at once", disable=None):
             rate = total_rate(command, Path(folder, str(number)), number)
             rows.append([str(number), f"{rate:,.0f}"])
@@ -335,16 +333,13 @@ def total_rate(command: list, root: Path, number: int) -> float:
     """The sum of the rates of that many runs below `root`, without their first epoch."""
     # Threads that are more than the cores wait for each other.
     environ = os.environ | {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // number))}
-    rates, running = [], []
-    for seed in range(number):
-        line = [*command, "--checkpoint", root, "--seed", str(seed)]
-        running.append(subprocess.Popen(line, stdout=subprocess.DEVNULL, env=environ))
-    if any([process.wait() for process in running]):
+    lines = [[*command, "--checkpoint", root, "--seed", str(seed)] for seed in range(number)]
+    runs = [subprocess.Popen(line, stdout=subprocess.DEVNULL, env=environ) for line in lines]
+    if any([run.wait() for run in runs]):
         raise RunFailed("a run has ended with an error, which stands above; try fewer at once")
-    for file in root.rglob("metrics.jsonl"):
-        _, *later = map(json.loads, file.read_text().splitlines())
-        rates.append(np.median([epoch["images_per_second"] for epoch in later]))
-    return sum(rates)
+    histories = [file.read_text().splitlines() for file in root.rglob("metrics.jsonl")]
+    rates = [[json.loads(epoch)["images_per_second"] for epoch in h[1:]] for h in histories]
+    return sum(map(np.median, rates))
 
 
 if __name__ == "__main__":

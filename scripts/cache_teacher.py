@@ -32,18 +32,19 @@ def options(argv: list[str] | None) -> Namespace:
         "is there already is kept, so a stopped command goes on where it was.",
     )
     add_data(parser)
-    add_teacher(parser, cache_required=True)
+    add_teacher(parser, for_cache=True)
     size_help = "images per step (default: 1000, on a CPU 128)"
     parser.add_argument("--batch-size", type=count, help=size_help)
+    parser.set_defaults(teacher_temperature=1.0)  # kept are the logits before any
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = options(argv)
     accelerator = start()
-    data = load_data(accelerator, args.dataset, args.data_dir, args.split_seed)
+    data = load_data(args, accelerator)
     teacher = teacher_of(args, data)
-    teacher.net.to(accelerator.device)
+    teacher.to(accelerator.device)
     files = LogitFiles(args.teacher_cache, teacher, data, accelerator)
     batch_size = args.batch_size or usual_batch_size(accelerator.device)
     fill(files, teacher, data, accelerator, batch_size)

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The experiments of the paper on CIFAR-100: teachers x losses, then students x teachers.
-# Usage as scripts/cifar10.sh.
+# The experiments of the paper on CIFAR-100. Usage, and where it differs: as scripts/cifar10.sh.
 set -euo pipefail
 
 dataset=cifar100
-teachers="resnet56 wrn_40_2"
-students="resnet8 wrn_40_1"
+teachers="resnet56_bottleneck resnet110_bottleneck"
+students="resnet8 wrn_40_1 mobilenetv2 shufflenetv1 shufflenetv2_kdc"
+recipe="--epochs 160 --schedule-steps 80 120 --lr 0.1 --wd 1e-4 --train-batch-size 128"
 source "$(dirname "${BASH_SOURCE[0]}")/grid.sh"

@@ -1,8 +1,8 @@
-# Sourced by cifar10.sh and its like, which set dataset, teachers and students.
+# Sourced by cifar10.sh and its like, which set dataset, teachers, students and recipe.
 source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
 seeds=${SEEDS:-42}
 
-common="--dataset $dataset --lr 0.1 --wd 5e-4 --train-batch-size 128"
+common="--dataset $dataset $recipe"
 for word; do
     [[ $word != --exp_name* ]] || stop "--exp_name: give ROOT=..."
     [ "$word" != --print ] || continue
@@ -32,7 +32,7 @@ for seed in $seeds; do
             for teacher in $teachers; do
                 run="$root/teachers/$dataset/$teacher/${loss%% *}_seed=$seed"
                 learning+=("$python $(script train_student.py) $common --model $model \
---teacher_path $(quote "$run") --T 4 --Lambda 0.9 --seed $seed --checkpoint $(quote "$root/students")")
+--teacher_path $(quote "$run") --T ${T:-2} --Lambda ${Lambda:-0.9} --seed $seed --checkpoint $(quote "$root/students")")
             done
         done
     done

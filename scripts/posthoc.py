@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 
-from utils.analysis.records import Subject, find_subjects, write_beside
+from utils.analysis.records import MeasuredNet, measured_nets, write_beside
 from utils.calibration.metrics import classification_metrics
 from utils.calibration.posthoc import FOLDS, METHODS, Calibration, dirichlet_calibration
 from utils.options import CommandLine, location, number
@@ -45,23 +45,23 @@ def options(argv: list[str] | None):
 def main(argv: list[str] | None = None) -> None:
     args = options(argv)
     methods = METHODS | {"Dirichlet ODIR": partial(dirichlet_calibration, folds=args.folds)}
-    for subject in find_subjects(args.runs, args.epoch, args.with_teacher):
-        fitted = {method: fit(*subject.val) for method, fit in methods.items()}
-        found = {method: measure(subject, fit) for method, fit in fitted.items()}
-        print(f"\n{subject.title}\n{table(found)}")
+    for net in measured_nets(args.runs, args.epoch, args.with_teacher):
+        fitted = {method: fit(*net.val) for method, fit in methods.items()}
+        found = {method: measure(net, fit) for method, fit in fitted.items()}
+        print(f"\n{net.title}\n{table(found)}")
         for method, calibration in fitted.items():
             for note in calibration.notes:
                 print(f"{method}: {note}")
         if args.write:
             about = {"folds": args.folds}
-            print(f"written: {write_beside(subject.record, FILE, about, {subject.owner: found})}")
+            print(f"written: {write_beside(net.record, FILE, about, {net.owner: found})}")
 
 
-def measure(subject: Subject, calibration: Calibration) -> dict:
+def measure(net: MeasuredNet, calibration: Calibration) -> dict:
     """What the fit found, the map itself, and the metrics on both splits (fractions)."""
     measured = {
         split: classification_metrics(calibration(logits), labels)
-        for split, (logits, labels) in (("val", subject.val), ("test", subject.test))
+        for split, (logits, labels) in (("val", net.val), ("test", net.test))
     }
     weight = calibration.weight
     diagonal = torch.equal(weight, weight.diagonal().diag())
@@ -76,7 +76,8 @@ def measure(subject: Subject, calibration: Calibration) -> dict:
 
 
 def table(found: dict[str, dict]) -> str:
-    metrics = [name for name in COLUMNS if name in found["none"]["test"]]
+    shown = found["none"]["test"]
+    metrics = [name for name, column in COLUMNS.items() if column.usual and name in shown]
     head = ["test split", "val NLL", *(COLUMNS[name].head for name in metrics), "chosen"]
     rows = [
         [

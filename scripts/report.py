@@ -3,6 +3,8 @@
     python -m scripts.report ROOT...                        a table at the terminal
     python -m scripts.report ROOT... --out report           and report.{html,md,csv,tex} in there
     python -m scripts.report ROOT... --columns top1 ece brier --epoch last
+    python -m scripts.report ROOT... --against "resnet8 NLL"     differences, tested in pairs
+    python -m scripts.report ROOT... --pack runs.zip        what it needs, in one small file: a ROOT
 
 Collects every run below the folders ROOT and groups those that differ only in the seed. Teachers
 come first, each with its students below it. Settings are chosen on the validation split alone.
@@ -15,26 +17,11 @@ import os
 import sys
 from pathlib import Path
 
-from utils.analysis.groups import group_runs
-from utils.analysis.records import Apart, read_runs
-from utils.analysis.statistics import (
-    SELECT,
-    Row,
-    Section,
-    apart_table,
-    notes,
-    sections_of,
-    table_of,
-)
-from utils.analysis.tables import (
-    latex_table,
-    latex_text,
-    markdown_table,
-    markdown_text,
-    terminal_table,
-)
+from utils.analysis.records import pack, read_runs
+from utils.analysis.statistics import SELECT, Row, Section, View, find_group, sections_of
+from utils.analysis.tables import Table, left_out_table, main_table, paired_table, render
 from utils.files import atomic, unmade_on_failure
-from utils.options import CommandLine, location, whole
+from utils.options import CommandLine, count, location, whole
 from utils.program import UserError, one_line_errors
 from utils.tables import COLUMNS, printable
 
@@ -57,7 +44,7 @@ def options(argv: list[str] | None):
         metavar="METRIC",
         help=f"which and in which order: {', '.join(COLUMNS)}",
     )
-    add("--epoch", choices=("best", "last"), default="best", help="best: by validation top-1")
+    add("--epoch", choices=("best", "last"), default="best", help="best: by validation")
     add(
         "--select",
         choices=SELECT,
@@ -68,30 +55,58 @@ def options(argv: list[str] | None):
         "--resamples",
         type=whole,
         default=1000,
-        help="of the bootstrap behind the ECE's interval; 0 leaves it out",
+        help="draws behind the ECE's interval and the ECE of a calibrated net; 0 leaves both out",
     )
+    add(
+        "--nets",
+        type=count,
+        default=100,
+        help="print at most so many of a data set, those that validation prefers",
+    )
+    add("--against", metavar="ROW", help="also a table of the differences from this row")
+    add("--pack", type=location, metavar="FILE.zip", help="also write what is printed as a ROOT")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = options(argv)
-    records, apart = read_runs(args.roots)
-    groups, repeated = group_runs(records)
-    sections = sections_of(groups, args.columns, args.epoch, args.select, args.resamples)
-    apart += repeated
+    view = View(args.epoch, args.select, args.columns, args.resamples, args.nets)
+    records, left_out = read_runs(args.roots)
+    sections, unreadable = sections_of(records, view)
+    left_out += unreadable
+    tables = [[main_table(section)] for section in sections]
+    if args.against is not None:
+        section, group = find_group(sections, args.against)
+        tables[sections.index(section)].append(paired_table(section, group))
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    print(terminal(sections, apart, colour))
+    shown = [table for own in tables for table in own]
+    for table in [*shown, *rest_tables(left_out, longest=70)]:
+        print(render(table, "colour" if colour else "terminal"))
     if args.out is not None:
-        from scripts.report_html import page  # matplotlib takes a second to load
+        from utils.analysis.page import page  # matplotlib takes a second to load
 
+        rest = rest_tables(left_out)
+        roots = ", ".join(map(str, args.roots))
+        about = f"{len(records)} finished runs below {roots}; not in the tables: {len(left_out)}"
         files = {
-            "report.md": markdown(sections, apart),
+            "report.md": "# Report\n\n"
+            + "\n".join(render(one, "markdown") for one in shown + rest),
             "report.csv": csv_text(sections),
-            "report.tex": latex(sections),
-            "report.html": page(sections, apart, args.roots),
+            "report.tex": "\n".join(render(one, "latex") for one in shown),
+            "report.html": page(sections, tables, rest, about),
         }
         write(args.out, files)
         print(f"written: {', '.join(str(args.out / name) for name in files)}")
+
+    if args.pack is not None:
+        printed = [group for section in sections for group in section.printed]
+        with atomic(args.pack) as file:
+            pack([record for group in printed for record in group.records], args.epoch, file)
+        print(f"written: {args.pack}")
+
+
+def rest_tables(left_out, longest: int | None = None) -> list[Table]:
+    return [left_out_table(left_out, longest)] if left_out else []
 
 
 def write(folder: Path, files: dict[str, str]) -> None:
@@ -103,42 +118,6 @@ def write(folder: Path, files: dict[str, str]) -> None:
     for name, content in files.items():
         with atomic(folder / name) as file:
             file.write(content.encode())
-
-
-def terminal(sections: list[Section], apart: list[Apart], colour: bool) -> str:
-    parts = []
-    for section in sections:
-        sentences = notes(section, {"best": "*", "close": "~"})
-        parts.append("\n".join([terminal_table(*table_of(section), colour), *sentences]))
-    if apart:
-        parts.append(terminal_table(*apart_table(apart, longest=70)))
-    return "\n\n".join(parts)
-
-
-def markdown(sections: list[Section], apart: list[Apart]) -> str:
-    parts = ["# Report"]
-    for section in sections:
-        parts += [f"## {markdown_text(section.title)}", markdown_table(*table_of(section))]
-        parts += map(markdown_text, notes(section, {"best": "bold", "close": "≈"}))
-    if apart:
-        parts += ["## Not in the tables", markdown_table(*apart_table(apart))]
-    return "\n\n".join(parts) + "\n"
-
-
-def latex(sections: list[Section]) -> str:
-    r"""One table environment per data set, to \input where booktabs is loaded."""
-    parts = []
-    for section in sections:
-        sentences = " ".join(notes(section, {"best": "bold", "close": "≈"}))
-        parts += [
-            r"\begin{table}",
-            r"\centering",
-            latex_table(*table_of(section)),
-            rf"\caption{{{latex_text(section.title)}. {latex_text(sentences)}}}",
-            r"\end{table}",
-            "",
-        ]
-    return "\n".join(parts)
 
 
 def csv_text(sections: list[Section]) -> str:
@@ -154,23 +133,24 @@ def csv_text(sections: list[Section]) -> str:
 
 def csv_line(section: Section, row: Row) -> dict[str, str | int]:
     group = row.group
-    chosen = {sweep.chosen for sweep in section.sweeps}
     line = {
         "dataset": section.title,
-        "model": group.first["model"],
-        "label": group.first["label"],
+        "model": group.first.result["model"],
+        "label": group.first.result["label"],
         "net": printable(group.name),
         "teacher": printable(group.teacher.name) if group.teacher else "",
-        "epoch": section.epoch,
-        "logits": row.way,
+        "epoch": section.view.epoch,
+        "logits": row.logits,
         "n": len(group.records),
         "seeds": " ".join(str(record.result["seed"]) for record in group.records),
-        "chosen": "yes" if group in chosen else "",
+        "chosen": "yes" if group in {sweep.chosen for sweep in section.sweeps} else "",
     }
-    for metric, (mean, sd, _, interval) in row.cells.items():
+    for metric, cell in row.cells.items():
         column = COLUMNS[metric]
-        parts = zip(("", " sd", " low", " high"), (mean, sd, *(interval or ())), strict=False)
-        for part, value in parts:
+        values = {"": cell.mean, " sd": cell.sd}
+        values |= zip((" low", " high"), cell.interval or (), strict=False)
+        values |= zip((" calibrated", " calibrated 95 %"), cell.calibrated or (), strict=False)
+        for part, value in values.items():
             known = not math.isnan(value)
             line[column.head + part] = f"{column.factor * value:.10g}" if known else ""
     return line

@@ -1,10 +1,14 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy import stats
 from torchvision.transforms import functional as TF
 
 from utils.data import NORMALISATION, Split
+from utils.data.mixing import MIXES, mix_plan, mixed_loss
 from utils.data.views import (
     NUM_VIEWS,
     Batch,
@@ -12,6 +16,7 @@ from utils.data.views import (
     epoch_plan,
     normalise,
     take_views,
+    view_numbers,
     view_windows,
 )
 
@@ -23,6 +28,9 @@ def random_images(n, size=32, seed=0):
 
 def random_split(n, size=8):
     return Split(random_images(n, size), torch.arange(n) % 10)
+
+
+LOADED = (random_split(50), 16, 7, "cpu")  # 50 images, 16 in a step, seed 7
 
 
 def batches(loader: TrainLoader, epoch: int) -> list[Batch]:
@@ -107,6 +115,16 @@ def test_normalise_equals_torchvision(name):
     )
 
 
+def test_without_flip_the_even_views_are_drawn():
+    order, views = epoch_plan(10_000, 42, 0, flip=False)
+    assert torch.equal(order, epoch_plan(10_000, 42, 0)[0])
+    counts = views.bincount(minlength=NUM_VIEWS)
+    assert counts[1::2].sum() == 0 and stats.chisquare(counts[::2]).pvalue > 0.01
+    assert list(view_numbers(flip=False)) == list(range(0, 162, 2))
+    plan = torch.cat([draw.plan for draw in TrainLoader(*LOADED, flip=False).epoch(1)], dim=1)
+    assert torch.equal(plan[1], epoch_plan(50, 7, 1, flip=False)[1])
+
+
 def test_normalise_takes_lists_and_tells_statistics_apart():
     images = random_images(2)
     first = normalise(images, [0.5] * 3, [0.5] * 3)
@@ -115,8 +133,7 @@ def test_normalise_takes_lists_and_tells_statistics_apart():
 
 
 def test_loader_follows_the_plan_and_keeps_the_last_batch():
-    split = random_split(50)
-    loader = TrainLoader(split, batch_size=16, seed=7, device="cpu")
+    split, loader = LOADED[0], TrainLoader(*LOADED)
     made = batches(loader, 2)
     assert len(made) == len(loader) == 4
     assert [len(b.labels) for b in made] == [16, 16, 16, 2]
@@ -168,6 +185,102 @@ def test_a_rank_without_a_share_takes_one_image_with_weight_zero():
     last = [batches(loader, 0)[-1] for loader in ranks]
     assert sorted(b.weight for b in last) == [0.0, 0.0, 0.0, 4.0]
     assert all(len(b.images) == 1 for b in last)
+
+
+# mixing
+
+
+@pytest.fixture(params=sorted(MIXES))
+def mix(request):
+    return request.param, 0.7
+
+
+def test_a_mix_changes_neither_order_nor_views(mix):
+    plain, mixed = TrainLoader(*LOADED), TrainLoader(*LOADED, mix=mix)
+    for one, other in zip(plain.epoch(3), mixed.epoch(3), strict=True):
+        assert torch.equal(one.plan, other.plan[:3])
+        assert one.plan.shape[0] == plain.rows and other.plan.shape[0] == mixed.rows
+        assert torch.equal(plain.batch(one).labels, mixed.batch(other).labels)
+    assert plain.batch(one).partners is None and plain.batch(one).share is None
+
+
+def test_partners_are_views_of_the_epoch(mix):
+    order, views = epoch_plan(50, 7, 3)
+    plan = torch.cat([draw.plan for draw in TrainLoader(*LOADED, mix=mix).epoch(3)], dim=1)
+    # A permutation of the epoch: each image is a partner once, in its own view.
+    assert sorted(map(tuple, plan[3:5].T.tolist())) == sorted(
+        zip(order.tolist(), views.tolist(), strict=True)
+    )
+    again = [draw.plan for draw in TrainLoader(*LOADED, mix=mix).epoch(3)]
+    assert torch.equal(plan, torch.cat(again, dim=1))
+    assert not torch.equal(plan[3], next(TrainLoader(*LOADED, mix=mix).epoch(4)).plan[3])
+
+
+def test_mixup_is_the_weighted_sum_of_both_views():
+    loader = TrainLoader(*LOADED, mix=("mixup", 0.7))
+    for draw in loader.epoch(1):
+        batch = loader.batch(draw)
+        a, b = (take_views(loader.windows, *draw.plan[rows]).double() for rows in ([0, 1], [3, 4]))
+        share = draw.plan[5, 0].numpy().view(np.float64).item()
+        torch.testing.assert_close(
+            batch.images.double(), share * a + (1 - share) * b, rtol=0, atol=1e-3
+        )
+        assert batch.share == np.float32(share)
+        assert torch.equal(batch.partners, loader.labels[draw.plan[3]])
+
+
+def test_cutmix_pastes_one_box_into_every_image_of_a_step():
+    loader = TrainLoader(random_split(400, 32), 4, 0, "cpu", mix=("cutmix", 1.0))
+    for draw in loader.epoch(1):
+        batch = loader.batch(draw)
+        expected = take_views(loader.windows, *draw.plan[:2]).clone()
+        top, bottom, left, right = draw.plan[5:, 0].tolist()
+        partner = take_views(loader.windows, *draw.plan[3:5])
+        expected[:, :, top:bottom, left:right] = partner[:, :, top:bottom, left:right]
+        assert torch.equal(batch.images, expected)
+        area = (bottom - top) * (right - left) / 32**2
+        torch.testing.assert_close(batch.share.item(), 1 - area, rtol=0, atol=1e-6)
+
+
+def test_shares_follow_their_distribution():
+    rng = np.random.default_rng(3)
+    drawn = MIXES["mixup"].draw(rng.beta(0.4, 0.4, 2000), 32, rng)
+    plan = torch.stack(epoch_plan(64_000, 5, 2))
+    shares = mix_plan("mixup", 0.4, plan, 32, 5, 2, 32)[2, ::32].numpy().view(np.float64)
+    assert drawn.shape == (1, 2000) and len(shares) == 2000
+    assert stats.kstest(shares, stats.beta(0.4, 0.4).cdf).pvalue > 0.01
+    top, bottom, left, right = mix_plan("cutmix", 1.0, plan, 32, 5, 2, 32)[2:, ::32]
+    assert top.min() == left.min() == 0 and bottom.max() == right.max() == 32
+    inside = (top > 0) & (left > 0) & (bottom < 32) & (right < 32)  # boxes that no edge cuts
+    height, width = (bottom - top)[inside], (right - left)[inside]
+    assert torch.equal(height, width)
+
+
+@pytest.mark.parametrize("n, batch, world", [(64, 8, 2), (50, 7, 3)])
+def test_ranks_mix_as_one_process(mix, n, batch, world):
+    split = random_split(n)
+    single = TrainLoader(split, batch * world, 3, "cpu", mix=mix)
+    ranks = [TrainLoader(split, batch, 3, "cpu", rank, world, mix=mix) for rank in range(world)]
+    for whole, *pieces in zip(*(batches(loader, 1) for loader in (single, *ranks)), strict=True):
+        kept = [piece for piece in pieces if piece.weight > 0]
+        assert torch.equal(torch.cat([piece.images for piece in kept]), whole.images)
+        assert torch.equal(torch.cat([piece.partners for piece in kept]), whole.partners)
+        assert all(piece.share == whole.share for piece in pieces)
+
+
+def test_the_loss_of_a_mix_is_the_weighted_sum(mix):
+    loader = TrainLoader(*LOADED, mix=mix)
+    batch = loader.batch(next(loader.epoch(1)))
+    logits = torch.randn(16, 10, dtype=torch.float64)
+    shares = batch.share * F.one_hot(batch.labels, 10) + (1 - batch.share) * F.one_hot(
+        batch.partners, 10
+    )
+    loss = mixed_loss(partial(F.cross_entropy, logits), batch)
+    torch.testing.assert_close(loss, F.cross_entropy(logits, shares.double()))
+    plain = batch._replace(partners=None, share=None)
+    assert mixed_loss(partial(F.cross_entropy, logits), plain) == F.cross_entropy(
+        logits, batch.labels
+    )
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

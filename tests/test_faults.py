@@ -19,6 +19,7 @@ import pytest
 import torch
 from conftest import assert_same_run, command, fails, wait_for
 
+import losses
 import train_student
 import train_teacher
 from models import build_model
@@ -164,29 +165,6 @@ def test_a_signal_from_outside_stops_within_seconds(tiny_npz, tmp_path, forks, n
     assert re.search(r"the same command goes on after epoch \d+\n$", child.err)
 
 
-def blocked() -> None:
-    """Never comes back to Python, as in waiting for a process that is gone."""
-    import ctypes
-
-    from utils import signals
-    from utils.program import one_line_errors
-
-    signals.PATIENCE = 0.2
-    with one_line_errors("program"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # another thread receives it
-        print("ready", flush=True)
-        ctypes.CDLL(None).sleep(60)
-
-
-def test_a_signal_stops_what_python_cannot(forks):
-    child = forks.start(["test_faults:blocked"])
-    while "ready" not in child.out:
-        time.sleep(0.01)
-    child.send(signal.SIGTERM)
-    assert child.wait(5) == 128 + signal.SIGTERM
-    assert child.err == "program: stopped by SIGTERM; the same command goes on\n"
-
-
 def ignoring() -> None:
     from utils.program import one_line_errors
 
@@ -206,7 +184,7 @@ def test_what_the_shell_ignores_stays_ignored(forks):
 def assert_failed(child, path: Path, reason: str) -> None:
     assert child.code == 1
     pattern = rf"train_teacher.py: error: cannot write {re.escape(str(path))}: {reason}"
-    assert re.match(pattern + r" \([\d,.]+ MB free\).*\n", child.err.splitlines()[-1] + "\n")
+    assert re.match(pattern + "; the files", child.err.splitlines()[-1])
     assert "Traceback" not in child.err
 
 
@@ -293,13 +271,6 @@ def test_a_log_that_cannot_be_written_is_said_and_not_fatal(teacher, tiny_npz, t
     assert child.code == 0
     assert "this line is missing in" in child.err and "train_log.txt" in child.err
     assert_same_run(teacher, tmp_path / NAME)
-
-
-def test_output_that_goes_to_a_full_disk(tiny_npz, tmp_path, forks):
-    line = ["train_teacher.py", *command(tiny_npz, tmp_path)]
-    child = forks.run(line, hook=["stdout_to", "/dev/full"])
-    assert child.code == 1
-    assert re.fullmatch("train_teacher.py: error: .*No space left.*\n", child.err), child.err
 
 
 # Damaged files
@@ -458,18 +429,13 @@ def test_a_damaged_cache_file_is_named_and_made_anew(
 def test_a_loss_that_is_not_finite_stops_at_once(teacher, tiny_npz, tmp_path, monkeypatch, value):
     calls = []
 
-    def build_loss(*arguments):
-        criterion = original(*arguments)
+    def broken(self, logits, labels):
+        calls.append(0)
+        return original(self, logits, labels) * (value if len(calls) == 5 else 1.0)
 
-        def broken(logits, labels):
-            calls.append(0)
-            return criterion(logits, labels) * (value if len(calls) == 5 else 1.0)
-
-        return broken
-
-    original = train_teacher.build_loss
+    original = losses.Loss.forward
     with monkeypatch.context() as patch, pytest.raises(RunFailed) as caught:
-        patch.setattr(train_teacher, "build_loss", build_loss)
+        patch.setattr(losses.Loss, "forward", broken)
         patch.setattr(training, "REPORT_SECONDS", 0)
         train_teacher.main(command(tiny_npz, tmp_path, "--schedule-steps", "1"))
     said = str(caught.value)
@@ -508,8 +474,8 @@ def scaler(monkeypatch):
     """Runs have a scaler of gradients, as under fp16."""
     scaler = torch.amp.GradScaler("cpu")
 
-    def start(args):
-        accelerator = original(args)
+    def start(*arguments):
+        accelerator = original(*arguments)
         accelerator.scaler = scaler
         return accelerator
 
@@ -520,19 +486,14 @@ def scaler(monkeypatch):
 
 def spoil(monkeypatch, steps: int) -> None:
     """The gradients of that many steps are NaN; the losses are as ever."""
-    original, calls = train_teacher.build_loss, []
+    original, calls = losses.Loss.forward, []
 
-    def build_loss(*arguments):
-        criterion = original(*arguments)
+    def spoilt(self, logits, labels):
+        calls.append(0)
+        harm = (0 * logits.sum()).sqrt() if len(calls) <= steps else 0
+        return original(self, logits, labels) + harm
 
-        def spoilt(logits, labels):
-            calls.append(0)
-            harm = (0 * logits.sum()).sqrt() if len(calls) <= steps else 0
-            return criterion(logits, labels) + harm
-
-        return spoilt
-
-    monkeypatch.setattr(train_teacher, "build_loss", build_loss)
+    monkeypatch.setattr(losses.Loss, "forward", spoilt)
 
 
 def test_a_hundred_skipped_steps_in_a_row(tiny_npz, tmp_path, monkeypatch, scaler):
@@ -615,12 +576,3 @@ def test_sixteen_runs_at_once(teacher, tiny_npz, tmp_path, forks):
     assert sorted((r["loss"], r["seed"]) for r in results) == sorted(settings)
     for folder in (tmp_path / "tiny/resnet8").iterdir():
         assert {file.name for file in folder.iterdir()} == {file.name for file in teacher.iterdir()}
-
-
-def test_a_file_system_without_locks_says_so(tiny_npz, tmp_path, monkeypatch, capsys):
-    def no_locks(*arguments):
-        raise OSError(37, "No locks available")
-
-    monkeypatch.setattr("fcntl.flock", no_locks)
-    with pytest.raises(UserError, match="--checkpoint.*No locks available"):
-        train_teacher.main(command(tiny_npz, tmp_path))

@@ -2,19 +2,39 @@
 
 import math
 
+import cuda_graphs
 import pytest
 import torch
 import torch.nn.functional as F
 
+import losses
 from losses import (
+    BASES,
+    DISTILLATIONS,
+    TERMS,
+    build_distillation,
     build_loss,
     canonical_loss,
+    distillation_flags,
     distillation_loss,
+    loss_flags,
     loss_names,
     loss_parameters,
 )
-from losses.calibration import mdca, mmce
-from losses.classification import focal, label_smoothing, nll
+from losses.calibration import cpc, dca, mbls, mdca, mmce
+from losses.classification import AdaFocal, brier, focal, label_smoothing, nll
+from losses.distillation import dist, dkd, kd, lskd
+
+NAMES = [*BASES, *(f"NLL+{term}" for term in TERMS), *DISTILLATIONS]  # every part of a loss
+
+
+def loss_of(name, device="cpu", **parameters):
+    """A loss or a distillation as a function of logits and labels."""
+    if name not in DISTILLATIONS:
+        return build_loss(name, **parameters).to(device)
+    distil = build_distillation(name, **parameters).to(device)
+    return lambda logits, labels: distil(logits, -logits.detach().flip(1), labels)
+
 
 # ---- the formulas, one sample and one class at a time ----------------------------------------
 
@@ -25,22 +45,58 @@ def softmax_loop(row, T=1.0):
     return [power / sum(powers) for power in powers]
 
 
-def nll_loop(logits, labels):
-    terms = [-torch.log(softmax_loop(row)[y]) for row, y in zip(logits, labels, strict=True)]
-    return sum(terms) / len(terms)
+def mean(formula):
+    """A loop: the mean over samples of the formula of logits z, softmax p and label y."""
+
+    def loop(logits, labels):
+        rows = zip(logits, labels, strict=True)
+        return sum(formula(list(z), softmax_loop(z), y) for z, y in rows) / len(labels)
+
+    return loop
 
 
-def focal_loop(logits, labels, gamma):
-    p = [softmax_loop(row)[y] for row, y in zip(logits, labels, strict=True)]
-    return sum(-((1 - p_y) ** gamma) * torch.log(p_y) for p_y in p) / len(p)
+def focal_loop(gamma):
+    return mean(lambda z, p, y: -((1 - p[y]) ** gamma) * torch.log(p[y]))
 
 
-def label_smoothing_loop(logits, labels, alpha):
-    total, K = 0, logits.shape[1]
-    for row, y in zip(logits, labels, strict=True):
-        for k, p_k in enumerate(softmax_loop(row)):
-            total = total - ((1 - alpha) * (k == y) + alpha / K) * torch.log(p_k)
-    return total / len(labels)
+def dual_focal_loop(gamma):
+    def formula(z, p, y):
+        p_j = max((q for q in p if q < p[y]), default=0)
+        return -((1 - p[y] + p_j) ** gamma) * torch.log(p[y])
+
+    return mean(formula)
+
+
+def adafocal_formula(z, p, y):
+    gamma = GAMMAS[sum(edge < p[y] for edge in EDGES)]
+    factor = (1 - p[y]) ** gamma if gamma > 0 else (1 + p[y]) ** -gamma
+    return -factor * torch.log(p[y])
+
+
+def label_smoothing_loop(alpha):
+    def formula(z, p, y):
+        target = [(1 - alpha) * (k == y) + alpha / len(p) for k in range(len(p))]
+        return -sum(q * torch.log(p_k) for q, p_k in zip(target, p, strict=True))
+
+    return mean(formula)
+
+
+def cpc_loop(exclusion):
+    def cost(differences):
+        return sum(torch.log(1 + torch.exp(-d)) for d in differences) / len(differences)
+
+    def formula(z, p, y):
+        rest = [z_k for k, z_k in enumerate(z) if k != y]
+        pairs = [a - b for k, a in enumerate(rest) for b in rest[:k] + rest[k + 1 :]]
+        return cost([z[y] - z_k for z_k in rest]) + exclusion * cost(pairs) / 2
+
+    return mean(formula)
+
+
+def dca_loop(logits, labels):
+    p = [softmax_loop(row) for row in logits]
+    gap = sum(max(row) - (row[y] == max(row)).double() for row, y in zip(p, labels, strict=True))
+    return abs(gap) / len(labels)
 
 
 def mdca_loop(logits, labels):
@@ -72,34 +128,103 @@ def mmce_loop(logits, labels):
     )
 
 
-def distillation_loop(student, teacher, labels, T, Lambda):
+def kl_loop(p, q):
+    return sum(a * torch.log(a / b) for a, b in zip(p, q, strict=True))
+
+
+def kd_loop(student, teacher, labels, T):
+    rows = zip(student, teacher, strict=True)
+    kl = [kl_loop(softmax_loop(t, T), softmax_loop(s, T)) for s, t in rows]
+    return T**2 * sum(kl) / len(kl)
+
+
+def dkd_loop(student, teacher, labels, T, alpha, beta):
     total = 0
-    for row_s, row_t in zip(student, teacher, strict=True):
-        for p_s, p_t in zip(softmax_loop(row_s, T), softmax_loop(row_t, T), strict=True):
-            total = total + p_t * (torch.log(p_t) - torch.log(p_s))
-    return Lambda * T**2 * total / len(labels) + (1 - Lambda) * nll_loop(student, labels)
+    for s, t, y in zip(student, teacher, labels, strict=True):
+        p, q = softmax_loop(t, T), softmax_loop(s, T)
+        rest = [[x / (1 - r[y]) for k, x in enumerate(r) if k != y] for r in (p, q)]
+        total = total + alpha * kl_loop([p[y], 1 - p[y]], [q[y], 1 - q[y]]) + beta * kl_loop(*rest)
+    return T**2 * total / len(labels)
 
 
-CASES = {
-    "nll": (nll, nll_loop),
-    "focal 0": (lambda z, y: focal(z, y, 0.0), lambda z, y: focal_loop(z, y, 0.0)),
-    "focal 0.5": (lambda z, y: focal(z, y, 0.5), lambda z, y: focal_loop(z, y, 0.5)),
-    "focal 3": (lambda z, y: focal(z, y, 3.0), lambda z, y: focal_loop(z, y, 3.0)),
-    "ls 0": (lambda z, y: label_smoothing(z, y, 0.0), lambda z, y: label_smoothing_loop(z, y, 0.0)),
-    "ls 0.1": (
-        lambda z, y: label_smoothing(z, y, 0.1),
-        lambda z, y: label_smoothing_loop(z, y, 0.1),
+def standardised_loop(row):
+    mean = sum(row) / len(row)
+    variance = sum((z - mean) ** 2 for z in row) / (len(row) - 1)
+    return [(z - mean) / (torch.sqrt(variance) + 1e-7) for z in row]
+
+
+def lskd_loop(student, teacher, labels, T):
+    return kd_loop(map(standardised_loop, student), map(standardised_loop, teacher), labels, T)
+
+
+def dist_loop(student, teacher, labels, T, beta, gamma):
+    def distance(rows):
+        r = [torch.corrcoef(torch.stack(pair))[0, 1] for pair in rows if len(pair[0]) > 1]
+        return 1 - sum(r) / len(rows)
+
+    p_s, p_t = (
+        torch.stack([torch.stack(softmax_loop(row, T)) for row in z]) for z in (student, teacher)
+    )
+    over_classes = distance(list(zip(p_s, p_t, strict=True)))
+    over_images = distance(list(zip(p_s.T, p_t.T, strict=True)))
+    return T**2 * (beta * over_classes + gamma * over_images)
+
+
+GAMMAS = [(-1.0) ** k * (0.25 + k / 4) for k in range(15)]
+EDGES = [0.002 * 1.5**k for k in range(14)]
+ADAFOCAL = build_loss("AdaFocal")
+ADAFOCAL.base.load_state_dict({"gammas": torch.tensor(GAMMAS), "edges": torch.tensor(EDGES)})
+
+TEACHER = 3 * torch.randn(9, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def taught(term, loop, *parameters):
+    def of(function):
+        return lambda z, y: function(z, TEACHER[: len(z)].to(z.dtype), y, *parameters)
+
+    return of(term), of(loop)
+
+
+nll_loop = focal_loop(0)
+CASES = {  # name: (the loss, its loop)
+    "NLL": (nll, nll_loop),
+    "FL 0.5": (build_loss("FL", gamma=0.5), focal_loop(0.5)),
+    "FL 3": (build_loss("FL", gamma=3.0), focal_loop(3)),
+    "LS 0.1": (build_loss("LS"), label_smoothing_loop(0.1)),
+    "FLSD": (
+        build_loss("FLSD"),
+        mean(lambda z, p, y: -((1 - p[y]) ** (5 if p[y] < 0.2 else 3)) * torch.log(p[y])),
     ),
-    "mdca": (mdca, mdca_loop),
-    "mmce": (mmce, mmce_loop),
+    "DFL": (build_loss("DFL"), dual_focal_loop(5)),
+    "DFL 0.5": (build_loss("DFL", gamma=0.5), dual_focal_loop(0.5)),
+    "AdaFocal at first": (build_loss("AdaFocal"), focal_loop(1)),
+    "AdaFocal": (ADAFOCAL, mean(adafocal_formula)),
+    "Brier": (
+        build_loss("Brier"),
+        mean(lambda z, p, y: sum((p_k - int(k == y)) ** 2 for k, p_k in enumerate(p))),
+    ),
+    "MDCA": (mdca, mdca_loop),
+    "MMCE": (mmce, mmce_loop),
+    "DCA": (dca, dca_loop),
+    "MbLS": (
+        lambda z, y: mbls(z, y, 1.5),
+        mean(lambda z, p, y: sum(max(max(z) - z_k - 1.5, 0 * z_k) for z_k in z) / len(z)),
+    ),
+    "CPC": (lambda z, y: cpc(z, y, 10.0), cpc_loop(10)),
     "FL+MDCA": (
         build_loss("FL+MDCA", gamma=2.0, beta=5.0),
-        lambda z, y: focal_loop(z, y, 2.0) + 5 * mdca_loop(z, y),
+        lambda z, y: focal_loop(2)(z, y) + 5 * mdca_loop(z, y),
     ),
-    "LS+MMCE": (
-        build_loss("LS+MMCE", alpha=0.2, beta=3.0),
-        lambda z, y: label_smoothing_loop(z, y, 0.2) + 3 * mmce_loop(z, y),
+    "LS+CPC": (
+        build_loss("LS+CPC", alpha=0.2, beta=3.0, exclusion=2.0),
+        lambda z, y: label_smoothing_loop(0.2)(z, y) + 3 * cpc_loop(2)(z, y),
     ),
+    "KD": taught(kd, kd_loop, 4.0),
+    "KD 1.5": taught(kd, kd_loop, 1.5),
+    "DKD": taught(dkd, dkd_loop, 4.0, 1.0, 8.0),
+    "LSKD": taught(lskd, lskd_loop, 2.0),
+    "DIST": taught(dist, dist_loop, 1.0, 1.0, 1.0),
+    "DIST 4": taught(dist, dist_loop, 4.0, 2.0, 0.5),
 }
 
 
@@ -139,59 +264,26 @@ def test_value_and_gradient_match_the_formula(case, kind, dtype, tolerance):
     assert value.dtype == dtype and value.shape == ()
     torch.testing.assert_close(value.double(), expected, atol=tolerance, rtol=tolerance)
     torch.testing.assert_close(gradient.double(), expected_gradient, atol=tolerance, rtol=tolerance)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("case", CASES)
-def test_gradcheck(case, kind):
-    logits, labels = batch(kind)
-    assert torch.autograd.gradcheck(lambda z: CASES[case][0](z, labels), logits)
-
-
-@pytest.mark.parametrize("T, Lambda", [(4.0, 0.9), (1.0, 0.5), (1.0, 0.0), (20.0, 1.0), (1.5, 0)])
-def test_distillation_matches_the_formula(T, Lambda):
-    student, labels = batch("mixed")
-    teacher = torch.randn(9, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    value, gradient = value_and_gradient(
-        lambda z, y: distillation_loss(z, teacher, y, T, Lambda), student, labels
-    )
-    expected, expected_gradient = value_and_gradient(
-        lambda z, y: distillation_loop(z, teacher, y, T, Lambda), student, labels.tolist()
-    )
-    torch.testing.assert_close(value, expected)
-    torch.testing.assert_close(gradient, expected_gradient)
-    assert torch.autograd.gradcheck(
-        lambda z: distillation_loss(z, teacher, labels, T, Lambda), student
-    )
-
-
-def test_distillation_at_its_ends():
-    student, labels = batch("mixed")
-    teacher = torch.randn(9, 5, dtype=torch.float64)
-    assert distillation_loss(student, teacher, labels, 4.0, 0.0) == nll(student, labels)
-    assert distillation_loss(student, student.detach(), labels, 4.0, 1.0).item() == 0.0
-    assert distillation_loss(student, teacher, labels, 4.0, 1.0) > 0
+    if dtype == torch.float64:
+        assert torch.autograd.gradcheck(lambda z: loss(z, labels), logits)
 
 
 # ---- equalities --------------------------------------------------------------------------------
 
 
-def test_label_smoothing_is_torch_s_and_the_docstring_s_conversion_holds():
+def test_label_smoothing_over_the_other_classes_as_the_docstring_converts_it():
     logits, labels = batch("mixed")
-    assert label_smoothing(logits, labels, 0.1) == F.cross_entropy(
-        logits, labels, label_smoothing=0.1
-    )
     alpha, K = 0.1, logits.shape[1]
     target = torch.full_like(logits, alpha / (K - 1)).scatter(1, labels.unsqueeze(1), 1 - alpha)
-    over_others = -(target * logits.log_softmax(dim=1)).sum(dim=1).mean()
+    over_others = F.cross_entropy(logits, target)
     torch.testing.assert_close(label_smoothing(logits, labels, alpha * K / (K - 1)), over_others)
 
 
 def test_zero_weights_leave_cross_entropy():
     logits, labels = batch("mixed")
     expected = value_and_gradient(nll, logits, labels)
-    for name in ("FL", "LS", "NLL+MDCA", "NLL+MMCE"):
-        loss = build_loss(name, alpha=0.0, beta=0.0, gamma=0.0)
+    for name in ("FL", "LS", "DFL", *(f"NLL+{term}" for term in TERMS)):
+        loss = build_loss(name, **{flag.name: 0.0 for flag in loss_flags(name)})
         torch.testing.assert_close(value_and_gradient(loss, logits, labels), expected)
 
 
@@ -210,23 +302,96 @@ def test_mmce_is_zero_with_a_finite_gradient_where_its_root_is():
     logits = torch.zeros(4, 2, requires_grad=True)
     value, gradient = value_and_gradient(mmce, logits, torch.tensor([0, 0, 1, 1]))
     assert value == 0 and torch.equal(gradient, torch.zeros(4, 2))
-    for kind in ("right", "wrong", "one"):
-        value, gradient = value_and_gradient(mmce, *batch(kind))
-        assert value == 0 and not gradient.any()
 
 
-def test_mdca_counts_absent_classes():
-    # Class 2 never occurs and always gets 0.5.
-    logits = torch.tensor([[0.25, 0.25, 0.5]] * 2, dtype=torch.float64).log()
-    assert mdca(logits, torch.tensor([0, 1])).item() == pytest.approx(1 / 3)
+def test_what_distillations_are_where_the_answer_is_known():
+    logits, labels = batch("mixed")
+    teacher, own = TEACHER, logits.detach()
+    for name in DISTILLATIONS:  # nothing to learn from a teacher like oneself
+        parameters = {"Lambda": 3.0, "ce_weight": 0.25}
+        value = build_distillation(name, **parameters)(logits, own, labels)
+        torch.testing.assert_close(value, 0.25 * nll(logits, labels))
+    assert distillation_loss(logits, teacher, labels, 4.0, 0.0) == nll(logits, labels)
+    assert distillation_loss(logits, own, labels, 4.0, 1.0).item() == 0.0
+    affine = lskd(3 * logits - 1, 0.1 * teacher + 5, labels, 2.0)
+    torch.testing.assert_close(affine, lskd(logits, teacher, labels, 2.0), rtol=1e-5, atol=0)
+    # KD = TCKD + (1 - p_y of the teacher) NCKD, for each image.
+    for z, t, y in zip(logits.split(1), teacher.split(1), labels.split(1), strict=True):
+        p_y = (t / 4).softmax(dim=1)[0, y]
+        parts = dkd(z, t, y, 4.0, 1.0, 0.0) + (1 - p_y) * dkd(z, t, y, 4.0, 0.0, 1.0)
+        torch.testing.assert_close(parts.sum(), kd(z, t, y, 4.0))
+    # The opposite teacher of two classes: both correlations are -1.
+    two = logits[:, :2]
+    assert dist(two, -two, labels % 2, 1.0, 1.0, 1.0).item() == pytest.approx(4)
+    assert 0 < dist(logits, teacher, labels, 1.0, 1.0, 1.0) < 4
+
+
+@pytest.mark.parametrize("T", [1e2, 1e3, 1e4, 1e6])
+def test_a_high_temperature_tends_to_the_difference_of_centred_logits(T):
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (3 * torch.randn(64, 100, generator=generator) for _ in range(2))
+    labels = torch.zeros(64, dtype=torch.long)
+    difference = student - teacher
+    difference -= difference.mean(dim=1, keepdim=True)
+    value, gradient = value_and_gradient(
+        lambda z, y: distillation_loss(z, teacher, y, T, 1.0), student.requires_grad_(), labels
+    )
+    assert value.item() == pytest.approx(difference.square().mean().item() / 2, rel=0.02)
+    error = gradient * difference.numel() - difference
+    assert error.norm() < 0.05 * difference.norm()
+
+
+# ---- what changes between epochs ---------------------------------------------------------------
+
+
+def test_adafocal_follows_its_validation_and_is_restored_bit_for_bit():
+    loss, generator = build_loss("AdaFocal+MDCA"), torch.Generator().manual_seed(3)
+    gammas, signs = [1.0] * 15, set()
+    for epoch in range(60):
+        # Too sure at first, later too hesitant by far.
+        logits = torch.randn(300, 10, generator=generator) * (5 if epoch < 10 else 0.3)
+        labels = torch.randint(10, (300,), generator=generator)
+        labels = labels if epoch < 10 else logits.argmax(dim=1)
+        loss.after_validation(logits, labels)
+        p = logits.double().softmax(dim=1)
+        order = p.amax(dim=1).argsort()
+        for b, images in enumerate(order.split(20)):
+            right = (p[images].argmax(dim=1) == labels[images]).double().mean().item()
+            gap = p[images].amax(dim=1).mean().item() - right
+            gamma = gammas[b] * math.exp(gap if gammas[b] > 0 else -gap)
+            if abs(gamma) < 0.2:
+                gamma = -0.2 if gamma > 0 else 0.2
+            gammas[b] = min(max(gamma, -2.0), 20.0)
+        torch.testing.assert_close(loss.base.gammas, torch.tensor(gammas))
+        signs |= {gamma > 0 for gamma in gammas} | {gamma == 20 for gamma in gammas}
+    assert signs == {True, False} and min(gammas) == -2.0
+    restored = build_loss("AdaFocal+MDCA")
+    restored.load_state_dict(loss.state_dict())
+    logits, labels = batch("mixed", torch.float32)
+    assert torch.equal(restored(logits, labels), loss(logits, labels))
+
+
+def test_adafocal_of_equal_confidences():
+    loss = AdaFocal()
+    loss.after_validation(torch.tensor([[2.0, 0.0]]).repeat(50, 1), torch.zeros(50).long())
+    assert loss.gammas.isfinite().all() and (loss.gammas != 1).sum() == 1
+
+
+def test_dkd_rises_over_twenty_epochs():
+    loss, (logits, labels) = build_distillation("DKD"), batch("mixed")
+    full, alone = loss(logits, TEACHER, labels), nll(logits, labels)
+    for epoch, share in ((1, 1 / 20), (10, 0.5), (20, 1), (100, 1)):
+        loss.before_epoch(epoch)
+        expected = alone + share * (full - alone)
+        torch.testing.assert_close(loss(logits, TEACHER, labels), expected, rtol=1e-6, atol=0)
+    for name in set(DISTILLATIONS) - {"DKD"}:
+        assert not build_distillation(name).state_dict()
 
 
 # ---- numerical edges ---------------------------------------------------------------------------
 
-GAMMAS = [0.0, 0.01, 0.5, 1.0, 5.0]
 
-
-@pytest.mark.parametrize("gamma", GAMMAS)
+@pytest.mark.parametrize("gamma", [0.0, 0.01, 0.5, 1.0, 5.0])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 def test_focal_gradient_is_finite_where_the_prediction_is_certain(gamma, dtype):
     margins = [*torch.linspace(0, 40, 81).tolist(), 1e4]
@@ -241,66 +406,59 @@ def test_focal_gradient_is_finite_where_the_prediction_is_certain(gamma, dtype):
 
 @pytest.mark.parametrize("scale", [1e4, -1e4, 1e-30, 0.0])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", loss_names())
+@pytest.mark.parametrize("name", NAMES)
 def test_extreme_logits_stay_finite(name, kind, scale):
     logits, labels = batch(kind, torch.float32)
+    loss = loss_of(name, **({} if name in DISTILLATIONS else {"gamma": 0.5, "margin": 0.1}))
+    if name == "AdaFocal":
+        loss.base.gammas.copy_(torch.tensor([0.2, -0.2, -2.0] * 5))
     logits = (logits.detach() * scale).requires_grad_()
-    loss = build_loss(name, gamma=0.5)
     value, gradient = value_and_gradient(loss, logits, labels)
-    assert value.isfinite() and gradient.isfinite().all()
-
-
-@pytest.mark.parametrize("T", [1.0, 4.0])
-def test_distillation_of_huge_logits_stays_finite(T):
-    student, labels = batch("mixed", torch.float32)
-    student = (student.detach() * 1e4).requires_grad_()
-    value, gradient = value_and_gradient(
-        lambda z, y: distillation_loss(z, -z.detach(), y, T, 0.9), student, labels
-    )
     assert value.isfinite() and gradient.isfinite().all()
 
 
 # ---- precision and device ----------------------------------------------------------------------
 
 
+def everything(device):
+    """All losses and distillations at once, as a function of logits and labels."""
+    parts = [loss_of(name, device) for name in NAMES]
+    return lambda logits, labels: torch.stack([part(logits, labels) for part in parts])
+
+
 @pytest.mark.parametrize("autocast", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", loss_names())
-def test_half_precision_is_computed_in_float32(name, dtype, autocast):
-    logits, labels = batch("mixed", dtype)
-    loss = build_loss(name)
+def test_half_precision_is_computed_in_float32(dtype, autocast):
+    (logits, labels), losses_of = batch("mixed", dtype), everything("cpu")
     with torch.autocast("cpu", dtype=dtype, enabled=autocast):
-        value = loss(logits, labels)
-        kd = distillation_loss(logits, logits.detach() * 2, labels, 4.0, 0.9)
-    assert value.dtype == kd.dtype == torch.float32
-    assert torch.equal(value, loss(logits.float(), labels))
-    assert torch.equal(
-        kd, distillation_loss(logits.float(), logits.detach().float() * 2, labels, 4.0, 0.9)
-    )
-    (gradient,) = torch.autograd.grad(value, logits)
+        values = losses_of(logits, labels)
+    assert values.dtype == torch.float32
+    assert torch.equal(values, losses_of(logits.float(), labels))
+    (gradient,) = torch.autograd.grad(values.sum(), logits)
     assert gradient.dtype == dtype and gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("name", loss_names())
-def test_no_loss_asks_for_a_value(name):
+def test_no_loss_asks_for_a_value():
     # Meta tensors hold none: .item(), bool() and a copy to the host all raise.
     logits = torch.empty(6, 4, device="meta", requires_grad=True)
     labels = torch.empty(6, device="meta", dtype=torch.long)
-    value = build_loss(name)(logits, labels)
-    (value + distillation_loss(logits, logits.detach(), labels, 4.0, 0.9)).backward()
+    everything("meta")(logits, labels).sum().backward()
     assert logits.grad.shape == (6, 4)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("name", loss_names())
-def test_cuda_graph_capture(name):
-    def step(z, y):
-        value = build_loss(name)(z, y) + distillation_loss(z, teacher, y, 4.0, 0.9)
-        return value, torch.autograd.grad(value, z)[0]
+def test_a_captured_step_follows_its_inputs_and_what_changes_between_epochs(monkeypatch):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        cuda_graphs.emulate(monkeypatch)
+    losses_of, adafocal = everything(device), build_loss("AdaFocal").to(device)
+    dkd_rising = build_distillation("DKD").to(device)
 
-    teacher = torch.randn(16, 5, device="cuda")
-    logits = torch.randn(16, 5, device="cuda", requires_grad=True)
-    labels = torch.randint(5, (16,), device="cuda")
+    def step(z, y):
+        values = losses_of(z, y).sum() + adafocal(z, y) + dkd_rising(z, -z.detach(), y)
+        return values, torch.autograd.grad(values, z)[0]
+
+    logits = torch.randn(16, 5, device=device, requires_grad=True)
+    labels = torch.randint(5, (16,), device=device)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -310,63 +468,75 @@ def test_cuda_graph_capture(name):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured = step(logits, labels)
-    # The captured work has to follow new inputs, all right and all wrong among them.
-    new_logits = torch.randn(16, 5, device="cuda")
-    for new_labels in (new_logits.argmax(1), new_logits.argmin(1), labels.flip(0)):
+    # New inputs, all right and all wrong among them.
+    new_logits = torch.randn(16, 5, device=device)
+    choices = (new_logits.argmax(1), new_logits.argmin(1), labels.flip(0))
+    for epoch, new_labels in enumerate(choices, start=1):
         with torch.no_grad():
             logits.copy_(new_logits)
             labels.copy_(new_labels)
+        adafocal.after_validation(new_logits, new_labels)
+        dkd_rising.before_epoch(epoch)
         graph.replay()
         torch.testing.assert_close(captured, step(logits, labels))
 
 
-# ---- grammar -----------------------------------------------------------------------------------
+# ---- the registry ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name, canonical, parameters",
-    [
-        ("NLL", "NLL", ()),
-        ("cross_entropy", "NLL", ()),
-        ("FL", "FL", ("gamma",)),
-        ("focal_loss", "FL", ("gamma",)),
-        ("LS", "LS", ("alpha",)),
-        ("MDCA", "NLL+MDCA", ("beta",)),
-        ("MMCE", "NLL+MMCE", ("beta",)),
-        ("FL+MDCA", "FL+MDCA", ("gamma", "beta")),
-        ("LS+MMCE", "LS+MMCE", ("alpha", "beta")),
-    ],
-)
-def test_names(name, canonical, parameters):
-    assert canonical_loss(name) == canonical
-    assert loss_parameters(name) == parameters
+@pytest.mark.parametrize("name", [*loss_names(), *DISTILLATIONS])
+def test_every_loss_reads_exactly_its_flags(name):
     logits, labels = batch("mixed")
-    assert build_loss(name)(logits, labels) == build_loss(canonical)(logits, labels)
+    flags = distillation_flags(name) if name in DISTILLATIONS else loss_flags(name)
+    value = loss_of(name)(3 * logits, labels)
+    assert len({flag.name for flag in flags}) == len(flags)
+    for flag in flags:
+        assert flag.help and all(flag.range[1](x) for x in flag.grid) and not flag.range[1](-1)
+        assert loss_of(name, **{flag.name: 0.3})(3 * logits, labels) != value
+    assert loss_of(name, unread=0.3)(3 * logits, labels) == value
 
 
-def test_every_loss_reads_exactly_its_parameters():
+def test_what_names_a_run():
+    def named(name, **given):
+        return " ".join(f"{k}={v:g}" for k, v in loss_parameters(name, given).items())
+
+    assert canonical_loss("cross_entropy") == "NLL" and canonical_loss("focal_loss") == "FL"
+    assert canonical_loss("MDCA") == "NLL+MDCA" and canonical_loss("LS+MMCE") == "LS+MMCE"
+    assert named("cross_entropy", gamma=3) == ""
+    assert named("MMCE", beta=2) == "beta=2"
+    assert named("FL+MDCA", gamma=3, alpha=2) == "gamma=3 beta=1"
+    assert named("DFL+MbLS", beta=None) == "gamma=5 beta=0.1 margin=10"
+    assert named("KD") == named("KD", ce_weight=0.1) == named("KD", T=None) == "T=4 Lambda=0.9"
+    assert named("KD", Lambda=2, ce_weight=1, gamma=3) == "T=4 Lambda=2 ce_weight=1"
+    assert named("DKD", ce_weight=1.0, beta=2) == "T=4 Lambda=1 alpha=1 beta=2"
+    assert named("LSKD") == "T=2 Lambda=9"
+    assert named("DIST", ce_weight=0.5) == "T=1 Lambda=1 beta=1 gamma=1 ce_weight=0.5"
+    with pytest.raises(ValueError, match="where Lambda is above 1, ce_weight must be given"):
+        build_distillation("KD", Lambda=1.5)
+
+
+def test_a_new_loss_is_a_function_and_an_entry(monkeypatch):
+    flag = losses.Flag("power", 2, "")
+    entry = losses.Entry(lambda z, y, power: brier(z, y) ** power, "", (flag,))
+    monkeypatch.setitem(BASES, "Power", entry)
+    assert loss_parameters("Power+MDCA", {"beta": 3.0}) == {"power": 2, "beta": 3.0}
     logits, labels = batch("mixed")
-    default = {"alpha": 0.1, "beta": 1.0, "gamma": 1.0}
-    for name in loss_names():
-        value = build_loss(name, **default)(logits, labels)
-        for parameter in default:
-            changed = build_loss(name, **{**default, parameter: 0.3})(logits, labels)
-            assert (changed != value) == (parameter in loss_parameters(name))
+    assert build_loss("Power", power=3)(logits, labels) == brier(logits, labels) ** 3
 
 
+@pytest.mark.parametrize("function", [canonical_loss, loss_flags, build_loss])
 @pytest.mark.parametrize(
     "name, nearest",
-    [("nll", "NLL"), ("fl+mdca", "FL+MDCA"), ("focal", "focal_loss"), ("NLL+MCDA", "NLL+MDCA")],
+    [
+        ("nll", "NLL"),
+        ("fl+mdca", "FL+MDCA"),
+        ("focalloss", "focal_loss"),
+        ("NLL+MCDA", "NLL+MDCA"),
+        *((name, "") for name in ("", "NLL+", "+MDCA", "MDCA+NLL", "NLL+MDCA+MMCE", "KD")),
+    ],
 )
-@pytest.mark.parametrize("function", [canonical_loss, loss_parameters, build_loss])
 def test_unknown_names_get_a_suggestion(function, name, nearest):
     with pytest.raises(ValueError, match="unknown loss") as error:
         function(name)
-    assert f"did you mean '{nearest}'" in str(error.value)
-    assert all(known in str(error.value) for known in loss_names())
-
-
-@pytest.mark.parametrize("name", ["", "xyzzy", "NLL+", "+MDCA", "MDCA+NLL", "NLL+MDCA+MMCE", "KD"])
-def test_what_the_grammar_does_not_know_is_refused(name):
-    with pytest.raises(ValueError, match="unknown loss"):
-        build_loss(name)
+    assert not nearest or f"did you mean '{nearest}'" in str(error.value)
+    assert all(known in str(error.value) for known in (*BASES, *TERMS))

@@ -1,13 +1,17 @@
 """Temperature scaling: the minimum it finds, its bounds, and its promise never to do harm."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import brentq
+from scipy.special import log_softmax
 
 from utils.calibration.metrics import classification_metrics
-from utils.calibration.temperature import T_MAX, T_MIN, fit_temperature
+from utils.calibration.temperature import T_MAX, T_MIN, fit_temperature, refinement
 
 properties = settings(max_examples=40, deadline=None, derandomize=True)
 
@@ -37,6 +41,51 @@ def test_no_temperature_of_a_fine_grid_is_better(factor):
     best = nll(logits, labels, temperature)
     grid = np.concatenate([np.geomspace(T_MIN, T_MAX, 200), temperature * (1 + np.r_[-1e-4, 1e-4])])
     assert all(best <= nll(logits, labels, other) + 1e-15 for other in grid)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_it_is_the_root_that_brentq_finds(seed):
+    """Small and large splits, the latter from the solution of a part."""
+    n, classes = (300, 6000)[seed % 2], (3, 10, 40)[seed % 3]
+    logits, labels = overconfident(n, classes, np.geomspace(0.2, 8, 20)[seed], seed)
+    own = logits[np.arange(n), labels]
+
+    def slope(b):
+        return ((np.exp(log_softmax(b * logits, axis=1)) * logits).sum(axis=1) - own).mean()
+
+    expected = 1 / brentq(slope, 1 / T_MAX, 1 / T_MIN, xtol=1e-15, rtol=1e-14)
+    assert fit_temperature(logits, labels) == (pytest.approx(expected, rel=1e-12), False)
+
+
+def test_refinement_is_the_nll_at_the_temperature():
+    for n, factor in ((1, 1.0), (300, 0.4), (6000, 3.0)):
+        logits, labels = overconfident(n, 5, factor)
+        temperature, _ = fit_temperature(logits, labels)
+        expected = nll(logits, labels, temperature)
+        assert refinement(logits, labels) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_validation_split_takes_milliseconds():
+    torch.set_num_threads(1)
+    logits, labels = overconfident(4000, 10, 2.0)
+    times = []
+    for _ in range(5):
+        started = time.process_time()
+        refinement(logits, labels)
+        times.append(time.process_time() - started)
+    assert min(times) < 0.01
+
+
+def test_almost_separable_logits_end():
+    """One sample of a million is wrong, by little: the minimum lies near the bound."""
+    logits, _ = overconfident(2000, 5, 1.0)
+    labels = logits.argmax(axis=1)
+    logits[0, labels[0]] -= 1e-9
+    logits[1, labels[1]] += 30
+    order = logits[2].argsort()
+    labels[2], logits[2, order[-1]] = order[-2], logits[2, order[-2]] + 1e-3
+    temperature, at_bound = fit_temperature(logits, labels)
+    assert T_MIN <= temperature < 0.5 and at_bound == (temperature == T_MIN)
 
 
 def test_three_times_the_logits_have_three_times_the_temperature():

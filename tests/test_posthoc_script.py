@@ -15,7 +15,7 @@ from scipy.optimize import minimize
 import train_student
 import train_teacher
 from scripts import posthoc as script
-from utils import posthoc
+from utils.calibration import posthoc
 from utils.calibration.metrics import classification_metrics
 from utils.calibration.posthoc import (
     METHODS,
@@ -207,10 +207,28 @@ def test_a_fit_that_does_not_converge_says_so(fit, monkeypatch):
     assert any("did not converge: gradient" in note for note in fitted.notes)
 
 
-def test_a_class_without_images_is_named():
-    logits = gaussian_logits(100, 4)
-    labels = drawn(logits[:, :3])
-    assert any("class 3" in note for note in vector_scaling(logits, labels).notes)
+@pytest.mark.parametrize("fit", [vector_scaling, dirichlet_calibration])
+def test_a_class_without_images_keeps_its_probability(fit):
+    """Or every test image of that class would cost some fifty nats."""
+    true = gaussian_logits(4000, 4)
+    labels = drawn(true)
+    logits = 2 * true
+    seen = np.flatnonzero(labels[:2000] != 3)
+    fitted = fit(logits[seen], labels[seen])
+    assert any("class 3" in note for note in fitted.notes)
+    scaled = temperature_scaling(logits[seen], labels[seen])
+    before, after = (nll(one, logits[2000:], labels[2000:]) for one in (scaled, fitted))
+    assert after < before + 0.05
+    share = log_softmax(fitted(logits)).exp()[:, 3].mean().item()
+    assert share > log_softmax(scaled(logits)).exp()[:, 3].mean().item() / 2
+
+
+def test_a_class_with_one_image_does_not_spoil_the_cross_validation():
+    logits = gaussian_logits(600, 5)
+    labels = drawn(logits)
+    keep = np.flatnonzero((labels != 4) | (np.cumsum(labels == 4) == 1))
+    fitted = dirichlet_calibration(2 * logits[keep], labels[keep])
+    assert fitted.facts["held_out_nll"] < fitted.facts["identity_nll"] and not fitted.notes
 
 
 def test_perfect_separation_is_named():

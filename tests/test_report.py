@@ -9,8 +9,8 @@ import json
 import re
 import shutil
 import subprocess
-import time
 from html.parser import HTMLParser
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,11 @@ import pytest
 import torch
 
 from scripts import report
+from utils.analysis.figures import is_grid
 from utils.analysis.groups import group_runs
-from utils.analysis.records import read_runs
-from utils.analysis.statistics import sections_of
-from utils.analysis.tables import Entry, latex_table, markdown_table, terminal_table
+from utils.analysis.records import Record, read_runs
+from utils.analysis.statistics import View, sections_of
+from utils.analysis.tables import Entry, Table, main_table, render
 from utils.calibration.bootstrap import ece_interval, gaps, resample_counts
 from utils.calibration.metrics import classification_metrics, ece
 from utils.program import one_line_errors
@@ -67,7 +68,7 @@ def write_run(
     own = {"lr": 0.1, "epochs": 2, "seed": seed, "label": label, **parameters, **(settings or {})}
     result = {"model": model, "dataset": dataset, "fingerprint": "f", "label": label, "seed": seed}
     result |= {"loss": loss, "loss_parameters": parameters, "settings": own, "seconds": 60.0}
-    result |= {"num_classes": CLASSES}
+    result |= {"num_classes": CLASSES, "split_seed": 0, "mean": [0.5] * 3, "std": [0.2] * 3}
     result |= {"best": {"epoch": 1, **(best or measured())}}
     result |= {"last": {"epoch": 2, **(last or measured())}}
     if teacher:
@@ -75,7 +76,10 @@ def write_run(
         result["teacher"] = teacher | measured(test={"top1": 0.9})
     config = {"arguments": {"exp_name": exp_name}, "settings": own, "command": command}
     (folder / "config.json").write_text(json.dumps(config))
-    epochs = [{"epoch": n, "val_top1": 0.5, "val_ece": 0.1, "val_nll": 1.0} for n in (1, 2)]
+    epochs = [
+        dict.fromkeys(("val_top1", "val_ece", "val_nll", "val_refinement"), 0.5) for _ in (1, 2)
+    ]
+    epochs = [{"epoch": n} | one for n, one in enumerate(epochs, 1)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in epochs))
     (folder / "result.json").write_text(json.dumps(result))
     return folder
@@ -119,19 +123,23 @@ def write_predicted_run(root: Path, samples: int = 300, **options) -> Path:
 
 
 def read(*roots: Path):
-    records, apart = read_runs(list(roots))
+    records, left_out = read_runs(list(roots))
     groups, repeated = group_runs(records)
-    return groups, apart + repeated
+    return groups, left_out + repeated
 
 
-def only_section(*roots: Path, columns=None, epoch="best", select="nll", resamples=0):
-    [section] = sections_of(read(*roots)[0], columns, epoch, select, resamples)
+def only_section(root: Path, **view):
+    [section], _ = sections_of(read_runs([root])[0], View(**{"draws": 0} | view))
     return section
 
 
-def cells(section, name: str, way: str = "raw") -> dict:
-    [found] = [row.cells for row in section.rows if (row.group.full_name, row.way) == (name, way)]
-    return found
+def cells(section, name: str, logits: str = "raw") -> dict:
+    [group] = [group for group in section.groups if group.full_name == name]
+    return section.row(group, logits).cells
+
+
+def shown(section) -> str:
+    return render(main_table(section), "terminal")
 
 
 class TestGroups:
@@ -157,6 +165,17 @@ class TestGroups:
         write_run(tmp_path, seed=2, exp_name="try")
         assert [group.name for group in read(tmp_path)[0]] == ["resnet8 NLL", "resnet8 NLL try"]
 
+    def test_seeds_of_the_teacher_are_seeds(self, tmp_path):
+        """Also where --exp_name had to tell the students' folders apart."""
+        for name in ("t{}", "same", ""):
+            for seed, own in product((1, 2), (3, 4)):
+                teacher, root = identity(seed=seed), tmp_path / name / str(seed)
+                exp_name = name.format(seed) or None
+                write_run(root, "KD", {"T": 4}, own, teacher=teacher, exp_name=exp_name)
+            students = [group for group in read(tmp_path / name)[0] if group.teacher]
+            assert [len(group.records) for group in students] == [4], name
+            shutil.rmtree(tmp_path / name)
+
     def test_roots_that_overlap_count_once(self, tmp_path):
         folder = write_run(tmp_path)
         groups, apart = read(tmp_path, folder, tmp_path / "toy")
@@ -167,13 +186,13 @@ class TestGroups:
         shutil.copytree(tmp_path / "a", tmp_path / "b")
         groups, apart = read(tmp_path)
         assert [len(group.records) for group in groups] == [1]
-        assert [one.state.split()[0] for one in apart] == ["repeats"]
+        assert [one.reason.split()[0] for one in apart] == ["repeats"]
 
     def test_data_sets_of_one_name_are_two_sections(self, tmp_path):
         write_run(tmp_path / "a")
         other = write_run(tmp_path / "b", seed=43) / "result.json"
         other.write_text(other.read_text().replace('"fingerprint": "f"', '"fingerprint": "other"'))
-        sections = sections_of(read(tmp_path)[0], None, "best", "nll", 0)
+        sections, _ = sections_of(read_runs([tmp_path])[0], View(draws=0))
         assert [section.title for section in sections] == ["toy (f)", "toy (other)"]
 
 
@@ -186,7 +205,7 @@ class TestTeachers:
                 knobs = {"T": temperature, "Lambda": 0.9}
                 write_run(tmp_path, "KD", knobs, seed, teacher=identity(seed=seed))
         groups, _ = read(tmp_path)
-        assert [(group.depth, group.name, len(group.records)) for group in groups] == [
+        assert [(len(group.teachers), group.name, len(group.records)) for group in groups] == [
             (0, "resnet56 NLL", 2),
             (1, "resnet8 KD T=4 Lambda=0.9", 2),
             (1, "resnet8 KD T=10 Lambda=0.9", 2),
@@ -198,7 +217,7 @@ class TestTeachers:
         first = write_run(tmp_path, "KD", {"T": 4}, model="resnet20", teacher=identity())
         label = first.name.removesuffix("_seed=42")
         write_run(tmp_path, "KD", {"T": 4}, teacher=identity("resnet20", label))
-        assert [group.depth for group in read(tmp_path)[0]] == [0, 1, 2]
+        assert [len(group.teachers) for group in read(tmp_path)[0]] == [0, 1, 2]
 
     def test_a_teacher_without_a_run_is_what_its_students_measured(self, tmp_path):
         for seed in (1, 2):
@@ -216,7 +235,7 @@ class TestTeachers:
         for sha256 in ("abc", "def"):
             file = identity(label="best", seed=None, sha256=sha256)
             write_run(tmp_path / sha256, "KD", {"T": 4}, teacher=file)
-        assert [group.depth for group in read(tmp_path)[0]] == [0, 1, 0, 1]
+        assert [len(group.teachers) for group in read(tmp_path)[0]] == [0, 1, 0, 1]
 
     def test_the_weights_decide_between_teachers_of_one_name(self, tmp_path):
         for lr in (0.1, 0.2):
@@ -264,12 +283,6 @@ class TestBootstrap:
             total = np.abs(gaps(probs, labels).sum(0, dtype=np.float64)).sum() / samples
             assert total == pytest.approx(ece(probs, labels), abs=1e-6)
 
-    def test_edges_fall_into_the_bin_below(self):
-        rows = [[1 / 3, 1 / 3, 1 / 3], [1.0, 0, 0], [0.6, 0.4, 0]]
-        probs = torch.tensor(rows, dtype=torch.float64)
-        columns = gaps(probs, torch.ones(3)).nonzero()[1]
-        assert columns.tolist() == [4, 14, 8]
-
     def test_a_plain_loop_gives_the_same_interval(self):
         runs = [random_tensors(np.random.default_rng(3), 200, sharpness=s) for s in (1.0, 3.0)]
         probs = [logits.double().softmax(1) for logits, _ in runs]
@@ -300,25 +313,10 @@ class TestBootstrap:
             covered += low <= shift <= high
         assert 0.87 <= covered / 200 <= 0.99
 
-    def test_it_contains_the_estimate_and_is_the_same_each_time(self):
-        for sharpness in (0.5, 1.3, 4.0):
-            logits, labels = random_tensors(np.random.default_rng(4), 500, sharpness=sharpness)
-            probs = logits.double().softmax(1)
-            low, high = ece_interval([gaps(probs, labels)])
-            assert 0 <= low <= ece(probs, labels) <= high + 1e-9
-            assert (low, high) == ece_interval([gaps(probs, labels)])
-
-    def test_a_thousand_resamples_take_seconds(self):
-        logits, labels = random_tensors(np.random.default_rng(5), 10_000, 100)
-        probs = logits.double().softmax(1)
-        started = time.perf_counter()
-        ece_interval([gaps(probs, labels)], resamples=1000, seed=9)
-        assert time.perf_counter() - started < 10
-
     def test_the_table_shows_it(self, tmp_path, capsys):
         for seed in (1, 2):
             write_predicted_run(tmp_path, seed=seed)
-        section = only_section(tmp_path, resamples=100)
+        section = only_section(tmp_path, draws=100)
         cell = cells(section, "resnet8 NLL")["ece"]
         assert cell.interval[0] <= cell.mean <= cell.interval[1]
         report.main([str(tmp_path), "--resamples", "100"])
@@ -326,6 +324,87 @@ class TestBootstrap:
         assert f"[{low}, {high}]" in capsys.readouterr().out
         report.main([str(tmp_path), "--resamples", "0"])
         assert "95 % interval" not in capsys.readouterr().out
+
+
+class TestChance:
+    def write(self, root: Path, loss: str, excess: float) -> None:
+        """A run of three classes whose confidence exceeds its accuracy by `excess`."""
+        rng = np.random.default_rng(1)
+        confidence = rng.uniform(0.6, 1 - 1e-6, 2000)
+        right = rng.random(2000) < confidence - excess
+        rest = (1 - confidence) / 2
+        logits = np.log(np.stack([confidence, rest, rest], 1)).astype(np.float32)
+        labels = np.where(right, 0, 1)
+        raw = classification_metrics(torch.from_numpy(logits), torch.from_numpy(labels))
+        folder = write_run(root, loss, best=measured(raw, raw))
+        arrays = {"test_labels": labels, "best_test_logits": logits}
+        np.savez(folder / "predictions.npz", **arrays)
+
+    def test_no_ece_is_best_that_a_calibrated_net_could_have(self, tmp_path):
+        for loss, excess in (("NLL", 0.0), ("LS", 0.1), ("FL", 0.2)):
+            self.write(tmp_path, loss, excess)
+        section = only_section(tmp_path, draws=200)
+        marks = {
+            loss: cells(section, f"resnet8 {loss}")["ece"].mark for loss in ("NLL", "LS", "FL")
+        }
+        assert marks == {"NLL": "chance", "LS": "", "FL": ""}
+        assert re.search(r"resnet8 NLL .*\d° +\[.*\] +\d\.\d\d \(< \d\.\d\d\)", shown(section))
+        (tmp_path / "toy/resnet8/NLL_seed=42/result.json").unlink()
+        section = only_section(tmp_path, draws=200)
+        assert cells(section, "resnet8 LS")["ece"].mark == "best"
+
+    def test_few_images_in_a_bin_are_said(self, tmp_path):
+        write_run(tmp_path, best=measured(test={"smallest_bin": 20}))
+        assert "MCE: beware" not in shown(only_section(tmp_path, columns=["mce"]))
+        write_run(tmp_path, "LS", best=measured(test={"smallest_bin": 19}))
+        assert "MCE: beware" in shown(only_section(tmp_path, columns=["mce"]))
+        assert "MCE: beware" not in shown(only_section(tmp_path))
+
+    def test_differences_from_a_row(self, tmp_path, capsys):
+        for loss, excess in (("NLL", 0.0), ("LS", 0.0), ("FL", 0.2)):
+            self.write(tmp_path, loss, excess)
+        report.main([str(tmp_path), "--against", "resnet8 NLL", "--columns", "ece", "sce"])
+        _, table = capsys.readouterr().out.split("minus resnet8 NLL")
+        rows = {line.split("raw")[0].strip(): line for line in table.splitlines() if "raw" in line}
+        assert rows.keys() == {"resnet8 LS", "resnet8 FL"}
+        assert re.search(r" -?0.00 \[-?0.00, 0.00\] +–", rows["resnet8 LS"])
+        value, low, high = re.findall(r"[-+]?\d+\.\d+", rows["resnet8 FL"])
+        assert 15 < float(low) < float(value) < float(high) < 25 and "]*" in rows["resnet8 FL"]
+
+
+class TestScale:
+    def test_many_runs(self, tmp_path, monkeypatch, capsys):
+        """As pairs and as one sweep: work grows with the runs, pictures with what is shown."""
+        compared = []
+        monkeypatch.setattr(Record, "can_teach", lambda *pair: compared.append(pair) or True)
+        for gamma in range(60):
+            write_run(tmp_path, "FL", {"gamma": gamma}, model="resnet56")
+            teacher = identity(label=f"FL_gamma={gamma}")
+            write_run(tmp_path, "KD", {"T": 4}, teacher=teacher)
+            write_run(tmp_path, "LS", {"alpha": gamma / 60}, best=measured({"nll": gamma + 1.0}))
+        report.main([str(tmp_path), "--nets", "10", "--out", str(tmp_path / "out")])
+        assert len(compared) == 60
+        text = capsys.readouterr().out
+        # The best by validation, of the sweep one alone; teachers of students; the rest is counted.
+        assert "resnet8 LS alpha=0 ←" not in text and text.count("resnet8 KD T=4") == 9
+        assert "162 further nets are in report.csv only" in text
+        with open(tmp_path / "out/report.csv") as file:
+            assert len(list(csv.DictReader(file))) == 2 * 180
+
+    def test_a_report_comes_again_from_its_pack(self, tmp_path, capsys):
+        write_predicted_run(tmp_path / "runs", model="resnet56")
+        teacher = identity("foreign", "best", None, "abc")
+        folder = write_predicted_run(tmp_path / "runs", loss="KD", teacher=teacher)
+        digest = hashlib.sha256((folder / "predictions.npz").read_bytes()).hexdigest()
+        TestPosthoc().write(folder, digest)
+        options = ["--columns", "top1", "nll", "--out", str(tmp_path / "out")]
+        pages = []
+        for root in ("runs", "runs.zip"):
+            pack = ["--pack", str(tmp_path / "runs.zip")] if root == "runs" else []
+            report.main([str(tmp_path / root), *options, *pack])
+            table = capsys.readouterr().out.split("written")[0]
+            pages.append((table, (tmp_path / "out/report.html").read_text().count("<img")))
+        assert pages[0] == pages[1] and "vector" in pages[0][0]
 
 
 class TestSweeps:
@@ -350,7 +429,7 @@ class TestSweeps:
         [sweep] = section.sweeps
         assert sweep.chosen.name == "resnet8 KD T=4 Lambda=0.9"
         assert sweep.parameters == ["T", "Lambda"] and len(sweep.groups) == 5
-        text = report.terminal([section], [], colour=False)
+        text = shown(section)
         [sentence] = [line for line in text.splitlines() if line.startswith("Sweep of")]
         assert "T = 4, Lambda = 0.9 has the best validation" in sentence
         assert "ECE % 7.65 → 1.23" in sentence
@@ -371,55 +450,90 @@ class TestSweeps:
         marks = {
             row.group.name: row.cells["ece"].mark
             for row in only_section(tmp_path).rows
-            if row.way == "scaled"
+            if row.logits == "scaled"
         }
         assert marks == {"resnet8 NLL": "", "resnet8 FL1": "best", "resnet8 FL2": ""}
 
     def test_the_grid_holds_validation_and_leaves_gaps(self, tmp_path):
         self.write(tmp_path)
         [sweep] = only_section(tmp_path).sweeps
-        grid, chosen = sweep.grid("ece", "best")
-        np.testing.assert_allclose(grid, [[0.09, 0.04, 0.09], [0.09, 0.09, np.nan]])
-        assert chosen == (0, 1)
+        errors = {tuple(sweep.place(g)): g.values("ece", "best", "val")[0] for g in sweep.groups}
+        settings = {*product((1, 4, 20), (0.9, 1))} - {(20, 1)}
+        assert errors == dict.fromkeys(settings, 0.09) | {(4, 0.9): 0.04}
+        assert is_grid(sweep) and sweep.place(sweep.chosen) == [4, 0.9]
 
     def test_a_sweep_over_one_parameter(self, tmp_path):
         for beta, nll in ((1, 0.4), (5, 0.3), (10, 0.35)):
             write_run(tmp_path, "NLL+MDCA", {"beta": beta}, best=measured({"nll": nll}))
         [sweep] = only_section(tmp_path).sweeps
         assert sweep.name == "resnet8 NLL+MDCA over beta"
-        grid, chosen = sweep.grid("nll", "best")
-        assert grid.tolist() == [[0.4, 0.3, 0.35]] and chosen == (0, 1)
+        assert sweep.place(sweep.chosen) == [5] and not is_grid(sweep)
+
+    def test_any_set_of_settings(self, tmp_path):
+        """Three parameters at random: no map, but the best by validation and its picture."""
+        rng = np.random.default_rng(0)
+        for nll in (0.5, 0.3, 0.4, 0.6):
+            knobs = dict(zip(("T", "Lambda"), rng.uniform(1, 9, 2), strict=True))
+            lr, best = rng.uniform(), measured({"nll": nll})
+            write_run(tmp_path, "KD", knobs, best=best, settings={"lr": lr}, teacher=identity())
+        section = only_section(tmp_path)
+        [sweep] = section.sweeps
+        assert sweep.parameters == ["T", "Lambda", "lr"] and not is_grid(sweep)
+        assert sweep.chosen.values("nll", "best", "val") == [0.3]
+        report.main([str(tmp_path), "--out", str(tmp_path / "out")])
+        # Points, scatter, curves.
+        assert (tmp_path / "out/report.html").read_text().count("<img") == 3
 
     def test_other_seeds_losses_or_settings_are_no_sweep(self, tmp_path):
         write_run(tmp_path, seed=1)
         write_run(tmp_path, seed=2)
         write_run(tmp_path, "LS", {"alpha": 0.1})
         write_run(tmp_path / "b", "FL", {"gamma": 1})
-        write_run(tmp_path / "c", "FL", {"gamma": 2}, settings={"lr": 1})
+        write_run(tmp_path / "c", "FL", {"gamma": 2}, settings={"epochs": 1})
         assert only_section(tmp_path).sweeps == []
 
 
-class TestApart:
+class TestLeftOut:
     def test_unfinished_and_damaged_runs_are_listed(self, tmp_path, capsys):
+        """Whatever is wrong with one run, the others are in the table."""
         write_run(tmp_path, seed=1)
         stopped = write_run(tmp_path, seed=2)
         (stopped / "result.json").unlink()
         (stopped / "train_log.txt").write_text("epoch 1/2\nepoch 2/2 \033[1mtrain loss 0.3\n\n")
-        damaged = write_run(tmp_path, seed=3) / "result.json"
-        damaged.write_text(damaged.read_text()[:100])
-        foreign = write_run(tmp_path, seed=4) / "result.json"
-        foreign.write_text('{"answer": 42}')
-        _, apart = read(tmp_path)
-        assert [(one.folder.name, one.state, one.progress) for one in apart] == [
-            ("NLL_seed=2", "stopped", "2/2"),
-            ("NLL_seed=3", "result.json is damaged", "2/2"),
-            ("NLL_seed=4", "result.json is damaged", "2/2"),
-        ]
+        damage = {
+            "result.json": ['{"answer"', '{"answer": 42}', "[]", "[" * 10**5],
+            "config.json": ['{"arguments": null}', "[1]", "\x80"],
+            "metrics.jsonl": ['{"epoch": 1}\n{"epoch"', '{"loss": 1}', "[]"],
+            "predictions.npz": ["PK\3\4 nonsense", ""],
+            "posthoc.json": ["{}", '{"predictions": 1}\n}'],
+        }
+        for file, contents in damage.items():
+            for number, content in enumerate(contents):
+                folder = write_predicted_run(tmp_path, loss=file, seed=number)
+                (folder / file).write_text(content, encoding="latin1")
         report.main([str(tmp_path), "--out", str(tmp_path / "out")])
         shown = capsys.readouterr().out
-        assert "train loss 0.3" in shown and "\033" not in shown
+        assert "resnet8 NLL" in shown and "2/2  epoch 2/2  [1mtrain loss 0.3" in shown
+        for file, contents in damage.items():
+            assert shown.count(f"  {file} is damaged (") == len(contents), (file, shown)
         for name in ("report.html", "report.md"):
             assert "train loss 0.3" in (tmp_path / "out" / name).read_text()
+
+    @pytest.mark.parametrize("content", ['{"settings": null}', '["a"]', '{"settings": "dark"}'])
+    def test_a_config_of_another_program(self, tmp_path, content):
+        write_run(tmp_path)
+        (tmp_path / "config.json").write_text(content)
+        groups, left_out = read(tmp_path)
+        assert len(groups) == 1 and [one.reason for one in left_out] == ["stopped"]
+
+    def test_runs_behind_symbolic_links(self, tmp_path):
+        """Once each, though a link leads back up."""
+        write_run(tmp_path / "elsewhere")
+        (tmp_path / "runs").mkdir()
+        (tmp_path / "runs/linked").symlink_to(tmp_path / "elsewhere")
+        (tmp_path / "elsewhere/loop").symlink_to(tmp_path)
+        for root in (tmp_path / "runs", tmp_path):
+            assert [len(group.records) for group in read(root)[0]] == [1]
 
     def test_a_run_that_goes_on_is_running(self, tmp_path):
         folder = write_run(tmp_path)
@@ -427,9 +541,9 @@ class TestApart:
         with open(folder / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             [one] = read(tmp_path)[1]
-            assert one.state == "running"
+            assert one.reason == "running"
         [one] = read(tmp_path)[1]
-        assert one.state == "stopped"
+        assert one.reason == "stopped"
 
     def test_nothing_finished_is_no_error(self, tmp_path, capsys):
         (write_run(tmp_path) / "result.json").unlink()
@@ -445,7 +559,7 @@ class TestApart:
             ("runs --columns top1 ece_", "--columns.*ece_"),
             ("runs --epoch first", "--epoch.*first"),
             ("runs --resamples -1", "--resamples"),
-            ("runs --colums ece", "--colums.*--columns"),
+            ("runs --against NLX", "--against NLX.*mean resnet8 NLL"),
             ("runs --out runs/toy/resnet8/NLL_seed=42/result.json", "--out.*name a folder"),
         ],
     )
@@ -459,18 +573,15 @@ class TestApart:
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and re.search(said, error), error
 
-    def test_damaged_predictions_are_named(self, tmp_path, capsys):
-        (write_run(tmp_path) / "predictions.npz").write_bytes(b"PK\3\4 nonsense")
-        with pytest.raises(SystemExit), one_line_errors("report"):
-            report.main([str(tmp_path)])
-        assert "predictions.npz cannot be read" in capsys.readouterr().err
-
 
 class TestPosthoc:
     def write(self, folder: Path, digest: str) -> None:
         names = ("none", "temperature", "vector", "Dirichlet ODIR")
         methods = {name: measured()["test"]["raw"] for name in names}
-        best = {name: {"val": one, "test": one | {"ece": 0.0456}} for name, one in methods.items()}
+        best = {
+            name: {"val": one, "test": one | {"ece": 0.0456}, "notes": ["class 3 is <absent>"]}
+            for name, one in methods.items()
+        }
         (folder / "posthoc.json").write_text(json.dumps({"predictions": digest, "best": best}))
 
     def test_what_was_written_beside_a_run_is_a_row(self, tmp_path):
@@ -479,14 +590,15 @@ class TestPosthoc:
         self.write(folder, digest)
         section = only_section(tmp_path)
         ways = ["raw", "scaled", "vector", "Dirichlet ODIR"]
-        assert [row.way for row in section.rows] == ways
+        assert [row.logits for row in section.rows] == ways
         assert cells(section, "resnet8 NLL", "vector")["ece"].mean == 0.0456
-        shown = report.terminal([section], [], colour=False)
-        assert "vector, Dirichlet ODIR: fitted on the validation split" in shown
+        assert "vector, Dirichlet ODIR: fitted on the validation split" in shown(section)
+        for form, text in (("terminal", "<absent>"), ("html", "&lt;absent&gt;")):
+            assert f"vector, class 3 is {text}" in render(main_table(section), form)
 
     def test_but_not_where_it_is_of_other_predictions(self, tmp_path):
         self.write(write_predicted_run(tmp_path), "of an earlier run")
-        assert [row.way for row in only_section(tmp_path).rows] == ["raw", "scaled"]
+        assert [row.logits for row in only_section(tmp_path).rows] == ["raw", "scaled"]
 
 
 class TestFormats:
@@ -557,13 +669,14 @@ class TestFormats:
 
     def test_terminal_table(self):
         rows = [[Entry("a", indent=1), Entry("1.00 ± 0.10", "best")], [Entry("b"), Entry("2.00")]]
-        assert terminal_table(["net", "ECE %"], rows).splitlines() == [
+        table = Table(["net", "ECE %"], rows)
+        assert render(table, "terminal").splitlines()[:4] == [
             "net      ECE %",
             "---  ----------",
             "  a  1.00±0.10*",
             "b         2.00",
         ]
-        bold = terminal_table(["net", "ECE %"], rows, colour=True).splitlines()
+        bold = render(table, "colour").splitlines()
         assert bold[2] == "  a  \033[1m1.00±0.10*\033[0m"
 
     def test_text_table_is_aligned(self):
@@ -572,9 +685,10 @@ class TestFormats:
 
     def test_names_are_no_markup(self):
         nasty = [[Entry(r"a|b*c_d<e>\f`g`"), Entry("~50%&#$^{}", "close")]]
-        assert r"a\|b\*c\_d\<e\>\\f\`g\`" in markdown_table(["x", "y"], nasty)
-        latex = latex_table(["x", "y"], nasty)
-        assert r"a|b*c\_d<e>\textbackslash{}f`g`" in latex
+        table = Table(["x", "y"], nasty)
+        assert r"a\|b\*c\_d\<e\>\\f\`g\`" in render(table, "markdown")
+        latex = render(table, "latex")
+        assert r"a$|$b*c\_d$<$e$>$\textbackslash{}f`g`" in latex
         assert r"\textasciitilde{}50\%\&\#\$\textasciicircum{}\{\}" in latex
 
     def test_every_column_has_a_unit_or_is_a_score(self):
@@ -662,7 +776,7 @@ class TestPage:
     @pytest.mark.parametrize("width", [1280, 360])
     def test_a_browser_renders_it(self, hostile_page, tmp_path, width):
         """No console message, no broken picture, nothing wider than the page."""
-        seen, errors = render(hostile_page, tmp_path, width)
+        seen, errors = in_chromium(hostile_page, tmp_path, width)
         assert seen["pictures"] == 12 and seen["broken"] == 0
         assert seen["inner"] == width and seen["content"] <= width
         assert not [line for line in errors.splitlines() if "CONSOLE" in line]
@@ -682,7 +796,7 @@ frame.addEventListener("load", () => {
 """
 
 
-def render(page: str, folder: Path, width: int) -> tuple[dict, str]:
+def in_chromium(page: str, folder: Path, width: int) -> tuple[dict, str]:
     """What Chromium finds in a frame of that width (a window is never so narrow), and its log."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:

@@ -93,8 +93,7 @@ def test_no_step_of_a_teacher_waits(data, monkeypatch, loss):
 @pytest.mark.parametrize("loss, cached", [("KD", True), *((name, False) for name in DISTILLATIONS)])
 def test_no_step_of_a_student_waits(data, monkeypatch, tmp_path, loss, cached):
     accelerator = Accelerator()
-    bench = benchmark.Bench(accelerator, data, None, 0, 1, 1)
-    teacher = benchmark.random_teacher("resnet8", bench)
+    teacher = benchmark.random_teacher("resnet8", data, accelerator)
     cache = str(tmp_path) if cached else None
     objective = Distillation(build_distillation(loss), teacher, data, accelerator, 42, cache)
     if cached:

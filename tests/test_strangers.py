@@ -67,10 +67,6 @@ READERS = {
         lambda root, data: (evaluate.main, [str(root), "--on", "bad.npz"]),
     ),
     "predictions": (f"{NAME}/predictions.npz", lambda root, data: (posthoc.main, [str(root)])),
-    "reported predictions": (
-        f"{NAME}/predictions.npz",
-        lambda root, data: (report.main, [str(root)]),
-    ),
     "people's votes": (
         "cifar10h-counts.npy",
         lambda root, data: (evaluate.main, [str(root), "--on", "cifar10h", "--data_dir", "."]),
@@ -187,7 +183,7 @@ SAVES = {
 @pytest.mark.parametrize("save", SAVES)
 def test_no_memory_is_filled(root, tiny_npz, monkeypatch, capsys, reader, save):
     monkeypatch.chdir(root)
-    monkeypatch.setattr("utils.data.available_memory", lambda: 1.0)
+    monkeypatch.setattr("utils.files.available_memory", lambda: 1.0)
     place, make = READERS[reader]
     main, argv = make(root, tiny_npz)
     SAVES[save](root / place)
@@ -197,7 +193,7 @@ def test_no_memory_is_filled(root, tiny_npz, monkeypatch, capsys, reader, save):
 
 
 def test_an_archive_larger_than_memory_is_not_unpacked(root, monkeypatch, capsys):
-    monkeypatch.setattr("utils.data.available_memory", lambda: 1e-9)
+    monkeypatch.setattr("utils.files.available_memory", lambda: 1e-9)
     assert "GiB of memory" in fails(capsys, root, posthoc.main, [str(root)])
 
 

@@ -1,6 +1,8 @@
 """Logits of a whole split, every metric from them, and the result of a run."""
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,11 +13,11 @@ from tqdm import tqdm
 from utils.calibration.diagram import reliability_diagrams
 from utils.calibration.metrics import classification_metrics, posterior_metrics
 from utils.calibration.temperature import fit_temperature
-from utils.data import Dataset, Split
+from utils.data import NORMALISATION, Dataset, Split
 from utils.data.views import normalise
 from utils.files import atomic, write_json
 from utils.runs import Run
-from utils.teachers import Teacher
+from utils.teachers import Member, Teacher
 
 
 def usual_batch_size(device: torch.device) -> int:
@@ -23,7 +25,6 @@ def usual_batch_size(device: torch.device) -> int:
     return 128 if device.type == "cpu" else 1000
 
 
-@torch.inference_mode()
 def predict(
     net: nn.Module,
     split: Split,
@@ -33,11 +34,28 @@ def predict(
     accelerator: Accelerator,
     title: str | None = None,
 ) -> torch.Tensor:
+    """Logits of a split, as below, of a net whose inputs are normalised with `mean` and `std`."""
+    net.eval()
+
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        return net(normalise(images, mean, std))
+
+    return logits_of(forward, split, batch_size, accelerator, title)
+
+
+@torch.inference_mode()
+def logits_of(
+    forward: Callable[[torch.Tensor], torch.Tensor],
+    split: Split,
+    batch_size: int | None,
+    accelerator: Accelerator,
+    title: str | None = None,
+) -> torch.Tensor:
     """Logits (N, K) of a split, float32 on the CPU, in its order, the same on every process.
 
-    `batch_size` None is the usual one; a progress bar is shown where there is a `title` for it.
+    `forward` takes images uint8 (B, 3, H, W). `batch_size` None is the usual one; a progress bar
+    is shown where there is a `title` for it.
     """
-    net.eval()
     batch_size = batch_size or usual_batch_size(accelerator.device)
     total, world = len(split.labels), accelerator.num_processes
     # Equal shares can be gathered; the last image stands in where there are not enough.
@@ -48,8 +66,7 @@ def predict(
     hidden = title is None or not accelerator.is_main_process
     for batch in tqdm(images.split(batch_size), title, leave=False, disable=hidden or None):
         with accelerator.autocast():
-            output = net(normalise(batch.to(accelerator.device), mean, std))
-        logits.append(output.float())
+            logits.append(forward(batch.to(accelerator.device)).float())
     return accelerator.gather(torch.cat(logits))[:total].cpu()
 
 
@@ -87,24 +104,29 @@ def conclude(
     """Read the test split, for the only time; write predictions, picture and, last, the result."""
     arrays = {"val_labels": data.val.labels, "test_labels": data.test.labels}
 
-    def measure(name: str, net: nn.Module, mean, std) -> dict:
+    def measure(name: str, forward) -> dict:
         logits = [
-            predict(net, split, mean, std, batch_size, accelerator, f"{name}: {title} split")
+            logits_of(forward, split, batch_size, accelerator, f"{name}: {title} split")
             for title, split in (("validation", data.val), ("test", data.test))
         ]
         arrays[f"{name}_val_logits"], arrays[f"{name}_test_logits"] = logits
         return calibrate(*logits, data)
 
+    def own_logits(images: torch.Tensor) -> torch.Tensor:
+        return net(normalise(images, data.mean, data.std))
+
     seconds = sum(record["seconds"] for record in history)
     result = {**run.identity, "settings": run.settings, "seconds": seconds}
-    net = accelerator.unwrap_model(net)
+    net = accelerator.unwrap_model(net).eval()
     for which in ("best", "last"):
         saved = run.load(f"model_{which}.pth")
         net.load_state_dict(saved["state_dict"])
-        result[which] = {"epoch": saved["epoch"], **measure(which, net, data.mean, data.std)}
+        result[which] = {"epoch": saved["epoch"], **measure(which, own_logits)}
     if teacher is not None:
-        measured = measure("teacher", teacher.net, teacher.mean, teacher.std)
-        result["teacher"] = teacher.identity | measured
+        result["teacher"] = teacher.identity | measure("teacher", teacher.logits)
+        if teacher.temperature != 1:
+            logits = teacher.tempered(arrays["teacher_test_logits"])
+            result["teacher"]["test"]["tempered"] = evaluate(logits, data.test)
     if run.is_main:
         with atomic(run.folder / "predictions.npz") as file:
             np.savez(file, **{name: array.cpu().numpy() for name, array in arrays.items()})
@@ -112,6 +134,51 @@ def conclude(
             reliability_diagrams(reliability_panels(result, arrays), file)
         write_json(run.folder / "result.json", result)
     return result
+
+
+def inspect_teacher(
+    teacher: Teacher, data: Dataset, accelerator: Accelerator, batch_size: int | None
+) -> str:
+    """What a teacher is worth on the validation split, in lines to be read before training.
+
+    Fits its temperature where that is asked for. Other people's teachers are also tried on up to
+    1,000 images with every known normalisation: with a wrong one they are silently worse.
+    """
+    logits = logits_of(teacher.logits, data.val, batch_size, accelerator, "teacher")
+    if teacher.fitted:
+        teacher.temperature, _ = fit_temperature(logits, data.val.labels)
+    raw = evaluate(logits, data.val)
+    line = f"teacher {teacher.model} {teacher.label}: "
+    line += f"validation top-1 {100 * raw['top1']:.2f} %, ECE {100 * raw['ece']:.2f} %"
+    if teacher.temperature != 1:
+        tempered = evaluate(logits, data.val, teacher.temperature)
+        line += f", with T = {teacher.temperature:.4g} {100 * tempered['ece']:.2f} %"
+    step = math.ceil(len(data.val.labels) / 1000)
+    some = Split(data.val.images[::step], data.val.labels[::step])
+    foreign = [member for member in teacher.members if member.foreign]
+    return "\n".join([line, *filter(None, (norm_advice(m, some, accelerator) for m in foreign))])
+
+
+def norm_advice(member: Member, some: Split, accelerator: Accelerator) -> str | None:
+    """A line where another normalisation makes a teacher right far more often, else None."""
+
+    def top1(member: Member) -> float:
+        logits = logits_of(Teacher([member]).logits, some, None, accelerator)
+        return (logits.argmax(1) == some.labels.cpu()).double().mean().item()
+
+    own = top1(member)
+    others = {
+        norm: top1(replace(member, mean=mean, std=std))
+        for norm, (mean, std) in NORMALISATION.items()
+    }
+    best = max(others, key=others.get)
+    # A handful of images decides nothing.
+    if others[best] - own <= max(0.05, 10 / len(some.labels)):
+        return None
+    return (
+        f"{member.path}: is {100 * own:.1f} % right on {len(some.labels)} validation images, and "
+        f"with --teacher_norm {best} {100 * others[best]:.1f} %"
+    )
 
 
 def reliability_panels(result: dict, arrays: dict) -> list[tuple]:

@@ -6,12 +6,15 @@ import io
 import json
 import os
 import re
+import secrets
 import warnings
 import zipfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 import torch
+from safetensors.torch import load as load_safetensors
 
 from utils.program import RunFailed, UserError
 
@@ -45,7 +48,8 @@ def atomic(path: Path, mode: str = "wb"):
     """
     content = io.BytesIO() if "b" in mode else io.StringIO()
     yield content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Process numbers repeat: in containers that share a folder many are number 1.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, mode) as file:
             file.write(content.getvalue())
@@ -88,11 +92,8 @@ def read_torch(path: Path, way_out: str) -> dict:
     """Read a checkpoint, running no code in it. Raises UserError, which ends in `way_out`."""
     try:
         content = unpack(read_bytes(path))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; {way_out}") from None
-    # Damaged bytes raise whatever the unpickler stumbles over, from KeyError to UnicodeDecodeError.
-    except Exception as error:
-        reason = "it is damaged or holds more than tensors and plain values"
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path} cannot be read: {reason}; {way_out}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} cannot be read: it is no checkpoint; {way_out}")
@@ -107,10 +108,36 @@ def read_bytes(path: Path) -> bytes:
 
 
 def unpack(data: bytes):
-    """What torch.save made these bytes of. No code in them is run, and no damage goes unseen.
+    """What torch.save, or safetensors, made these bytes of. No code in them is run.
 
-    torch itself does not look at the checksums in its archives. Raises almost any Exception.
+    Raises ValueError, which says why not.
     """
+    if not data:
+        raise ValueError("it is empty; copy or make it again")
+    try:
+        # The header of safetensors: its length in eight bytes, then JSON.
+        return unpack_safetensors(data) if data[8:9] == b"{" else unpack_torch(data)
+    # Damaged bytes raise whatever the unpickler stumbles over, from KeyError to UnicodeDecodeError.
+    except Exception as error:
+        foreign = re.search(r"GLOBAL (\S+)", str(error))
+        if foreign is not None:
+            raise ValueError(
+                f"it holds more than tensors ({foreign[1]}), and loading that could run code; save "
+                "the weights alone: torch.save(net.state_dict(), file)"
+            ) from error
+        if "TorchScript" in str(error):
+            raise ValueError(
+                "it is a TorchScript program, and to load one is to run it; save its weights "
+                "alone: torch.save(torch.jit.load(file).state_dict(), other_file)"
+            ) from error
+        raise ValueError(
+            "it is damaged, cut short or not written by torch.save or safetensors; copy or "
+            "download it again"
+        ) from error
+
+
+def unpack_torch(data: bytes):
+    """torch itself does not look at the checksums in its archives. Raises almost any Exception."""
     file = io.BytesIO(data)
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
@@ -125,6 +152,17 @@ def unpack(data: bytes):
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
+def open_npz(path: Path, copies: int = 1):
+    """What np.load makes of an archive whose content fits in memory, so many times.
+
+    Pickled objects, which could run code, are refused when they are read. Raises almost any
+    Exception.
+    """
+    with zipfile.ZipFile(path) as archive:
+        require_memory(copies * sum(part.file_size for part in archive.infolist()))
+    return np.load(path, allow_pickle=False)
+
+
 def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
@@ -137,5 +175,37 @@ def available_memory() -> float:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
 
 
+def require_memory(size: int) -> None:
+    """Raises ValueError where so many bytes are not free."""
+    if size > available_memory() * 2**30:
+        free = f"{available_memory():.1f} are free"
+        raise ValueError(f"needs {size / 2**30:.1f} GiB of memory and {free}")
+
+
 def sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def files_below(folder: Path, name: str) -> list[Path]:
+    """All files of that name in or below a folder, also behind symbolic links, each once."""
+    found, seen = [], set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a second way to it, or a link back up
+            folders.clear()
+        elif name in files:
+            found.append(Path(place, name))
+        seen.add(real)
+    return sorted(found)
+
+
+def unpack_safetensors(data: bytes) -> dict:
+    """The tensors; of a file of scripts/export.py what model_best.pth holds, tensors included.
+
+    Raises almost any Exception.
+    """
+    tensors = load_safetensors(data)
+    # The length of the header in eight bytes, then JSON.
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    checkpoint = header.get("__metadata__", {}).get("checkpoint")
+    return json.loads(checkpoint) | {"state_dict": tensors} if checkpoint else tensors

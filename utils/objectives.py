@@ -6,6 +6,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from utils.data import Dataset
+from utils.data.mixing import mixed_loss
 from utils.data.views import Batch
 from utils.teacher_cache import CachedTeacher, LogitFiles
 from utils.teachers import Teacher
@@ -20,7 +21,7 @@ class Objective(nn.Module):
 
     def forward(self, logits: Tensor, batch: Batch) -> Tensor:
         """Logits (B, K) of the net that is trained -> scalar."""
-        return self.loss(logits, batch.labels)
+        return mixed_loss(lambda labels: self.loss(logits, labels), batch)
 
     @contextmanager
     def epoch(self, epoch: int):
@@ -44,6 +45,7 @@ class Distillation(Objective):
         cache: str | None = None,
     ):
         super().__init__(loss)
+        self.teacher = teacher
 
         def teach(batch: Batch) -> Tensor:
             with accelerator.autocast():
@@ -54,7 +56,8 @@ class Distillation(Objective):
         self.teach = self.cached or teach
 
     def forward(self, logits: Tensor, batch: Batch) -> Tensor:
-        return self.loss(logits, self.teach(batch), batch.labels)
+        target = self.teacher.tempered(self.teach(batch))
+        return mixed_loss(lambda labels: self.loss(logits, target, labels), batch)
 
     @contextmanager
     def epoch(self, epoch: int):

@@ -17,8 +17,9 @@ import torch
 from accelerate import Accelerator
 
 from losses import BASES, DISTILLATIONS, TERMS, Entry, canonical_loss, loss_parameters
-from models import build_model, check_name
-from utils.data import NORMALISATION, Dataset
+from models import build_model, check_name, model_names
+from utils.data import NAMES, NORMALISATION, Dataset, normalisation
+from utils.data.mixing import MIXES
 from utils.files import available_memory
 from utils.program import UserError
 from utils.runs import number_text
@@ -42,16 +43,27 @@ class CommandLine(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=Help, **options)
         self.identifying: list[str] = []
 
-    def group(self, title: str) -> Callable:
-        """A function that adds a flag below this heading, as `add_argument` with `identifies`."""
+    def group(self, title: str) -> tuple[Callable, Callable]:
+        """Two functions that add a flag below this heading: one that only works, one that
+        identifies a run. Both take the flag's names in one text, its kind (a type, its choices, or
+        bool for a switch), default and help."""
         heading = self.add_argument_group(title)
 
-        def add(*names, identifies: bool = False, **options) -> None:
-            action = heading.add_argument(*names, **options)
-            if identifies:
-                self.identifying.append(action.dest)
+        def flag(names: str, kind, default, help: str, **options) -> str:
+            if kind is bool:
+                options.setdefault("action", "store_true")
+            elif callable(kind):
+                options["type"] = kind
+            else:
+                options["choices"] = kind
+            if default is not None:
+                options["default"] = default
+            return heading.add_argument(*names.split(), help=help, **options).dest
 
-        return add
+        def setting(*definition, **options) -> None:
+            self.identifying.append(flag(*definition, **options))
+
+        return flag, setting
 
     def parse_args(self, argv=None, namespace=None):
         known = {flag.replace("_", "-"): flag for flag in self._option_string_actions}
@@ -142,197 +154,193 @@ below_one = number(float, "a number from 0 to below 1", lambda x: 0 <= x < 1)
 
 
 def add_data(parser: CommandLine) -> None:
-    add = parser.group("data")
-    add(
+    flag, setting = parser.group("data")
+    flag(
         "--dataset",
-        type=path,
-        default="cifar10",
-        help="cifar10, cifar100, synthetic, or the path of an .npz file that holds "
-        "x_train, y_train, x_test, y_test",
+        path,
+        "cifar10",
+        f"{', '.join(NAMES)}, or the path of an .npz file that holds x_train, y_train, x_test, "
+        "y_test, or of a folder of images: train/CLASS/*, and val/CLASS/* or test/CLASS/*",
     )
-    add(
+    flag(
         "--data_dir",
-        type=path,
-        default=os.environ.get("KD_DATA") or "data",
-        help="where data sets lie or are downloaded to; <dataset>.npz in it is used first "
-        "($KD_DATA sets the default)",
+        path,
+        os.environ.get("KD_DATA") or "data",
+        "where data sets lie or are downloaded to; <dataset>.npz in it is used first ($KD_DATA "
+        "sets the default)",
     )
-    add(
+    setting(
+        "--flip",
+        bool,
+        None,
+        "draw mirrored views too, as suits objects but not digits (default: yes, for svhn no)",
+        action=argparse.BooleanOptionalAction,
+    )
+    flag(
+        "--image_size",
+        count,
+        None,
+        "folder of images: resize the shorter side to this and cut out the middle",
+        metavar="PIXELS",
+    )
+    flag("--skip_unreadable", bool, None, "folder of images: leave out those that cannot be read")
+    setting(
         "--split-seed",
-        identifies=True,
-        type=whole,
-        default=0,
-        help="which tenth of the training images validates; keep it the same for a teacher and "
-        "its students",
+        whole,
+        0,
+        "which tenth of the training images validates; the same for a teacher and its students",
     )
 
 
 def add_model(parser: CommandLine) -> None:
-    add = parser.group("model")
-    add(
-        "--model",
-        identifies=True,
-        type=name(check_name),
-        default="resnet20",
-        help="resnet8 to resnet110 (depth 6n+2), resnet56_bottleneck, resnet110_bottleneck, "
-        "wrn_DEPTH_WIDTH (depth 6n+4)",
-    )
+    _, setting = parser.group("model")
+    names = ", ".join(model_names())
+    setting("--model", name(check_name), "resnet20", f"{names}, or timm/NAME; README says whose")
 
 
-def add_loss_flags(add: Callable, entries: dict[str, Entry]) -> None:
+def add_loss_flags(flag: Callable, entries: dict[str, Entry]) -> None:
     """Each flag that a loss reads, once, with what it means to which loss."""
     readers: dict[str, list] = {}
     for loss, entry in entries.items():
-        for flag in entry.flags:
-            readers.setdefault(flag.name, []).append((loss, flag))
+        for own in entry.flags:
+            readers.setdefault(own.name, []).append((loss, own))
     for flag_name, pairs in readers.items():
-        texts = []
-        for loss, flag in pairs:
-            default = "" if flag.default is None else f" (default: {number_text(flag.default)})"
-            texts.append(f"{loss}: {flag.help}{default}")
-        wanted, allows = pairs[0][1].range
-        add(f"--{flag_name}", type=number(float, wanted, allows), help="; ".join(texts))
+        meanings: dict[str, list[str]] = {}
+        for loss, own in pairs:
+            default = "1 - Lambda" if own.default is None else number_text(own.default)
+            meanings.setdefault(own.help, []).append(f"{loss} {default}")
+        texts = (f"{meaning} (default: {', '.join(of)})" for meaning, of in meanings.items())
+        flag(f"--{flag_name}", number(float, *pairs[0][1].range), None, "; ".join(texts))
 
 
 def add_optimisation_and_run(parser: CommandLine) -> None:
-    add = parser.group("optimisation")
-    add("--epochs", identifies=True, type=count, default=160, help="passes over the training split")
-    add(
-        "--lr",
-        identifies=True,
-        type=positive,
-        default=0.1,
-        help="learning rate of SGD with Nesterov momentum",
-    )
-    add("--momentum", identifies=True, type=below_one, default=0.9, help="0 is plain SGD")
-    add(
-        "--weight-decay",
-        "--wd",
-        identifies=True,
-        type=weight,
-        default=5e-4,
-        help="of all weights",
-    )
-    add(
-        "--scheduler",
-        identifies=True,
-        choices=("multistep", "cosine", "warmupcosine"),
-        default="multistep",
-        help="how the learning rate falls",
-    )
-    add(
+    unset = argparse.SUPPRESS  # to tell a flag that was given from one that was not
+    flag, setting = parser.group("optimisation")
+    setting("--epochs", count, 160, "passes over the training split")
+    setting("--lr", positive, 0.1, "learning rate of SGD with Nesterov momentum")
+    setting("--momentum", below_one, 0.9, "0 is plain SGD")
+    setting("--weight-decay --wd", weight, 5e-4, "of all weights")
+    schedules = ("multistep", "cosine", "warmupcosine")
+    setting("--scheduler", schedules, "multistep", "how the learning rate falls")
+    setting(
         "--schedule-steps",
-        identifies=True,
-        type=count,
+        count,
+        unset,
+        "multistep: epochs after which the rate is multiplied by --lr-decay-factor (default: half "
+        "and three quarters of --epochs)",
         nargs="+",
         metavar="EPOCH",
-        help="multistep: epochs after which the rate is multiplied by --lr-decay-factor "
-        "(default: half and three quarters of --epochs)",
-        default=argparse.SUPPRESS,
     )
-    add(
-        "--lr-decay-factor",
-        identifies=True,
-        type=fraction,
-        default=argparse.SUPPRESS,
-        help="multistep: the factor (default: 0.1)",
+    setting("--lr-decay-factor", fraction, unset, "multistep: the factor (default: 0.1)")
+    warmup = "warmupcosine: iterations of linear warm-up (default: 0)"
+    setting("--warmup", whole, unset, warmup)
+    setting("--train-batch-size", count, 128, "images per step and per process")
+    flag(
+        "--mix",
+        MIXES,
+        None,
+        "train on mixtures of two images; the label's loss is mixed alike, and a teacher sees what "
+        "its student sees",
     )
-    add(
-        "--warmup",
-        identifies=True,
-        type=whole,
-        default=argparse.SUPPRESS,
-        help="warmupcosine: iterations of linear warm-up (default: 0)",
-    )
-    add(
-        "--train-batch-size",
-        identifies=True,
-        type=count,
-        default=128,
-        help="images per step and per process",
-    )
-    add(
-        "--seed",
-        identifies=True,
-        type=whole,
-        default=42,
-        help="of initial weights, order and augmentation; report several",
-    )
-    add(
+    shares = "mixtures have the share Beta(a, a) of the first image (default: 1)"
+    flag("--mix_alpha", positive, unset, shares)
+    setting("--seed", whole, 42, "of initial weights, order and augmentation; report several")
+    setting(
         "--select",
-        identifies=True,
-        choices=SELECTIONS,
-        default="top1",
-        help="what makes an epoch the best one, on the validation split: the highest top-1, the "
-        "least NLL, or the least NLL after temperature scaling (refinement)",
+        SELECTIONS,
+        "top1",
+        "what makes an epoch the best one, on the validation split: the highest top-1, the least "
+        "NLL, or the least NLL after temperature scaling (refinement)",
     )
-    add(
+    setting(
         "--sync_bn",
-        identifies=True,
-        action="store_true",
-        help="several GPUs: batch norm over the images of all processes instead of each its own",
+        bool,
+        None,
+        "several GPUs: batch norm over the images of all processes instead of each its own",
     )
-    add = parser.group("run")
-    add("--checkpoint", type=path, default="checkpoint", help="root of the run folders")
-    add("--exp_name", type=name(suffix), help="a suffix of the run's name, to keep two apart")
-    add("--overwrite", action="store_true", help="start a finished or differing run anew")
-    add("--log_with", choices=("tensorboard",), help="also write the epochs' metrics to this")
-    add(
-        "--test-batch-size",
-        type=count,
-        help="images per evaluation step (default: 1000, on a CPU 128)",
-    )
-    add(
+    flag, _ = parser.group("run")
+    flag("--checkpoint", path, "checkpoint", "root of the run folders")
+    flag("--exp_name", name(suffix), None, "a suffix of the run's name, to keep two apart")
+    flag("--overwrite", bool, None, "start a finished or differing run anew")
+    flag("--log_with", ("tensorboard",), None, "also write the epochs' metrics to this")
+    evaluated = "images per evaluation step (default: 1000, on a CPU 128)"
+    flag("--test-batch-size", count, None, evaluated)
+    flag(
         "--step",
-        choices=MODES,
-        default="auto",
-        help="how a step is launched: auto replays it as one CUDA graph on a single GPU, and else "
-        "it is eager, kernel by kernel; compile also fuses kernels, which takes a while to prepare",
+        MODES,
+        "auto",
+        "how a step is launched: auto replays it as one CUDA graph on a single GPU, and else it is "
+        "eager, kernel by kernel; compile also fuses kernels, which takes a while to prepare",
     )
-    add(
-        "--deterministic",
-        action="store_true",
-        help="the same bits in every run on the same GPU, more slowly; the CPU does so anyway",
-    )
+    same = "the same bits in every run on the same GPU, more slowly; the CPU does so anyway"
+    flag("--deterministic", bool, None, same)
 
 
-def add_teacher(parser: CommandLine, cache_required: bool = False) -> None:
-    add = parser.group("teacher")
-    add(
+def norm(text: str) -> str:
+    normalisation(text)
+    return text
+
+
+def auto_or_positive(text: str) -> str | float:
+    return text if text == "auto" else positive(text)
+
+
+def add_teacher(parser: CommandLine, for_cache: bool = False) -> None:
+    """`for_cache`: the cache is required, and holds logits that have no temperature yet."""
+    flag, _ = parser.group("teacher")
+    flag(
         "--teacher_path",
-        type=path,
+        path,
+        None,
+        "a run folder, a folder with exactly one finished run below it, or a weights file (.pth, "
+        ".safetensors, ...); several teach together as an ensemble; `pretrained` lets timm "
+        "download --teacher timm/NAME",
+        nargs="+",
         required=True,
-        help="a run folder, a folder with exactly one finished run below it, or a weights file",
+        metavar="PATH",
     )
-    add(
+    flag(
         "--teacher",
-        type=name(check_name),
-        help="its architecture; may be left out where the checkpoint names it",
+        name(check_name),
+        None,
+        "its architecture (of several paths: one for all or one each); may be left out where the "
+        "checkpoint names it",
+        nargs="+",
+        metavar="MODEL",
     )
-    add(
-        "--teacher_loss",
-        type=printable(80),
-        help="the loss it was trained with: checked where the checkpoint says it, else recorded",
-    )
-    add(
-        "--teacher_select",
-        choices=("best", "last"),
-        default="best",
-        help="which epoch of a run folder",
-    )
-    add(
+    trained = "the loss it was trained with: checked where the checkpoint says it, else recorded"
+    flag("--teacher_loss", printable(80), None, trained)
+    flag("--teacher_select", ("best", "last"), "best", "which epoch of a run folder")
+    flag(
         "--teacher_norm",
-        choices=sorted(NORMALISATION),
-        help="mean and std of the teacher's inputs, for a third party's file (default: the data's)",
+        name(norm),
+        None,
+        "how a third party's teacher wants its inputs (default: as the data): "
+        f"{', '.join(NORMALISATION)}, or mean and std of pixels / 255 as six numbers, such as "
+        "0.49,0.48,0.45/0.25,0.24,0.26",
     )
-    add(
+    several = "which weights of a third party's file that holds several, e.g. model or ema"
+    flag("--teacher_key", printable(200), None, several)
+    larger = "enlarge the teacher's images to this side, e.g. 224; the student's stay"
+    flag("--teacher_size", count, None, larger, metavar="PIXELS")
+    if not for_cache:
+        flag(
+            "--teacher_temperature",
+            auto_or_positive,
+            1.0,
+            "divide the teacher's logits by this before anything else; auto: by what suits its "
+            "validation logits, so that it is calibrated after training",
+            metavar="auto|T",
+        )
+    flag(
         "--teacher_cache",
-        type=path,
-        metavar="DIR",
-        required=cache_required,
-        help="keep the teacher's logits here and use those of earlier students: a sweep runs its "
+        path,
+        None,
+        "keep the teacher's logits here and use those of earlier students: a sweep runs its "
         "teacher once per seed. An epoch takes images x classes x 4 bytes (2 in half precision): "
         "CIFAR-10 1.8 MB, CIFAR-100 18 MB",
+        metavar="DIR",
+        required=for_cache,
     )
 
 
@@ -341,17 +349,24 @@ def teacher_options(argv: list[str] | None = None) -> argparse.Namespace:
     parser = CommandLine(prog="train_teacher.py", description="Train a calibrated classifier.")
     add_data(parser)
     add_model(parser)
-    add = parser.group("loss")
-    add(
+    flag, _ = parser.group("loss")
+    flag(
         "--loss",
-        type=name(canonical_loss),
-        default="NLL",
-        help=f"one of {', '.join(BASES)}, alone or with +{', +'.join(TERMS)}; FL+MDCA is the "
-        "strongest teacher in the literature",
+        name(canonical_loss),
+        "NLL",
+        f"one of {', '.join(BASES)}, alone or with +{', +'.join(TERMS)}; FL+MDCA is the strongest "
+        "teacher in the literature",
     )
-    add_loss_flags(add, BASES | TERMS)
+    add_loss_flags(flag, BASES | TERMS)
     add_optimisation_and_run(parser)
-    return complete(parser, argv)
+    args = complete(parser, argv)
+    _, _, term = args.loss.partition("+")
+    if args.mix and term and TERMS[term].of_batch:
+        raise UserError(
+            f"--mix {args.mix}: {term} compares a batch's confidences with its labels, and "
+            "mixtures have two; leave out one of them"
+        )
+    return args
 
 
 def student_options(argv: list[str] | None = None) -> argparse.Namespace:
@@ -360,15 +375,16 @@ def student_options(argv: list[str] | None = None) -> argparse.Namespace:
     add_data(parser)
     add_model(parser)
     add_teacher(parser)
-    add = parser.group("distillation")
-    add("--distill", choices=DISTILLATIONS, default="KD", help="how the teacher is imitated")
-    add_loss_flags(add, DISTILLATIONS)
+    flag, _ = parser.group("distillation")
+    flag("--distill", DISTILLATIONS, "KD", "how the teacher is imitated")
+    add_loss_flags(flag, DISTILLATIONS)
     add_optimisation_and_run(parser)
     args = complete(parser, argv)
-    try:
-        loss_parameters(args.distill, vars(args))
-    except ValueError as error:
-        raise UserError(f"--Lambda {args.Lambda:g}: {error}") from None
+    if args.mix and args.teacher_cache:
+        raise UserError(
+            f"--mix {args.mix}: no cache can hold a teacher's answers to all mixtures; leave out "
+            "--teacher_cache"
+        )
     return args
 
 
@@ -395,8 +411,20 @@ def complete(parser: CommandLine, argv: list[str] | None) -> argparse.Namespace:
         raise UserError(
             f"--schedule-steps {written}: must rise and stay below --epochs {args.epochs}"
         )
+    if hasattr(args, "mix_alpha") and args.mix is None:
+        raise UserError("--mix_alpha has no effect without --mix; leave it out")
+    args.mix_alpha = getattr(args, "mix_alpha", 1.0)
     args.settings = {name: getattr(args, name) for name in parser.identifying}
     return args
+
+
+def parameters_of(loss: str, args: argparse.Namespace) -> tuple[dict, dict]:
+    """What builds the loss, and what names its run: that and how images are mixed. UserError."""
+    try:
+        parameters = loss_parameters(loss, vars(args))
+    except ValueError as error:
+        raise UserError(f"--Lambda {args.Lambda:g}: {error}") from None
+    return parameters, parameters | ({args.mix: args.mix_alpha} if args.mix else {})
 
 
 def check_run(args: argparse.Namespace, data: Dataset, accelerator: Accelerator) -> None:

@@ -130,8 +130,8 @@ class Run:
         if teacher is not None:
             said = teacher.identity  # where it lies and what is said of it change no number
             self.settings["teacher"] = {k: said[k] for k in said.keys() - {"path", "loss"}}
-            if teacher.seed not in (None, args.seed):
-                seeds = f"teacher-seed={teacher.seed}_{seeds}"
+            if said["seed"] not in (None, args.seed):
+                seeds = f"teacher-seed={said['seed']}_{seeds}"
         self.name = safe_name("_".join(filter(None, (identity["label"], seeds, args.exp_name))))
         self.folder = Path(args.checkpoint, identity["dataset"], identity["model"], self.name)
         self.identity = identity

@@ -52,7 +52,7 @@ class Step:
         self.skipped = torch.zeros((), dtype=torch.float64, device=device)
         if self.captured:
             # What a graph reads: it finds its inputs at fixed addresses.
-            self.plan = torch.zeros(3, self.size, dtype=torch.int64, device=device)
+            self.plan = torch.zeros(loader.rows, self.size, dtype=torch.int64, device=device)
             self.rate = torch.zeros((), device=device)
             self.stream = torch.cuda.Stream()
             self.graphs, self.calls = {}, Counter()

@@ -7,12 +7,16 @@ ANSI = re.compile(r"\033\[\d*m")
 
 
 class Column(NamedTuple):
-    """How a metric is shown: its head with the unit, the factor from a file's value to it."""
+    """How a metric is shown: its head with the unit, the factor from a file's value to it.
+
+    One that is not `usual` is left out of the table that a run prints at its end.
+    """
 
     head: str
     factor: float
     decimals: int
     best: str = "min"
+    usual: bool = True
 
     def text(self, value: float) -> str:
         return f"{self.factor * value:.{self.decimals}f}"
@@ -29,6 +33,13 @@ COLUMNS = {
     "brier": Column("Brier", 1, 4),
     "true_calibration_error": Column("true cal. error %", 100, 2),
     "true_kl": Column("true KL", 1, 4),
+    "ace": Column("ACE %", 100, 3, usual=False),
+    "rmsce": Column("RMSCE %", 100, 2, usual=False),
+    "smece": Column("smECE %", 100, 2, usual=False),
+    "debiased_ece": Column("debiased ECE %", 100, 2, usual=False),
+    "aurc": Column("AURC %", 100, 3, usual=False),
+    "refinement": Column("refinement", 1, 4, usual=False),
+    "calibration": Column("calibration", 1, 4, usual=False),
 }
 
 
@@ -56,7 +67,8 @@ def text_table(head: list[str], rows: list[list[str]]) -> str:
 def result_table(result: dict) -> str:
     """The test metrics of a finished run: best and last epoch, its teacher, raw and scaled."""
     owners = {name: result[name] for name in ("best", "last", "teacher") if name in result}
-    known = [name for name in COLUMNS if name in result["best"]["test"]["raw"]]
+    shown = result["best"]["test"]["raw"]
+    known = [name for name, column in COLUMNS.items() if column.usual and name in shown]
     rows = []
     for name, measured in owners.items():
         for way, temperature in (("raw", 1.0), ("scaled", measured["temperature"])):

@@ -1,81 +1,154 @@
-"""A teacher from one of our run folders or from a third party's weights file."""
+"""Teachers by two doors: nets of our own runs, and other people's weights; one or several.
+
+A checkpoint of ours names its architecture and is loaded as it stands. In anyone else's file the
+weights are looked for, their names are translated (models/spellings.py), and they have to fit the
+net that --teacher names. No code in a file is ever run.
+"""
 
 import hashlib
 import math
-import os
-import re
 from argparse import Namespace
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from os.path import expanduser, isdir, isfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from losses import canonical_loss
-from models import COMMON_WRNS, MODELS, build_model, check_name
-from utils.data import NORMALISATION, Dataset
+from models import build_model
+from models.spellings import standard_names, variant
+from utils.data import Dataset, Statistics, normalisation
 from utils.data.views import normalise
-from utils.files import read_bytes, safe_name, unpack
+from utils.files import files_below, one_line, read_bytes, read_json, safe_name, sha256, unpack
 from utils.program import UserError
 
+# What a checkpoint of ours holds, and nobody else's.
 OUR_KEYS = {
-    **{"state_dict": Mapping, "num_classes": int, "mean": list, "std": list, "seed": int},
-    **{"model": str, "dataset": str, "loss": str, "label": str, "split_seed": int},
+    *("state_dict", "model", "dataset", "num_classes", "mean", "std"),
+    *("loss", "label", "seed", "split_seed", "fingerprint"),
 }
-WEIGHT_SUFFIXES = {".pth", ".th", ".pt", ".tar", ".ckpt", ".bin"}
-COUNTER = "num_batches_tracked"
-# How other code bases call what is named downsample, layer1..3 and fc here.
-RENAMES = (
-    (r"^((module|_orig_mod)\.)+", ""),
-    (r"^(linear|classifier)\.", "fc."),
-    (r"\.(shortcut|convShortcut)\.", ".downsample."),
-    (r"^block(\d)\.layer\.", r"layer\1."),
-)
+COUNTER = "num_batches_tracked"  # files of an older torch lack it, and only training reads it
+PRETRAINED = "pretrained"  # the --teacher_path that lets timm download
+# On a CPU a logit's last bits depend on how many images it was computed with, so it is always
+# this many. Larger pieces are no faster (they leave the caches), and would be filled up more often.
+PIECE = 64
 
 
 @dataclass
-class Teacher:
+class Member:
     """A net ready to teach (eval mode, no gradients), and where it comes from.
 
-    Its inputs are pixels / 255 normalised with its own `mean` and `std`. `label` says how it was
-    trained, or is the file's stem; `seed` and `split_seed` are None for a third party's file, whose
-    `loss` is what --teacher_loss says.
+    Its inputs are pixels / 255, normalised with its own `mean` and `std` and then enlarged to
+    `size` pixels a side, if given. `label` says how it was trained, or is the file's stem; `seed`
+    is None for other people's files, whose `loss` is what --teacher_loss says.
     """
 
     net: nn.Module
     model: str
-    num_classes: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Statistics
+    std: Statistics
     label: str
-    loss: str | None
-    seed: int | None
-    split_seed: int | None
     sha256: str
     path: Path
+    loss: str | None = None
+    seed: int | None = None
+    size: int | None = None
 
-    @torch.no_grad()
+    @property
+    def foreign(self) -> bool:
+        """Other people's: who knows which images it was trained on."""
+        return self.seed is None
+
     def logits(self, images: Tensor) -> Tensor:
-        """Logits (B, K) of images uint8 (B, 3, H, W), each the same in any batch on the CPU."""
-        # A lone image goes through other kernels, whose last bits differ: give it company.
-        batch = images.expand(max(2, len(images)), -1, -1, -1)
-        return self.net(normalise(batch, self.mean, self.std))[: len(images)]
+        pixels = normalise(images, self.mean, self.std)
+        if self.size is not None:
+            pixels = F.interpolate(pixels, (self.size, self.size), mode="bilinear")
+        return self.net(pixels)
 
     @property
     def identity(self) -> dict:
-        """What a student's result says of its teacher; ready for JSON."""
-        return {
-            "model": self.model,
-            "path": str(self.path),
-            "label": self.label,
-            "loss": self.loss,
-            "seed": self.seed,
-            "mean": list(self.mean),
-            "std": list(self.std),
-            "sha256": self.sha256,
-        }
+        """What decides its logits, and what it is called; ready for JSON."""
+        known = {name: getattr(self, name) for name in ("model", "label", "seed", "sha256")}
+        known |= {"mean": list(self.mean), "std": list(self.std)}
+        return known if self.size is None else known | {"size": self.size}
+
+
+@dataclass
+class Teacher:
+    """One net or several that teach together, and the temperature that divides their logits.
+
+    With --teacher_temperature auto (`fitted`) that is None until it has been fitted.
+    """
+
+    members: Sequence[Member]
+    temperature: float | None = 1.0
+    fitted: bool = False
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits (B, K) of images uint8 (B, 3, H, W), before the temperature.
+
+        Of several members the log of their mean probabilities (Lakshminarayanan et al., "Deep
+        Ensembles", NeurIPS 2017). On a CPU a row's bits do not depend on its batch.
+        """
+        size = PIECE if images.device.type == "cpu" else len(images)
+        filling = images[-1:].expand(-len(images) % size, -1, -1, -1)
+        pieces = torch.cat([images, filling]).split(size)
+        return torch.cat([self.piece_logits(piece) for piece in pieces])[: len(images)]
+
+    def piece_logits(self, images: Tensor) -> Tensor:
+        logits = [member.logits(images) for member in self.members]
+        if len(logits) == 1:
+            return logits[0]
+        log_probabilities = torch.stack([each.float().log_softmax(1) for each in logits])
+        return (log_probabilities.logsumexp(0) - math.log(len(logits))).to(logits[0].dtype)
+
+    def tempered(self, logits: Tensor) -> Tensor:
+        """What the student learns from: this teacher's logits (B, K) over its temperature."""
+        return logits if self.temperature == 1 else logits.float() / self.temperature
+
+    def to(self, device: torch.device) -> None:
+        for member in self.members:
+            member.net.to(device)
+
+    @property
+    def model(self) -> str:
+        """`resnet56`, `3xresnet20`, `2xresnet20+resnet56`."""
+        counts = Counter(sorted(member.model for member in self.members))
+        return safe_name("+".join(f"{n}x{name}" if n > 1 else name for name, n in counts.items()))
+
+    @property
+    def label(self) -> str:
+        """How its members were trained, whatever their seeds, and their temperature."""
+        label = safe_name("_and_".join(sorted({member.label for member in self.members})))
+        if self.fitted or self.temperature != 1:
+            label += f"_Tcal={'auto' if self.fitted else f'{self.temperature:g}'}"
+        return label
+
+    @property
+    def identity(self) -> dict:
+        """What a student's result says of its teacher; of several, the seed is `42+43+44`."""
+        members = [member.identity for member in self.members]
+        known = members[0] | {"path": str(self.members[0].path), "loss": self.members[0].loss}
+        if len(members) > 1:
+            seeds = [member.seed for member in self.members]
+            hashes = "".join(member.sha256 for member in self.members).encode()
+            known = {
+                "seed": None if None in seeds else "+".join(map(str, sorted(seeds))),
+                "sha256": hashlib.sha256(hashes).hexdigest(),
+                "path": [str(member.path) for member in self.members],
+                "loss": "+".join(sorted({str(member.loss) for member in self.members})),
+                **{"mean": None, "std": None, "members": members},
+            }
+        if self.fitted or self.temperature != 1:
+            known["teacher_temperature"] = "auto" if self.fitted else self.temperature
+        return known | {"model": self.model, "label": self.label}
 
 
 def refusal(path: str | Path, reason: str) -> UserError:
@@ -83,72 +156,65 @@ def refusal(path: str | Path, reason: str) -> UserError:
 
 
 def teacher_of(args: Namespace, dataset: Dataset) -> Teacher:
-    """The teacher that a command line describes. Raises UserError."""
-    return load_teacher(
-        args.teacher_path,
-        dataset,
-        args.split_seed,
-        model=args.teacher,
-        loss=args.teacher_loss,
-        select=args.teacher_select,
-        norm=args.teacher_norm,
-    )
+    """The teacher that the flags of a command line describe. Raises UserError."""
+    paths, models = args.teacher_path, args.teacher or [None]
+    models = models * len(paths) if len(models) == 1 else models
+    if len(models) != len(paths):
+        wanted = f"one for all or one for each of the {len(paths)} of --teacher_path"
+        raise UserError(f"--teacher {' '.join(models)}: {len(models)} names; give {wanted}")
+    members = [load_member(*each, args, dataset) for each in zip(paths, models, strict=True)]
+    # Whatever their order on the command line, it is the same teacher.
+    members.sort(key=lambda member: member.sha256)
+    for one, other in zip(members, members[1:], strict=False):
+        if one.sha256 == other.sha256:
+            raise refusal(other.path, f"the same weights as {one.path}; name each teacher once")
+    if args.teacher_temperature != "auto":
+        return Teacher(members, args.teacher_temperature)
+    for member in filter(lambda member: member.foreign, members):
+        reason = "may have been trained on the images that validate its student"
+        way_out = "on which no temperature can be fitted then; give a number"
+        raise UserError(f"--teacher_temperature auto: {member.path} {reason}, {way_out}")
+    return Teacher(members, None, fitted=True)
 
 
-def load_teacher(
-    path: str | Path,
-    dataset: Dataset,
-    split_seed: int,
-    model: str | None = None,
-    loss: str | None = None,
-    select: str = "best",
-    norm: str | None = None,
-) -> Teacher:
-    """The teacher at `path`: a run folder, a folder with one finished run below it, or a file.
+def load_member(path: str, model: str | None, args: Namespace, dataset: Dataset) -> Member:
+    """The net at `path`, which is a run folder, a folder with one finished run below it, or a file.
 
-    A checkpoint of ours says what it is; `model`, `loss`, `norm`, the data set and `split_seed`
-    are checked against it. A third party's file needs `model`, and `norm` (a name in
-    NORMALISATION) where its inputs were not normalised as the data set is. No code in a file is
-    ever run. Raises UserError.
+    Against what a checkpoint of ours says, the command line and the data are checked. Other
+    people's needs --teacher, and --teacher_norm where its inputs were not normalised as the data.
     """
-    file = find_weights(path, select)
-    content, sha256 = read_weights(file)
-    if content.keys() >= OUR_KEYS.keys():
-        check_ours(file, content, dataset, split_seed, model, loss, norm)
-        model, mean, std = content["model"], content["mean"], content["std"]
-        label, seed, trained_split = content["label"], content["seed"], content["split_seed"]
-        loss = content["loss"]
+    if str(path) == PRETRAINED:
+        return download(model, args, dataset)
+    file = find_weights(path, args.teacher_select)
+    content, digest = read_weights(file)
+    if content.keys() >= OUR_KEYS:
+        check_ours(file, content, model, args, dataset)
+        net = fitting_net(file, content["model"], content["state_dict"], dataset)
+        known = {name: content[name] for name in ("model", "loss", "seed")}
+        mean, std, label = content["mean"], content["std"], content["label"]
     else:
-        mean, std = normalisation(norm, dataset)
-        label, seed, trained_split = file.stem, None, None
-    state = standard_state(file, content)
-    net = build_teacher(file, state, model, dataset)
-    return Teacher(
-        net=net,
-        model=model,
-        num_classes=dataset.num_classes,
-        mean=tuple(mean),
-        std=tuple(std),
-        label=safe_name(label),
-        loss=loss,
-        seed=seed,
-        split_seed=trained_split,
-        sha256=sha256,
-        path=file,
-    )
+        if model is None:
+            raise refusal(file, "does not name its architecture; give --teacher")
+        state = find_state(file, content, args.teacher_key)
+        net = fitting_net(file, model, state, dataset, foreign=True)
+        norm = args.teacher_norm
+        mean, std = normalisation(norm) if norm else (dataset.mean, dataset.std)
+        known, label = {"model": model, "loss": args.teacher_loss}, file.stem
+    known |= {"label": safe_name(label), "sha256": digest, "size": args.teacher_size}
+    return Member(ready(net, file), mean=tuple(mean), std=tuple(std), path=file, **known)
 
 
 def find_weights(path: str | Path, select: str) -> Path:
     """The weights file that `path` means."""
     if not str(path).strip():
         raise UserError("--teacher_path is empty; give a run folder or a weights file")
-    path = Path(os.path.expanduser(path))
+    path = Path(expanduser(path))
     # os.path and not Path's methods: those raise for a name that is too long.
-    if os.path.isfile(path):
+    if isfile(path):
         if select != "best":
             raise refusal(path, f"a file has no {select} epoch; leave out --teacher_select")
         return path
-    if not os.path.isdir(path):
+    if not isdir(path):
         raise refusal(path, "no such file or folder; give a run folder or a weights file")
     file = one_run(path) / f"model_{select}.pth"
     if not file.is_file():
@@ -157,200 +223,194 @@ def find_weights(path: str | Path, select: str) -> Path:
 
 
 def one_run(folder: Path) -> Path:
-    """The finished run that `folder` is, or the only one below it."""
+    """The finished run that `folder` is, or the only one below it, those it taught left aside."""
     if (folder / "result.json").is_file():
         return folder
-    runs = sorted(file.parent for file in folder.rglob("result.json"))
-    if len(runs) == 1:
-        return runs[0]
-    if runs:
-        reason = f"{len(runs)} finished runs lie below it: {listing(runs, folder)}; name one"
-        raise refusal(folder, reason)
-    weights = sorted(file for file in folder.rglob("*") if file.suffix in WEIGHT_SUFFIXES)
-    found = listing(weights, folder) or "no weights file"
-    way_out = "finish the teacher by running its command again, or name a file"
-    raise refusal(folder, f"no finished run (result.json) in it, found {found}; {way_out}")
+    runs = [file.parent for file in files_below(folder, "result.json")]
+    if len(runs) > 1:
+        runs = originals(runs)
+    if not runs:
+        way_out = "finish the teacher by running its command again, or name a weights file"
+        raise refusal(folder, f"no finished run (result.json) in it; {way_out}")
+    if len(runs) > 1:
+        shown = ", ".join(str(run.relative_to(folder)) for run in runs[:10])
+        more = f" and {len(runs) - 10} more" if len(runs) > 10 else ""
+        raise refusal(folder, f"{len(runs)} finished runs lie below it: {shown}{more}; name one")
+    return runs[0]
 
 
-def listing(paths: list[Path], folder: Path, limit: int = 10) -> str:
-    shown = [str(path.relative_to(folder)) for path in paths[:limit]]
-    more = [f"and {len(paths) - limit} more"] if len(paths) > limit else []
-    return ", ".join(shown + more)
+def originals(runs: list[Path]) -> list[Path]:
+    """Those that learned from none of the others.
+
+    Students may lie in their teacher's root, and the same command is to find the same teacher
+    again: no student is its own.
+    """
+    weights = {sha256(file) for run in runs for file in run.glob("model_*.pth")}
+
+    def taught(run: Path) -> bool:
+        teacher = read_json(run / "result.json", "repair it or name the teacher's own folder")
+        teacher = teacher.get("teacher", {"sha256": None})
+        hashes = {member["sha256"] for member in teacher.get("members", [teacher])}
+        return not hashes.isdisjoint(weights)
+
+    return [run for run in runs if not taught(run)]
 
 
 def read_weights(file: Path) -> tuple[Mapping, str]:
     """What `file` holds, and the SHA-256 of its bytes. Nothing in it is executed."""
     try:
         data = read_bytes(file)
+        content = unpack(data)
     except OSError as error:
         raise refusal(file, f"cannot be read ({error.strerror}); check its permissions") from None
-    if not data:
-        raise refusal(file, "the file is empty; copy or train it again")
-    try:
-        content = unpack(data)
-    # Damaged bytes raise whatever the unpickler stumbles over, from KeyError to UnicodeDecodeError.
-    except Exception as error:
-        foreign = re.search(r"GLOBAL (\S+)", str(error))
-        if foreign is None:
-            reason = "damaged, or not written by torch.save; copy or download it again"
-        else:
-            reason = (
-                f"refused, it holds more than tensors ({foreign[1]}) and loading that could run "
-                "code; save the weights alone: torch.save(net.state_dict(), file)"
-            )
-        raise refusal(file, reason) from error
+    except ValueError as error:
+        raise refusal(file, str(error)) from error
     if not isinstance(content, Mapping):
         raise refusal(file, f"holds a {type(content).__name__}; give a file with a state dict")
-    best = content.get("best")
-    if isinstance(best, Mapping) and best.keys() >= OUR_KEYS.keys():
+    if "best" in content and "optimizer" in content:
         raise refusal(file, "holds what a run resumes from; give its folder or its model_best.pth")
     return content, hashlib.sha256(data).hexdigest()
 
 
 def check_ours(
-    file: Path,
-    content: Mapping,
-    dataset: Dataset,
-    split_seed: int,
-    model: str | None,
-    loss: str | None,
-    norm: str | None,
+    file: Path, content: Mapping, model: str | None, args: Namespace, dataset: Dataset
 ) -> None:
     """Refuse a checkpoint of ours that is not the teacher which the command describes."""
-    wrong = [key for key, kind in OUR_KEYS.items() if not isinstance(content[key], kind)]
-    wrong = wrong or [key for key in ("mean", "std") if not is_triple(content[key])]
-    if wrong or not isinstance(content.get("fingerprint", ""), str):
-        reason = f"its {wrong[0] if wrong else 'fingerprint'} is not what a run writes"
-        raise refusal(file, f"{reason}; copy or train it again")
-    if model is not None and model != content["model"]:
-        reason = f"holds {content['model']}, not --teacher {model}; leave --teacher out"
-        raise refusal(file, reason)
-    check_data(file, content, dataset)
-    if split_seed != content["split_seed"]:
-        trained = content["split_seed"]
-        raise refusal(
-            file,
-            f"trained with --split-seed {trained}, not {split_seed}, so it has seen images that "
-            f"would validate its student; give --split-seed {trained} or another teacher",
-        )
-    if loss is not None and not same_loss(loss, content):
-        reason = f"trained with {content['label']}, which --teacher_loss {loss} contradicts"
-        raise refusal(file, f"{reason}; leave --teacher_loss out or give another teacher")
+    trained, here = content["fingerprint"], dataset.fingerprint
+    same_data = trained == here if trained and here else content["dataset"] == dataset.name
+    loss, norm, split = args.teacher_loss, args.teacher_norm, content["split_seed"]
     own = [content["mean"], content["std"]]
-    if norm is not None and not np.allclose(normalisation(norm, dataset), own, atol=1e-4):
-        reason = f"carries its own normalisation, which --teacher_norm {norm} contradicts"
-        raise refusal(file, f"{reason}; leave --teacher_norm out")
-
-
-def is_triple(numbers: list) -> bool:
-    return len(numbers) == 3 and all(
-        isinstance(number, float) and math.isfinite(number) for number in numbers
-    )
-
-
-def check_data(file: Path, content: Mapping, dataset: Dataset) -> None:
-    """The same images, whatever the data set is called where both fingerprints are known."""
-    trained, here = content.get("fingerprint"), dataset.fingerprint
-    if trained == here if trained and here else content["dataset"] == dataset.name:
-        return
-    other = content["dataset"]
-    if other == dataset.name:
-        other = f"other data of the name {other}"
-    reason = f"trained on {other} ({content['num_classes']} classes), not on this --dataset"
-    here = f"{dataset.name} ({dataset.num_classes} classes)"
-    raise refusal(file, f"{reason} {here}; give another teacher or --dataset")
+    checks = {
+        f"trained on other data, {content['dataset']} ({content['num_classes']} classes), and not "
+        f"on this --dataset {dataset.name} ({dataset.num_classes} classes); give another teacher "
+        "or --dataset": same_data,
+        f"holds {content['model']}, not --teacher {model}; leave --teacher out": (
+            model in (None, content["model"])
+        ),
+        f"trained with --split-seed {split}, not {args.split_seed}, so it has seen images that "
+        f"would validate its student; give --split-seed {split} or another teacher": (
+            split == args.split_seed
+        ),
+        f"trained with {content['label']}, which --teacher_loss {loss} contradicts; leave "
+        "--teacher_loss out or give another teacher": loss is None or same_loss(loss, content),
+        f"carries its own normalisation, which --teacher_norm {norm} contradicts; leave "
+        "--teacher_norm out": norm is None or np.allclose(normalisation(norm), own, atol=1e-4),
+    }
+    for reason, holds in checks.items():
+        if not holds:
+            raise refusal(file, reason)
 
 
 def same_loss(given: str, content: Mapping) -> bool:
     """Whether --teacher_loss, a loss in any spelling or a whole label, is what the teacher had."""
-    if given in (content["loss"], content["label"]):
-        return True
-    if given == "KD" or "=" in given:
-        return False
-    try:
-        return canonical_loss(given) == content["loss"]
-    except ValueError as error:
-        raise UserError(f"--teacher_loss {given}: {error}") from None
+    with suppress(ValueError):
+        given = canonical_loss(given)
+    return given in (content["loss"], content["label"])
 
 
-def normalisation(norm: str | None, dataset: Dataset) -> tuple:
-    """(mean, std) of that name; the data set's own where none is given."""
-    if norm is None:
-        return dataset.mean, dataset.std
-    if norm not in NORMALISATION:
-        raise UserError(f"--teacher_norm {norm}: give one of {', '.join(NORMALISATION)}")
-    return NORMALISATION[norm]
-
-
-def standard_state(file: Path, content: Mapping) -> dict[str, Tensor]:
-    """The state dict in `content`, bare or under a usual key, with the names that our nets use.
-
-    Batch norm's counters are left out: old files lack them, and only training reads them.
-    """
-    wrapped = (content.get(key) for key in ("state_dict", "model", "net"))
-    state = next((value for value in wrapped if isinstance(value, Mapping)), content)
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        keys = ", ".join(map(str, list(content)[:10])) or "nothing"
-        reason = f"no state dict in it, bare or under state_dict, model or net; it holds {keys}"
+def find_state(file: Path, content: Mapping, key: str | None) -> Mapping[str, Tensor]:
+    """The one mapping of tensors in other people's file, or the one that `key` names."""
+    found = dict(weight_sets(content))
+    if not found:
+        holds = ", ".join(map(str, list(content)[:10])) or "nothing"
+        reason = f"no state dict in it, it holds {holds}"
         raise refusal(file, f"{reason}; save one with torch.save(net.state_dict(), file)")
-    named = {standard_name(str(key)): value for key, value in state.items()}
-    return {key: value for key, value in named.items() if not key.endswith(COUNTER)}
+    if key is None and len(found) == 1:
+        return next(iter(found.values()))
+    names = ", ".join(filter(None, found)) or "one set without a name"
+    if key is None:
+        raise refusal(file, f"holds several sets of weights: {names}; --teacher_key names one")
+    if key not in found:
+        raise refusal(file, f"no weights under --teacher_key {key}; it holds {names}")
+    return found[key]
 
 
-def standard_name(key: str) -> str:
-    for pattern, replacement in RENAMES:
-        key = re.sub(pattern, replacement, key)
-    return key
+def weight_sets(content: Mapping, name: str = "", depth: int = 2) -> Iterator[tuple[str, Mapping]]:
+    """(dotted name, mapping) of whatever holds tensors and nothing else, some of them weights."""
+    tensors = [value for value in content.values() if isinstance(value, Tensor)]
+    if tensors and len(tensors) == len(content) and max(value.ndim for value in tensors) > 1:
+        yield name, content
+    elif depth:  # an optimiser's tensors lie deeper
+        for key, value in content.items():
+            if isinstance(value, Mapping):
+                yield from weight_sets(value, f"{name}.{key}".lstrip("."), depth - 1)
 
 
-def build_teacher(
-    file: Path, state: dict[str, Tensor], model: str | None, dataset: Dataset
+def fitting_net(
+    file: Path, model: str, state: Mapping[str, Tensor], dataset: Dataset, foreign: bool = False
 ) -> nn.Module:
-    """The net of that name with these weights, ready to teach."""
-    head = state.get("fc.weight")
-    if head is None or head.ndim != 2:
-        reason = "no linear head named fc, linear or classifier in it"
-        raise refusal(file, f"{reason}; give a teacher of this zoo's architectures")
-    if len(head) != dataset.num_classes:
-        wanted = f"--dataset {dataset.name} has {dataset.num_classes}"
-        raise refusal(file, f"has {len(head)} classes but {wanted}; give another teacher")
-    if model is None:
-        reason = f"does not name its architecture, {resemblance(state)}"
-        raise refusal(file, f"{reason}; give --teacher")
+    """The net of that name with these weights; `foreign`: under other people's names."""
+    differing = []
     try:
-        check_name(model)
+        net = build_model(model, dataset.num_classes, **(variant(state, model) if foreign else {}))
     except ValueError as error:
         raise UserError(f"--teacher: {error}") from None
-    net = bare_net(model, state)
-    wanted, found = shapes(net.state_dict()), shapes(state)
-    for key in [*wanted, *found]:
-        if wanted.get(key) != found.get(key):
-            here, there = found.get(key, "absent"), wanted.get(key, "absent")
-            reason = f"does not fit --teacher {model}, {key} is {here} where {there} is wanted"
-            raise refusal(file, f"{reason}; {resemblance(state)}; give the right --teacher")
-    net.load_state_dict(state)
+    for stripped in unprefixed(state) if foreign else [state]:
+        named = standard_names(stripped, net) if foreign else stripped
+        differing.append(misfits(net, named))
+        if not differing[-1]:
+            net.load_state_dict(named, strict=False)  # but for the counters
+            return net
+    closest = min(differing, key=len)
+    name, found, wanted = closest[0]
+    classes = dataset.num_classes
+    if all(there[1:] == here[1:] and here[:1] == (classes,) for _, there, here in closest):
+        raise other_classes(file, found[0], dataset)
+    reason = f"does not fit {model}: {name} is {found} where {wanted} is wanted"
+    raise refusal(file, f"{reason}; give the right --teacher, or copy the file again")
+
+
+def other_classes(file: Path, found: int, dataset: Dataset) -> UserError:
+    wanted = f"--dataset {dataset.name} has {dataset.num_classes}"
+    return refusal(file, f"has {found} classes but {wanted}; give another teacher")
+
+
+def unprefixed(state: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
+    """`state`, then with each prefix taken off that all names share (module., model., ...)."""
+    yield state
+    while len({name.partition(".")[0] for name in state}) == 1 and all("." in n for n in state):
+        state = {name.partition(".")[2]: value for name, value in state.items()}
+        yield state
+
+
+def misfits(net: nn.Module, state: Mapping[str, Tensor]) -> list[tuple]:
+    """(name, shape in `state`, shape in `net`) of each tensor that differs or is missing in one."""
+    wanted, found = (
+        {name: tuple(value.shape) for name, value in each.items() if not name.endswith(COUNTER)}
+        for each in (net.state_dict(), state)
+    )
+    return [
+        (name, found.get(name, "absent"), wanted.get(name, "absent"))
+        for name in dict.fromkeys([*wanted, *found])
+        if found.get(name) != wanted.get(name)
+    ]
+
+
+def ready(net: nn.Module, file: str | Path) -> nn.Module:
+    """The net in the state in which it teaches; refused where it could not."""
     if not all(value.isfinite().all() for value in net.state_dict().values()):
         raise refusal(file, "some weights are NaN or infinite; train or download it again")
     return net.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
-def bare_net(model: str, state: dict[str, Tensor]) -> nn.Module:
-    """A net for these weights: no downsample weights, so shortcuts without parameters."""
-    padded = model.startswith("resnet") and not any(".downsample." in key for key in state)
-    options = {"shortcut": "pad"} if padded else {}
-    return build_model(model, len(state["fc.weight"]), **options)
-
-
-def shapes(state: Mapping[str, Tensor]) -> dict[str, tuple]:
-    return {key: tuple(value.shape) for key, value in state.items() if not key.endswith(COUNTER)}
-
-
-def resemblance(state: dict[str, Tensor]) -> str:
-    """What the weights look like, for an error's text."""
-    found = shapes(state)
-    with torch.device("meta"):
-        for name in [*MODELS, *COMMON_WRNS]:
-            if shapes(bare_net(name, state).state_dict()) == found:
-                return f"it looks like {name}"
-    stem = found.get("conv1.weight", "absent")
-    return f"it looks like no net of this zoo: {len(found)} tensors, conv1.weight {stem}"
+def download(model: str | None, args: Namespace, dataset: Dataset) -> Member:
+    """timm's own weights of `timm/NAME`, with timm's own normalisation."""
+    if model is None or not model.startswith("timm/"):
+        raise refusal(PRETRAINED, "give --teacher timm/NAME, whose weights timm downloads")
+    try:
+        net = build_model(model, dataset.num_classes, pretrained=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = f"{model} cannot be downloaded ({one_line(error)}); give a weights file"
+        raise refusal(PRETRAINED, reason) from error
+    source = net.pretrained_cfg
+    if source["num_classes"] != dataset.num_classes:
+        raise other_classes(PRETRAINED, source["num_classes"], dataset)
+    mean, std = source["mean"], source["std"]
+    if args.teacher_norm is not None:
+        mean, std = normalisation(args.teacher_norm)
+    digest = hashlib.sha256(
+        b"".join(value.numpy().tobytes() for value in net.state_dict().values())
+    )
+    known = {"label": PRETRAINED, "sha256": digest.hexdigest(), "path": Path(PRETRAINED)}
+    known |= {"loss": args.teacher_loss, "size": args.teacher_size}
+    return Member(ready(net, PRETRAINED), model, tuple(mean), tuple(std), **known)

@@ -26,7 +26,7 @@ from utils.steps import Step
 
 # How the best epoch is told, by --select: a value of its record, and 1 where more is better.
 SELECTIONS = {"top1": ("val_top1", 1), "nll": ("val_nll", -1), "refinement": ("val_refinement", -1)}
-EPOCH_METRICS = ("nll", "top1", "ece", "sce", "adaece")
+EPOCH_METRICS = ("nll", "top1", "ece", "sce", "adaece", "refinement")
 REPORT_SECONDS = 0.5
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
 MOST_SKIPPED = 100  # steps in a row
@@ -70,12 +70,13 @@ def start(deterministic: bool = False, log_with: str | None = None) -> Accelerat
     return accelerator
 
 
-def load_data(accelerator: Accelerator, *given, **options) -> Dataset:
-    """`load_dataset` on every process; only the main one downloads, and the others wait."""
+def load_data(args: Namespace, accelerator: Accelerator) -> Dataset:
+    """What the flags of `add_data` name, on every process; the main one downloads, others wait."""
     loaded = []
 
     def load(download: bool) -> None:
-        loaded.append(load_dataset(*given, **options, download=download))
+        how = (args.split_seed, download, args.flip, args.image_size, args.skip_unreadable)
+        loaded.append(load_dataset(args.dataset, args.data_dir, *how))
 
     on_main(accelerator, lambda: load(download=True))
     if not accelerator.is_main_process:
@@ -133,7 +134,10 @@ def fit(
     records, as in metrics.jsonl. Raises RunFailed when the loss is no longer finite.
     """
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
-    loader = TrainLoader(data.train, args.train_batch_size, args.seed, device, rank, world)
+    mix = (args.mix, args.mix_alpha) if args.mix else None
+    loader = TrainLoader(
+        data.train, args.train_batch_size, args.seed, device, rank, world, data.flip, mix
+    )
     val = replace(data.val, images=data.val.images.to(device))
     net, prepared, optimizer, schedule = prepare(accelerator, net, args, len(loader))
     parts = {"net": net, "optimizer": optimizer, "schedule": schedule}

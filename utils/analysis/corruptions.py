@@ -8,15 +8,13 @@ or random numbers: results on them are not results on CIFAR-10-C and must not be
 
 import io
 from collections.abc import Callable, Iterator
-from itertools import product
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import gaussian_blur
+from torchvision.transforms.v2.functional import gaussian_blur, pil_to_tensor, to_pil_image
 
 from utils.files import one_line
 from utils.program import UserError
@@ -32,14 +30,7 @@ SOURCES = {
     "cifar10c": ("CIFAR-10-C", "https://zenodo.org/record/2535967"),
     "cifar100c": ("CIFAR-100-C", "https://zenodo.org/record/3555552"),
 }
-
-
-class Corrupted(NamedTuple):
-    """Test images of one corruption and severity: uint8 (N, 3, H, W)."""
-
-    name: str
-    severity: int
-    images: Tensor
+Corrupted = tuple[str, int, Tensor]  # a corruption, its severity, images uint8 (N, 3, H, W)
 
 
 def make_noise(images: Tensor, sigma: float, rng: np.random.Generator) -> Tensor:
@@ -51,19 +42,18 @@ def make_noise(images: Tensor, sigma: float, rng: np.random.Generator) -> Tensor
 def make_blur(images: Tensor, sigma: float, rng: np.random.Generator) -> Tensor:
     """Gaussian blur, sigma in pixels, cut off at four of them."""
     size = 2 * int(4 * sigma + 0.5) + 1
-    parts = [gaussian_blur(part.float(), [size, size], [sigma]) for part in images.split(1000)]
-    return _rounded(torch.cat(parts))
+    return gaussian_blur(images, [size, size], [sigma])
 
 
 def make_contrast(images: Tensor, share: float, rng: np.random.Generator) -> Tensor:
-    """This share of the distance from the image's mean colour is left."""
+    """This share of the distance from the mean colour is left (torchvision: from the mean grey)."""
     images = images.float()
     mean = images.mean(dim=(2, 3), keepdim=True)
     return _rounded(mean + share * (images - mean))
 
 
 def make_brightness(images: Tensor, shift: float, rng: np.random.Generator) -> Tensor:
-    """The V of HSV, as a share of the range, is raised; hue and saturation stay."""
+    """The V of HSV, as a share of the range, is raised (torchvision multiplies)."""
     images = images.float()
     value = images.amax(dim=1, keepdim=True)
     raised = (value + 255 * shift).clamp_max(255)
@@ -79,19 +69,19 @@ def make_jpeg(images: Tensor, quality: int, rng: np.random.Generator) -> Tensor:
         image.save(file, "JPEG", quality=quality)
         return Image.open(file)
 
-    return _with_pillow(images, compressed)
+    return torch.stack([pil_to_tensor(compressed(to_pil_image(image))) for image in images])
 
 
 def make_pixels(images: Tensor, share: float, rng: np.random.Generator) -> Tensor:
-    """Reduced to this share of the side, and enlarged again, by box filters."""
-    side = images.shape[2]
+    """Reduced to this share of the side, and enlarged again, by Pillow's box filter."""
+    side, box = images.shape[2], Image.Resampling.BOX
     small = max(1, int(share * side))
+    reduced = (to_pil_image(image).resize((small, small), box) for image in images)
+    return torch.stack([pil_to_tensor(image.resize((side, side), box)) for image in reduced])
 
-    def pixelated(image: Image.Image) -> Image.Image:
-        reduced = image.resize((small, small), Image.Resampling.BOX)
-        return reduced.resize((side, side), Image.Resampling.BOX)
 
-    return _with_pillow(images, pixelated)
+def _rounded(images: Tensor) -> Tensor:
+    return images.round().clamp(0, 255).to(torch.uint8)
 
 
 # name: how to make it, and its constant at severity 1 to 5
@@ -113,8 +103,8 @@ def own_corruptions(images: Tensor, names: list[str], seed: int = 0) -> Iterator
     for name in names:
         make, constants = OWN[name]
         for severity, constant in zip(SEVERITIES, constants, strict=True):
-            rng = np.random.default_rng([seed, list(OWN).index(name), severity])
-            yield Corrupted(name, severity, make(images, constant, rng))
+            rng = np.random.default_rng([seed, severity, *name.encode()])
+            yield name, severity, make(images, constant, rng)
 
 
 def published_corruptions(
@@ -126,53 +116,28 @@ def published_corruptions(
     UserError, before the first image, where a file is absent or is something else.
     """
     title, address = SOURCES[source]
-    folder = data_dir / title
-    files = ["labels.npy", *(f"{name}.npy" for name in names)]
-    absent = [file for file in files if not (folder / file).is_file()]
-    if absent:
+    way_out = (
+        f"put the files of {title} ({address}) there, whole, name the folder above it by "
+        "--data_dir, or choose by --corruptions those that are there"
+    )
+    files = [data_dir / title / f"{name}.npy" for name in ("labels", *names)]
+    corrupted_labels, *arrays = (mapped(file, way_out) for file in files)
+    if not np.array_equal(corrupted_labels, np.tile(labels.numpy(), len(SEVERITIES))):
         raise UserError(
-            f"--on {source}: {folder} has no {', '.join(absent)}; put the files of {title} "
-            f"({address}) there, or name the folder above it by --data_dir, or choose by "
-            "--corruptions those that are there"
+            f"--on {source}: {files[0]} is not the labels of the run's test split ({len(labels)} "
+            f"images), once for each of {len(SEVERITIES)} severities; evaluate a run that was "
+            "trained on the data set that was corrupted"
         )
-    count = len(labels)
-    if not np.array_equal(_array(folder / "labels.npy"), np.tile(labels.numpy(), len(SEVERITIES))):
-        raise UserError(
-            f"--on {source}: {folder / 'labels.npy'} is not the labels of the run's test split "
-            f"({count} images), once for each of {len(SEVERITIES)} severities; "
-            "evaluate a run that was trained on the data set that was corrupted"
-        )
-    arrays = {name: _array(folder / f"{name}.npy") for name in names}
-    for name, array in arrays.items():
-        wanted = (len(SEVERITIES) * count, *array.shape[1:3], 3)
-        if array.dtype != np.uint8 or array.shape != wanted or array.shape[1] != array.shape[2]:
-            raise UserError(
-                f"--on {source}: {folder / name}.npy is {array.dtype} of shape {array.shape}, "
-                f"not uint8 of ({wanted[0]}, 32, 32, 3); download it again"
-            )
-
-    def cut(array: np.ndarray, severity: int) -> Tensor:
-        images = np.array(array[(severity - 1) * count : severity * count])
-        return torch.from_numpy(images).permute(0, 3, 1, 2)
-
-    pairs = product(arrays, SEVERITIES)
-    return (Corrupted(name, severity, cut(arrays[name], severity)) for name, severity in pairs)
+    return (
+        (name, severity, torch.from_numpy(part.copy()).permute(0, 3, 1, 2))
+        for name, array in zip(names, arrays, strict=True)
+        for severity, part in zip(SEVERITIES, np.split(array, len(SEVERITIES)), strict=True)
+    )
 
 
-def _array(path: Path) -> np.ndarray:
-    """Mapped, not read: the published files have 150 MB each."""
+def mapped(file: Path, way_out: str) -> np.ndarray:
+    """An .npy file, mapped and not read: CIFAR-10-C's have 150 MB each. Raises UserError."""
     try:
-        return np.lib.format.open_memmap(path, mode="r")
+        return np.lib.format.open_memmap(file, mode="r")
     except (OSError, EOFError, ValueError, OverflowError) as error:
-        raise UserError(f"{path} cannot be read ({one_line(error)}); download it again") from None
-
-
-def _rounded(images: Tensor) -> Tensor:
-    return images.round().clamp(0, 255).to(torch.uint8)
-
-
-def _with_pillow(images: Tensor, change: Callable[[Image.Image], Image.Image]) -> Tensor:
-    changed = [
-        np.asarray(change(Image.fromarray(image))) for image in images.permute(0, 2, 3, 1).numpy()
-    ]
-    return torch.from_numpy(np.stack(changed)).permute(0, 3, 1, 2)
+        raise UserError(f"{file} cannot be read ({one_line(error)}); {way_out}") from None

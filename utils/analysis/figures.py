@@ -1,118 +1,142 @@
-"""Pictures of calibration, drawn without a display."""
+"""Pictures of calibration, drawn without a display. Those of a report are SVG files."""
 
 from typing import NamedTuple
 
 import numpy as np
+from cycler import cycler
 from matplotlib import rc_context
 from matplotlib.patches import Patch, Rectangle
 
+from utils.analysis.groups import Group
+from utils.analysis.statistics import Section, Sweep
 from utils.calibration.diagram import BLUE, GREY, RED, STYLE, new_figure
-from utils.tables import Column
+from utils.runs import number_text
+from utils.tables import COLUMNS, Column, printable
 
 COLOURS = [BLUE, "#e08a1e", "#3a9d6e", RED, "#7d5ba6", "#8c6d4f", "#c6699f", "#6b7280"]
 DASHES = ["solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2))]
+LINES = list(cycler(linestyle=DASHES) * cycler(color=COLOURS))  # 32 that differ
+CURVES = {
+    "val_top1": "top-1 %",
+    "val_ece": "ECE %",
+    "val_nll": "NLL",
+    "val_refinement": "NLL, scaled",
+}
+LARGEST = 20  # values along a side of a heat map
 
 
 def colour_of(place: int) -> str:
     return COLOURS[place % len(COLOURS)]
 
 
-def dashes_of(place: int) -> str | tuple:
-    """With the colour, 32 curves that differ."""
-    return DASHES[place // len(COLOURS) % len(DASHES)]
+def is_grid(sweep: Sweep) -> bool:
+    """Whether a map of it would have two sides, not too long, and at least half of its cells."""
+    sides = [len(set(values)) for values in zip(*map(sweep.place, sweep.groups), strict=True)]
+    return len(sides) == 2 and max(sides) <= LARGEST and 2 * len(sweep.groups) >= np.prod(sides)
 
 
-def heat_map(
-    values: np.ndarray,
-    names: tuple[list[str], list[str]],
-    labels: tuple[str, str],
-    chosen: tuple[int, int],
-    column: Column,
-    file,
-) -> None:
-    """Values (rows, columns) as an SVG file, darker = better, the chosen cell framed.
-
-    `names` and `labels` belong to rows and columns. NaN, a setting without a run, is grey.
-    """
-    rows, columns = values.shape
+def heat_map(sweep: Sweep, metric: str, epoch: str, file) -> None:
+    """Validation means over a grid, darker = better, the chosen cell framed; grey without a run."""
+    column, places = COLUMNS[metric], [sweep.place(group) for group in sweep.groups]
+    across, down = (sorted(set(values)) for values in zip(*places, strict=True))
+    values = np.full((len(down), len(across)), np.nan)
+    for group, (x, y) in zip(sweep.groups, places, strict=True):
+        values[down.index(y), across.index(x)] = group.values(metric, epoch, "val").mean()
     with rc_context(STYLE):
-        figure, [[axes]] = new_figure(1.1 + 0.56 * columns, 1.0 + 0.42 * rows)
+        figure, [[axes]] = new_figure(1.1 + 0.56 * len(across), 1.0 + 0.42 * len(down))
         axes.set_facecolor("#d5d9de")
         shade = np.ma.masked_invalid(values if column.best == "max" else -values)
         axes.imshow(shade, cmap="Blues", aspect="auto")
         middle = (shade.min() + shade.max()) / 2
-        for place, value in np.ndenumerate(values):
-            if np.isfinite(value):
-                colour = "white" if shade[place] > middle else "black"
-                text = column.text(value)
-                axes.text(*place[::-1], text, ha="center", va="center", fontsize=8, color=colour)
-        corner = (chosen[1] - 0.5, chosen[0] - 0.5)
+        for place in zip(*np.isfinite(values).nonzero(), strict=True):
+            colour = "white" if shade[place] > middle else "black"
+            style = {"ha": "center", "va": "center", "fontsize": 8, "color": colour}
+            axes.text(*place[::-1], column.text(values[place]), **style)
+        x, y = sweep.place(sweep.chosen)
+        corner = (across.index(x) - 0.5, down.index(y) - 0.5)
         frame = {"fill": False, "edgecolor": RED, "linewidth": 2.5, "clip_on": False}
         axes.add_patch(Rectangle(corner, 1, 1, **frame))
-        axes.set_yticks(range(rows) if labels[0] else [], names[0] if labels[0] else [], fontsize=8)
-        axes.set_xticks(range(columns), names[1], fontsize=8)
-        axes.set(xlabel=labels[1], ylabel=labels[0])
+        axes.set_xticks(range(len(across)), map(number_text, across), fontsize=8)
+        axes.set_yticks(range(len(down)), map(number_text, down), fontsize=8)
+        axes.set(xlabel=sweep.parameters[0], ylabel=sweep.parameters[1])
         axes.set_title(f"{column.head}, validation", fontsize=9)
         figure.savefig(file, format="svg")
 
 
-class Curve(NamedTuple):
-    """A group's value by epoch: its mean and its lowest and highest run, each (epochs,).
-
-    `place` is the group's number in the page's key: it gives the colour.
-    """
-
-    place: int
-    epochs: np.ndarray
-    mean: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-
-
-def learning_curves(panels: list[tuple[str, list[Curve]]], file) -> None:
-    """`panels`: (title, curves), side by side in an SVG file."""
+def settings_points(sweep: Sweep, metric: str, epoch: str, file) -> None:
+    """The validation mean of every setting against each parameter; the chosen one is red."""
+    column = COLUMNS[metric]
+    values = [column.factor * group.values(metric, epoch, "val").mean() for group in sweep.groups]
+    chosen = sweep.groups.index(sweep.chosen)
     with rc_context(STYLE):
-        figure, [row] = new_figure(3.6 * len(panels), 3.0, 1, len(panels))
-        for (title, curves), axes in zip(panels, row, strict=True):
-            for curve in curves:
-                colour = colour_of(curve.place)
-                marker = "o" if len(curve.epochs) == 1 else None
-                style = {"color": colour, "linestyle": dashes_of(curve.place), "marker": marker}
-                axes.plot(curve.epochs, curve.mean, linewidth=1.4, **style)
-                if np.any(curve.low < curve.high):
-                    band = {"color": colour, "alpha": 0.15, "linewidth": 0}
-                    axes.fill_between(curve.epochs, curve.low, curve.high, **band)
-            axes.set_title(title, fontsize=9)
-            axes.set_xlabel("epoch")
-            axes.xaxis.get_major_locator().set_params(integer=True)
-            axes.grid(color="#e5e7eb", linewidth=0.6)
+        count = len(sweep.parameters)
+        figure, [row] = new_figure(3.0 * count, 2.6, 1, count, sharey=True)
+        places = zip(*map(sweep.place, sweep.groups), strict=True)
+        for axes, name, places_of_one in zip(row, sweep.parameters, places, strict=True):
+            axes.plot(places_of_one, values, "o", color=BLUE, alpha=0.6, markersize=4)
+            axes.plot(places_of_one[chosen], values[chosen], "o", color=RED)
+            axes.set_xlabel(name)
+        row[0].set_ylabel(f"{column.head}, validation")
         figure.savefig(file, format="svg")
 
 
-class Point(NamedTuple):
-    """A group's top-1 against its ECE, (mean, sd) in percent, raw and scaled."""
-
-    place: int
-    student: bool
-    top1: tuple[float, float]
-    raw: tuple[float, float]
-    scaled: tuple[float, float]
+def with_legend(figure, axes, count: int) -> None:
+    """Below the figure, of what is drawn in `axes`, with room for `count` nets."""
+    figure.set_figheight(figure.get_figheight() + 0.19 * ((count + 1) // 2))
+    handles = axes.get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
 
 
-def scatter(points: list[Point], file) -> None:
-    """Top-1 against ECE as an SVG file: a line leads from a net to itself after scaling."""
+def label_of(group: Group) -> str:
+    name = printable(group.full_name)
+    return name if len(name) <= 75 else f"{name[:74]}…"
+
+
+def top1_against_ece(section: Section, file) -> None:
+    """A line leads from each net, raw, to itself after scaling."""
     with rc_context(STYLE):
         figure, [[axes]] = new_figure(9.6, 4.2)
-        for point in points:
-            colour = colour_of(point.place)
-            style = {"color": colour, "marker": "^" if point.student else "o", "markersize": 7}
-            top1, top1_sd = point.top1
-            axes.plot([point.raw[0], point.scaled[0]], [top1, top1], color=colour, linewidth=0.6)
-            for (error, error_sd), fill in ((point.raw, colour), (point.scaled, "white")):
-                axes.errorbar(error, top1, top1_sd, error_sd, markerfacecolor=fill, **style)
+        for group, line in zip(section.drawn, LINES, strict=False):
+            style = {"color": line["color"], "marker": "^" if group.teachers else "o"}
+            raw, scaled = (section.row(group, logits).cells for logits in ("raw", "scaled"))
+            top1, top1_sd, *_ = np.nan_to_num(100 * np.array(raw["top1"][:2]))
+            ends = [np.nan_to_num(100 * np.array(cells["ece"][:2])) for cells in (raw, scaled)]
+            axes.plot([ends[0][0], ends[1][0]], [top1, top1], linewidth=0.6, **line)
+            for (error, sd), fill in zip(ends, (line["color"], "white"), strict=True):
+                label = label_of(group) if fill != "white" else None
+                axes.errorbar(error, top1, top1_sd, sd, mfc=fill, label=label, **style)
         axes.set(xlabel="ECE %", ylabel="top-1 %")
         axes.set_xlim(left=0)
         axes.grid(color="#e5e7eb", linewidth=0.6)
+        with_legend(figure, axes, len(section.drawn))
+        figure.savefig(file, format="svg")
+
+
+def learning_curves(section: Section, file) -> None:
+    """Validation by epoch: the mean of a group's runs, shaded from the lowest to the highest."""
+    known = [group for group in section.drawn if all(run.history for run in group.records)]
+    lines = [line for group in known for run in group.records for line in run.history]
+    curves = [key for key in CURVES if any(key in line for line in lines)]
+    with rc_context(STYLE):
+        figure, [row] = new_figure(3.4 * len(curves), 3.0, 1, len(curves))
+        for group, style in zip(section.drawn, LINES, strict=False):
+            for key, axes in zip(curves, row, strict=True):
+                runs = [[e[key] for e in run.history if key in e] for run in group.records]
+                epochs = [line["epoch"] for line in group.first.history]
+                steps = min(map(len, [epochs, *runs]))
+                values = np.array([run[:steps] for run in runs])
+                values *= COLUMNS[key.removeprefix("val_")].factor if key != "val_refinement" else 1
+                marker = "o" if steps == 1 else None
+                mean, low, high = values.mean(0), values.min(0), values.max(0)
+                axes.plot(epochs[:steps], mean, marker=marker, label=label_of(group), **style)
+                band = {"color": style["color"], "alpha": 0.15, "linewidth": 0}
+                axes.fill_between(epochs[:steps], low, high, **band)
+        for key, axes in zip(curves, row, strict=True):
+            axes.set_title(f"{CURVES[key]}, validation", fontsize=9)
+            axes.set_xlabel("epoch")
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.grid(color="#e5e7eb", linewidth=0.6)
+        with_legend(figure, row[0], len(known))
         figure.savefig(file, format="svg")
 
 

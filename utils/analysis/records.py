@@ -1,9 +1,18 @@
-"""Runs read from their folders: finished ones as records, the others with the reason."""
+"""Runs read from their folders: finished ones as records, the others with the reason.
 
+Run folders may also lie in a .zip file, where zipfile.Path reads them as pathlib.Path does.
+"""
+
+import hashlib
+import io
 import json
+import math
 import os
 import re
+import zipfile
+from argparse import Namespace
 from collections.abc import Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,16 +21,17 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from models import build_model
 from utils.data import Dataset
-from utils.data.npz import open_npz
-from utils.files import read_torch, sha256, write_json
+from utils.files import one_line, open_npz, read_torch, safe_name, sha256, write_json
 from utils.program import UserError
-from utils.runs import is_complete
+from utils.runs import is_complete, number_text
 from utils.tables import printable
-from utils.teachers import load_teacher
+from utils.teachers import teacher_of
 
+LOGITS = ("raw", "scaled")
 MARKS = {"result.json", "config.json", ".lock"}  # any of them makes a run folder
 
 
@@ -35,159 +45,229 @@ class Record:
     borrowed: bool = False
     teacher: "Record | None" = None
 
+    def __post_init__(self):
+        """Touch what is later taken for granted: what is absent or of another type fails here."""
+        result = self.result
+        parameters = (f"{key}={number_text(x)}" for key, x in result["loss_parameters"].items())
+        self.name = " ".join([result["model"], result["loss"], *parameters])
+        safe_name(result["label"] + result["dataset"] + result["fingerprint"])
+        hash(result["seed"])
+        exp_name = self.config.get("arguments", {}).get("exp_name")
+        self.exp_name = exp_name and str(exp_name)
+        self.settings: dict = result["settings"]
+        for owner in ("teacher",) if self.borrowed else ("best", "last"):
+            measured = result[owner]
+            float(measured["temperature"] + measured["temperature_at_bound"])
+            for metrics in (measured["val"], *map(measured["test"].get, LOGITS)):
+                math.fsum([metrics["top1"], metrics["ece"], *metrics.values()])
+        self.taught_by = self.borrow_teacher() if self.settings.get("teacher") else None
+
+    def borrow_teacher(self) -> "Record":
+        """The teacher as this run describes it. A third party's file stands for itself."""
+        teacher = self.result["teacher"]
+        settings = {name: teacher[name] for name in ("mean", "std")}
+        if teacher["seed"] is None:
+            settings["sha256"] = teacher["sha256"]
+        result = {name: self.result[name] for name in ("dataset", "num_classes", "fingerprint")}
+        result |= {name: teacher[name] for name in ("model", "label", "seed")}
+        result |= {"loss": teacher["label"].replace("_", " "), "loss_parameters": {}}
+        result |= {"settings": settings, "teacher": teacher}
+        return Record(self.folder, result, {}, borrowed=True)
+
+    def owner(self, epoch: str) -> str:
+        """The part of the result, and of predictions.npz, that is this net's."""
+        return "teacher" if self.borrowed else epoch
+
     def measured(self, epoch: str) -> dict:
         """What the result holds of the "best" or "last" epoch."""
-        return self.result["teacher" if self.borrowed else epoch]
+        return self.result[self.owner(epoch)]
 
-    def metrics(self, epoch: str, way: str) -> dict[str, float]:
-        """Fractions. `way`: raw, scaled or one of `posthoc`, on test; val: raw, on validation."""
+    def metrics(self, epoch: str, logits: str) -> dict[str, float]:
+        """Fractions. val: raw, on validation; else of `logits` (see `kinds`) on test."""
         measured = self.measured(epoch)
-        if way in measured["test"]:
-            return measured["test"][way]
-        return measured["val"] if way == "val" else self.posthoc(epoch)[way]["test"]
+        if logits in measured["test"]:
+            return measured["test"][logits]
+        return measured["val"] if logits == "val" else self.posthoc(epoch)[logits]["test"]
+
+    def kinds(self, epoch: str) -> list[str]:
+        """Of logits that were measured: raw, scaled, a teacher's tempered ones, post-hoc."""
+        return list(dict.fromkeys([*LOGITS, *self.measured(epoch)["test"], *self.posthoc(epoch)]))
+
+    @cached_property
+    def calibrated(self) -> dict:
+        """What scripts/posthoc.py wrote beside the run; empty if the predictions changed since."""
+        path = self.folder / "posthoc.json"
+        if not (path.exists() and self.predictions.exists()):
+            return {}
+        with naming(path):
+            found = json.loads(path.read_text())
+            return found if found["predictions"] == sha256(self.predictions) else {}
+
+    def posthoc(self, epoch: str) -> dict[str, dict]:
+        methods = self.calibrated.get(self.owner(epoch), {})
+        return {name: methods[name] for name in methods if name not in ("none", "temperature")}
+
+    def notes(self, epoch: str) -> list[str]:
+        """What the fits of `posthoc` had to say."""
+        methods = self.posthoc(epoch).items()
+        return [f"{name}, {note}" for name, found in methods for note in found.get("notes", [])]
 
     @property
     def predictions(self) -> Path:
         return self.folder / "predictions.npz"
-
-    @cached_property
-    def written(self) -> dict:
-        """What scripts/posthoc.py wrote beside the run; empty if the predictions changed since."""
-        found = read_object(self.folder / "posthoc.json") or {}
-        known = self.predictions.is_file() and found.get("predictions") == sha256(self.predictions)
-        return found if known else {}
-
-    def posthoc(self, epoch: str) -> dict[str, dict]:
-        """Further ways of calibration; raw and scaled are in the result itself."""
-        methods = self.written.get("teacher" if self.borrowed else epoch, {})
-        return {way: methods[way] for way in methods if way not in ("none", "temperature")}
 
     def stored(self, owner: str, split: str) -> tuple[Tensor, Tensor]:
         """Logits, float32 (N, K), and labels (N,), of predictions.npz. Raises UserError.
 
         `owner`: best, last or teacher; `split`: val or test.
         """
-        try:
-            with open_npz(self.predictions) as arrays:
-                logits, labels = arrays[f"{owner}_{split}_logits"], arrays[f"{split}_labels"]
-        # Any exception: damaged archives raise a dozen kinds, and each means the same to the user.
-        except Exception as error:
-            raise damaged(self.predictions, error) from None
-        fits = logits.shape == (len(labels), self.result["num_classes"]) and len(labels) > 0
-        if not fits or not np.isfinite(logits).all():
-            fault = f"{split} logits of shape {logits.shape}, or not finite"
-            raise damaged(self.predictions, fault)
-        return torch.from_numpy(logits), torch.from_numpy(labels)
+        with naming(self.predictions), self.predictions.open("rb") as file:
+            arrays = open_npz(file)
+            logits, labels = arrays[f"{owner}_{split}_logits"], arrays[f"{split}_labels"]
+            fits = logits.shape == (len(labels), self.result["num_classes"]) and len(labels) > 0
+            if not fits or not np.isfinite(logits).all():
+                raise ValueError(f"{split} logits of shape {logits.shape}, or not finite")
+            return torch.from_numpy(logits).float(), torch.from_numpy(labels)
 
-    def probabilities(self, epoch: str, way: str) -> tuple[Tensor, Tensor] | None:
+    def probabilities(self, epoch: str, logits: str) -> tuple[Tensor, Tensor] | None:
         """Of the test split: softmax, float64 (N, K), and labels (N,); None without the file."""
-        if not self.predictions.is_file():
+        if not self.predictions.exists():
             return None
-        logits, labels = self.stored("teacher" if self.borrowed else epoch, "test")
-        temperature = self.measured(epoch)["temperature"] if way == "scaled" else 1.0
-        return (logits.double() / temperature).softmax(dim=1), labels
+        values, labels = self.stored(self.owner(epoch), "test")
+        temperature = self.measured(epoch)["temperature"] if logits == "scaled" else 1.0
+        return (values.double() / temperature).softmax(dim=1), labels
 
+    @cached_property
     def history(self) -> list[dict]:
-        """The records of its epochs; none of a borrowed teacher."""
-        return [] if self.borrowed else read_history(self.folder)
+        """The lines of its epochs; none of a borrowed teacher."""
+        path = self.folder / "metrics.jsonl"
+        if self.borrowed or not path.exists():
+            return []
+        with naming(path):
+            lines = [json.loads(line) for line in path.read_text().splitlines() if line]
+            numbers = [{k: v for k, v in line.items() if isinstance(v, float)} for line in lines]
+            return [{"epoch": int(e["epoch"])} | one for e, one in zip(lines, numbers, strict=True)]
 
-    @property
-    def exp_name(self) -> str | None:
-        return self.config.get("arguments", {}).get("exp_name")
-
-    @property
-    def seeds(self) -> tuple:
-        """What tells it from the other runs of its group."""
-        if self.borrowed:
-            return self.result["seed"], self.result["teacher"]["sha256"]
-        return self.result["seed"], self.teacher and self.teacher.seeds
-
-    @cached_property
-    def weights(self) -> set[str]:
-        """SHA-256 of the files that it can teach from."""
+    def can_teach(self, digest: str) -> bool:
+        """Whether it has weights of that SHA-256, or none that could tell."""
         files = [self.folder / f"model_{which}.pth" for which in ("best", "last")]
-        return {sha256(file) for file in files if file.is_file()}
-
-    @cached_property
-    def key(self) -> str:
-        """Equal for runs that differ only in the seed, their own and their teacher's."""
-        result, settings = self.result, self.result["settings"]
-        rest = {name: settings[name] for name in settings.keys() - {"seed", "teacher"}}
-        names = [result[name] for name in ("dataset", "fingerprint", "model", "label")]
-        teacher = self.teacher and self.teacher.key
-        return json.dumps([names, self.exp_name, rest, teacher], sort_keys=True)
+        files = [file for file in files if file.exists()]
+        return not files or any(sha256(file) == digest for file in files)
 
 
-@dataclass
-class Apart:
+class LeftOut(NamedTuple):
     """A run that is in no table: why, how many epochs it has done, the last line of its log."""
 
     folder: Path
-    state: str
-    progress: str = ""
+    reason: str
+    epochs: str = ""
     last_line: str = ""
 
 
-def read_runs(roots: list[Path]) -> tuple[list[Record], list[Apart]]:
+@contextmanager
+def naming(path: Path):
+    """Whatever is wrong with a file, the message says which file it is. Raises UserError."""
+    try:
+        yield
+    # Any exception: damaged files raise a dozen kinds, and each means the same to the user.
+    except Exception as error:
+        fault = one_line(error) or type(error).__name__
+        advice = "copy it again or take its run away"
+        raise UserError(f"{path} is damaged ({fault}); {advice}") from None
+
+
+def read_runs(roots: list[Path]) -> tuple[list[Record], list[LeftOut]]:
     """Every run below `roots`. Raises UserError where a root is no folder or holds no run."""
-    folders: dict[Path, Path] = {}
+    folders: dict[tuple, Path] = {}
     for root in roots:
-        if not os.path.isdir(root):  # Path.is_dir raises for a name too long
+        # os.path and not Path's methods: those raise for a name that is too long.
+        if not (os.path.isdir(root) or os.path.isfile(root) and zipfile.is_zipfile(root)):
             raise UserError(f"{root}: no such folder; name a --checkpoint folder or a run folder")
-        found = [Path(folder) for folder, _, files in os.walk(root) if MARKS & set(files)]
+        found = run_folders(root)
         if not found:
             raise UserError(f"{root}: no run below it; name a --checkpoint folder or a run folder")
-        for folder in found:  # once each, though roots may overlap
-            folders.setdefault(folder.resolve(), folder)
-    runs = [read_run(folder) for _, folder in sorted(folders.items())]
+        folders = found | folders  # once each, though roots may overlap
+    ordered = sorted(folders.values(), key=str)
+    runs = [read_run(folder) for folder in tqdm(ordered, "reading runs", leave=False, disable=None)]
     finished = [run for run in runs if isinstance(run, Record)]
-    return finished, [run for run in runs if isinstance(run, Apart)]
+    return finished, [run for run in runs if isinstance(run, LeftOut)]
 
 
-def read_run(folder: Path) -> Record | Apart:
-    config = read_object(folder / "config.json") or {}
-    result = read_object(folder / "result.json")
-    if is_complete(result):
-        return Record(folder, result, config)
-    state = "running" if is_locked(folder / ".lock") else "stopped"
-    if (folder / "result.json").exists():
-        state = "result.json is damaged"
-    epochs = config.get("settings", {}).get("epochs", "?")
-    log = folder / "train_log.txt"
-    lines = log.read_text(errors="replace").split("\n") if log.is_file() else []
-    last_line = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    return Apart(folder, state, f"{len(read_history(folder))}/{epochs}", last_line)
+def run_folders(root: Path) -> dict[tuple, Path]:
+    """The run folders at or below a folder, also behind symbolic links, or in a .zip file."""
+    if not os.path.isdir(root):
+        archive = zipfile.ZipFile(root)
+        results = [name for name in archive.namelist() if name.endswith("/result.json")]
+        return {(root, name): zipfile.Path(archive, name).parent for name in results}
+    entered: dict[tuple, Path | None] = {}
+    for folder, below, files in os.walk(root, followlinks=True):
+        status = os.stat(folder)
+        key = status.st_dev, status.st_ino
+        if key in entered:  # a link has led back
+            below.clear()
+        else:
+            entered[key] = Path(folder) if MARKS & set(files) else None
+    return {key: folder for key, folder in entered.items() if folder is not None}
 
 
-def read_object(path: Path) -> dict | None:
-    """A JSON object; None where the file is absent or holds something else."""
+def read_run(folder: Path) -> Record | LeftOut:
+    path, config = folder / "result.json", folder / "config.json"
+    if not path.exists():
+        return leave_out(folder, "running" if is_locked(folder / ".lock") else "stopped")
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
+        with naming(path):
+            result = json.loads(path.read_text())
+            if not is_complete(result):
+                raise ValueError("it is not whole")
+            Record(folder, result, {})
+        with naming(config):
+            return Record(folder, result, json.loads(config.read_text()) if config.exists() else {})
+    except UserError as error:
+        return leave_out(folder, error)
 
 
-def read_history(folder: Path) -> list[dict]:
-    path = folder / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines() if line]
-    except (OSError, ValueError) as error:
-        raise damaged(path, error) from None
+def leave_out(folder: Path, reason: str | Exception) -> LeftOut:
+    def text(name: str) -> str:
+        try:
+            return (folder / name).read_text(encoding="utf-8", errors="replace")
+        except Exception:  # what is wrong with the run has been said
+            return ""
 
-
-def damaged(path: Path, error: Exception | str) -> UserError:
-    return UserError(f"{path} cannot be read ({error}); copy it again or take its run away")
+    done = text("metrics.jsonl").count("\n")
+    planned = re.search(r'"epochs": (\d+)', text("config.json"))
+    epochs = f"{done}/{planned[1] if planned else '?'}"
+    lines = [line.strip() for line in text("train_log.txt").split("\n") if line.strip()]
+    return LeftOut(folder, str(reason).replace(f"{folder}/", ""), epochs, *lines[-1:])
 
 
 def is_locked(lock: Path) -> bool:
     """Whether a process of this machine holds it. Trying to lock could turn a starting run away."""
-    table = Path("/proc/locks")
-    if not (lock.exists() and table.exists()):
+    try:
+        held = Path("/proc/locks").read_text()
+        return re.search(rf"FLOCK .*:{lock.stat().st_ino} ", held) is not None
+    except OSError:
         return False
-    return re.search(rf"FLOCK .*:{lock.stat().st_ino} ", table.read_text()) is not None
+
+
+def pack(records: Iterable[Record], epoch: str, file) -> None:
+    """Write what a report needs of runs, test logits as float16, as a .zip file for `read_runs`."""
+    records = list({record.folder: record for record in records}.values())
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for record, title in zip(records, titles(records), strict=True):
+            files = [record.folder / f"{name}.json" for name in ("result", "config")]
+            files += [record.folder / "metrics.jsonl"]
+            contents = {file.name: file.read_bytes() for file in files if file.exists()}
+            if record.predictions.exists():
+                arrays = {}
+                for owner in {epoch, "teacher"} & record.result.keys():
+                    logits, labels = record.stored(owner, "test")
+                    arrays[f"{owner}_test_logits"] = logits.numpy().astype(np.float16)
+                np.savez(buffer := io.BytesIO(), test_labels=labels.numpy(), **arrays)
+                contents["predictions.npz"] = predictions = buffer.getvalue()
+                digest = {"predictions": hashlib.sha256(predictions).hexdigest()}
+                contents["posthoc.json"] = json.dumps(record.calibrated | digest)
+            for name, content in contents.items():
+                archive.writestr(f"{title}/{name}", content)
 
 
 class Net(NamedTuple):
@@ -199,7 +279,7 @@ class Net(NamedTuple):
 
 
 @dataclass(eq=False)
-class Subject:
+class MeasuredNet:
     """A net that a finished run measured: its own of the best or last epoch, or its teacher.
 
     `owner` is the key of its part of the result: best, last or teacher.
@@ -236,11 +316,9 @@ class Subject:
     def load_own(self) -> Net:
         path = self.record.folder / f"model_{self.owner}.pth"
         saved = read_torch(path, "copy it again or train the run again")
-        try:
+        with naming(path):
             net = build_model(saved["model"], saved["num_classes"])
             net.load_state_dict(saved["state_dict"])
-        except (KeyError, ValueError, RuntimeError) as error:
-            raise damaged(path, str(error).splitlines()[0]) from None
         net.to(memory_format=torch.channels_last).eval()
         return Net(net, saved["mean"], saved["std"])
 
@@ -251,57 +329,57 @@ class Subject:
         facts = {name: result[name] for name in ("num_classes", "mean", "std", "fingerprint")}
         # What a teacher is checked against; its images are not needed.
         data = Dataset(result["dataset"], train=None, val=None, test=None, **facts)
+        names = ("path", "loss", "select", "norm", "key", "size", "temperature")
+        flags = {"teacher": None} | {f"teacher_{name}": None for name in names}
+        flags |= {"teacher_select": "best", "teacher_temperature": 1.0, **given}
+        for name in ("teacher", "teacher_path"):  # one, in runs from before there were several
+            flags[name] = [flags[name]] if isinstance(flags[name], str) else flags[name]
         try:
-            teacher = load_teacher(
-                given.get("teacher_path", ""),
-                data,
-                result["split_seed"],
-                model=given.get("teacher"),
-                select=given.get("teacher_select", "best"),
-                norm=given.get("teacher_norm"),
-            )
+            teacher = teacher_of(Namespace(**flags | {"split_seed": result["split_seed"]}), data)
         except UserError as error:
             raise UserError(
                 f"{folder}: its teacher is not where its command found it ({error}); put it back, "
                 "run in the folder where the student was trained, or leave out --with-teacher"
             ) from None
-        if teacher.sha256 != self.measured["sha256"]:
+        if teacher.identity["sha256"] != self.measured["sha256"]:
             raise UserError(
-                f"{folder}: {teacher.path} is no longer the teacher that it learned from; "
+                f"{folder}: {given['teacher_path']} is no longer what it learned from; "
                 "put that back or leave out --with-teacher"
             )
-        return Net(teacher.net, teacher.mean, teacher.std)
+        (member,) = teacher.members
+        return Net(member.net, member.mean, member.std)
 
 
-def find_subjects(paths: Iterable[Path], epoch: str, with_teacher: bool) -> list[Subject]:
+def measured_nets(paths: Iterable[Path], epoch: str, with_teacher: bool) -> list[MeasuredNet]:
     """The nets of the "best" or "last" epoch of every finished run at or below `paths`.
 
     Each has its teacher below it where asked for; a teacher that several students share is there
     once. Prints a line for each run that is left out; raises UserError where none is finished.
     """
-    records, apart = read_runs(list(paths))
+    records, left_out = read_runs(list(paths))
     if not records:
-        raise UserError(f"{apart[0].folder}: no finished run ({apart[0].state}); train it first")
-    for one in apart:
-        print(f"left out: {printable(one.folder)}, {one.state}")
-    subjects, seen = [], set()
+        first = left_out[0]
+        raise UserError(f"{first.folder}: no finished run ({first.reason}); train it first")
+    for one in left_out:
+        print(f"left out: {printable(one.folder)}, {printable(one.reason)}")
+    nets, seen = [], set()
     for record, title in zip(records, titles(records), strict=True):
-        subjects.append(Subject(record, epoch, title))
+        nets.append(MeasuredNet(record, epoch, title))
         teacher = record.result.get("teacher")
         key = teacher and (teacher["sha256"], record.result["fingerprint"])
         if with_teacher and teacher and key not in seen:
             seen.add(key)
             name = f"  teacher {teacher['model']} {teacher['label']}"
-            subjects.append(Subject(record, "teacher", printable(name)))
-    return subjects
+            nets.append(MeasuredNet(record, "teacher", printable(name)))
+    return nets
 
 
 def titles(records: list[Record]) -> list[str]:
     """Folders without the part that they share; of a single run its last two parts."""
-    folders = [record.folder.resolve() for record in records]
+    folders = [os.path.realpath(record.folder) for record in records]
     alone = len(folders) == 1
-    shared = folders[0].parent.parent if alone else os.path.commonpath(folders)
-    return [printable(folder.relative_to(shared)) for folder in folders]
+    shared = Path(folders[0]).parents[1] if alone else os.path.commonpath(folders)
+    return [printable(os.path.relpath(folder, shared)) for folder in folders]
 
 
 def write_beside(record: Record, name: str, about: dict, measured: dict[str, dict]) -> Path:
@@ -312,7 +390,10 @@ def write_beside(record: Record, name: str, about: dict, measured: dict[str, dic
     """
     path = record.folder / name
     about = {"predictions": sha256(record.predictions), **about}
-    before = read_object(path) or {}
-    same = all(before.get(key) == value for key, value in about.items())
+    try:
+        before = json.loads(path.read_text())
+        same = all(before[key] == value for key, value in about.items())
+    except Exception:  # absent, or not as it is written here
+        same = False
     write_json(path, (before if same else {}) | about | measured)
     return path

@@ -1,92 +1,287 @@
-"""Data that no run was trained on: images from elsewhere, and how people label CIFAR-10."""
+"""Finished runs on corrupted images, on foreign images, and against known label distributions.
 
+Where images are run, the run's own test images are run as well, in the precision of the run and on
+the same machine, so that what differs comes from the images alone. Each net is measured raw and
+with the temperature that its run fitted on validation logits. Label distributions need no images:
+stored logits are compared with them. `args` are the flags of scripts/evaluate.py.
+"""
+
+from argparse import Namespace
+from collections.abc import Callable
+from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
+from torchvision.datasets import SVHN
+from tqdm import tqdm
 
-from utils.data.npz import LARGEST, SMALLEST, channels_last, image_side, open_npz
-from utils.files import one_line
+from utils.analysis.corruptions import (
+    SEVERITIES,
+    SOURCES,
+    mapped,
+    own_corruptions,
+    published_corruptions,
+)
+from utils.analysis.figures import Series, severity_boxes
+from utils.analysis.records import MeasuredNet
+from utils.calibration.distributions import (
+    entropy,
+    label_distribution_metrics,
+    ood_metrics,
+    rank_correlation,
+)
+from utils.calibration.metrics import classification_metrics
+from utils.data import Split, load_dataset
+from utils.data.npz import channels_last, image_side
+from utils.evaluation import predict
+from utils.files import one_line, open_npz
 from utils.program import UserError
+from utils.tables import COLUMNS, Column, printable, text_table
 
-HUMAN_LABELS = ("cifar10h-counts.npy", "cifar10h-probs.npy")
+DISTRIBUTION_COLUMNS = {
+    "kl": Column("KL", 1, 4),
+    "tv": Column("total variation %", 100, 2),
+    "calibration_error": Column("cal. error %", 100, 2),
+    "soft_ece": Column("soft ECE %", 100, 2),
+    "expected_top1": Column("expected top-1 %", 100, 2, "max"),
+    "entropy": Column("entropy", 1, 4),
+    "entropy_gap": Column("entropy gap", 1, 4),
+    "entropy_correlation": Column("entropy corr.", 1, 3, "max"),
+    "teacher_entropy_correlation": Column("... with teacher's", 1, 3, "max"),
+}
+HEADS = {"auroc": "AUROC %", "aupr_in": "AUPR-in %", "aupr_out": "AUPR-out %", "fpr95": "FPR95 %"}
+FOREIGN_COLUMNS = {
+    f"{score}_{metric}": Column(f"{score[:4]}. {head}", 100, 2)
+    for score in ("confidence", "entropy")
+    for metric, head in HEADS.items()
+}
+DRAWN = ("top1", "ece", "nll")
+CLEAN, MEAN = "clean", "mean"
+HALF_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 AGREEMENT = 0.9  # of people's majority with the labels; 0.99 on CIFAR-10
 
 
-def foreign_images(name: str, data_dir: Path) -> Tensor:
-    """Images uint8 (N, 3, H, W) of `svhn` or of the .npz file that `name` is the path of.
+Evaluation = tuple[str, list[dict]]  # the table; what was measured of each net, ready for JSON
 
-    They are not resized. Raises UserError.
+
+def raw_and_scaled(measure: Callable[[float], Any], net: MeasuredNet) -> dict[str, Any]:
+    """`measure` is given the temperature: 1, and the net's own."""
+    return {"raw": measure(1.0), "scaled": measure(net.temperature)}
+
+
+def table(nets: list[MeasuredNet], measured: list[dict], columns: dict, heads: tuple = ()) -> str:
+    """`measured`, for each net: the row's first cells, under `heads` -> raw, scaled -> metrics.
+
+    A metric that no net has gets no column.
     """
-    return svhn(data_dir) if name == "svhn" else images_of(Path(name).expanduser(), name)
+    every = [one["raw"] for rows in measured for one in rows.values()]
+    known = {name: column for name, column in columns.items() if any(name in one for one in every)}
+    lines = []
+    for net, rows in zip(nets, measured, strict=True):
+        title = net.title
+        for logits, temperature in (("raw", 1.0), ("scaled", net.temperature)):
+            for first, one in rows.items():
+                values = one[logits]
+                cells = [known[n].text(values[n]) if n in values else "" for n in known]
+                lines.append([title, logits, f"{temperature:.3f}", *first, *cells])
+                title = ""
+    return text_table(["", "logits", "T", *heads, *(c.head for c in known.values())], lines)
 
 
-def svhn(data_dir: Path) -> Tensor:
-    """The test split of SVHN, 26,032 images: svhn.npz in `data_dir`, else torchvision's file."""
-    file = data_dir / "svhn.npz"
-    if file.is_file():
-        return images_of(file, "svhn")
-    from torchvision.datasets import SVHN
-
-    try:
-        return torch.from_numpy(SVHN(data_dir, split="test", download=True).data)
-    except (OSError, RuntimeError, ImportError) as error:
-        raise UserError(
-            f"--on svhn: not found in --data_dir {data_dir} and not downloaded "
-            f"({one_line(error)}); put test_32x32.mat (http://ufldl.stanford.edu/housenumbers, "
-            f"read by scipy) or {file.name} with an array x_test there"
-        ) from error
+# Against label distributions
 
 
-def images_of(path: Path, name: str) -> Tensor:
-    """The array x_test of an .npz file, or the only one that it holds."""
-    try:
-        with open_npz(path) as archive:
-            keys = archive.files
-            key = "x_test" if "x_test" in keys or len(keys) != 1 else keys[0]
-            images = archive[key]
-    # Any exception: damaged archives raise a dozen kinds, and each means the same to the user.
-    except Exception as error:
-        raise UserError(
-            f"--on {name}: {path} holds no images ({type(error).__name__}: {one_line(error)}); "
-            "write it with numpy.savez(file, x_test=images)"
-        ) from error
-    if images.dtype != np.uint8 or len(images) == 0 or image_side(images.shape) is None:
-        raise UserError(
-            f"--on {name}: {key} in {path} is {images.dtype} of shape {images.shape}; images are "
-            f"uint8 (N, H, W, 3), (N, H, W) or (N, C, H, W), {SMALLEST} to {LARGEST} pixels square"
-        )
-    return torch.from_numpy(np.array(channels_last(images))).permute(0, 3, 1, 2)
+def against_people(nets: list[MeasuredNet], args: Namespace) -> Evaluation:
+    """CIFAR-10H: how people label the test images of CIFAR-10."""
+    distributions = [human_labels(args.data_dir, net.test[1]) for net in nets]
+    return against("CIFAR-10H: test images against how people label them", nets, distributions)
+
+
+def against_posterior(nets: list[MeasuredNet], args: Namespace) -> Evaluation:
+    """The distribution that the labels of `synthetic` are drawn from."""
+    data = load_dataset("synthetic", args.data_dir)
+    for net in nets:
+        if net.record.result["fingerprint"] != data.fingerprint:
+            raise UserError(
+                f"--on synthetic: the posterior of what {net.record.folder} was trained on is not "
+                "known; name a run of --dataset synthetic, of this version"
+            )
+    title = "synthetic: test images against the posterior that their labels are drawn from"
+    return against(title, nets, [data.test.posterior] * len(nets))
+
+
+def against(title: str, nets: list[MeasuredNet], distributions: list[Tensor]) -> Evaluation:
+    """Stored test logits against a distribution (N, K) over the labels of each image."""
+    measured = []
+    for net, distribution in zip(nets, distributions, strict=True):
+        one = raw_and_scaled(partial(label_distribution_metrics, net.test[0], distribution), net)
+        if net.owner != "teacher" and "teacher" in net.record.result:
+            own, teachers = (
+                entropies(each) for each in (net, MeasuredNet(net.record, "teacher", ""))
+            )
+            for logits, metrics in one.items():
+                correlation = rank_correlation(own[logits], teachers[logits])
+                metrics["teacher_entropy_correlation"] = correlation
+        measured.append(one)
+    title += " (cal. error: mean |confidence - its true share|; entropy in nats, gap: net - truth)"
+    shown = table(nets, [{(): one} for one in measured], DISTRIBUTION_COLUMNS)
+    return f"{title}\n{shown}", measured
+
+
+def entropies(net: MeasuredNet) -> dict[str, Tensor]:
+    logits = net.test[0].double()
+    return raw_and_scaled(lambda temperature: entropy((logits / temperature).softmax(dim=1)), net)
 
 
 def human_labels(data_dir: Path, labels: Tensor) -> Tensor:
     """The share of people who gave each label to each test image: float64 (N, K).
 
-    Reads the published file of CIFAR-10H, counts or probabilities, in `data_dir` or its folder
-    cifar10h. `labels` (N,) are those of the run's test split, to tell whether it is CIFAR-10's in
-    its own order. Raises UserError. Peterson et al., ICCV 2019.
+    `labels` (N,) are those of the run's test split, to tell whether it is CIFAR-10's in its own
+    order. Raises UserError. Peterson et al., ICCV 2019.
     """
-    folders = (data_dir / "cifar10h", data_dir)
-    files = [folder / name for folder in folders for name in HUMAN_LABELS]
-    path = next((file for file in files if file.is_file()), None)
-    if path is None:
+    files = [*data_dir.glob("cifar10h/cifar10h-*.npy"), *data_dir.glob("cifar10h-*.npy")]
+    file = files[0] if files else data_dir / "cifar10h" / "cifar10h-counts.npy"
+    way_out = "take it from https://github.com/jcpeterson/cifar-10h, or give another --data_dir"
+    votes = mapped(file, way_out).astype(np.float64)
+    fits = votes.ndim == 2 and len(votes) == len(labels)
+    if not fits or (votes.argmax(axis=1) == labels.numpy()).mean() < AGREEMENT:
         raise UserError(
-            f"--on cifar10h: neither {folders[0]} nor {data_dir} has {' or '.join(HUMAN_LABELS)}; "
-            "put one there (https://github.com/jcpeterson/cifar-10h, folder data), or name its "
-            "folder by --data_dir"
-        )
-    try:
-        votes = np.lib.format.open_memmap(path, mode="r").astype(np.float64)
-    except (OSError, EOFError, ValueError, OverflowError) as error:
-        raise UserError(f"{path} cannot be read ({one_line(error)}); download it again") from None
-    usable = votes.ndim == 2 and np.isfinite(votes).all() and (votes >= 0).all()
-    if not usable or not (votes.sum(axis=1) > 0).all():
-        raise UserError(f"{path} of shape {votes.shape} does not hold votes; download it again")
-    same = len(votes) == len(labels)
-    if not same or (votes.argmax(axis=1) == labels.numpy()).mean() < AGREEMENT:
-        raise UserError(
-            f"--on cifar10h: {path} has votes on {len(votes)} images, and the run's test split, "
+            f"--on cifar10h: {file} has shape {votes.shape}, and the run's test split, "
             f"{len(labels)} images, is not these in their order; evaluate a run on CIFAR-10"
         )
     return torch.from_numpy(votes / votes.sum(axis=1, keepdims=True))
+
+
+# On other images
+
+
+def test_split(nets: list[MeasuredNet], args: Namespace) -> Split:
+    """The test split that all of the nets were measured on. Raises UserError."""
+    told = nets[0].record.config.get("arguments", {})
+    name = args.dataset or told.get("dataset", nets[0].record.result["dataset"])
+    folder_flags = {flag: told[flag] for flag in ("image_size", "skip_unreadable") if flag in told}
+    data = load_dataset(name, args.data_dir, **folder_flags)
+    for net in nets:
+        if net.record.result["fingerprint"] != data.fingerprint:
+            raise UserError(
+                f"--dataset {name}: {net.record.folder} was trained on other data; name its own by "
+                "--dataset or --data_dir, and runs on one data set at a time"
+            )
+    return data.test
+
+
+def forward(net: MeasuredNet, batch_size: int | None) -> Callable[[Tensor], Tensor]:
+    """What gives a net's logits (N, K) of images uint8 (N, 3, H, W), in the run's precision."""
+    accelerator = Accelerator(mixed_precision="no")
+    weights, mean, std = net.load(accelerator.device)
+    half = HALF_PRECISION.get(net.record.result["settings"].get("mixed_precision"))
+
+    def logits(images: Tensor) -> Tensor:
+        split = Split(images, torch.zeros(len(images), dtype=torch.int64))
+        with torch.autocast(accelerator.device.type, half, enabled=half is not None):
+            return predict(weights, split, mean, std, batch_size, accelerator, net.title.strip())
+
+    return logits
+
+
+def out_of_distribution(nets: list[MeasuredNet], args: Namespace) -> Evaluation:
+    """How well a net tells its test images from those of --on: svhn or an .npz file."""
+    foreign, test = foreign_images(args.on, args.data_dir), test_split(nets, args)
+    measured = []
+    for net in nets:
+        logits = forward(net, args.test_batch_size)
+        measure = partial(ood_metrics, logits(test.images), logits(foreign))
+        measured.append(raw_and_scaled(measure, net))
+    title = (
+        f"{printable(args.on)}: its {len(foreign)} images, out of distribution, mixed with "
+        f"{len(test.labels)} of the test split, which are the positive class"
+    )
+    shown = table(nets, [{(): one} for one in measured], FOREIGN_COLUMNS)
+    return f"{title}\n{shown}", measured
+
+
+def foreign_images(name: str, data_dir: Path) -> Tensor:
+    """The test images, uint8 (N, 3, H, W), of `svhn` or of the .npz file that `name` is.
+
+    Of a file the array x_test, or the only one that it holds. They are not resized. Raises
+    UserError.
+    """
+    file = data_dir / "svhn.npz" if name == "svhn" else Path(name).expanduser()
+    try:
+        if name == "svhn" and not file.is_file():
+            return torch.from_numpy(SVHN(data_dir, split="test", download=True).data)
+        with open_npz(file) as archive:
+            keys = archive.files
+            images = archive[keys[0] if len(keys) == 1 else "x_test"]
+        if images.dtype != np.uint8 or len(images) == 0 or image_side(images.shape) is None:
+            raise ValueError(f"{images.dtype} of shape {images.shape}")
+    # Any exception: damaged archives raise a dozen kinds, and each means the same to the user.
+    except Exception as error:
+        others = f", or put torchvision's test_32x32.mat into {data_dir}" if name == "svhn" else ""
+        raise UserError(
+            f"--on {name}: no images in {file} ({type(error).__name__}: {one_line(error)}); write "
+            f"it with numpy.savez(file, x_test=images), uint8 (N, H, W, 3) and square{others}"
+        ) from error
+    return torch.from_numpy(channels_last(images)).permute(0, 3, 1, 2)
+
+
+def under_corruptions(nets: list[MeasuredNet], args: Namespace) -> Evaluation:
+    """The --corruptions of --on, a key of SOURCES or `corruptions`, at every severity."""
+    names, test = args.corruptions, test_split(nets, args)
+    if args.on in SOURCES:
+        title = SOURCES[args.on][0]
+        stream = published_corruptions(args.on, args.data_dir, test.labels, names)
+    else:
+        title = "own corruptions (not CIFAR-10-C)"
+        stream = own_corruptions(test.images, names, args.seed)
+    forwards = [forward(net, args.test_batch_size) for net in nets]
+    measured = [{name: {} for name in (CLEAN, *names)} for _ in nets]
+    stream = chain([(CLEAN, 0, test.images)], stream)
+    steps = 1 + len(names) * len(SEVERITIES)
+    for name, severity, images in tqdm(stream, args.on, steps, leave=False, disable=None):
+        for net, logits, one in zip(nets, forwards, measured, strict=True):
+            measure = partial(classification_metrics, logits(images), test.labels)
+            one[name][str(severity)] = raw_and_scaled(measure, net)
+    measured = [with_means(one, names) for one in measured]
+    title += f": {len(names)} corruptions x {len(SEVERITIES)} severities"
+    every, means = (corruption_table(nets, measured, part) for part in (names, (CLEAN, MEAN)))
+    shown = f"{title}\n{every}\n\nmeans over corruptions\n{means}"
+    return shown, measured
+
+
+def with_means(measured: dict[str, dict], names: list[str]) -> dict[str, dict]:
+    """Corruption -> severity -> raw or scaled -> metrics, with the means over either and both."""
+
+    def mean(each: list[dict[str, dict]]) -> dict[str, dict]:
+        return {
+            logits: {key: sum(one[logits][key] for one in each) / len(each) for key in metrics}
+            for logits, metrics in each[0].items()
+        }
+
+    rows = {name: by | {MEAN: mean(list(by.values()))} for name, by in measured.items()}
+    over = {s: mean([rows[name][s] for name in names]) for s in rows[names[0]]}
+    return rows | {CLEAN: measured[CLEAN], MEAN: over}
+
+
+def corruption_table(nets: list[MeasuredNet], measured: list[dict], names: list[str]) -> str:
+    rows = [{(name, s): by for name in names for s, by in one[name].items()} for one in measured]
+    return table(nets, rows, COLUMNS, ("corruption", "severity"))
+
+
+def draw_by_severity(nets: list[MeasuredNet], measured: list[dict], file) -> None:
+    """A box over the corruptions of `under_corruptions` for each severity, in a PNG file."""
+    severities = list(map(str, SEVERITIES))
+    series = []
+    for place, (net, one) in enumerate(zip(nets, measured, strict=True)):
+        corruptions = [by for name, by in one.items() if name not in (CLEAN, MEAN)]
+        columns = [one[CLEAN].values(), *([by[s] for by in corruptions] for s in severities)]
+        for logits in ("raw", "scaled"):
+            boxes = {m: [[of[logits][m] for of in column] for column in columns] for m in DRAWN}
+            title = f"{net.title.strip()}, {logits}"
+            series.append(Series(title, place, logits == "scaled", boxes))
+    severity_boxes(series, [CLEAN, *severities], {name: COLUMNS[name] for name in DRAWN}, file)

@@ -3,50 +3,77 @@
 A section holds one data set. Nothing here is chosen by a test value.
 """
 
+import difflib
 import json
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from itertools import product
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
-from utils.analysis.groups import Group
-from utils.analysis.records import Apart
-from utils.analysis.tables import Entry, Rows
-from utils.calibration.bootstrap import ece_interval, gaps
-from utils.runs import number_text
-from utils.tables import COLUMNS, Column, printable
+from utils.analysis.groups import Group, group_runs
+from utils.analysis.records import LOGITS, LeftOut, Record
+from utils.calibration.bootstrap import (
+    PAIRED,
+    Difference,
+    basic_interval,
+    calibrated_ece,
+    gaps,
+    holm,
+    paired_difference,
+    resampled_ece,
+)
+from utils.files import one_line
+from utils.program import UserError
+from utils.tables import COLUMNS
 
-WAYS = ("raw", "scaled")
 SELECT = ("nll", "ece", "sce", "adaece", "brier", "top1")
 USUAL = ["top1", "ece", "sce", "adaece", "nll", "true_calibration_error"]
+TUNED = ("lr", "weight_decay", "momentum")  # a sweep may run over these as over a loss's parameters
+DRAWN = 32  # nets in figures: as many as can be told apart
+FEW = 20  # test images: the value of a bin with fewer is mostly chance
+
+
+class View(NamedTuple):
+    """What of the runs is looked at, and how."""
+
+    epoch: str = "best"
+    select: str = "nll"
+    columns: list[str] | None = None
+    draws: int = 1000
+    nets: int = 100
 
 
 class Cell(NamedTuple):
     """Mean and sample standard deviation over the runs of a group; the latter NaN for one run.
 
-    `interval`: of the mean, over test samples, where it was asked for (fractions).
+    Fractions. `interval`: of the mean, over test samples. `calibrated`: what the ECE of calibrated
+    nets of the same confidences would be, its mean and what 95 % of draws stay below.
     """
 
     mean: float
     sd: float
     mark: str = ""
     interval: tuple[float, float] | None = None
+    calibrated: tuple[float, float] | None = None
 
 
 class Row(NamedTuple):
-    """One way (raw, scaled, ...) of one group; a metric that is unknown is absent."""
+    """A group's raw, scaled, ... logits; a metric that is unknown is absent."""
 
     group: Group
-    way: str
+    logits: str
     cells: dict[str, Cell]
+    at_bound: bool
+    few: bool  # a bin of confidence holds fewer than FEW test images
 
 
-@dataclass
+@dataclass(eq=False)
 class Sweep:
-    """Groups that differ only in the parameters of their loss."""
+    """Groups that differ only in numbers: their loss's parameters, or those in TUNED."""
 
     groups: list[Group]
     chosen: Group
@@ -55,260 +82,243 @@ class Sweep:
     @property
     def name(self) -> str:
         """`resnet8 KD from resnet56 NLL over T and Lambda`."""
-        first = self.chosen.first
-        teacher = f" from {self.chosen.teacher.full_name}" if self.chosen.teacher else ""
-        return f"{first['model']} {first['loss']}{teacher} over {' and '.join(self.parameters)}"
+        result, teacher = self.chosen.first.result, self.chosen.teacher
+        origin = f" from {teacher.full_name}" if teacher else ""
+        return f"{result['model']} {result['loss']}{origin} over {' and '.join(self.parameters)}"
 
-    def values_of(self, parameter: str) -> list[float]:
-        """The values of a parameter of the loss, each once, rising."""
-        return sorted({group.first["loss_parameters"][parameter] for group in self.groups})
-
-    def grid(self, metric: str, epoch: str) -> tuple[np.ndarray, tuple[int, int]]:
-        """Validation means (second parameter, first), NaN without a run; the place chosen.
-
-        With one parameter there is one row. No loss has more than two.
-        """
-        axes = [self.values_of(name) for name in self.parameters[::-1]]
-        means = np.full([len(axis) for axis in axes], np.nan)
-        for group in self.groups:
-            means[self.place(group)] = group.values(metric, epoch, "val").mean()
-        place = self.place(self.chosen)
-        return means.reshape(-1, means.shape[-1]), (0, *place)[-2:]
-
-    def place(self, group: Group) -> tuple[int, ...]:
-        own = group.first["loss_parameters"]
-        return tuple(self.values_of(name).index(own[name]) for name in self.parameters[::-1])
+    def place(self, group: Group) -> list[float]:
+        """Its value of each of the parameters."""
+        numbers = numbers_of(group)
+        return [numbers[name] for name in self.parameters]
 
 
 @dataclass
 class Section:
-    """All that is to be said of one data set, at one epoch ("best" or "last")."""
+    """All that is to be said of one data set. `printed`: the groups that tables show."""
 
     title: str
-    epoch: str
-    select: str
+    view: View
     columns: list[str]
     groups: list[Group]
-    rows: list[Row]
     sweeps: list[Sweep]
+    printed: list[Group]
+    rows: list[Row] = field(default_factory=list)
 
     @property
-    def has_intervals(self) -> bool:
-        return any(cell.interval for row in self.rows for cell in row.cells.values())
+    def compared(self) -> list[Group]:
+        """Of a sweep only the chosen group."""
+        beaten = losers(self.sweeps)
+        return [group for group in self.printed if group not in beaten]
 
-    def shown(self) -> list[Group]:
-        """The groups to compare: of a sweep only the chosen one."""
-        swept = {group for sweep in self.sweeps for group in sweep.groups}
-        losers = swept - {sweep.chosen for sweep in self.sweeps}
-        return [group for group in self.groups if group not in losers]
+    @property
+    def drawn(self) -> list[Group]:
+        return self.compared[:DRAWN]
+
+    def row(self, group: Group, logits: str) -> Row:
+        return next(row for row in self.rows if row.group is group and row.logits == logits)
 
 
-def sections_of(
-    groups: list[Group], columns: list[str] | None, epoch: str, select: str, resamples: int
-) -> list[Section]:
-    """One section for each data set; `columns` None: the usual ones that are known."""
-    parts: dict[tuple, list[Group]] = {}
+def sections_of(records: list[Record], view: View) -> tuple[list[Section], list[LeftOut]]:
+    """One section for each data set; what cannot be read takes its run out of all of them."""
+    unreadable: list[LeftOut] = []
+    while True:
+        groups, repeated = group_runs(records)
+        sections = split(groups, view)
+        shown = [run for section in sections for group in section.printed for run in group.records]
+        found = len(unreadable)
+        for run in tqdm(shown, "measuring", leave=False, disable=None):
+            try:
+                assert run.history is not None and rows_of(Group([run]), view, in_full=True)
+            except Exception as error:  # whatever it is, it concerns this run alone
+                reason = one_line(error).replace(f"{run.folder}/", "")
+                unreadable.append(LeftOut(run.folder, reason))
+        if found == len(unreadable):
+            break
+        damaged = {one.folder for one in unreadable}
+        records = [record for record in records if record.folder not in damaged]
+    for section in sections:
+        shown = set(section.printed)
+        for group in section.groups:
+            section.rows += rows_of(group, view, group in shown)
+        mark(section)
+    return sections, unreadable + repeated
+
+
+def split(groups: list[Group], view: View) -> list[Section]:
+    data_sets: dict[tuple, list[Group]] = {}
     for group in groups:
-        parts.setdefault((group.first["dataset"], group.first["fingerprint"]), []).append(group)
-    names = [name for name, _ in parts]
-    made = []
-    for (name, fingerprint), part in parts.items():
+        result = group.first.result
+        data_sets.setdefault((result["dataset"], result["fingerprint"]), []).append(group)
+    names = [name for name, _ in data_sets]
+    sections = []
+    for (name, fingerprint), part in data_sets.items():
         title = name if names.count(name) == 1 else f"{name} ({fingerprint[:8]})"
-        known = set().union(*(group.records[0].metrics(epoch, "raw") for group in part))
-        metrics = [metric for metric in COLUMNS if metric in known]
-        chosen = columns or [metric for metric in USUAL if metric in known]
-        rows = summarise(part, metrics, epoch, resamples)
-        sweeps = find_sweeps(part, epoch, select)
-        made.append(Section(title, epoch, select, chosen, part, rows, sweeps))
-        mark_best(rows, made[-1].shown(), epoch)
-    return made
+        known = set().union(*(group.first.metrics(view.epoch, "raw") for group in part))
+        columns = view.columns or [metric for metric in USUAL if metric in known]
+        sweeps = find_sweeps(part, view)
+        sections.append(Section(title, view, columns, part, sweeps, printed(part, sweeps, view)))
+    return sections
 
 
-def summarise(
-    groups: Iterable[Group], metrics: list[str], epoch: str, resamples: int = 0
-) -> list[Row]:
-    """A row for each group and way, unmarked; ways beyond WAYS where all its runs have them."""
-    rows = []
+def printed(groups: list[Group], sweeps: list[Sweep], view: View) -> list[Group]:
+    """All of them; where they are too many, the best by validation, and their teachers."""
+    if len(groups) <= view.nets:
+        return groups
+    beaten = losers(sweeps)
+    fair = [group for group in groups if group not in beaten]
+    ranked = sorted(fair, key=lambda group: validation_loss(group, view))
+    kept = {one for group in ranked[: view.nets] for one in (group, *group.teachers)}
+    return [group for group in groups if group in kept]
+
+
+def losers(sweeps: list[Sweep]) -> set[Group]:
+    return {group for sweep in sweeps for group in sweep.groups if group is not sweep.chosen}
+
+
+def validation_loss(group: Group, view: View) -> float:
+    """The mean of the metric that selects, raw, on validation; the lower the better."""
+    values = group.values(view.select, view.epoch, "val")
+    sign = -1 if COLUMNS[view.select].best == "max" else 1
+    return sign * values.mean() if len(values) else math.inf
+
+
+def numbers_of(group: Group) -> dict[str, float]:
+    """What a sweep may run over."""
+    settings, parameters = group.first.settings, group.first.result["loss_parameters"]
+    tuned = {name: settings.get(name) for name in TUNED}
+    return parameters | {name: x for name, x in tuned.items() if isinstance(x, (int, float))}
+
+
+def find_sweeps(groups: list[Group], view: View) -> list[Sweep]:
+    """Two or more groups that differ only in numbers, and the one that validation prefers."""
+    alike: dict[tuple, list[Group]] = {}
     for group in groups:
-        first, *others = [record.posthoc(epoch) for record in group.records]
-        for way in (*WAYS, *(way for way in first if all(way in other for other in others))):
-            rows.append(Row(group, way, cells_of(group, metrics, epoch, way, resamples)))
-    return rows
-
-
-def cells_of(
-    group: Group, metrics: list[str], epoch: str, way: str, resamples: int
-) -> dict[str, Cell]:
-    cells = {}
-    for metric in metrics:
-        values = group.values(metric, epoch, way)
-        if len(values):
-            sd = values.std(ddof=1) if len(values) > 1 else math.nan
-            cells[metric] = Cell(values.mean(), sd)
-    if resamples and "ece" in cells and way in WAYS:
-        predicted = [record.probabilities(epoch, way) for record in group.records]
-        if None not in predicted:
-            interval = ece_interval([gaps(*one) for one in predicted], resamples)
-            cells["ece"] = cells["ece"]._replace(interval=interval)
-    return cells
-
-
-def mark_best(rows: list[Row], compared: list[Group], epoch: str) -> None:
-    """Mark the best of each metric, and those whose difference from it is within the spread.
-
-    Only rows of the same way are compared, and only the groups `compared`: a setting that
-    validation did not choose must not win by its test value, nor a temperature at the bound of its
-    range. The spread of a difference is the root of the sum of both variances; it is unknown for
-    single runs.
-    """
-    for way, metric in product({row.way for row in rows}, COLUMNS):
-        own = [
-            row.cells
-            for row in rows
-            if row.way == way and row.group in compared and not at_bound(row, epoch)
-        ]
-        known = [cells for cells in own if metric in cells]
-        if len(known) < 2:
-            continue
-        best_of = max if COLUMNS[metric].best == "max" else min
-        best = best_of((cells[metric] for cells in known), key=lambda cell: cell.mean)
-        for cells in known:
-            cell = cells[metric]
-            if cell.mean == best.mean:
-                cells[metric] = cell._replace(mark="best")
-            elif abs(cell.mean - best.mean) <= math.hypot(cell.sd, best.sd):
-                cells[metric] = cell._replace(mark="close")
-
-
-def at_bound(row: Row, epoch: str) -> bool:
-    """Whether a temperature of the row lies at the bound of its range."""
-    runs = (record.measured(epoch) for record in row.group.records)
-    return row.way == "scaled" and any(run["temperature_at_bound"] for run in runs)
-
-
-def find_sweeps(groups: list[Group], epoch: str, select: str) -> list[Sweep]:
-    """Two or more groups that differ only in their loss's parameters, and the one to take.
-
-    Chosen is the best mean of the metric `select` on the validation split, raw.
-    """
-    best_of = max if COLUMNS[select].best == "max" else min
-    together: dict[str, list[Group]] = {}
-    for group in groups:
-        together.setdefault(sweep_key(group), []).append(group)
+        result, settings, numbers = group.first.result, group.first.settings, numbers_of(group)
+        fixed = settings.keys() - {"seed", "teacher", "label", *numbers}
+        same = {name: settings[name] for name in fixed}
+        names = [result["model"], result["loss"], group.exp_name, sorted(numbers)]
+        if not result["loss_parameters"]:  # what sets a label apart then is no number
+            names.append(result["label"])
+        key = json.dumps([names, same], sort_keys=True), group.teacher
+        alike.setdefault(key, []).append(group)
     sweeps = []
-    for same in together.values():
-        if len(same) > 1:
-            chosen = best_of(same, key=lambda group: group.values(select, epoch, "val").mean())
-            varied = [
-                name
-                for name in chosen.first["loss_parameters"]
-                if len({group.first["loss_parameters"][name] for group in same}) > 1
-            ]
+    for same in alike.values():
+        numbers = [numbers_of(group) for group in same]
+        varied = [name for name in numbers[0] if len({one[name] for one in numbers}) > 1]
+        if varied:
+            chosen = min(same, key=lambda group: validation_loss(group, view))
             sweeps.append(Sweep(same, chosen, varied))
     return sweeps
 
 
-def sweep_key(group: Group) -> str:
-    first, parameters = group.first, group.first["loss_parameters"]
-    fixed = first["settings"].keys() - {"seed", "teacher", "label", *parameters}
-    settings = {name: first["settings"][name] for name in fixed}
-    if not parameters:  # nothing to sweep over
-        settings["label"] = first["label"]
-    place = [first["model"], first["loss"], group.records[0].exp_name, id(group.teacher)]
-    return json.dumps([place, sorted(parameters), settings], sort_keys=True)
+@cache
+def chance(
+    record: Record, epoch: str, logits: str, draws: int
+) -> tuple[np.ndarray, tuple[float, float]] | None:
+    """What a run's ECE owes to the test split's being a sample; None without stored predictions.
 
-
-def sweep_sentence(section: Section, sweep: Sweep) -> str:
-    """Which setting validation chose, and what it is worth on test."""
-    parameters = sweep.chosen.first["loss_parameters"]
-    setting = ", ".join(f"{name} = {number_text(parameters[name])}" for name in sweep.parameters)
-    by_way = {row.way: row.cells for row in section.rows if row.group is sweep.chosen}
-    values = []
-    for metric in section.columns:
-        column = COLUMNS[metric]
-        texts = [metric_entry(by_way[way].get(metric), column).text for way in WAYS]
-        values.append(f"{column.head} {' → '.join(dict.fromkeys(texts))}")
-    return (
-        f"Sweep of {printable(sweep.name)}, {len(sweep.groups)} settings: {setting} has the best "
-        f"validation {COLUMNS[section.select].head.removesuffix(' %')}. "
-        f"On test, raw → scaled: {', '.join(values)}."
-    )
-
-
-def table_of(section: Section) -> tuple[list[str], Rows]:
-    """Head and rows for `utils.tables`: name, way, number of runs, then the section's columns."""
-    heads = [printable(section.title), "logits", "n"]
-    for metric in section.columns:
-        heads.append(COLUMNS[metric].head)
-        if metric == "ece" and section.has_intervals:
-            heads.append("95 % interval")
-    chosen = {sweep.chosen for sweep in section.sweeps}
-    return heads, [table_row(section, row, row.group in chosen) for row in section.rows]
-
-
-def table_row(section: Section, row: Row, chosen: bool) -> list[Entry]:
-    group, opens = row.group, row.way == "raw"
-    name = printable(group.name) + (" ←" if chosen else "")
-    entries = [
-        Entry(name if opens else "", indent=group.depth if opens else 0),
-        Entry(row.way + (" †" if at_bound(row, section.epoch) else "")),
-        Entry(str(len(group.records)) if opens else ""),
-    ]
-    for metric in section.columns:
-        cell, column = row.cells.get(metric), COLUMNS[metric]
-        entries.append(metric_entry(cell, column))
-        if metric == "ece" and section.has_intervals:
-            interval = cell and cell.interval
-            text = "[{}, {}]".format(*map(column.text, interval)) if interval else "–"
-            entries.append(Entry(text))
-    return entries
-
-
-def metric_entry(cell: Cell | None, column: Column) -> Entry:
-    if cell is None:
-        return Entry("–")
-    spread = "" if math.isnan(cell.sd) else f" ± {column.text(cell.sd)}"
-    return Entry(column.text(cell.mean) + spread, cell.mark)
-
-
-def legend(section: Section, marks: dict[str, str]) -> list[str]:
-    """What a reader needs to know of the table, a sentence each; only what occurs in it.
-
-    `marks` says how the table shows "best" and "close".
+    The ECE of every bootstrap resample, (draws,); and that of a calibrated net, see Cell.
     """
-    records = [record for group in section.groups for record in group.records]
-    sizes = [len(group.records) for group in section.groups]
-    found = {row.cells[metric].mark for row in section.rows for metric in row.cells}
-    bounded = any(at_bound(row, section.epoch) for row in section.rows)
-    select = COLUMNS[section.select].head.removesuffix(" %")
-    epoch = {"best": "the epoch of the highest validation top-1", "last": "the last epoch"}
-    further = dict.fromkeys(row.way for row in section.rows if row.way not in WAYS)
-    said = {
-        f"Test split, {epoch[section.epoch]}; scaled: logits divided by the temperature that fits "
-        "the validation split best.": True,
-        f"{', '.join(further)}: fitted on the validation split by scripts.posthoc.": bool(further),
-        "n runs differ only in the seed: mean ± standard deviation over them.": max(sizes) > 1,
-        "n = 1: no spread is known.": min(sizes) == 1,
-        "95 % interval: of the mean ECE, bootstrap over test images.": section.has_intervals,
-        f"{marks['best']}: best of its column among rows of equal logits.": "best" in found,
-        f"{marks['close']}: its difference from the best is within the spread.": "close" in found,
-        f"←: chosen from its sweep by validation {select}; the sweep's other settings do not take "
-        "part in the comparison.": bool(section.sweeps),
-        "†: the temperature lies at the bound of its range; do not trust the row.": bounded,
-        "A teacher whose own run is elsewhere is shown as its students' runs measured it.": any(
-            record.borrowed for record in records
-        ),
-    }
-    return [sentence for sentence, holds in said.items() if holds]
+    predicted = record.probabilities(epoch, logits)
+    if predicted is None or not draws:
+        return None
+    return resampled_ece(gaps(*predicted), draws), calibrated_ece(predicted[0], draws)
 
 
-def notes(section: Section, marks: dict[str, str]) -> list[str]:
-    """The legend, and what validation chose."""
-    return legend(section, marks) + [sweep_sentence(section, sweep) for sweep in section.sweeps]
+def rows_of(group: Group, view: View, in_full: bool) -> list[Row]:
+    """One for each kind of logits that all its runs have; `in_full`: with what takes time."""
+    if not in_full:
+        return [make_row(group, logits, view, []) for logits in LOGITS]
+    first, *others = [record.kinds(view.epoch) for record in group.records]
+    rows = []
+    for logits in (kind for kind in first if all(kind in other for other in others)):
+        known = []
+        if logits in LOGITS:
+            known = [chance(record, view.epoch, logits, view.draws) for record in group.records]
+        rows.append(make_row(group, logits, view, known))
+    return rows
 
 
-def apart_table(apart: list[Apart], longest: int | None = None) -> tuple[list[str], Rows]:
-    """Head and rows of the runs that are in no other table; a log's line may be cut."""
-    head = ["not in the tables", "why", "epochs", "last line of its log"]
-    rows = [(one.folder, one.state, one.progress, one.last_line[:longest]) for one in apart]
-    return head, [[Entry(printable(text)) for text in row] for row in rows]
+def make_row(group: Group, logits: str, view: View, known: list) -> Row:
+    """`known`: the `chance` of its runs."""
+    measured = [record.metrics(view.epoch, logits) for record in group.records]
+    metrics = [name for name in COLUMNS if all(name in one for one in measured)]
+    values = np.array([[one[name] for name in metrics] for one in measured])
+    means, spreads = values.mean(axis=0), np.full(len(metrics), math.nan)
+    if len(values) > 1:
+        spreads = values.std(axis=0, ddof=1)
+    cells = {name: Cell(*pair) for name, *pair in zip(metrics, means, spreads, strict=True)}
+    if known and None not in known:
+        resampled, calibrated = (np.mean(parts, axis=0) for parts in zip(*known, strict=True))
+        ece, interval = cells["ece"], basic_interval(cells["ece"].mean, resampled)
+        mark = "chance" if ece.mean <= calibrated[1] else ""
+        cells["ece"] = Cell(ece.mean, ece.sd, mark, interval, tuple(calibrated))
+    bounds = (record.measured(view.epoch)["temperature_at_bound"] for record in group.records)
+    few = any(one.get("smallest_bin", FEW) < FEW for one in measured)
+    return Row(group, logits, cells, logits == "scaled" and any(bounds), few)
+
+
+def mark(section: Section) -> None:
+    """Mark the best of each metric, and those whose difference from it is within the spread.
+
+    Only rows of equal logits are compared, and only groups that no sweep has beaten: a setting that
+    validation did not choose must not win by its test value, nor a temperature at the bound of its
+    range. The spread of a difference is the root of the sum of both variances; it is unknown for
+    single runs. An ECE that a calibrated net could have is marked as "chance", and where one of
+    these is the lowest, none is best.
+    """
+    compared = set(section.compared)
+    for logits in dict.fromkeys(row.logits for row in section.rows):
+        fair = [
+            row.cells
+            for row in section.rows
+            if row.logits == logits and row.group in compared and not row.at_bound
+        ]
+        for metric, column in COLUMNS.items():
+            known = [cells for cells in fair if metric in cells]
+            best_of = max if column.best == "max" else min
+            best = best_of((one[metric] for one in known), key=lambda cell: cell.mean, default=None)
+            if len(known) < 2 or best.mark:
+                continue
+            for cells in known:
+                cell = cells[metric]
+                if cell.mark == "" and cell.mean == best.mean:
+                    cells[metric] = cell._replace(mark="best")
+                elif cell.mark == "" and abs(cell.mean - best.mean) <= math.hypot(cell.sd, best.sd):
+                    cells[metric] = cell._replace(mark="close")
+
+
+def find_group(sections: list[Section], name: str) -> tuple[Section, Group]:
+    """The row that --against names, with or without its teacher. Raises UserError."""
+    rows = [(section, group) for section in sections for group in section.groups]
+    named = {group.name: (section, group) for section, group in rows}
+    named |= {group.full_name: (section, group) for section, group in rows}
+    if name not in named:
+        close = difflib.get_close_matches(name, named, 1, 0)
+        raise UserError(f"--against {name}: there is no such row; did you mean {''.join(close)}?")
+    return named[name]
+
+
+def differences(section: Section, against: Group) -> dict[tuple[Group, str, str], Difference]:
+    """Of each printed group from another: by group, kind of logits and metric (fractions).
+
+    p-values are Holm's, for all groups in one metric and kind of logits. A metric that is no mean
+    over images or bins, and a run without stored predictions, has none.
+    """
+
+    def matrices(group: Group, logits: str, metric: str) -> list[np.ndarray] | None:
+        predicted = [record.probabilities(section.view.epoch, logits) for record in group.records]
+        return None if None in predicted else [PAIRED[metric](*one) for one in predicted]
+
+    found = {}
+    for logits, metric in product(LOGITS, filter(PAIRED.__contains__, section.columns)):
+        base = matrices(against, logits, metric)
+        family = {
+            (group, logits, metric): paired_difference(own, base, section.view.draws or 1000)
+            for group in section.printed
+            if base and group is not against and (own := matrices(group, logits, metric))
+        }
+        adjusted = holm([one.p for one in family.values()])
+        for (key, one), p in zip(family.items(), adjusted, strict=True):
+            found[key] = one._replace(p=p)
+    return found

@@ -1,37 +1,226 @@
-"""Tables of a report for a terminal, Markdown, LaTeX and HTML."""
+"""Tables of what runs amount to, and one renderer for a terminal, Markdown, LaTeX and HTML."""
 
 import html
+import math
 import re
+from collections.abc import Callable
+from itertools import product
 from typing import NamedTuple
 
-from utils.tables import text_table
+from utils.analysis.groups import Group
+from utils.analysis.records import LOGITS, LeftOut
+from utils.analysis.statistics import FEW, Cell, Row, Section, Sweep, differences
+from utils.calibration.bootstrap import Difference
+from utils.runs import number_text
+from utils.tables import COLUMNS, Column, printable, text_table
 
 
 class Entry(NamedTuple):
-    """A cell as text; `mark` is "best" of its column, "close" to the best, or nothing."""
+    """A cell as text; `mark` is best, close or chance (see statistics.mark), or nothing."""
 
     text: str
     mark: str = ""
     indent: int = 0
 
 
-Rows = list[list[Entry]]
+class Table(NamedTuple):
+    """What is shown, in whatever format. The first head is the title of the whole."""
+
+    head: list[str]
+    rows: list[list[Entry]]
+    notes: list[str] = []
+    kind: str = ""
 
 
-def terminal_table(head: list[str], rows: Rows, colour: bool = False) -> str:
-    """Marks as `*` and `~`, the best in bold where the terminal can (`colour`)."""
-    bold = "\033[1m{}*\033[0m" if colour else "{}*"
-    marks = {"best": bold, "close": "{}~", "": "{}"}
-    # A blank stands where no mark does, so that digits stay aligned in a column that has marks.
-    marked = [any(row[place].mark for row in rows) for place in range(len(head))]
+TEMPERED = "tempered"
+MEANING = {
+    "best": "best of its column among rows of equal logits.",
+    "close": "its difference from the best is within the spread.",
+    "chance": "a calibrated net of the same confidences has such an ECE on so few images (it lies "
+    "within 95 % of draws); no best is named where the lowest is one of these.",
+    "differs": "from 0, Holm-corrected for all rows of its column and logits, at 5 %.",
+}
 
-    def cell(entry: Entry, column_is_marked: bool) -> str:
-        text = "  " * entry.indent + entry.text.replace(" ± ", "±")
-        return marks[entry.mark].format(text) + " " * (column_is_marked and not entry.mark)
 
-    return text_table(
-        [name + " " * mark for name, mark in zip(head, marked, strict=True)],
-        [[cell(*pair) for pair in zip(row, marked, strict=True)] for row in rows],
+# What a table says
+
+
+def main_table(section: Section) -> Table:
+    """Name, kind of logits, number of runs, then the section's columns."""
+    groups = set(section.printed)
+    rows = [row for row in section.rows if row.group in groups]
+    has_chance = any(row.cells["ece"].interval for row in rows)
+    head = [printable(section.title), "logits", "n"]
+    for metric in section.columns:
+        head.append(COLUMNS[metric].head)
+        if metric == "ece" and has_chance:
+            head += ["95 % interval", "ECE of a calibrated net %"]
+    chosen = {sweep.chosen for sweep in section.sweeps}
+    entries = []
+    for row in rows:
+        entries.append(row_head(row, chosen))
+        for metric in section.columns:
+            cell, column = row.cells.get(metric), COLUMNS[metric]
+            entries[-1].append(metric_entry(cell, column))
+            if metric == "ece" and has_chance:
+                entries[-1] += chance_entries(cell, column)
+    return Table(head, entries, legend(section, rows, has_chance), "metrics")
+
+
+def row_head(row: Row, chosen: set) -> list[Entry]:
+    group, opens = row.group, row.logits == "raw"
+    name = printable(group.name) + (" ←" if group in chosen else "")
+    return [
+        Entry(name if opens else "", indent=len(group.teachers) if opens else 0),
+        Entry(row.logits + (" †" if row.at_bound else "")),
+        Entry(str(len(group.records)) if opens else ""),
+    ]
+
+
+def metric_entry(cell: Cell | None, column: Column) -> Entry:
+    if cell is None:
+        return Entry("–")
+    spread = "" if math.isnan(cell.sd) else f" ± {column.text(cell.sd)}"
+    return Entry(column.text(cell.mean) + spread, cell.mark)
+
+
+def chance_entries(cell: Cell, column: Column) -> list[Entry]:
+    """The interval; mean and 95 % of what a calibrated net would measure."""
+    if cell.interval is None:
+        return [Entry("–"), Entry("–")]
+    interval, calibrated = map(column.text, cell.interval), map(column.text, cell.calibrated)
+    return [Entry("[{}, {}]".format(*interval)), Entry("{} (< {})".format(*calibrated))]
+
+
+def legend(section: Section, rows: list[Row], has_chance: bool) -> list[str]:
+    """What a reader needs to know of the table, a sentence each; only what occurs in it."""
+    view, groups = section.view, section.printed
+    sizes = [len(group.records) for group in groups]
+    select = COLUMNS[view.select].head.removesuffix(" %")
+    epoch = {"best": "the epoch that validation chose", "last": "the last epoch"}[view.epoch]
+    further = dict.fromkeys(row.logits for row in rows if row.logits not in (*LOGITS, TEMPERED))
+    few = "mce" in section.columns and any(row.few for row in rows)
+    borrowed = any(group.first.borrowed for group in groups)
+    unprinted = len(section.groups) - len(groups)
+    sentences = {
+        f"Test split, {epoch}; scaled: logits divided by the temperature that fits the validation "
+        "split best.": True,
+        f"{', '.join(further)}: fitted on the validation split (scripts.posthoc).": further,
+        f"{TEMPERED}: divided by --teacher_temperature, as its students saw them.": any(
+            row.logits == TEMPERED for row in rows
+        ),
+        "n runs differ only in the seed: mean ± standard deviation over them.": max(sizes) > 1,
+        "n = 1: no spread is known.": min(sizes) == 1,
+        "95 % interval: of the mean ECE, bootstrap over test images. ECE of a calibrated net: "
+        "labels drawn from the net's own probabilities give this mean, and 95 % of draws less than "
+        "the value in brackets.": has_chance,
+        f"MCE: beware, in some rows a bin holds fewer than {FEW} test images, and its value is "
+        "mostly chance.": few,
+        f"←: chosen from its sweep by validation {select}; the sweep's other settings do not take "
+        "part in the comparison.": section.sweeps,
+        "†: the temperature lies at the bound of its range; do not trust the row.": any(
+            row.at_bound for row in rows
+        ),
+        "A teacher without a run here is shown as its students' runs measured it.": borrowed,
+        f"{unprinted} further nets are in report.csv only (--nets prints more).": unprinted,
+    }
+    said = [sentence for sentence, holds in sentences.items() if holds]
+    chosen = [sweep for sweep in section.sweeps if sweep.chosen in set(groups)]
+    said += [sweep_sentence(section, sweep) for sweep in chosen]
+    fits = [note for group in groups for one in group.records for note in one.notes(view.epoch)]
+    return said + list(map(printable, dict.fromkeys(fits)))
+
+
+def sweep_sentence(section: Section, sweep: Sweep) -> str:
+    """Which setting validation chose, and what it is worth on test."""
+    values = zip(sweep.parameters, map(number_text, sweep.place(sweep.chosen)), strict=True)
+    setting = ", ".join(map(" = ".join, values))
+    cells = [section.row(sweep.chosen, logits).cells for logits in LOGITS]
+    worth = []
+    for metric in section.columns:
+        texts = [metric_entry(one.get(metric), COLUMNS[metric]).text for one in cells]
+        worth.append(f"{COLUMNS[metric].head} {' → '.join(dict.fromkeys(texts))}")
+    return (
+        f"Sweep of {printable(sweep.name)}, {len(sweep.groups)} settings: {setting} has the best "
+        f"validation {COLUMNS[section.view.select].head.removesuffix(' %')}. "
+        f"On test, raw → scaled: {', '.join(worth)}."
+    )
+
+
+def paired_table(section: Section, against: Group) -> Table:
+    """What each row differs by from the one named, with 95 % intervals."""
+    found = differences(section, against)
+    head = [f"minus {printable(against.full_name)}", "logits"]
+    head += [COLUMNS[metric].head for metric in section.columns]
+    rows = []
+    for group, logits in product(section.printed, LOGITS):
+        if group is not against:
+            name = printable(group.full_name) if logits == "raw" else ""
+            keys = [(group, logits, metric) for metric in section.columns]
+            cells = [difference_entry(found.get(key), COLUMNS[key[2]]) for key in keys]
+            rows.append([Entry(name), Entry(logits), *cells])
+    notes = [
+        "95 % intervals: bootstrap over test images, the same for both rows, and the spread of "
+        "their runs; of single runs the former alone."
+    ]
+    return Table(head, rows, notes, "metrics")
+
+
+def difference_entry(one: Difference | None, column: Column) -> Entry:
+    if one is None:
+        return Entry("–")
+    value, low, high = map(column.text, one[:3])
+    sign = "+" if one.value > 0 else ""
+    return Entry(f"{sign}{value} [{low}, {high}]", "differs" if one.p <= 0.05 else "")
+
+
+def left_out_table(left_out: list[LeftOut], longest: int | None = None) -> Table:
+    """The runs that are in no other table; a log's line may be cut."""
+    head = ["Not in the tables", "why", "epochs", "last line of its log"]
+    cut = [one._replace(last_line=one.last_line[:longest]) for one in left_out]
+    rows = [[Entry(printable(text)) for text in one] for one in cut]
+    return Table(head, rows, kind="words")
+
+
+# How it is written
+
+
+class Format(NamedTuple):
+    """`marks`: how a cell shows each. `blank`: a cell without one in a column that has some.
+
+    `whole` takes title, kind, table and notes.
+    """
+
+    escape: Callable[[str], str]
+    marks: dict[str, str]
+    indent: str
+    lay_out: Callable[[list[str], list[list[str]]], str]
+    note: str
+    whole: str
+    blank: str = "{}"
+
+
+def render(table: Table, form: str) -> str:
+    format = FORMATS[form]
+    marks = format.marks | {"differs": format.marks["best"]}
+    marked = [any(row[place].mark for row in table.rows) for place in range(len(table.head))]
+
+    def cells(entries: list[Entry]) -> list[str]:
+        unmarked = [format.blank if has_marks else "{}" for has_marks in marked]
+        return [
+            format.indent * entry.indent
+            + marks.get(entry.mark, plain).format(format.escape(entry.text))
+            for entry, plain in zip(entries, unmarked, strict=True)
+        ]
+
+    found = {entry.mark for row in table.rows for entry in row}
+    notes = list(map(format.escape, table.notes))
+    notes += [f"{marks[m].format(m)}: {MEANING[m]}" for m in MEANING if m in found]
+    return format.whole.format(
+        title=format.escape(table.head[0]),
+        kind=table.kind,
+        table=format.lay_out(cells(list(map(Entry, table.head))), list(map(cells, table.rows))),
+        notes="".join(map(format.note.format, notes)),
     )
 
 
@@ -40,61 +229,76 @@ def markdown_text(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>|~#])", r"\\\1", text)
 
 
-def markdown_table(head: list[str], rows: Rows) -> str:
-    marks = {"best": "**{}**", "close": "{} ≈", "": "{}"}
-
-    def cell(entry: Entry) -> str:
-        return "↳ " * entry.indent + marks[entry.mark].format(markdown_text(entry.text))
-
-    head = [markdown_text(name) for name in head]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *([cell(e) for e in row] for row in rows)]
+def markdown_table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 LATEX = {char: "\\" + char for char in "{}$&#_%"}
 LATEX |= {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
 LATEX |= {"±": r"$\pm$", "≈": r"$\approx$", "←": r"$\leftarrow$", "→": r"$\to$"}
-LATEX |= {"–": "--", "†": r"\dag{}"}
+LATEX |= {"–": "--", "†": r"\dag{}", "°": r"$^\circ$", "<": "$<$", ">": "$>$", "|": "$|$"}
 
 
 def latex_text(text: str) -> str:
     return "".join(LATEX.get(char, char) for char in text)
 
 
-def latex_table(head: list[str], rows: Rows) -> str:
-    """A tabular for the booktabs package; a rule before every row that is not indented."""
-    marks = {"best": r"\textbf{{{}}}", "close": r"{}$^\approx$", "": "{}"}
+def latex_table(head: list[str], rows: list[list[str]]) -> str:
+    first, *others = (" & ".join(line) + r" \\" for line in [head, *rows])
+    top = [rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", r"\toprule", first, r"\midrule"]
+    return "\n".join([*top, *others, r"\bottomrule", r"\end{tabular}"])
 
-    def cell(entry: Entry) -> str:
-        return r"\quad " * entry.indent + marks[entry.mark].format(latex_text(entry.text))
 
-    body = [" & ".join(map(cell, row)) + r" \\" for row in rows]
-    return "\n".join(
-        [
-            rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
-            r"\toprule",
-            " & ".join(map(latex_text, head)) + r" \\",
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-        ]
+def html_table(head: list[str], rows: list[list[str]]) -> str:
+    heads = "".join(f"<th>{name}</th>" for name in head)
+    lines = (
+        f"<tr><th>{first}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+        for first, *cells in rows
     )
+    body = "\n".join(lines)
+    return f"<table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{body}\n</tbody></table>"
 
 
-def html_table(head: list[str], rows: Rows, kind: str = "") -> str:
-    """A table in a box of its own of class `kind`, which scrolls where the page is narrow."""
-    marks = {"best": "<strong>{}</strong>", "close": "{}<sup>≈</sup>", "": "{}"}
-
-    def cell(entry: Entry, tag: str) -> str:
-        indent = f' style="padding-left:{0.6 + 1.4 * entry.indent}em"' if entry.indent else ""
-        return f"<{tag}{indent}>{marks[entry.mark].format(html.escape(entry.text))}</{tag}>"
-
-    lines = ["".join(f"<th>{html.escape(name)}</th>" for name in head)]
-    lines += [cell(row[0], "th") + "".join(cell(e, "td") for e in row[1:]) for row in rows]
-    table_head, *body = [f"<tr>{line}</tr>" for line in lines]
-    content = "\n".join(body)
-    return (
-        f'<div class="scroll {kind}"><table>\n'
-        f"<thead>{table_head}</thead>\n<tbody>\n{content}\n</tbody></table></div>"
-    )
+FORMATS = {
+    "terminal": Format(
+        escape=lambda text: text.replace(" ± ", "±"),
+        marks={"best": "{}*", "close": "{}~", "chance": "{}°"},
+        indent="  ",
+        lay_out=text_table,
+        note="{}\n",
+        whole="{table}\n{notes}",
+        blank="{} ",
+    ),
+    "markdown": Format(
+        escape=markdown_text,
+        marks={"best": "**{}**", "close": "{} ≈", "chance": "{} °"},
+        indent="↳ ",
+        lay_out=markdown_table,
+        note="{}\n\n",
+        whole="## {title}\n\n{table}\n\n{notes}",
+    ),
+    "latex": Format(  # for \\input where booktabs is loaded
+        escape=latex_text,
+        marks={"best": r"\textbf{{{}}}", "close": r"{}$^\approx$", "chance": r"{}$^\circ$"},
+        indent=r"\quad ",
+        lay_out=latex_table,
+        note=" {}",
+        whole="\\begin{{table}}\n\\centering\n{table}\n\\caption{{{title}.{notes}}}\n"
+        "\\end{{table}}\n",
+    ),
+    "html": Format(
+        escape=html.escape,
+        marks={
+            "best": "<strong>{}</strong>",
+            "close": "{}<sup>≈</sup>",
+            "chance": "{}<sup>°</sup>",
+        },
+        indent="&emsp;",
+        lay_out=html_table,
+        note="<li>{}</li>",
+        whole='<h2>{title}</h2>\n<div class="scroll {kind}">{table}</div>\n<ul>{notes}</ul>\n',
+    ),
+}
+BOLD = {"best": "\033[1m{}*\033[0m"}
+FORMATS["colour"] = FORMATS["terminal"]._replace(marks=FORMATS["terminal"].marks | BOLD)

@@ -1,6 +1,13 @@
-"""How far a calibration error could be off because the test split is a sample."""
+"""How far a number could be off because the test split is a sample, and what follows from that.
 
+A metric here is a sum over columns of |mean over images| of a matrix (N, columns): one column for
+means over images, one for each bin for calibration errors. So its value on a resample that takes
+image i c_i times is one product with that matrix, and a thousand resamples are a matrix product.
+"""
+
+import math
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,13 +18,47 @@ def gaps(probs: Tensor, labels: Tensor, bins: int = 15) -> np.ndarray:
     """(N, bins) float32: correctness - confidence of a sample in the column of its bin, else 0.
 
     The ECE of probabilities (N, K) is the sum over columns of |their mean|; bins as in
-    `reliability_bins`. So the ECE of a resample that takes sample i c_i times is one product with
-    this matrix.
+    `reliability_bins`.
     """
-    confidence = probs.amax(dim=1)
-    column = torch.bucketize(confidence, torch.arange(1, bins).double() / bins)
+    confidence = probs.amax(dim=1).double()
     gap = (probs.argmax(dim=1) == labels).double() - confidence
-    return torch.zeros(len(labels), bins).scatter_(1, column[:, None], gap.float()[:, None]).numpy()
+    return _in_columns(gap, _bin_of(confidence, bins), bins)
+
+
+def _bin_of(confidence: Tensor, bins: int) -> Tensor:
+    return torch.bucketize(confidence, torch.arange(1, bins).double() / bins)
+
+
+def _in_columns(values: Tensor, column: Tensor, columns: int) -> np.ndarray:
+    matrix = torch.zeros(len(values), columns)
+    return matrix.scatter_(1, column[:, None], values.float()[:, None]).numpy()
+
+
+def _adaptive_gaps(probs: Tensor, labels: Tensor, bins: int = 15) -> np.ndarray:
+    confidence = probs.amax(dim=1).double()
+    edges = torch.from_numpy(np.quantile(confidence.numpy(), np.arange(1, bins) / bins))
+    gap = (probs.argmax(dim=1) == labels).double() - confidence
+    return _in_columns(gap, torch.bucketize(confidence, edges), bins)
+
+
+def _column(values: Tensor) -> np.ndarray:
+    return values.float().unsqueeze(1).numpy()
+
+
+def _label_prob(probs: Tensor, labels: Tensor) -> Tensor:
+    return probs.double().gather(1, labels[:, None]).squeeze(1)
+
+
+# Metrics that two nets can be compared in: of probabilities (N, K), labels (N,) to (N, columns).
+PAIRED = {
+    "top1": lambda probs, labels: _column(probs.argmax(dim=1) == labels),
+    "nll": lambda probs, labels: _column(-_label_prob(probs, labels).clamp_min(1e-300).log()),
+    "brier": lambda probs, labels: _column(
+        1 - 2 * _label_prob(probs, labels) + probs.double().square().sum(dim=1)
+    ),
+    "ece": gaps,
+    "adaece": _adaptive_gaps,
+}
 
 
 @lru_cache(maxsize=1)
@@ -28,6 +69,16 @@ def resample_counts(samples: int, resamples: int, seed: int) -> np.ndarray:
     for row in counts:
         row[:] = np.bincount(rng.integers(0, samples, samples), minlength=samples)
     return counts
+
+
+def _value(matrix: np.ndarray) -> float:
+    return np.abs(matrix.mean(axis=0, dtype=np.float64)).sum()
+
+
+def _values(runs: list[np.ndarray], resamples: int, seed: int) -> np.ndarray:
+    """(runs, resamples): the metric of each run on each resample, which all of them share."""
+    counts = resample_counts(len(runs[0]), resamples, seed)
+    return np.stack([np.abs(counts @ run).sum(axis=1) for run in runs]) / len(runs[0])
 
 
 def ece_interval(
@@ -44,9 +95,116 @@ def ece_interval(
     noise (perfect calibration: 60). Davison and Hinkley, "Bootstrap Methods and their
     Application", 1997, Section 5.2.
     """
-    samples = len(runs[0])
-    counts = resample_counts(samples, resamples, seed)
-    estimate = np.mean([np.abs(run.sum(axis=0, dtype=np.float64)).sum() for run in runs]) / samples
-    resampled = np.mean([np.abs(counts @ run).sum(axis=1) for run in runs], axis=0) / samples
+    estimate = np.mean([_value(run) for run in runs])
+    resampled = _values(runs, resamples, seed).mean(axis=0)
+    return basic_interval(estimate, resampled, level)
+
+
+def resampled_ece(gaps: np.ndarray, resamples: int = 1000, seed: int = 0) -> np.ndarray:
+    """(resamples,): the ECE of one run, by its `gaps`, on each resample."""
+    return _values([gaps], resamples, seed)[0]
+
+
+def basic_interval(
+    estimate: float, resampled: np.ndarray, level: float = 0.95
+) -> tuple[float, float]:
+    """Around an error of at least 0, from its values on resamples: see `ece_interval`."""
     low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
     return max(0.0, float(2 * estimate - high)), float(max(estimate, 2 * estimate - low))
+
+
+def calibrated_ece(
+    probs: Tensor, draws: int = 1000, level: float = 0.95, seed: int = 0, bins: int = 15
+) -> tuple[float, float]:
+    """The ECE that a perfectly calibrated net with these confidences would measure.
+
+    Mean over draws, and the value that `level` of them stay below; a measured ECE under the latter
+    is no evidence of miscalibration. Labels are drawn from the net's own probabilities (N, K).
+    Of a label the ECE sees only whether it is the predicted one, so a draw is one coin per sample,
+    right with the probability that is its confidence. For several runs take the means of both.
+    Vaicenavicius et al., "Evaluating model calibration in classification", AISTATS 2019, Section 5.
+    """
+    confidence = probs.amax(dim=1).double().sort().values
+    counts = torch.bincount(_bin_of(confidence, bins), minlength=bins)
+    starts = (counts.cumsum(dim=0) - counts)[counts > 0].numpy()
+    chance = confidence.numpy()
+    expected = np.add.reduceat(chance, starts)
+    rng, threshold = np.random.default_rng(seed), chance.astype(np.float32)
+    errors = np.empty(draws)
+    for draw in range(draws):
+        right = rng.random(len(chance), dtype=np.float32) < threshold
+        hits = np.add.reduceat(right, starts, dtype=np.int64)
+        errors[draw] = np.abs(hits - expected).sum() / len(chance)
+    return float(errors.mean()), float(np.quantile(errors, level))
+
+
+class Difference(NamedTuple):
+    """Of two rows in one metric (fractions): first - second, its interval, two-sided p-value."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+def paired_difference(
+    first: list[np.ndarray],
+    second: list[np.ndarray],
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Difference:
+    """Mean metric of the runs `first` minus that of the runs `second`, on the same test images.
+
+    A run is a matrix (N, columns) of PAIRED. Images are a bootstrap, the same resample for every
+    run of both rows. Seeds are not resampled: two or three have four or ten resamples, and one
+    over both would count twice what images and seeds do together. The variance is that of two
+    crossed factors instead: what images do to all runs alike (the bootstrap's variance less each
+    run's own part) plus s^2/n of each row's n seeds, s^2 the variance between runs of a row, both
+    rows' in one; t quantiles by Satterthwaite. Where no row has two runs s is unknown, and the
+    interval speaks of these two nets, not of what training them again would give.
+    Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 2007 (the double counting).
+    """
+    rows = first, second
+    values = [_values(runs, resamples, seed) for runs in rows]
+    measured = [np.array([_value(run) for run in runs]) for runs in rows]
+    value = measured[0].mean() - measured[1].mean()
+    resampled = values[0].mean(axis=0) - values[1].mean(axis=0)
+    variance, freedom = resampled.var(ddof=1), math.inf
+    if seeds := len(first) + len(second) - 2:
+        share = (1 / len(first) + 1 / len(second)) / seeds
+        own = sum((each - each.mean(axis=0)).var(axis=1, ddof=1).sum() for each in values)
+        between = share * sum(((each - each.mean()) ** 2).sum() for each in measured)
+        variance = max(variance - share * own, 0.0) + between
+        freedom = seeds * (variance / between) ** 2 if between else math.inf
+    t, tail = _student(freedom)
+    width = max(math.sqrt(variance), 1e-300)  # 0 where the rows do not differ in any image
+    reach = width * np.interp(-(1 - level) / 2, -tail, t)
+    p = 2 * np.interp(abs(value) / width, t, tail)
+    return Difference(*map(float, (value, value - reach, value + reach, p)))
+
+
+def _student(freedom: float) -> tuple[np.ndarray, np.ndarray]:
+    """Rising t >= 0, and P(T > t) of Student's distribution; beyond 1,000 degrees as with 1,000.
+
+    With t = sqrt(v) tan(a) its density is cos(a)^(v - 1), which the trapezoidal rule sums.
+    """
+    freedom = min(freedom, 1000.0)
+    angle = np.linspace(0, np.pi / 2, 20_001)[:-1]
+    density = np.cos(angle) ** (freedom - 1)
+    below = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    return math.sqrt(freedom) * np.tan(angle), (1 - below / below[-1]) / 2
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """p-values adjusted for their number: those <= 0.05 hold jointly at 5 %.
+
+    The i-th smallest of m times m - i + 1, never below a smaller one's, at most 1.
+    Holm, "A simple sequentially rejective multiple test procedure", 1979.
+    """
+    p = np.asarray(p_values, np.float64)
+    order = p.argsort()
+    raised = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
+    adjusted = np.empty_like(p)
+    adjusted[order] = raised
+    return adjusted.tolist()

@@ -5,7 +5,7 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from utils.calibration.metrics import ece, reliability_bins
+from utils.calibration.metrics import reliability_bins
 
 BLUE, RED, GREY = "#4878a8", "#d1495b", "#8d99ae"
 # Names come from folders and files: a $ in them starts no formula.
@@ -39,7 +39,7 @@ def draw_panel(diagram, histogram, title: str, probs, labels, bins: int) -> None
     counts, accuracy, confidence = (part.numpy() for part in reliability_bins(probs, labels, bins))
     width = 1 / bins
     centres = (0.5 + np.arange(bins)) * width
-    full = counts > 0
+    full, error = counts > 0, counts @ abs(accuracy - confidence) / counts.sum()
     bar = {"width": width, "edgecolor": "white", "linewidth": 0.6}
     diagram.bar(centres[full], accuracy[full], color=BLUE, label="accuracy", **bar)
     diagram.bar(
@@ -55,6 +55,6 @@ def draw_panel(diagram, histogram, title: str, probs, labels, bins: int) -> None
     )
     diagram.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
     diagram.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
-    diagram.set_title(f"{title}\nECE {100 * ece(probs, labels, bins):.2f} %", fontsize=9)
+    diagram.set_title(f"{title}\nECE {100 * error:.2f} %", fontsize=9)
     histogram.bar(centres, counts / counts.sum(), color=GREY, **bar)
     histogram.set(xlim=(0, 1), xlabel="confidence")

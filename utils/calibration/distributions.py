@@ -8,7 +8,8 @@ import math
 import torch
 from torch import Tensor
 
-from utils.calibration.metrics import Array, posterior_metrics
+from utils.calibration.metrics import posterior_metrics
+from utils.calibration.scores import Array, as_tensor, checked_scores
 
 BINS = 15
 
@@ -31,17 +32,18 @@ def label_distribution_metrics(
     calibration when humans disagree", EMNLP 2022 (tv, entropy_gap per sample).
     """
     known = posterior_metrics(logits, distribution, temperature)
-    target = torch.as_tensor(distribution).detach().cpu().double()
-    logits = torch.as_tensor(logits).detach().cpu().double()
+    logits, target = as_tensor(logits).double(), as_tensor(distribution).double()
     probs = (logits / temperature).softmax(dim=1)
     prediction = logits.argmax(dim=1, keepdim=True)
     confidence, agreement = (x.gather(1, prediction).squeeze(1) for x in (probs, target))
+    index = torch.bucketize(confidence, torch.arange(1, BINS, dtype=torch.float64) / BINS)
+    gap = torch.bincount(index, weights=agreement - confidence, minlength=BINS)
     own, true = entropy(probs), entropy(target)
     return {
         "kl": known["true_kl"],
         "tv": (probs - target).abs().sum(dim=1).mean().item() / 2,
         "calibration_error": known["true_calibration_error"],
-        "soft_ece": _binned_gap(confidence, agreement),
+        "soft_ece": gap.abs().sum().item() / len(index),
         "expected_top1": agreement.mean().item(),
         "entropy": own.mean().item(),
         "entropy_gap": (own - true).mean().item(),
@@ -54,24 +56,16 @@ def entropy(probs: Tensor) -> Tensor:
     return -torch.special.xlogy(probs, probs).sum(dim=1)
 
 
-def _binned_gap(confidence: Tensor, agreement: Tensor) -> float:
-    index = torch.bucketize(confidence, torch.arange(1, BINS, dtype=torch.float64) / BINS)
-    gap = torch.bincount(index, weights=agreement - confidence, minlength=BINS)
-    return gap.abs().sum().item() / len(index)
-
-
 def rank_correlation(first: Tensor, second: Tensor) -> float:
     """Spearman's: Pearson's between ranks, equal values sharing theirs. 0 where one is constant."""
-    ranks = [_ranks(values) for values in (first, second)]
-    x, y = (rank - rank.mean() for rank in ranks)
+    x, y = (rank - rank.mean() for rank in map(_ranks, (first, second)))
     scale = math.sqrt((x @ x).item() * (y @ y).item())
     return (x @ y).item() / scale if scale > 0 else 0.0
 
 
 def _ranks(values: Tensor) -> Tensor:
     _, place, counts = values.unique(return_inverse=True, return_counts=True)
-    last = counts.cumsum(dim=0).double()
-    return (last - (counts - 1) / 2)[place]
+    return (counts.cumsum(dim=0).double() - (counts - 1) / 2)[place]
 
 
 def ood_metrics(inside: Array, outside: Array, temperature: float = 1.0) -> dict[str, float]:
@@ -83,16 +77,16 @@ def ood_metrics(inside: Array, outside: Array, temperature: float = 1.0) -> dict
     Hendrycks and Gimpel, "A baseline for detecting misclassified and out-of-distribution examples
     in neural networks", ICLR 2017; Liang et al. (ODIN), ICLR 2018 (fpr95).
     """
-    logits = torch.cat([torch.as_tensor(x).detach().cpu().double() for x in (inside, outside)])
+    logits = torch.cat([checked_scores(part).double() for part in (inside, outside)])
     positive = torch.arange(len(logits)) < len(inside)
-    if not (positive.any() and (~positive).any()):
-        raise ValueError("both the inside and the outside data need samples")
     if not logits.isfinite().all() or not temperature > 0:
         raise ValueError(f"logits should be finite and T positive, T is {temperature}")
-    probs = (logits / temperature).softmax(dim=1)
+    # In the order of their size, so that the same numbers for other classes are summed alike: a
+    # rounding would break ties between samples of equal confidence.
+    ordered = logits.sort(dim=1, descending=True).values
+    probs = ((ordered - ordered[:, :1]) / temperature).softmax(dim=1)
     # 1 - max p as the sum of the others: 1 itself would hide how close to it a confidence is.
-    doubt = probs.scatter(1, probs.argmax(dim=1, keepdim=True), 0.0).sum(dim=1)
-    scores = {"confidence": -doubt, "entropy": -entropy(probs)}
+    scores = {"confidence": -probs[:, 1:].sum(dim=1), "entropy": -entropy(probs)}
     found = {}
     for name, score in scores.items():
         found[f"{name}_auroc"] = auroc(score, positive)

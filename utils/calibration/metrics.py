@@ -1,18 +1,26 @@
-"""Accuracy and calibration of a whole split, in float64 on the CPU.
+"""Accuracy, proper scores and calibration errors of a whole split, summed in float64 on the CPU.
 
 Arguments are numpy arrays or tensors of any device and floating type: probabilities or logits
 (N, K), labels (N,). Results are fractions as python floats. Every function raises ValueError where
-shapes do not fit, a label is out of range, there is no sample, or a value is NaN.
+shapes do not fit, a label is out of range, there is no sample or no bin, a value is NaN, or the
+rows of probabilities do not sum to 1.
+
+Confidence is the probability of the predicted class. Bins are (lo, hi], the first closed below and
+the last above: no sample is dropped. An empty bin adds 0, a class that no label has counts.
 """
 
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-Array = np.ndarray | Tensor
+from utils.calibration.scores import Array, checked, checked_probs, checked_scores, in_pieces
+from utils.calibration.temperature import least_nll
+
+COLUMNS_AT_ONCE = 1 << 20  # numbers, float64
+GRID = 4096  # cells of the smooth ECE
 
 
 class ReliabilityBins(NamedTuple):
@@ -24,98 +32,110 @@ class ReliabilityBins(NamedTuple):
 
 
 def ece(probs: Array, labels: Array, bins: int = 15) -> float:
-    """Expected calibration error: sum over bins of n_b/N |accuracy_b - confidence_b|.
-
-    Bins as in `reliability_bins`. Guo et al., "On Calibration of Modern Neural Networks",
-    ICML 2017, Eq. 3.
-    """
-    confidence, right = _top_label(*_checked_probs(probs, labels))
-    return _gap(confidence, right, _equal_width(confidence, bins), bins)
-
-
-def adaece(probs: Array, labels: Array, bins: int = 15) -> float:
-    """ECE over bins of equal mass: edges at the i/bins quantiles of the confidences.
-
-    Quantiles interpolate linearly (numpy's default), bins are (lo, hi], the first closed below and
-    the last above, so no sample is dropped. Equal confidences share a bin, which makes the value
-    independent of the order of the samples. Interpolated quantiles depend on N: duplicating every
-    sample moves an edge by less than one sample, so where confidences are distinct the value
-    changes by at most 2 (bins - 1) / N, and by nothing where N - 1 is a multiple of `bins`.
-    Mukhoti et al., "Calibrating Deep Neural Networks using Focal Loss", NeurIPS 2020, Section 2.
-    """
-    confidence, right = _top_label(*_checked_probs(probs, labels))
-    return _gap(confidence, right, _equal_mass(confidence, bins), bins)
-
-
-def sce(probs: Array, labels: Array, bins: int = 15) -> float:
-    """Classwise ECE: for class k, bins of p_k against the frequency of y = k; mean over classes.
-
-    A class that no label has counts like any other. Nixon et al., "Measuring Calibration in Deep
-    Learning", CVPR workshops 2019 (static calibration error).
-    """
-    return _classwise_gap(*_checked_probs(probs, labels), bins)
-
-
-def mce(probs: Array, labels: Array, bins: int = 15) -> float:
-    """Maximum calibration error: the largest |accuracy_b - confidence_b| of a non-empty bin.
-
-    Guo et al., ICML 2017, Eq. 5.
-    """
-    confidence, right = _top_label(*_checked_probs(probs, labels))
-    return _largest_gap(_bin_means(confidence, right, _equal_width(confidence, bins), bins))
-
-
-def brier(probs: Array, labels: Array) -> float:
-    """Brier score, summed over classes: mean over samples of sum_k (p_k - 1[y = k])^2."""
-    return _brier(*_checked_probs(probs, labels))
-
-
-def nll(probs: Array, labels: Array) -> float:
-    """Mean of -log p_y; infinite where a label was given probability 0."""
-    probs, labels = _checked_probs(probs, labels)
-    return -_of_label(probs, labels).log().mean().item()
-
-
-def top_k(probs: Array, labels: Array, k: int) -> float:
-    """Share of samples whose label is among the k most probable classes (all, where k >= K).
-
-    Among equals the class of the lower number comes first, as in argmax. Logits serve as well.
-    """
-    return _top_k(*as_float64(probs, labels), k)
+    """Expected calibration error: sum over bins of n_b/N |accuracy_b - confidence_b|."""
+    counts, accuracy, confidence = reliability_bins(probs, labels, bins)
+    return ((accuracy - confidence).abs() @ counts).item() / len(labels)
 
 
 def reliability_bins(probs: Array, labels: Array, bins: int = 15) -> ReliabilityBins:
-    """Counts, accuracy and mean confidence of the top label in bins (lo, hi] of equal width.
+    """Counts, accuracy and mean confidence of the top label in bins of equal width."""
+    found = _of_confidence(*_top_label(*_checked(probs, labels)), bins, _equal_width)
+    counts, right, confidence = (part[0] for part in found)
+    return ReliabilityBins(counts, right / counts.clamp_min(1), confidence / counts.clamp_min(1))
 
-    The first bin is closed at 0. Edges are the float64 numbers nearest to i / bins.
+
+def calibration_errors(probs: Array, labels: Array, bins: int = 15) -> dict[str, float]:
+    """Every calibration error of probabilities (N, K).
+
+    ece: sum over bins of n_b/N |accuracy_b - confidence_b|, bins of equal width with edges at the
+    float64 numbers nearest to i / bins (Guo et al., "On Calibration of Modern Neural Networks",
+    ICML 2017, Eq. 3). torchmetrics sums it in float32 and is off by about 3e-5 at 10,000 samples
+    and 3e-4 at a million.
+    adaece: the same over bins of equal mass, edges at the i/bins quantiles of the confidences
+    (linear interpolation, numpy's default). Equal confidences share a bin, so the order of the
+    samples does not matter. Mukhoti et al., "Calibrating Deep Neural Networks using Focal Loss",
+    NeurIPS 2020, Section 2; their code's first bin is open below and drops the lowest sample.
+    sce: for class k, equal-width bins of p_k against the frequency of y = k; mean over classes;
+    ace: the same, bins of equal mass of each class's own p_k (Nixon et al., "Measuring Calibration
+    in Deep Learning", CVPR workshops 2019). Code that sums over classes, as that of Kull et al.
+    2019, gives K times the value, which then grows with K alone.
+    mce: largest |accuracy_b - confidence_b| of the ECE's bins (Guo et al. 2017, Eq. 5);
+    smallest_bin: samples in the smallest of these that is not empty. Few, and mce means nothing.
+    rmsce: root of sum n_b/N (accuracy_b - confidence_b)^2, the same bins.
+    debiased_ece: ECE less the bias that the accuracies' noise gives it, which may leave less than
+    0: twice the ECE minus its mean if each accuracy_b were drawn from a normal distribution with
+    variance accuracy_b (1 - accuracy_b) / n_b. Kumar et al., "Verified Uncertainty Calibration",
+    NeurIPS 2019, Section 5; in closed form where their code draws.
+    smece: `smooth_ece`.
+    aurc: area under risk against coverage, the mean error rate of the i surest samples over all i
+    (Geifman et al., "Bias-Reduced Uncertainty Estimation", ICLR 2019).
     """
-    confidence, right = _top_label(*_checked_probs(probs, labels))
-    return _bin_means(confidence, right, _equal_width(confidence, bins), bins)
+    probs, labels = _checked(probs, labels)
+
+    def columns(chosen: slice) -> Tensor:
+        return probs[:, chosen].T.double().clone(memory_format=torch.contiguous_format)
+
+    return _errors(*_top_label(probs, labels), columns, labels, probs.shape[1], bins)
 
 
 def classification_metrics(
     logits: Array, labels: Array, temperature: float = 1.0, bins: int = 15
 ) -> dict[str, float]:
-    """top1, top5 (top-min(5, K)), nll, brier, ece, sce, adaece, mce of softmax(logits / T).
+    """Every metric of softmax(logits / T). Logits are read in pieces: little memory, any N and K.
 
+    top1, top5: equal logits rank by class number; top5 is top-min(5, K).
+    nll: mean of -log p_y. brier: mean of sum_k (p_k - 1[y = k])^2.
+    refinement, calibration: the two parts of the NLL, what temperature scaling fitted on this very
+    split leaves and what it removes (Berta et al. 2025). At any temperature the first is the same.
+    All of `calibration_errors`.
     Raises ValueError also where the softmax is NaN (a logit of +inf) or T is not positive.
     """
-    logits, labels = as_float64(logits, labels)
-    log_probs = _log_softmax(logits, temperature)
-    probs = log_probs.exp()
-    # Classes are ranked by their logits: far apart, probabilities that differ underflow alike.
-    confidence, right = probs.amax(dim=1), _is_right(logits, labels)
-    width = _equal_width(confidence, bins)
+    logits, labels = checked(logits, labels)
+    if not temperature > 0:
+        raise ValueError(f"the temperature should be positive, got {temperature}")
+    rows, squares = _softmax_rows(logits, labels, temperature)
+
+    def columns(chosen: slice) -> Tensor:
+        scaled = logits[:, chosen].T.contiguous().double() / temperature
+        return scaled.sub_(rows.top).exp_().div_(rows.mass)
+
+    confidence, order = (1 / rows.mass).sort()
+    right = (rows.rank == 0)[order]
+    nll = 0.0 - rows.log_prob.mean().item()
+    removed = max(0.0, nll - least_nll(logits, labels)[1]) if math.isfinite(nll) else 0.0
     return {
-        "top1": _top_k(logits, labels, 1),
-        "top5": _top_k(logits, labels, 5),
-        "nll": -_of_label(log_probs, labels).mean().item(),
-        "brier": _brier(probs, labels),
-        "ece": _gap(confidence, right, width, bins),
-        "sce": _classwise_gap(probs, labels, bins),
-        "adaece": _gap(confidence, right, _equal_mass(confidence, bins), bins),
-        "mce": _largest_gap(_bin_means(confidence, right, width, bins)),
+        "top1": right.double().mean().item(),
+        "top5": (rows.rank < 5).double().mean().item(),
+        "nll": nll,
+        "brier": squares / len(labels),
+        **_errors(confidence, right, columns, labels, logits.shape[1], bins),
+        "refinement": nll - removed,
+        "calibration": removed,
     }
+
+
+def smooth_ece(confidence: Tensor, right: Tensor) -> float:
+    """smECE of confidences (N,) in 0..1 and whether each prediction was right (N,); no bins.
+
+    The residuals right - confidence are smoothed over the confidence by a Gaussian kernel of
+    width sigma, reflected at 0 and 1; the mean of |smoothed| falls with sigma, and the value is
+    that where it meets sigma, found to 1/1024 as by the authors' package relplot. Smoothed by the
+    cosine transform on a grid. Błasiok and Nakkiran, "Smooth ECE", ICLR 2024.
+    """
+    cell = (confidence * GRID).long().clamp_(max=GRID - 1)
+    residual = torch.bincount(cell, weights=right.double() - confidence, minlength=GRID)
+    spectrum = torch.fft.rfft(torch.cat([residual, residual.flip(0)]))
+    frequency = math.pi * torch.arange(GRID + 1, dtype=torch.float64)
+
+    def error(sigma: float) -> float:
+        smoothed = torch.fft.irfft(spectrum * torch.exp(-((sigma * frequency) ** 2) / 2))
+        return smoothed[:GRID].abs().sum().item() / len(cell)
+
+    low, high = 0.0, 1.0
+    for _ in range(10):
+        sigma = (low + high) / 2
+        low, high = (sigma, high) if sigma < error(sigma) else (low, sigma)
+    return error(high)
 
 
 def posterior_metrics(
@@ -126,142 +146,164 @@ def posterior_metrics(
     true_calibration_error: mean |confidence - true probability of the predicted class|;
     true_kl: mean KL(posterior || softmax(logits / T)) in nats.
     """
-    logits, posterior = _to_float64(logits), _to_float64(posterior)
+    logits, posterior = checked_scores(logits).double(), checked_probs(posterior, "the posterior")
     if logits.shape != posterior.shape:
         raise ValueError(
             f"logits {tuple(logits.shape)} and posterior {tuple(posterior.shape)} differ in shape"
         )
-    _check_range(posterior, "posterior")
-    if (posterior.sum(dim=1) - 1).abs().max() > 1e-5:
-        raise ValueError("the rows of the posterior do not sum to 1")
-    log_probs = _log_softmax(logits, temperature)
-    prediction = logits.argmax(dim=1)
-    confidence = _of_label(log_probs, prediction).exp()
+    log_probs, posterior = (logits / temperature).log_softmax(dim=1), posterior.double()
+    prediction = logits.argmax(dim=1, keepdim=True)
+    confidence, truth = log_probs.gather(1, prediction).exp(), posterior.gather(1, prediction)
     # 0 log 0 = 0, also where the net's own probability is 0.
     kl = torch.where(posterior > 0, posterior * (posterior.log() - log_probs), 0).sum(dim=1)
-    gap = (confidence - _of_label(posterior, prediction)).abs()
     return {
-        "true_calibration_error": gap.mean().item(),
+        "true_calibration_error": (confidence - truth).abs().mean().item(),
         "true_kl": kl.mean().item(),
     }
 
 
-def as_float64(scores: Array, labels: Array) -> tuple[Tensor, Tensor]:
-    """Scores (N, K) as float64 and labels (N,) as int64, both on the CPU, or ValueError."""
-    scores, labels = _to_float64(scores), _as_tensor(labels)
-    if labels.shape != scores.shape[:1]:
-        raise ValueError(
-            f"labels should be ({scores.shape[0]},) for scores {tuple(scores.shape)}, "
-            f"got {tuple(labels.shape)}"
-        )
-    if labels.is_floating_point() or labels.is_complex():
-        raise ValueError(f"labels should be integers, got {labels.dtype}")
-    labels = labels.long()
-    if labels.min() < 0 or labels.max() >= scores.shape[1]:
-        raise ValueError(
-            f"labels should lie in 0..{scores.shape[1] - 1}, "
-            f"got {labels.min().item()}..{labels.max().item()}"
-        )
-    return scores, labels
+class _Rows(NamedTuple):
+    """Of each row, float64 (N,): p_k = exp(z_k / T - top) / mass; its label's log p and rank."""
+
+    top: Tensor
+    mass: Tensor
+    log_prob: Tensor
+    rank: Tensor
 
 
-def _as_tensor(array: Array) -> Tensor:
-    # numpy's copy is contiguous and writable, as torch wants it.
-    tensor = array if isinstance(array, Tensor) else torch.from_numpy(np.array(array))
-    return tensor.detach().cpu()
-
-
-def _to_float64(scores: Array) -> Tensor:
-    scores = _as_tensor(scores).double()
-    if scores.ndim != 2 or scores.numel() == 0:
-        raise ValueError(f"scores should be (N, K) and not empty, got {tuple(scores.shape)}")
-    if scores.isnan().any():
-        raise ValueError("scores hold NaN")
-    return scores
-
-
-def _check_range(probs: Tensor, what: str) -> None:
-    # Some softmaxes overshoot 1 by a rounding.
-    if probs.min() < 0 or probs.max() > 1 + 1e-6:
-        raise ValueError(f"{what} should lie in 0..1; are these logits?")
-
-
-def _checked_probs(probs: Array, labels: Array) -> tuple[Tensor, Tensor]:
-    probs, labels = as_float64(probs, labels)
-    _check_range(probs, "probabilities")
-    return probs, labels
-
-
-def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
-    if not temperature > 0:
-        raise ValueError(f"the temperature should be positive, got {temperature}")
-    log_probs = F.log_softmax(logits / temperature, dim=1)
-    if log_probs.isnan().any():
+def _softmax_rows(logits: Tensor, labels: Tensor, temperature: float) -> tuple[_Rows, float]:
+    """The rows, and the sum over them of the Brier score."""
+    parts, squares = [], 0.0
+    for z, y in in_pieces(logits, labels.unsqueeze(1)):
+        # Classes are ranked by their logits: probabilities that differ may underflow alike.
+        own = z.gather(1, y)
+        rank = (z > own).sum(dim=1)
+        for row in ((z >= own).sum(dim=1) > rank + 1).nonzero().flatten():  # equals of the label
+            rank[row] += (z[row, : y[row]] == own[row]).sum()
+        z = z / temperature
+        top = z.amax(dim=1, keepdim=True)
+        log_prob = z.gather(1, y) - top
+        weight = (z - top).exp_()
+        mass = weight.sum(dim=1, keepdim=True)
+        log_prob -= mass.log()
+        weight /= mass
+        weight.scatter_add_(1, y, -torch.ones_like(log_prob))
+        squares += weight.square_().sum().item()
+        parts.append((top.squeeze(1), mass.squeeze(1), log_prob.squeeze(1), rank))
+    rows = _Rows(*(torch.cat(part) for part in zip(*parts, strict=True)))
+    if rows.mass.isnan().any():
         raise ValueError("the softmax of the logits is NaN: they hold infinite values")
-    return log_probs
+    return rows, squares
 
 
-def _of_label(scores: Tensor, labels: Tensor) -> Tensor:
-    return scores.gather(1, labels.unsqueeze(1)).squeeze(1)
-
-
-def _is_right(scores: Tensor, labels: Tensor) -> Tensor:
-    return (scores.argmax(dim=1) == labels).double()
+def _checked(probs: Array, labels: Array) -> tuple[Tensor, Tensor]:
+    return checked(checked_probs(probs), labels)
 
 
 def _top_label(probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    return probs.amax(dim=1), _is_right(probs, labels)
+    """Confidences in rising order, and whether each prediction is right."""
+    confidence, order = probs.amax(dim=1).double().sort()
+    return confidence, (probs.argmax(dim=1) == labels)[order]
 
 
-def _top_k(scores: Tensor, labels: Tensor, k: int) -> float:
-    own = scores.gather(1, labels.unsqueeze(1))
-    earlier = torch.arange(scores.shape[1]) < labels.unsqueeze(1)
-    rank = ((scores > own) | ((scores == own) & earlier)).sum(dim=1)
-    return (rank < k).double().mean().item()
+class _Bins(NamedTuple):
+    """Per column and bin, float64 (C, bins): samples, those that are right, sum of the values."""
+
+    counts: Tensor
+    right: Tensor
+    values: Tensor
+
+    @property
+    def error(self) -> float:
+        """The mean over columns of sum n_b/N |gap_b|."""
+        return (self.right - self.values).abs().sum().item() / self.counts.sum().item()
 
 
-def _brier(probs: Tensor, labels: Tensor) -> float:
-    ones = torch.ones(len(labels), 1, dtype=probs.dtype)
-    error = probs.scatter_add(1, labels.unsqueeze(1), -ones)
-    return error.square().sum(dim=1).mean().item()
-
-
-def _equal_width(values: Tensor, bins: int) -> Tensor:
-    # bucketize(right=False) puts a value that equals an edge into the bin below it.
-    return torch.bucketize(values, torch.arange(1, bins, dtype=torch.float64) / bins)
-
-
-def _equal_mass(confidence: Tensor, bins: int) -> Tensor:
-    ordered, last = confidence.sort().values, len(confidence) - 1
-    # Positions of the quantiles in whole numbers: a rounding could put a sample that is itself an
-    # edge on either side of it.
-    position = torch.arange(1, bins) * last
-    below = position // bins
-    above = (below + 1).clamp_max(last)
-    return torch.bucketize(
-        confidence, torch.lerp(ordered[below], ordered[above], (position % bins).double() / bins)
+def _errors(
+    confidence: Tensor,
+    right: Tensor,
+    columns: Callable[[slice], Tensor],
+    labels: Tensor,
+    classes: int,
+    bins: int,
+) -> dict[str, float]:
+    """Of confidences in rising order; `columns` makes p (C, N) of some classes, to be sorted."""
+    width, mass = (
+        _of_confidence(confidence, right, bins, edges) for edges in (_equal_width, _equal_mass)
     )
+    counts, hits, values = (part[width.counts > 0] for part in width)
+    gap, sd = (hits - values).abs(), (hits * (1 - hits / counts)).sqrt()
+    # E|gap + noise|, for normal noise of this standard deviation.
+    ratio = torch.where(sd > 0, gap / sd, math.inf) / math.sqrt(2)
+    noisy = gap * ratio.erf() + sd * math.sqrt(2 / math.pi) * torch.exp(-ratio.square())
+    sce = ace = 0.0
+    step = max(1, COLUMNS_AT_ONCE // len(labels))
+    for start in range(0, classes, step):
+        probs = columns(slice(start, start + step))
+        [rows] = torch.where((labels >= start) & (labels < start + step))
+        column = labels[rows] - start
+        own, share = probs[column, rows], len(probs) / classes
+        probs.numpy().sort(axis=1)  # numpy's is twice as fast, and in place
+        sce += share * _binned(probs, _equal_width(probs, bins), column, own).error
+        ace += share * _binned(probs, _equal_mass(probs, bins), column, own).error
+    return {
+        "ece": width.error,
+        "sce": sce,
+        "adaece": mass.error,
+        "mce": (gap / counts).max().item(),
+        "ace": ace,
+        "rmsce": math.sqrt((gap.square() / counts).sum().item() / len(labels)),
+        "smece": smooth_ece(confidence, right),
+        "debiased_ece": 2 * width.error - noisy.sum().item() / len(labels),
+        "aurc": _aurc(confidence, right),
+        "smallest_bin": counts.min().item(),
+    }
 
 
-def _gap(confidence: Tensor, right: Tensor, index: Tensor, bins: int) -> float:
-    gap = torch.bincount(index, weights=right - confidence, minlength=bins)
-    return gap.abs().sum().item() / len(index)
+def _inner(bins: int) -> Tensor:
+    if bins < 1:
+        raise ValueError(f"there should be at least one bin, got {bins}")
+    return torch.arange(1, bins)
 
 
-def _classwise_gap(probs: Tensor, labels: Tensor, bins: int) -> float:
-    samples, classes = probs.shape
-    index = _equal_width(probs, bins) + bins * torch.arange(classes)
-    confidence = torch.bincount(index.flatten(), probs.flatten(), minlength=bins * classes)
-    frequency = torch.bincount(_of_label(index, labels), minlength=bins * classes)
-    return (frequency - confidence).abs().sum().item() / (samples * classes)
+def _equal_width(ordered: Tensor, bins: int) -> Tensor:
+    """Inner edges (C, bins - 1) of columns (C, N)."""
+    return (_inner(bins).double() / bins).repeat(len(ordered), 1)
 
 
-def _bin_means(confidence: Tensor, right: Tensor, index: Tensor, bins: int) -> ReliabilityBins:
-    counts = torch.bincount(index, minlength=bins).double()
-    accuracy = torch.bincount(index, weights=right, minlength=bins) / counts.clamp_min(1)
-    mean = torch.bincount(index, weights=confidence, minlength=bins) / counts.clamp_min(1)
-    return ReliabilityBins(counts, accuracy, mean)
+def _equal_mass(ordered: Tensor, bins: int) -> Tensor:
+    """Inner edges (C, bins - 1) of columns (C, N) in rising order: their quantiles."""
+    # Positions in whole numbers: a rounding could put a sample that is itself an edge on either
+    # side of it.
+    last = ordered.shape[1] - 1
+    position = _inner(bins) * last
+    below, weight = position // bins, (position % bins).double() / bins
+    return torch.lerp(ordered[:, below], ordered[:, (below + 1).clamp_max(last)], weight)
 
 
-def _largest_gap(reliability: ReliabilityBins) -> float:
-    return (reliability.accuracy - reliability.confidence).abs().max().item()
+def _binned(ordered: Tensor, edges: Tensor, column: Tensor, hits: Tensor) -> _Bins:
+    """Columns (C, N) in rising order, and those of their values that are right: column, value."""
+    columns, samples = ordered.shape
+    bins, zero = edges.shape[1] + 1, torch.zeros(columns, 1, dtype=torch.long)
+    # An edge belongs to the bin below it.
+    inner = torch.searchsorted(ordered, edges, right=True)
+    ends = torch.cat([zero, inner, zero + samples], dim=1)
+    sums = ordered.cumsum(dim=1).gather(1, (ends - 1).clamp_min(0)).where(ends > 0, 0)
+    index = torch.searchsorted(edges[column], hits.unsqueeze(1)).squeeze(1)
+    right = torch.bincount(column * bins + index, minlength=columns * bins)
+    return _Bins(ends.diff().double(), right.view(columns, bins).double(), sums.diff())
+
+
+def _of_confidence(
+    ordered: Tensor, right: Tensor, bins: int, edges_of: Callable[[Tensor, int], Tensor]
+) -> _Bins:
+    ordered, hits = ordered.unsqueeze(0), ordered[right]
+    return _binned(ordered, edges_of(ordered, bins), torch.zeros_like(hits).long(), hits)
+
+
+def _aurc(ordered: Tensor, right: Tensor) -> float:
+    """Samples of equal confidence share their errors evenly, so their order does not matter."""
+    groups, counts = ordered.flip(0).unique_consecutive(return_inverse=True, return_counts=True)[1:]
+    shared = torch.bincount(groups, weights=1 - right.flip(0).double()) / counts
+    errors = shared.repeat_interleave(counts).cumsum(dim=0)
+    return (errors / torch.arange(1, len(errors) + 1)).mean().item()

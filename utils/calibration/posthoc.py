@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from utils.calibration.metrics import Array, as_float64
+from utils.calibration.scores import Array, checked
 from utils.calibration.temperature import fit_temperature
 
 # Of the gradient in units in which the curvature is about 1, where half its square is the distance
@@ -75,29 +75,29 @@ def vector_scaling(logits: Array, labels: Array) -> Calibration:
     """softmax(w * z + b), a weight and a bias per class, of least NLL.
 
     Logits (N, K), labels (N,); raises ValueError as `fit_temperature`. The fit starts from
-    temperature scaling and is never worse. The biases' mean is 0.
+    temperature scaling and is never worse. The biases' mean is 0. A class without a label keeps its
+    temperature-scaled logit, which the NLL would only ever lower; the others are fitted among
+    themselves.
     Guo et al., ICML 2017, Section 4.2.
     """
     temperature, at_bound = fit_temperature(logits, labels)
-    logits, labels = as_float64(logits, labels)
-    scaled = logits / temperature
+    logits, labels = _as_float64(logits, labels)
+    present, label = labels.unique(return_inverse=True)
+    scaled = logits[:, present] / temperature
     features = torch.stack([scaled, torch.ones_like(scaled)], dim=2)  # (N, K, 2)
     spread = _spread(scaled.softmax(dim=1))
     curvature = torch.einsum("nk,nki,nkj->kij", spread, features, features) / len(labels)
 
     def loss(parameters: Tensor) -> Tensor:
-        return F.cross_entropy(scaled * parameters[:, 0] + parameters[:, 1], labels)
+        return F.cross_entropy(scaled * parameters[:, 0] + parameters[:, 1], label)
 
-    start = torch.tensor([1.0, 0.0]).double().repeat(logits.shape[1], 1)
+    start = torch.tensor([1.0, 0.0]).double().repeat(len(present), 1)
     parameters, facts = _minimise(loss, start, curvature, TOLERANCE)
-    absent = sorted(set(range(logits.shape[1])) - set(labels.tolist()))
-    notes = _fit_notes(facts, at_bound)
-    if absent:
-        listed = ", ".join(map(str, absent))
-        notes += (f"no validation image of class {listed}: its probability goes to 0",)
-    weight = torch.diag(parameters[:, 0] / temperature)
-    bias = parameters[:, 1] - parameters[:, 1].mean()
-    return _or_identity(Calibration(weight, bias, facts=facts, notes=notes), logits, labels)
+    weight, bias = torch.ones(logits.shape[1]).double(), torch.zeros(logits.shape[1]).double()
+    weight[present], bias[present] = parameters[:, 0], parameters[:, 1] - parameters[:, 1].mean()
+    notes = _fit_notes(facts, at_bound) + _absent_notes(present, logits)
+    fitted = Calibration(torch.diag(weight / temperature), bias, facts=facts, notes=notes)
+    return _or_identity(fitted, logits, labels)
 
 
 def dirichlet_calibration(logits: Array, labels: Array, folds: int = FOLDS) -> Calibration:
@@ -107,9 +107,10 @@ def dirichlet_calibration(logits: Array, labels: Array, folds: int = FOLDS) -> C
     lambda times the mean square of W's off-diagonal entries plus mu times that of b. For each mu
     of MUS the strengths in LAMBDAS are tried from strong to weak until the held-out NLL rises; the
     identity is a candidate too. The chosen map is fitted on all samples, from temperature scaling.
+    A class without a label keeps its temperature-scaled log probability, as in `vector_scaling`.
     Kull et al., "Beyond temperature scaling", NeurIPS 2019, Sections 3 and 4.
     """
-    logits, labels = as_float64(logits, labels)
+    logits, labels = _as_float64(logits, labels)
     # One sample cannot be held out from itself.
     parts = np.array_split(np.random.default_rng(0).permutation(len(labels)), folds)
     parts = [part for part in parts if len(part)] if len(labels) > 1 else []
@@ -126,9 +127,21 @@ def dirichlet_calibration(logits: Array, labels: Array, folds: int = FOLDS) -> C
         parameters[:, -1],
         of_log_probs=True,
         facts=best | facts | fit,
-        notes=_fit_notes(fit, problem.at_bound),
+        notes=_fit_notes(fit, problem.at_bound) + _absent_notes(problem.present, logits),
     )
     return _or_identity(fitted, logits, labels)
+
+
+def _as_float64(logits: Array, labels: Array) -> tuple[Tensor, Tensor]:
+    logits, labels = checked(logits, labels)
+    return logits.double(), labels
+
+
+def _absent_notes(present: Tensor, logits: Tensor) -> tuple[str, ...]:
+    absent = sorted(set(range(logits.shape[1])) - set(present.tolist()))
+    listed = ", ".join(map(str, absent))
+    note = f"no validation image of class {listed}: its temperature-scaled logit is kept"
+    return (note,) if absent else ()
 
 
 def _or_identity(fitted: Calibration, logits: Tensor, labels: Tensor) -> Calibration:
@@ -176,12 +189,11 @@ class _Dirichlet:
 
     def __init__(self, logits: Tensor, labels: Tensor):
         self.temperature, self.at_bound = fit_temperature(logits, labels)
-        self.features, self.labels = self.inputs(logits), labels
-        self.classes = logits.shape[1]
-        spread = _spread((logits / self.temperature).softmax(dim=1)) / len(labels)
-        columns = spread.T.unsqueeze(2)
+        self.present, self.labels = labels.unique(return_inverse=True)
+        self.features, self.identity = self.inputs(logits), torch.eye(logits.shape[1]).double()
+        spread = _spread(self.features[:, self.present].softmax(dim=1)) / len(labels)
         self.curvature = torch.stack(
-            [(self.features * column).T @ self.features for column in columns]
+            [(self.features * column).T @ self.features for column in spread.T.unsqueeze(2)]
         )
 
     def inputs(self, logits: Tensor) -> Tensor:
@@ -192,27 +204,27 @@ class _Dirichlet:
         self, strength: float, mu: float, tolerance: float, start: Tensor | None = None
     ) -> tuple[Tensor, dict]:
         """The parameters of least penalised NLL, and how the search for them ended."""
-        count = self.classes
-        off = 1 - torch.eye(count).double()
-        penalty = torch.full((count, count + 1), mu / count).double()
-        penalty[:, :-1] = off * (strength / (count * (count - 1)) / self.temperature**2)
-        penalised = torch.cat([off, torch.ones(count, 1).double()], dim=1)
+        count, present = len(self.identity), self.present
+        # Off the diagonal, and the bias: what is penalised. Rows of the classes that have labels.
+        penalised = torch.cat([1 - self.identity, torch.ones(count, 1).double()], dim=1)[present]
+        penalty = penalised * (strength / max(1, count * (count - 1)) / self.temperature**2)
+        penalty[:, -1] = mu / count
 
         def centre(parameters: Tensor) -> Tensor:
             # The softmax does not see a number added to a whole column. Of all such parameters
             # these have the least penalty; left to the search, they are a flat valley.
-            means = (parameters * penalised).sum(dim=0) / penalised.sum(dim=0)
+            means = (parameters * penalised).sum(dim=0) / penalised.sum(dim=0).clamp_min(1)
             return parameters - means
 
         def objective(parameters: Tensor) -> Tensor:
             nll = F.cross_entropy(self.features @ parameters.T, self.labels)
             return nll + (penalty * centre(parameters).square()).sum()
 
-        if start is None:
-            start = torch.eye(count, count + 1).double()
+        fitted = F.pad(self.identity, (0, 1)) if start is None else start.clone()
         curvature = self.curvature + torch.diag_embed(2 * penalty)
-        parameters, facts = _minimise(objective, start, curvature, tolerance)
-        return centre(parameters), facts
+        parameters, facts = _minimise(objective, fitted[present], curvature, tolerance)
+        fitted[present] = centre(parameters)
+        return fitted, facts
 
 
 def _spread(probs: Tensor) -> Tensor:
@@ -229,9 +241,9 @@ def _minimise(
     would need thousands of steps in their own.
     """
     size = curvature.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None]
-    ridge = (1e-9 * size + 1e-12) * torch.eye(curvature.shape[1]).double()
-    root = torch.linalg.cholesky(curvature + ridge)
-    unit = torch.linalg.inv(root).mT.contiguous()
+    identity = torch.eye(curvature.shape[1]).double()
+    root = torch.linalg.cholesky(curvature + (1e-9 * size + 1e-12) * identity)
+    unit = torch.linalg.solve_triangular(root, identity, upper=False).mT.contiguous()
     steps = torch.zeros_like(start).requires_grad_()
 
     def parameters() -> Tensor:

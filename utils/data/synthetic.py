@@ -1,7 +1,5 @@
 """`synthetic`, the embedded data set, whose labels are drawn from a known distribution."""
 
-from pathlib import Path
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -23,7 +21,7 @@ SYNTHETIC_BRIGHTNESS = 20.0  # grey levels, plus or minus
 SYNTHETIC_NOISE = 20  # grey levels, plus or minus, uniform in every pixel
 
 
-def make_synthetic(data_dir: Path, download: bool) -> Arrays:
+def make_synthetic() -> Arrays:
     """Blends of two class patterns whose labels are drawn from a distribution that is known.
 
     An image is w P_a + (1 - w) P_b in a random contrast and brightness, plus noise. Its label is a

@@ -2,8 +2,9 @@
 
 Padding an image by 4 and cropping it back allows 9 x 9 positions, each mirrored or not: 162 views,
 numbered v = (9 dy + dx) 2 + flip, where (dy, dx) is the crop's upper left corner in the padded
-image. An epoch is thus two vectors of whole numbers, an order and a view per image, and the same
-ones give the same data on any device, after a resume, and on any number of processes.
+image; where none may be mirrored, the even ones are drawn. An epoch is thus two vectors of whole
+numbers, an order and a view per image, and the same ones give the same data on any device, after a
+resume, and on any number of processes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from utils.data import Split
+from utils.data.mixing import MIXES, mix_plan
 
 PADDING = 4
 POSITIONS = 2 * PADDING + 1
@@ -27,27 +29,37 @@ class Draw(NamedTuple):
     The mean over processes of `weight` times the mean loss is the mean over the step's images.
     """
 
-    plan: torch.Tensor  # int64 (3, B): index into the training split, view, place in the epoch
+    # int64 (3, B): index into the training split, view, place in the epoch; rows of a mix follow
+    plan: torch.Tensor
     weight: float  # 1.0, but in the last step where the images do not divide evenly
 
 
 class Batch(NamedTuple):
     """One process's share of a step."""
 
-    images: torch.Tensor  # uint8 (B, 3, H, W), augmented
+    images: torch.Tensor  # uint8 (B, 3, H, W), augmented; float32 where mixed by mixup
     labels: torch.Tensor  # int64 (B,)
     places: torch.Tensor  # int64 (B,), in the epoch's order
     weight: float
+    partners: torch.Tensor | None = None  # int64 (B,), labels of what was mixed in
+    share: torch.Tensor | None = None  # float32 (), that of `labels`; 1 - share is the partners'
 
 
-def epoch_plan(num_images: int, seed: int, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+def view_numbers(flip: bool) -> range:
+    """All views that an epoch may draw."""
+    return range(0, NUM_VIEWS, 1 if flip else 2)
+
+
+def epoch_plan(
+    num_images: int, seed: int, epoch: int, flip: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Order (N,) and views (N,) of an epoch, int64 on the CPU; they depend on the arguments only.
 
     `views[i]` belongs to image `order[i]`.
     """
-    rng = np.random.default_rng([seed, epoch])
+    rng, possible = np.random.default_rng([seed, epoch]), view_numbers(flip)
     order = rng.permutation(num_images)
-    views = rng.integers(NUM_VIEWS, size=num_images)
+    views = rng.integers(len(possible), size=num_images) * possible.step
     return torch.from_numpy(order), torch.from_numpy(views)
 
 
@@ -72,7 +84,7 @@ def take_views(windows: torch.Tensor, index: torch.Tensor, views: torch.Tensor) 
 
 
 def normalise(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """(pixels / 255 - mean) / std of images uint8 (B, 3, H, W): float32, channels last."""
+    """(pixels / 255 - mean) / std of images (B, 3, H, W) of grey levels: float32, channels last."""
     shift, scale = shift_and_scale(tuple(mean), tuple(std), images.device)
     return torch.addcmul(shift, images.to(torch.float32, memory_format=torch.channels_last), scale)
 
@@ -87,7 +99,8 @@ class TrainLoader:
     """Augmented batches of a training split that lies, padded, on the device.
 
     A step takes `batch_size` images per process. With several processes each takes its piece of the
-    batch that a single one would take with `world` times the batch size.
+    batch that a single one would take with `world` times the batch size. `mix`: a key of MIXES and
+    the a of Beta(a, a).
     """
 
     def __init__(
@@ -98,18 +111,25 @@ class TrainLoader:
         device: torch.device | str,
         rank: int = 0,
         world: int = 1,
+        flip: bool = True,
+        mix: tuple[str, float] | None = None,
     ):
         self.windows = view_windows(split.images.to(device))
         self.labels = split.labels.to(device)
         self.step = batch_size * world
-        self.seed, self.rank, self.world = seed, rank, world
+        self.seed, self.rank, self.world, self.flip, self.mix = seed, rank, world, flip, mix
+        self.rows = 5 + MIXES[mix[0]].numbers if mix else 3  # of a draw's plan
 
     def __len__(self) -> int:
         return -(-len(self.labels) // self.step)
 
     def epoch(self, epoch: int) -> Iterator[Draw]:
-        images = len(self.labels)
-        plan = torch.stack([*epoch_plan(images, self.seed, epoch), torch.arange(images)])
+        images, side = len(self.labels), self.windows.shape[3]
+        plan = epoch_plan(images, self.seed, epoch, self.flip)
+        plan = torch.stack([*plan, torch.arange(images)])
+        if self.mix:
+            mixed = mix_plan(*self.mix, plan, self.step, self.seed, epoch, side)
+            plan = torch.cat([plan, mixed])
         plan = plan.to(self.labels.device)  # once: a step then does nothing on the host but slice
         for start in range(0, images, self.step):
             size = min(self.step, images - start)
@@ -120,6 +140,11 @@ class TrainLoader:
             yield Draw(plan[:, start + first : start + last], weight)
 
     def batch(self, draw: Draw) -> Batch:
-        index, views, places = draw.plan
+        index, views, places, *mixed = draw.plan
         images = take_views(self.windows, index, views)
-        return Batch(images, self.labels[index], places, draw.weight)
+        batch = Batch(images, self.labels[index], places, draw.weight)
+        if not self.mix:
+            return batch
+        others = take_views(self.windows, *mixed[:2])
+        images, share = MIXES[self.mix[0]].apply(images, others, draw.plan[5:, 0])
+        return batch._replace(images=images, partners=self.labels[mixed[0]], share=share)

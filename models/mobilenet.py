@@ -1,0 +1,94 @@
+"""MobileNetV2: Sandler et al., Inverted Residuals and Linear Bottlenecks, CVPR 2018.
+
+Three nets of that name are in use for small images; they differ in stem, strides and clipping.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+from torch import Tensor, nn
+
+from models.blocks import conv_bn, init_weights, pooled, repeated
+
+# Table 2 of the paper: expansion, channels, blocks. Strides are each net's own.
+STAGES = ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1))
+
+
+class InvertedResidual(nn.Module):
+    """Widen, filter each channel, narrow; added to its input where the shape stays."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        stride: int,
+        expansion: int,
+        act: nn.Module,
+        bias: bool,
+        even: bool,
+    ):
+        super().__init__()
+        wide = inputs * expansion
+        first = [*conv_bn(inputs, wide, bias=bias), act] if even or expansion > 1 else []
+        each = [*conv_bn(wide, wide, 3, stride, groups=wide, bias=bias), act]
+        self.residual = nn.Sequential(*first, *each, *conv_bn(wide, outputs, bias=bias))
+        self.added = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.residual(x) if self.added else self.residual(x)
+
+
+class MobileNetV2(nn.Module):
+    """Images (B, 3, H, W) to logits (B, num_classes), with `width` times the paper's channels.
+
+    `strides` are those of the stem and the stages. `even` puts a convolution from as many to as
+    many channels where the paper's first stage has none.
+    """
+
+    def __init__(
+        self,
+        width: float = 1.0,
+        multiple: int = 8,
+        kernel: int = 3,
+        strides: Sequence[int] = (1, 1, 1, 2, 2, 1, 2, 1),
+        relu: type[nn.Module] = nn.ReLU6,
+        bias: bool = False,
+        even: bool = False,
+        dropout: float = 0.2,
+        num_classes: int = 10,
+    ):
+        super().__init__()
+        act, inputs = relu(), rounded(width * 32, multiple)
+        # A 1x1 stem is padded too: 32 pixels become 34.
+        stem = nn.Conv2d(3, inputs, kernel, strides[0], padding=1, bias=bias)
+        self.conv1 = nn.Sequential(stem, nn.BatchNorm2d(inputs), act)
+        self.stages, options = nn.Sequential(), {"act": act, "bias": bias, "even": even}
+        for (expansion, channels, count), stride in zip(STAGES, strides[1:], strict=True):
+            shape = count, inputs, rounded(width * channels, multiple), stride
+            self.stages.append(repeated(InvertedResidual, *shape, expansion=expansion, **options))
+            inputs = shape[2]
+        last = rounded(max(width, 1) * 1280, multiple)
+        self.conv2 = nn.Sequential(*conv_bn(inputs, last, bias=bias), act)
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(last, num_classes)
+        init_weights(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        out = self.conv2(self.stages(self.conv1(images)))
+        return self.fc(self.dropout(pooled(out)))
+
+
+def rounded(channels: float, multiple: int) -> int:
+    """The nearest multiple, but no more than a tenth below."""
+    nearest = max(multiple, int(channels + multiple / 2) // multiple * multiple)
+    return nearest if nearest >= 0.9 * channels else nearest + multiple
+
+
+mobilenetv2 = partial(
+    MobileNetV2, kernel=1, strides=(1, 1, 2, 2, 2, 1, 1, 1), bias=True, even=True, dropout=0.0
+)
+mobilenetv2_half = partial(
+    MobileNetV2,
+    **{"width": 0.5, "multiple": 4, "strides": (2, 1, 1, 2, 2, 1, 2, 1)},
+    **{"relu": nn.ReLU, "even": True, "dropout": 0.0},
+)

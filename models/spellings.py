@@ -1,0 +1,59 @@
+"""How other code bases name the tensors of the nets in this zoo."""
+
+import re
+
+from torch import Tensor, nn
+
+COUNTER = "num_batches_tracked"
+# How others call what is named fc, downsample and layer1..3 here.
+RENAMES = (
+    (r"^(linear|classifier)\.", "fc."),
+    (r"\.(shortcut|convShortcut)\.", ".downsample."),
+    (r"^block(\d)\.layer\.", r"layer\1."),
+)
+
+
+def standard_names(state: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
+    """`state`, another code base's weights of `net`, under the names that `net` gives them.
+
+    Known names are replaced. Where that does not make them those of `net`, tensors are paired in
+    the order in which they stand, if all of them then agree in kind and shape. A head that is a 1x1
+    convolution becomes a linear layer. Batch norm's counters are left out: old files lack them, and
+    only training reads them. What fits neither way keeps its (replaced) names.
+    """
+    wanted = {key: value for key, value in net.state_dict().items() if not key.endswith(COUNTER)}
+    found = {renamed(key): value for key, value in state.items() if not key.endswith(COUNTER)}
+    if found.keys() != wanted.keys() and traits(found) == traits(wanted):
+        found = dict(zip(wanted, found.values(), strict=True))
+    if "fc.weight" in found and found["fc.weight"].ndim == 4:
+        found["fc.weight"] = found["fc.weight"].flatten(1)
+    return found
+
+
+def head(state: dict[str, Tensor]) -> Tensor | None:
+    """The weights (K, C) or (K, C, 1, 1) of the last layer, known by its name or as the last."""
+    named = {renamed(key): value for key, value in state.items() if value.ndim > 1}
+    return named.get("fc.weight", next(reversed(named.values()), None))
+
+
+def variant(state: dict[str, Tensor], name: str) -> dict[str, str | bool]:
+    """Options of `build_model(name)` that foreign names show and tensors do not."""
+    if name.startswith("resnet") and not any(re.search("downsample|shortcut", k) for k in state):
+        return {"shortcut": "pad"}
+    if name.startswith("densenet") and any("dense_block_layer" in key for key in state):
+        return {"linear_transitions": True}
+    return {}
+
+
+def renamed(key: str) -> str:
+    for pattern, replacement in RENAMES:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def traits(state: dict[str, Tensor]) -> list[tuple]:
+    """What tensors keep under any name: weight, bias or statistic; the shape, but for ones in it.
+
+    A file sorted by name has biases before weights, so that it is never paired in its order.
+    """
+    return [(key.rpartition(".")[2], value.squeeze().shape) for key, value in state.items()]

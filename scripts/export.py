@@ -1,0 +1,155 @@
+"""A finished run as a file for other programs: uint8 images in, calibrated probabilities out.
+
+    python -m scripts.export RUN --format onnx --out net.onnx        or torchscript, safetensors
+    python -m scripts.export RUN --out net.onnx --calibration vector     of scripts.posthoc --write
+    python -m scripts.export RUN... --benchmark           size and latency of ONNX, on one CPU core
+
+A file is written only where it gives the right probabilities of the first 256 test images: to 1e-5
+those of the net in float32 and those of the run's stored predictions. The latter are coarse where
+the run computed in bf16 or fp16, or on a GPU (TF32): then up to 0.2 is allowed, which other weights
+or images exceed. Both differences are printed.
+"""
+
+import json
+import os
+import time
+from argparse import Namespace
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from utils.analysis.records import MeasuredNet, measured_nets
+from utils.analysis.shift import test_split
+from utils.export import FORMATS, CalibratedNet
+from utils.files import atomic, read_torch
+from utils.options import CommandLine, location, path
+from utils.program import UserError, one_line_errors
+from utils.tables import COLUMNS, text_table
+
+CHECKED = 256  # images
+EXACT, COARSE = 1e-5, 0.2  # largest difference of a probability
+BATCHES = (1, 128)
+SECONDS = 2.0  # of timing, for each batch size
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = options(argv)
+    nets = measured_nets(args.runs, args.epoch, with_teacher=False)
+    images = test_split(nets, args).images.contiguous()
+    if args.benchmark:
+        return print(latency_table(nets, images, args))
+    if len(nets) > 1:
+        raise UserError(f"RUN: {len(nets)} finished runs lie there; name one")
+    content, said = export(nets[0], images, args)
+    with atomic(args.out) as file:
+        file.write(content)
+    print(f"{said}\nwritten: {args.out}, {len(content) / 1e6:.2f} MB")
+
+
+def options(argv: list[str] | None) -> Namespace:
+    parser = CommandLine(prog="python -m scripts.export", description=__doc__.splitlines()[0])
+    calibrations = ("temperature", "vector", "none")
+    of = "temperature: the run's own; vector: as scripts.posthoc --write left it"
+    data_dir = Path(os.environ.get("KD_DATA") or "data")
+    add = parser.add_argument
+    add("runs", nargs="+", type=location, metavar="RUN", help="a run folder, or one above it")
+    add("--out", type=location, metavar="FILE", help="the file to write")
+    add("--format", choices=FORMATS, default="onnx", help="safetensors comes back as a teacher")
+    add("--calibration", choices=calibrations, default="temperature", help=of)
+    add("--epoch", choices=("best", "last"), default="best", help="best: by validation top-1")
+    add("--data_dir", type=location, default=data_dir, help="where the run's data set lies")
+    add("--dataset", type=path, help="the run's data set where it is no longer in its place")
+    add("--benchmark", action="store_true", help="write no file, measure size and latency of ONNX")
+    args = parser.parse_args(argv)
+    if args.benchmark == (args.out is not None):
+        raise UserError("give either --out FILE or --benchmark")
+    if args.benchmark and args.format != "onnx":
+        raise UserError(f"--format {args.format} has no effect with --benchmark; leave it out")
+    if args.out and (os.path.isdir(args.out) or not os.access(args.out.absolute().parent, os.W_OK)):
+        raise UserError(f"--out {args.out}: give a file in a folder that you may write to")
+    missing = [package for package in FORMATS[args.format][2] if find_spec(package) is None]
+    if missing:
+        raise UserError(f"--format {args.format}: first run pip install {' '.join(missing)}")
+    return args
+
+
+def export(net: MeasuredNet, images: Tensor, args: Namespace) -> tuple[bytes, str]:
+    """The content of a file that has been checked, and what to say of it. Raises UserError."""
+    record, images = net.record, images[:CHECKED]
+    saved = read_torch(record.folder / f"model_{net.owner}.pth", "copy or train it again")
+    del saved["state_dict"]
+    weight, bias, ece = calibration(net, args.calibration)
+    metadata = {
+        "classes": record.result["num_classes"],
+        "dataset": record.result["dataset"],
+        "calibration": args.calibration,
+        "temperature": net.temperature,
+        "ece": ece,
+        "command": record.config.get("command", ""),
+        "checkpoint": saved | {"softmax": {"weight": weight, "bias": bias}},
+    }
+    metadata = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
+    calibrated = CalibratedNet(*net.load(torch.device("cpu")), weight, bias)
+    write, reopen, _ = FORMATS[args.format]
+    content = write(calibrated, images, metadata)
+    found = reopen(content)(images)
+    stored = net.test[0][:CHECKED].double() * torch.tensor(weight) + torch.tensor(bias)
+    on_cpu = " cores, " in record.config.get("hardware", "")
+    exact = record.settings["mixed_precision"] == "no" and on_cpu
+    said = []
+    for expected, allowed, of in (
+        (calibrated(images), EXACT, "the net in float32"),
+        (stored.softmax(dim=1), EXACT if exact else COARSE, "the run's stored predictions"),
+    ):
+        difference = (found - expected).abs().max().item()
+        said.append(f"{difference:.1e} from {of}")
+        if not difference <= allowed:
+            raise UserError(
+                f"{record.folder}: not written, a probability would differ by {said[-1]}, "
+                f"{allowed:g} is allowed; copy the run or its data again, or train it again"
+            )
+    eces = ", ".join(f"{key} {COLUMNS['ece'].text(value)} %" for key, value in ece.items())
+    differs = f"probabilities differ by up to {' and '.join(said)}"
+    return content, f"{net.title}: ECE {eces}; {differs}"
+
+
+def calibration(net: MeasuredNet, name: str) -> tuple[list, list, dict[str, float]]:
+    """Weight and bias (K,) of the logits, and the ECE (fractions) of the test split."""
+    ece = {logits: metrics["ece"] for logits, metrics in net.measured["test"].items()}
+    if name != "vector":
+        temperature = net.temperature if name == "temperature" else 1.0
+        classes = net.record.result["num_classes"]
+        return [1 / temperature] * classes, [0.0] * classes, ece
+    found = net.record.posthoc(net.owner).get("vector")
+    if found is None:
+        command = f"python -m scripts.posthoc {net.record.folder} --write --epoch {net.owner}"
+        raise UserError(f"--calibration vector: the run has none; {command} makes it")
+    return found["weight"], found["bias"], ece | {"vector": found["test"]["ece"]}
+
+
+def latency_table(nets: list[MeasuredNet], images: Tensor, args: Namespace) -> str:
+    """Size of ONNX files and their milliseconds of processor time, the median, on one thread."""
+    torch.set_num_threads(1)
+    rows = []
+    for net in nets:
+        content, _ = export(net, images, args)
+        run = FORMATS["onnx"][1](content)
+        rows.append([net.title, f"{len(content) / 1e6:.2f}"])
+        for size in BATCHES:
+            batch, seconds = images[torch.arange(size) % len(images)], []
+            run(batch)
+            while sum(seconds) < SECONDS:
+                start = time.process_time()  # what else the machine does is not counted
+                run(batch)
+                seconds.append(time.process_time() - start)
+            rows[-1].append(f"{1000 * median(seconds):.2f}")
+    heads = [f"ms, batch of {size}" for size in BATCHES]
+    return text_table(["ONNX, one CPU thread", "MB", *heads], rows)
+
+
+if __name__ == "__main__":
+    with one_line_errors("python -m scripts.export"):
+        main()

@@ -1,0 +1,218 @@
+"""Files for other programs: what they hold, what they compute, and when none is written."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, fails
+from onnxruntime import InferenceSession
+from safetensors import safe_open
+from scipy.special import softmax
+
+import train_student
+import train_teacher
+from models import build_model
+from scripts import export, posthoc
+from utils.data import load_dataset
+from utils.data.views import normalise
+from utils.export import FORMATS
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_npz):
+    root = tmp_path_factory.mktemp("finished")
+    flags = f"--dataset {tiny_npz} --model resnet8 --epochs 1 --train-batch-size 32"
+    train_teacher.main([*flags.split(), "--checkpoint", str(root)])
+    return next(root.rglob("result.json")).parent
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy, which a test may change."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def images(tiny_npz):
+    return load_dataset(str(tiny_npz), ".").test.images.contiguous()
+
+
+def export_to(file, run, *flags):
+    export.main([str(run), "--out", str(file), *flags])
+    return file
+
+
+@pytest.fixture(scope="module")
+def onnx_file(finished, tmp_path_factory):
+    return export_to(tmp_path_factory.mktemp("onnx") / "net.onnx", finished)
+
+
+def stored(run, weight=1.0, bias=0.0):
+    """The calibrated probabilities of the run's stored logits."""
+    with np.load(run / "predictions.npz") as arrays:
+        return softmax(arrays["best_test_logits"].astype(float) * weight + bias, axis=1)
+
+
+def from_onnx(file, images):
+    session = InferenceSession(file, providers=["CPUExecutionProvider"])
+    [found] = session.run(None, {"images": images.numpy()})
+    return found, session.get_modelmeta().custom_metadata_map
+
+
+def from_torchscript(file, images):
+    files = {"metadata.json": ""}
+    return torch.jit.load(file, _extra_files=files)(images).numpy(), json.loads(files.popitem()[1])
+
+
+def from_safetensors(file, images):
+    with safe_open(file, "pt") as content:
+        about = content.metadata()
+        state = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+    checkpoint = json.loads(about["checkpoint"])
+    linear = checkpoint["softmax"]
+    net = build_model(checkpoint["model"], checkpoint["num_classes"]).eval()
+    net.load_state_dict(state)
+    with torch.no_grad():
+        logits = net(normalise(images, checkpoint["mean"], checkpoint["std"])).numpy()
+    return softmax(logits * linear["weight"] + linear["bias"], axis=1), about
+
+
+READERS = {"onnx": from_onnx, "torchscript": from_torchscript, "safetensors": from_safetensors}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+def test_a_file_gives_the_runs_calibrated_probabilities(
+    finished, onnx_file, images, tmp_path, form
+):
+    file = onnx_file
+    if form != "onnx":
+        file = export_to(tmp_path / "file", finished, "--format", form)
+    result = json.loads((finished / "result.json").read_text())
+    best = result["best"]
+    for n in (1, 7, len(images)):
+        found, about = READERS[form](str(file), images[:n])
+        expected = stored(finished, 1 / best["temperature"])[:n]
+        assert found.dtype != np.float16 and np.abs(found - expected).max() < 1e-5
+    assert about["dataset"] == "tiny" and about["classes"] == "4"
+    assert json.loads(about["temperature"]) == best["temperature"]
+    eces = {logits: best["test"][logits]["ece"] for logits in ("raw", "scaled")}
+    assert json.loads(about["ece"]) == eces
+    assert about["command"] == json.loads((finished / "config.json").read_text())["command"]
+    assert json.loads(about["checkpoint"])["fingerprint"] == result["fingerprint"]
+
+
+def test_other_calibrations(run, images, tmp_path, capsys):
+    flags = ("--format", "safetensors", "--calibration")
+    found, _ = from_safetensors(export_to(tmp_path / "raw", run, *flags, "none"), images)
+    assert np.abs(found - stored(run)).max() < 1e-5
+    out = ("--out", str(tmp_path / "vector"))
+    error = fails(capsys, tmp_path, export.main, [str(run), *out, *flags, "vector"])
+    assert f"scripts.posthoc {run} --write" in error
+    posthoc.main([str(run), "--write"])
+    fitted = json.loads((run / "posthoc.json").read_text())["best"]["vector"]
+    found, about = from_safetensors(export_to(tmp_path / "vector", run, *flags, "vector"), images)
+    assert np.abs(found - stored(run, fitted["weight"], fitted["bias"])).max() < 1e-5
+    assert json.loads(about["ece"])["vector"] == fitted["test"]["ece"]
+
+
+def change_predictions(run, by):
+    with np.load(run / "predictions.npz") as arrays:
+        changed = dict(arrays)
+    changed["best_test_logits"] = changed["best_test_logits"] + np.float32([by, 0, 0, 0])
+    np.savez(run / "predictions.npz", **changed)
+
+
+def test_what_differs_is_not_written(run, tmp_path, capsys, monkeypatch):
+    command = [str(run), "--format", "safetensors", "--out", str(tmp_path / "file")]
+    change_predictions(run, 0.01)
+    assert "from the run's stored predictions" in fails(capsys, tmp_path, export.main, command)
+    result = json.loads((run / "result.json").read_text())
+    result["settings"]["mixed_precision"] = "bf16"  # whose logits are as coarse as that
+    (run / "result.json").write_text(json.dumps(result))
+    export.main(command)
+    assert re.search(
+        r"differ by up to \S+e-0[78] .* and [1-9]\.\de-0[34] ", capsys.readouterr().out
+    )
+    (tmp_path / "file").unlink()
+    change_predictions(run, 9)
+    assert "0.2 is allowed" in fails(capsys, tmp_path, export.main, command)
+    write, _, packages = FORMATS["safetensors"]
+    wrong = lambda content: lambda images: torch.full((len(images), 4), 0.25)  # noqa: E731
+    monkeypatch.setitem(FORMATS, "safetensors", (write, wrong, packages))
+    assert "from the net in float32" in fails(capsys, tmp_path, export.main, command)
+
+
+BAD = [
+    ("run", "either --out FILE or --benchmark"),
+    ("run --out f --benchmark", "either --out FILE or --benchmark"),
+    ("run --benchmark --format safetensors", "--format safetensors has no effect"),
+    ("run --out nowhere/f", "--out nowhere/f.*may write"),
+    ("run --out run", "--out run.*give a file"),
+    ("run --out f --format pickle", "--format.*'pickle'.*onnx"),
+    ("run --out f --dataset other.npz", "other.npz.*trained on other data"),
+    ("unfinished --out f", "unfinished.*no finished run.*train it first"),
+    (". --out f", "2 finished runs lie there; name one"),
+]
+
+
+@pytest.mark.parametrize("words, said", BAD, ids=[words for words, _ in BAD])
+def test_bad_input(run, tiny_npz, tmp_path, capsys, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    with np.load(tiny_npz) as arrays:
+        np.savez("other.npz", **dict(arrays) | {"x_test": 255 - arrays["x_test"]})
+    shutil.copytree(run, "unfinished")
+    Path("unfinished/result.json").unlink()
+    if words[0] == ".":
+        shutil.copytree(run, "another")
+    assert re.search(said, fails(capsys, tmp_path, export.main, words.split()))
+
+
+def test_a_package_that_is_not_there(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(export, "find_spec", lambda name: None if "onnx" in name else name)
+    error = fails(capsys, tmp_path, export.main, [str(run), "--out", str(tmp_path / "file")])
+    assert "pip install onnx onnxscript onnxruntime" in error
+
+
+def test_the_example(finished, onnx_file, images, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "export.md").read_text()
+    [example] = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert len(re.findall(r"^\S", example, re.MULTILINE)) <= 11
+    shutil.copy(onnx_file, tmp_path)
+    np.save("images.npy", images.numpy())
+    capsys.readouterr()
+    names = {}
+    exec(example, names)
+    temperature = json.loads((finished / "result.json").read_text())["best"]["temperature"]
+    assert np.abs(names["probabilities"] - stored(finished, 1 / temperature)).max() < 1e-5
+    assert re.fullmatch(r"tiny, ECE .*\n\d+% of .*\n", capsys.readouterr().out)
+
+
+def test_latency(finished, onnx_file, capsys, monkeypatch):
+    monkeypatch.setattr(export, "export", lambda *_: (onnx_file.read_bytes(), ""))
+    monkeypatch.setattr(export, "SECONDS", 0.01)
+    export.main([str(finished), "--benchmark"])
+    head, _, row = capsys.readouterr().out.splitlines()
+    assert re.search(r"one CPU thread +MB +ms, batch of 1 +ms, batch of 128", head)
+    size, one, many = map(float, row.split()[-3:])
+    assert 0.3 < size < 0.4 and 0 < one < many
+
+
+def test_safetensors_teach(finished, tiny_npz, tmp_path, capsys):
+    """Through the same strict door as the run, and with the same student."""
+    file = export_to(tmp_path / "net.safetensors", finished, "--format", "safetensors")
+    common = f"--dataset {tiny_npz} --model resnet8 --epochs 1 --train-batch-size 32 --checkpoint"
+    results = []
+    for place, teacher in (("run", finished), ("file", file)):
+        flags = [*common.split(), str(tmp_path / place), "--teacher_path", str(teacher)]
+        train_student.main(flags)
+        results.append(json.loads(next((tmp_path / place).rglob("result.json")).read_text()))
+    assert results[0]["best"]["test"] == results[1]["best"]["test"]
+    assert results[0]["label"] == results[1]["label"]
+    error = fails(capsys, tmp_path, train_student.main, [*flags, "--split-seed", "1"])
+    assert "trained with --split-seed 0" in error

@@ -1,0 +1,13 @@
+"""What the confidence of a classifier is worth: logits and labels in, numbers out.
+
+metrics        accuracy, proper scores and calibration errors of a whole split
+temperature    the temperature of least NLL, and the NLL that it leaves
+posthoc        temperature, vector and Dirichlet scaling, fitted on a validation split
+distributions  against known label distributions, and on foreign data
+bootstrap      how far a number could be off, a calibrated net's ECE, paired differences
+diagram        reliability diagrams
+scores         what all of them accept: numpy arrays or tensors, checked
+
+Imports nothing of the project, needs numpy and torch (posthoc tqdm, diagram matplotlib): the folder
+can be copied into another one if its imports are renamed.
+"""

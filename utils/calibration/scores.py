@@ -1,0 +1,64 @@
+"""What the functions of this folder accept: scores (N, K) and labels (N,), checked.
+
+Scores are numpy arrays or tensors of any device and floating type, labels are integers. They are
+read in pieces that a core's cache holds, each in float64, so no copy of a whole split is made.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Array = np.ndarray | Tensor
+PIECE = 1 << 16  # numbers
+
+
+def as_tensor(array: Array) -> Tensor:
+    """On the CPU, without its gradient."""
+    if isinstance(array, Tensor):
+        return array.detach().cpu()
+    # A copy is contiguous and writable, as torch wants it.
+    return torch.from_numpy(np.array(array, order="C"))
+
+
+def checked_scores(scores: Array) -> Tensor:
+    scores = as_tensor(scores)
+    if scores.ndim != 2 or scores.numel() == 0:
+        raise ValueError(f"scores should be (N, K) and not empty, got {tuple(scores.shape)}")
+    if scores.amax().isnan():
+        raise ValueError("scores hold NaN")
+    return scores if scores.is_floating_point() else scores.double()
+
+
+def checked(scores: Array, labels: Array) -> tuple[Tensor, Tensor]:
+    """Scores as they are and labels as int64, both on the CPU, or ValueError."""
+    scores, labels = checked_scores(scores), as_tensor(labels)
+    samples, classes = scores.shape
+    if labels.shape != (samples,):
+        raise ValueError(f"labels should be ({samples},), got {tuple(labels.shape)}")
+    if labels.is_floating_point() or labels.is_complex():
+        raise ValueError(f"labels should be integers, got {labels.dtype}")
+    labels = labels.long()
+    low, high = labels.min().item(), labels.max().item()
+    if low < 0 or high >= classes:
+        raise ValueError(f"labels should lie in 0..{classes - 1}, got {low}..{high}")
+    return scores, labels
+
+
+def checked_probs(probs: Array, what: str = "probabilities") -> Tensor:
+    """Rows (N, K) that are distributions up to rounding, or ValueError."""
+    probs = checked_scores(probs)
+    # Some softmaxes overshoot 1 by a rounding.
+    if probs.amin() < 0 or probs.amax() > 1 + 1e-3:
+        raise ValueError(f"{what} should lie in 0..1; are these logits?")
+    if (probs.sum(dim=1, dtype=torch.float64) - 1).abs().max() > 1e-3:
+        raise ValueError(f"{what} should sum to 1 in every row")
+    return probs
+
+
+def in_pieces(scores: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Rows of float64 scores, and the same rows of the others."""
+    rows = max(1, PIECE // scores.shape[1])
+    for piece, *parts in zip(*(tensor.split(rows) for tensor in (scores, *others)), strict=True):
+        yield piece.double(), *parts
