@@ -106,7 +106,8 @@ NUMBERS = {
     "report": {"--resamples": ["1.5"]},
     "cache_teacher": {"--batch-size": ["0"], "--split-seed": []},
     "benchmark": {
-        **{"--batch-size": ["0"], "--rounds": ["0"], "--workers": [], "--seconds": ["0"], "--at-once": ["0", "1.5"]},
+        **{"--batch-size": ["0"], "--rounds": ["0"], "--workers": [], "--at-once": ["0", "1.5"]},
+        **{"--seconds": ["0"]},
     },
 }
 
