@@ -36,7 +36,7 @@ from tqdm import tqdm
 from losses import build_distillation, build_loss
 from models import build_model
 from utils.data import NORMALISATION, Dataset, Split
-from utils.data.views import Batch, TrainLoader, normalise
+from utils.data.views import TrainLoader, normalise
 from utils.environment import environment
 from utils.objectives import Distillation, Objective
 from utils.options import CommandLine, count, positive, teacher_options, whole
@@ -134,11 +134,8 @@ def measure(bench: Bench, model: str, teacher: str | None, cached: bool) -> dict
                 folder if cached else None,
             )
             objective = Distillation(loss, asked, data, accelerator, args.seed, cache)
-        contenders = {
-            "conventional": conventional(bench, model, teacher),
-            "ours": ours(bench, model, objective),
-            "bare step": bare_step(bench, model, objective),
-        }
+        contenders = {"conventional": conventional(bench, model, teacher)}
+        contenders |= ours(bench, model, objective)
         if cached:
             contenders["ours"](most)  # a whole epoch fills it
         for name, train in contenders.items():
@@ -217,39 +214,34 @@ def conventional(bench: Bench, model: str, teacher: str | None) -> Pass:
     return train
 
 
-def ours(bench: Bench, model: str, objective: Objective) -> Pass:
-    """The steps of an epoch, as `fit` runs them."""
-    args, accelerator = bench.args, bench.accelerator
-    loader = TrainLoader(bench.data.train, args.train_batch_size, args.seed, accelerator.device)
-    net = build_model(model, CLASSES)
-    _, net, optimizer, schedule = prepare(accelerator, net, args, len(loader))
-    step = Step(args.step, accelerator, net, optimizer, objective, loader, bench.data)
+def ours(bench: Bench, model: str, objective: Objective) -> dict[str, Pass]:
+    """The steps of an epoch as `fit` runs them, and bare ones, on one fixed batch."""
+    accelerator, data, args = bench[:3]
+    loader = TrainLoader(data.train, args.train_batch_size, args.seed, accelerator.device)
+
+    def prepared():
+        return prepare(accelerator, build_model(model, CLASSES), args, len(loader))
+
+    _, net, optimizer, schedule = prepared()
+    step = Step(args.step, accelerator, net, optimizer, objective, loader, data)
+    _, bare_net, bare_optimizer, _ = prepared()
+    batch = loader.batch(next(loader.epoch(1)))
+    images = normalise(batch.images, data.mean, data.std)
 
     def train(steps: int) -> None:
         bar = tqdm(islice(loader.epoch(1), steps), total=steps, disable=True)
         with objective.epoch(1) as kind:
             train_epoch(step, kind, schedule, 1, bar, 0)
 
-    return train
-
-
-def bare_step(bench: Bench, model: str, objective: Objective) -> Pass:
-    """Forward, backward and optimiser on one fixed batch."""
-    accelerator, size, split = bench.accelerator, bench.args.train_batch_size, bench.data.train
-    _, net, optimizer, _ = prepare(accelerator, build_model(model, CLASSES), bench.args, 1)
-    tensors = (split.images[:size], split.labels[:size], torch.arange(size))
-    batch = Batch(*(tensor.to(accelerator.device) for tensor in tensors), 1.0)
-    images = normalise(batch.images, bench.data.mean, bench.data.std)
-
-    def train(steps: int) -> None:
-        net.train()
+    def train_bare(steps: int) -> None:
+        bare_net.train()
         with objective.epoch(1):
             for _ in range(steps):
-                accelerator.backward(objective(net(images), batch))
-                optimizer.step()
-                optimizer.zero_grad()
+                accelerator.backward(objective(bare_net(images), batch))
+                bare_optimizer.step()
+                bare_optimizer.zero_grad()
 
-    return train
+    return {"ours": train, "bare step": train_bare}
 
 
 def random_data(images: int) -> Dataset:
