@@ -49,8 +49,8 @@ def main(argv: list[str] | None = None) -> None:
         fitted = {method: fit(*net.val) for method, fit in methods.items()}
         found = {method: measure(net, fit) for method, fit in fitted.items()}
         print(f"\n{net.title}\n{table(found)}")
-        for method, calibration in fitted.items():
-            for note in calibration.notes:
+        for method, one in found.items():
+            for note in one["notes"]:
                 print(f"{method}: {note}")
         if args.write:
             about = {"folds": args.folds}
@@ -59,10 +59,6 @@ def main(argv: list[str] | None = None) -> None:
 
 def measure(net: MeasuredNet, calibration: Calibration) -> dict:
     """What the fit found, the map itself, and the metrics on both splits (fractions)."""
-    measured = {
-        split: classification_metrics(calibration(logits), labels)
-        for split, (logits, labels) in (("val", net.val), ("test", net.test))
-    }
     weight = calibration.weight
     diagonal = torch.equal(weight, weight.diagonal().diag())
     return {
@@ -71,7 +67,8 @@ def measure(net: MeasuredNet, calibration: Calibration) -> dict:
         "weight": (weight.diagonal() if diagonal else weight).tolist(),
         "bias": calibration.bias.tolist(),
         "notes": list(calibration.notes),
-        **measured,
+        "val": classification_metrics(calibration(net.val[0]), net.val[1]),
+        "test": classification_metrics(calibration(net.test[0]), net.test[1]),
     }
 
 

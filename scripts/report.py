@@ -27,42 +27,21 @@ from utils.tables import COLUMNS, printable
 
 
 def options(argv: list[str] | None):
-    parser = CommandLine(
-        prog="python -m scripts.report",
-        description="Tables and pictures of finished runs, those that differ only in the seed "
-        "as mean and spread.",
-    )
+    about = "Tables and pictures of finished runs, those that differ only in the seed as one row."
+    parser = CommandLine(prog="python -m scripts.report", description=about)
     add = parser.add_argument
-    add(
-        "roots", nargs="+", type=location, metavar="ROOT", help="run folders, or folders above them"
-    )
+    roots = "run folders, folders above them, or what --pack wrote"
+    add("roots", nargs="+", type=location, metavar="ROOT", help=roots)
     add("--out", type=location, metavar="FOLDER", help="also write report.html, .md, .csv and .tex")
-    add(
-        "--columns",
-        nargs="+",
-        choices=COLUMNS,
-        metavar="METRIC",
-        help=f"which and in which order: {', '.join(COLUMNS)}",
-    )
+    columns = f"which and in which order: {', '.join(COLUMNS)}"
+    add("--columns", nargs="+", choices=COLUMNS, metavar="METRIC", help=columns)
     add("--epoch", choices=("best", "last"), default="best", help="best: by validation")
-    add(
-        "--select",
-        choices=SELECT,
-        default="nll",
-        help="the validation metric that chooses the setting of a sweep",
-    )
-    add(
-        "--resamples",
-        type=whole,
-        default=1000,
-        help="draws behind the ECE's interval and the ECE of a calibrated net; 0 leaves both out",
-    )
-    add(
-        "--nets",
-        type=count,
-        default=100,
-        help="print at most so many of a data set, those that validation prefers",
-    )
+    select = "the validation metric that chooses the setting of a sweep"
+    add("--select", choices=SELECT, default="nll", help=select)
+    draws = "draws behind the ECE's interval and the ECE of a calibrated net; 0 leaves both out"
+    add("--resamples", type=whole, default=1000, help=draws)
+    nets = "print at most so many of a data set, those that validation prefers"
+    add("--nets", type=count, default=100, help=nets)
     add("--against", metavar="ROW", help="also a table of the differences from this row")
     add("--pack", type=location, metavar="FILE.zip", help="also write what is printed as a ROOT")
     return parser.parse_args(argv)

@@ -23,8 +23,7 @@ from utils.analysis.groups import group_runs
 from utils.analysis.records import Record, read_runs
 from utils.analysis.statistics import View, sections_of
 from utils.analysis.tables import Entry, Table, main_table, render
-from utils.calibration.bootstrap import ece_interval, gaps, resample_counts
-from utils.calibration.metrics import classification_metrics, ece
+from utils.calibration.metrics import classification_metrics
 from utils.program import one_line_errors
 from utils.runs import label_of
 from utils.tables import COLUMNS, text_table
@@ -274,45 +273,7 @@ class TestMarks:
         assert cells(section, "resnet8 LS", "scaled")["ece"].mark == "best"
 
 
-class TestBootstrap:
-    def test_gaps_sum_to_the_ece(self):
-        rng = np.random.default_rng(0)
-        for samples, classes in ((1, 2), (17, 3), (400, 10)):
-            logits, labels = random_tensors(rng, samples, classes)
-            probs = logits.double().softmax(1)
-            total = np.abs(gaps(probs, labels).sum(0, dtype=np.float64)).sum() / samples
-            assert total == pytest.approx(ece(probs, labels), abs=1e-6)
-
-    def test_a_plain_loop_gives_the_same_interval(self):
-        runs = [random_tensors(np.random.default_rng(3), 200, sharpness=s) for s in (1.0, 3.0)]
-        probs = [logits.double().softmax(1) for logits, _ in runs]
-        labels = runs[0][1]
-        assert (labels == runs[1][1]).all()
-        counts = resample_counts(200, 50, 0).astype(int)
-        values = []
-        for count in counts:
-            taken = np.repeat(np.arange(200), count)
-            assert len(taken) == 200
-            values.append(np.mean([ece(p[taken], labels[taken]) for p in probs]))
-        estimate = np.mean([ece(p, labels) for p in probs])
-        low, high = np.quantile(values, [0.025, 0.975])
-        expected = (max(0, 2 * estimate - high), max(estimate, 2 * estimate - low))
-        found = ece_interval([gaps(p, labels) for p in probs], resamples=50)
-        assert found == pytest.approx(expected, abs=1e-6)
-
-    @pytest.mark.parametrize("shift", [0.03, 0.1])
-    def test_it_covers_the_truth(self, shift):
-        """Confidence exceeds accuracy by `shift` everywhere, so the ECE is `shift`."""
-        rng = np.random.default_rng(2)
-        covered = 0
-        for _ in range(200):
-            confidence = rng.uniform(0.5, 1, 2000)
-            probs = torch.from_numpy(np.stack([confidence, 1 - confidence], 1))
-            labels = torch.from_numpy(rng.random(2000) >= confidence - shift).long()
-            low, high = ece_interval([gaps(probs, labels)], resamples=200)
-            covered += low <= shift <= high
-        assert 0.87 <= covered / 200 <= 0.99
-
+class TestInterval:
     def test_the_table_shows_it(self, tmp_path, capsys):
         for seed in (1, 2):
             write_predicted_run(tmp_path, seed=seed)
@@ -364,7 +325,7 @@ class TestChance:
         for loss, excess in (("NLL", 0.0), ("LS", 0.0), ("FL", 0.2)):
             self.write(tmp_path, loss, excess)
         report.main([str(tmp_path), "--against", "resnet8 NLL", "--columns", "ece", "sce"])
-        _, table = capsys.readouterr().out.split("minus resnet8 NLL")
+        _, table = capsys.readouterr().out.split("Difference from resnet8 NLL")
         rows = {line.split("raw")[0].strip(): line for line in table.splitlines() if "raw" in line}
         assert rows.keys() == {"resnet8 LS", "resnet8 FL"}
         assert re.search(r" -?0.00 \[-?0.00, 0.00\] +–", rows["resnet8 LS"])

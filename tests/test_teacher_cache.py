@@ -1,6 +1,8 @@
 """--teacher_cache and scripts/cache_teacher.py: exact, complete, never stale, safe to share."""
 
 import dataclasses
+import json
+import os
 import zlib
 from argparse import Namespace
 from pathlib import Path
@@ -12,11 +14,15 @@ from conftest import assert_same_run, command, fails
 import train_student
 import train_teacher
 from scripts import cache_teacher
+from utils import teacher_cache
 from utils.data import load_dataset
+from utils.data import views as view_module
 from utils.data.views import NUM_VIEWS, TrainLoader, epoch_plan
+from utils.files import atomic
+from utils.options import student_options
 from utils.runs import Run
 from utils.teacher_cache import CachedTeacher, LogitFiles
-from utils.teachers import Teacher, load_teacher
+from utils.teachers import Teacher, teacher_of
 
 LONE = ("--train-batch-size", "67")  # 135 = 2 x 67 + 1: the last step has one image
 ONE_PROCESS = Namespace(mixed_precision="no", device=torch.device("cpu"), num_processes=1)
@@ -66,20 +72,13 @@ def fill_command(data: Path, teacher: Path, cache: Path) -> list[str]:
 
 
 @pytest.fixture
-def no_teacher(monkeypatch):
-    def refuse(*arguments):
-        raise AssertionError("the teacher was run")
-
-    monkeypatch.setattr(Teacher, "logits", refuse)
-
-
-@pytest.fixture
 def calls(monkeypatch) -> list[int]:
-    """How many images the teacher has been given, call by call."""
+    """How many images the teacher has been given in training, call by call."""
     logits, calls = Teacher.logits, []
 
     def count(self, images):
-        calls.append(len(images))
+        if not torch.is_inference_mode_enabled():  # as a split is evaluated
+            calls.append(len(images))
         return logits(self, images)
 
     monkeypatch.setattr(Teacher, "logits", count)
@@ -90,7 +89,7 @@ def calls(monkeypatch) -> list[int]:
 def parts(tiny_npz, teacher) -> tuple:
     """Teacher and data, as the scripts load them."""
     data = load_dataset(str(tiny_npz), "data")
-    return load_teacher(teacher, data, 0), data
+    return teacher_of(student_options(student_command(tiny_npz, teacher, teacher)), data), data
 
 
 # The same numbers
@@ -104,13 +103,15 @@ def test_filling_and_reading_change_no_bit(train, plain, tmp_path, calls):
     assert calls == [67, 67, 1] * 3
 
 
-def test_other_students_of_the_seed_read_it_too(train, tmp_path, monkeypatch):
-    other = ("--T", 2, "--Lambda", 0.5, "--lr", 0.05, "--train-batch-size", 32)
+def test_other_students_of_the_seed_read_it_too(train, tmp_path, calls):
+    """At a teacher's temperature too: the files hold logits before any."""
+    other = ("--T", 2, "--Lambda", 0.5, "--train-batch-size", 32, "--teacher_temperature", 1.5)
     expected = train("plain", *other)
     cache = ("--teacher_cache", tmp_path / "cache")
     train("first", *cache)
-    monkeypatch.setattr(Teacher, "logits", None)
+    calls.clear()
     assert_same_run(expected, train("second", *other, *cache))
+    assert not calls
 
 
 def test_more_epochs_add_to_it(train, tmp_path, calls):
@@ -119,13 +120,6 @@ def test_more_epochs_add_to_it(train, tmp_path, calls):
     calls.clear()
     train("second", *cache, "--epochs", 3)
     assert calls == [67, 67, 1]
-
-
-def test_a_lone_image_has_the_bits_it_has_in_company(parts):
-    teacher, data = parts
-    together = teacher.logits(data.train.images)
-    alone = torch.cat([teacher.logits(image[None]) for image in data.train.images[:20]])
-    assert torch.equal(alone, together[:20])
 
 
 def test_bfloat16_is_exact_and_half_as_large(tiny_npz, teacher, tmp_path, forks):
@@ -150,7 +144,8 @@ def test_several_processes_read_what_one_has_written(parts, tmp_path):
     order, views = epoch_plan(135, 42, 1)
     files = LogitFiles(tmp_path, teacher, data, ONE_PROCESS)
     logits = torch.randn(135, 4)
-    files.write("seed=42_epoch=1", logits)
+    plan = zlib.crc32(torch.stack([order, views]).numpy())
+    files.write(f"seed=42_epoch=1_plan={plan:08x}", logits)
     two = Namespace(**vars(ONE_PROCESS) | {"num_processes": 2})
     for rank in range(2):
         cached = CachedTeacher(None, LogitFiles(tmp_path, teacher, data, two), 42)
@@ -175,14 +170,32 @@ def test_several_processes_keep_no_part_of_an_epoch(parts, tmp_path):
     assert not list(tmp_path.rglob("*.bin"))
 
 
+def test_an_ensemble_costs_once_what_one_teacher_does(train, tiny_npz, teacher, tmp_path, calls):
+    run, other = next(teacher.rglob("result.json")).parent, tmp_path / "other"
+    train_teacher.main(command(tiny_npz, other, "--epochs", "1", "--seed", "1"))
+    two = ("--teacher_path", run, other, "--teacher_temperature", "auto")
+    expected = train("plain", *two)
+    cache = ("--teacher_cache", tmp_path / "cache")
+    assert_same_run(expected, train("first", *two, *cache))
+    calls.clear()
+    assert_same_run(expected, train("second", *two, *cache))
+    assert not calls
+    sizes = [file.stat().st_size for file in (tmp_path / "cache").rglob("*.bin")]
+    assert sizes == [135 * 4 * 4] * 3
+    result = json.loads((expected / "result.json").read_text())
+    assert "from_2xresnet8_NLL_Tcal=auto" in expected.name
+    taught, T = result["teacher"], result["teacher"]["temperature"]
+    assert taught["teacher_temperature"] == "auto" and taught["seed"] == "1+42" and T != 1
+    assert taught["test"]["tempered"]["nll"] == pytest.approx(taught["test"]["scaled"]["nll"])
+
+
 # All views ahead
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_views_written_ahead_serve_any_seed(train, filled, no_teacher, seed, monkeypatch):
-    cached = train("cached", "--seed", seed, "--teacher_cache", filled)
-    monkeypatch.undo()
-    assert_same_run(train("plain", "--seed", seed), cached)
+def test_views_written_ahead_serve_any_seed(train, filled, calls):
+    cached = train("cached", "--seed", 1, "--teacher_cache", filled)
+    assert not calls
+    assert_same_run(train("plain", "--seed", 1), cached)
 
 
 def test_only_missing_and_damaged_views_are_made(tiny_npz, teacher, filled, calls, capsys):
@@ -231,14 +244,20 @@ def test_mistakes_are_one_line(tiny_npz, teacher, tmp_path, monkeypatch, capsys,
 # Never stale, never damaged
 
 
+def changed(teacher: Teacher, **facts) -> Teacher:
+    return Teacher([dataclasses.replace(member, **facts) for member in teacher.members])
+
+
 def test_whatever_the_logits_depend_on_names_the_folder(parts, tmp_path):
     teacher, data = parts
     variants = [
         (teacher, data, ONE_PROCESS),
-        (dataclasses.replace(teacher, sha256="0" * 64), data, ONE_PROCESS),
-        (dataclasses.replace(teacher, mean=(0.5, 0.5, 0.5)), data, ONE_PROCESS),
-        (dataclasses.replace(teacher, std=(0.5, 0.5, 0.5)), data, ONE_PROCESS),
-        (dataclasses.replace(teacher, model="resnet20"), data, ONE_PROCESS),
+        (changed(teacher, sha256="0" * 64), data, ONE_PROCESS),
+        (changed(teacher, mean=(0.5, 0.5, 0.5)), data, ONE_PROCESS),
+        (changed(teacher, std=(0.5, 0.5, 0.5)), data, ONE_PROCESS),
+        (changed(teacher, model="resnet20"), data, ONE_PROCESS),
+        (changed(teacher, size=16), data, ONE_PROCESS),
+        (Teacher(teacher.members * 2), data, ONE_PROCESS),
         (teacher, dataclasses.replace(data, split_seed=1), ONE_PROCESS),
         (teacher, dataclasses.replace(data, fingerprint="0" * 64), ONE_PROCESS),
         (teacher, data, Namespace(**vars(ONE_PROCESS) | {"mixed_precision": "bf16"})),
@@ -246,8 +265,38 @@ def test_whatever_the_logits_depend_on_names_the_folder(parts, tmp_path):
     ]
     folders = [LogitFiles(tmp_path, *variant).folder for variant in variants]
     assert len(set(folders)) == len(variants)
-    elsewhere = dataclasses.replace(teacher, path=Path("moved.pth"), loss="NLL")
-    assert LogitFiles(tmp_path, elsewhere, data, ONE_PROCESS).folder == folders[0]
+    for same in (changed(teacher, path=Path("moved.pth"), loss="NLL"), Teacher(teacher.members, 2)):
+        assert LogitFiles(tmp_path, same, data, ONE_PROCESS).folder == folders[0]
+
+
+def test_other_views_and_another_plan_are_other_files(parts, tmp_path, monkeypatch):
+    def kept() -> Path:
+        files = LogitFiles(tmp_path, *parts, ONE_PROCESS)
+        with CachedTeacher(None, files, 42).epoch(1):
+            pass
+        return max(files.folder.glob("*.bin"), key=lambda path: path.stat().st_mtime_ns)
+
+    first = kept()
+    with monkeypatch.context() as patch:  # another algorithm of the generator
+        patch.setattr(teacher_cache, "epoch_plan", lambda n, seed, epoch: epoch_plan(n, seed, 9))
+        other = kept()
+    assert other.parent == first.parent and other.name[:24] != first.name[:24]
+    monkeypatch.setattr(view_module, "PADDING", 3)
+    monkeypatch.setattr(view_module, "POSITIONS", 7)
+    monkeypatch.setattr(teacher_cache, "NUM_VIEWS", 98)
+    assert kept().parent != first.parent
+
+
+def test_a_cache_that_one_may_only_read(train, plain, tmp_path, calls, capsys, monkeypatch):
+    cache = ("--teacher_cache", tmp_path / "cache")
+    train("first", *cache, "--epochs", 2)
+    before = sorted((tmp_path / "cache").rglob("*"))
+    monkeypatch.setattr(os, "access", lambda *_: False)  # what root is never told
+    calls.clear()
+    assert_same_run(plain, train("second", *cache))
+    assert calls == [67, 67, 1]  # of the epoch that it lacks
+    assert "no permission to keep epoch 3" in capsys.readouterr().out
+    assert sorted((tmp_path / "cache").rglob("*")) == before
 
 
 def flipped(content: bytes) -> bytes:
@@ -269,21 +318,6 @@ def test_damage_is_found_said_and_mended(train, plain, tmp_path, calls, capsys, 
     assert_same_run(plain, train("second", *cache))
     assert f"{path} is damaged: removed, and computed anew" in capsys.readouterr().out
     assert calls == [67, 67, 1] and path.read_bytes() == content
-
-
-@pytest.mark.parametrize("content", [b"", bytes(135 * 4), bytes(135 * 5 * 4)])
-def test_a_right_checksum_does_not_make_a_right_shape(parts, tmp_path, content):
-    files = LogitFiles(tmp_path, *parts, ONE_PROCESS)
-    path = files.folder / f"view=0_{zlib.crc32(content):08x}.bin"
-    path.write_bytes(content)
-    assert not files.has("view=0") and not path.exists()
-
-
-def test_a_file_that_another_run_removes_meanwhile(parts, tmp_path, monkeypatch):
-    files = LogitFiles(tmp_path, *parts, ONE_PROCESS)
-    gone = files.folder / "view=0_00000000.bin"
-    monkeypatch.setattr(Path, "glob", lambda self, pattern: [gone])
-    assert not files.has("view=0")
 
 
 # Killed runs, and several at once
@@ -308,6 +342,19 @@ def test_a_killed_run_goes_on_with_what_it_kept(train, plain, tmp_path, monkeypa
     calls.clear()
     assert_same_run(plain, train("cut", *cache))
     assert calls == [67, 67, 1]
+
+
+def test_temporary_names_are_never_shared(tmp_path, monkeypatch):
+    """In containers that share a folder every process may have the same number."""
+    names, replace = set(), os.replace
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    monkeypatch.setattr(os, "replace", lambda a, b: (names.add(a), replace(a, b)))
+    for _ in range(24):
+        with atomic(tmp_path / "file") as file:
+            file.write(b"x")
+    assert len(names) == 24 and [path.name for path in tmp_path.iterdir()] == ["file"]
+    (tmp_path / "usual").touch()
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
 def test_several_runs_at_once_share_one_cache(train, tiny_npz, teacher, tmp_path, forks):

@@ -1,5 +1,6 @@
 """Teachers from run folders and from third parties' files, and everything that is refused."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -12,12 +13,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from safetensors.torch import save_file as save_safetensors
+from torch import nn
+from torch.nn import functional as F
 
 from models import build_model
+from utils import teachers
 from utils.calibration.metrics import classification_metrics
-from utils.data import NORMALISATION, Dataset, Split, load_dataset
+from utils.calibration.temperature import fit_temperature
+from utils.data import Dataset, Split, load_dataset, normalisation
+from utils.data.views import normalise
+from utils.evaluation import inspect_teacher
 from utils.program import UserError
-from utils.teachers import load_teacher
+from utils.teachers import Member, Teacher, teacher_of
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 LABEL = "FL+MDCA_gamma=3_beta=1"
@@ -88,14 +97,23 @@ def renamed(*changes):
     return change
 
 
-def load(path, dataset=None, split_seed=3, **options):
-    return load_teacher(path, dataset or make_dataset(), split_seed, **options)
+def load_all(*paths, dataset=None, split_seed=3, model=None, **flags) -> Teacher:
+    names = ("loss", "select", "norm", "key", "size", "temperature")
+    given = {"select": "best", "temperature": 1.0} | flags
+    args = Namespace(**{f"teacher_{name}": given.get(name) for name in names})
+    args.teacher, args.teacher_path, args.split_seed = model and [model], paths, split_seed
+    return teacher_of(args, dataset or make_dataset())
+
+
+def load(path, **options) -> Member:
+    (member,) = load_all(path, **options).members
+    return member
 
 
 def refused(path, *words, **options) -> str:
     """The one line that refuses `path`; it has all the words."""
     with pytest.raises(UserError) as caught:
-        load(path, **options)
+        load_all(path, **options)
     message = str(caught.value)
     assert "\n" not in message and "\x1b" not in message
     for word in ("--teacher", *words):
@@ -117,26 +135,21 @@ def test_a_run_folder_says_everything(tmp_path):
     file = run / "model_best.pth"
     assert teacher.path == file
     assert teacher.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
-    assert (teacher.model, teacher.num_classes, teacher.label) == ("resnet8", 10, LABEL)
+    assert (teacher.model, teacher.label) == ("resnet8", LABEL)
     assert (teacher.mean, teacher.std) == (MEAN, STD)
-    assert (teacher.seed, teacher.split_seed) == (42, 3)
+    assert (teacher.seed, teacher.foreign) == (42, False)
+    assert not any(part.training for part in teacher.net.modules())
+    assert not any(weight.requires_grad for weight in teacher.net.parameters())
     for key, value in checkpoint()["state_dict"].items():
         assert torch.equal(teacher.net.state_dict()[key], value)
 
 
-def test_the_teacher_is_ready_to_teach(tmp_path):
-    teacher = load(make_run(tmp_path / "run"))
-    assert not any(module.training for module in teacher.net.modules())
-    assert not any(parameter.requires_grad for parameter in teacher.net.parameters())
-    assert teacher.net.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
-
-
 def test_identity_is_the_same_wherever_the_file_lies(tmp_path):
     first, second = make_run(tmp_path / "a"), tmp_path / "b"
-    first_identity = load(first).identity
+    first_identity = load_all(first).identity
     first.rename(second)
     moved = first_identity | {"path": str(second / "model_best.pth")}
-    assert load(second).identity == moved == json.loads(json.dumps(moved))
+    assert load_all(second).identity == moved == json.loads(json.dumps(moved))
     assert first_identity["mean"] == list(MEAN)
 
 
@@ -166,22 +179,13 @@ def test_several_runs_are_listed(tmp_path):
 def test_an_unfinished_run_is_no_teacher(tmp_path):
     run = make_run(tmp_path / "run", finished=False)
     for path in (run, tmp_path):
-        refused(path, "--teacher_path", str(path), "no finished run", "model_best.pth")
+        refused(path, "--teacher_path", str(path), "no finished run")
     assert load(run / "model_best.pth").model == "resnet8"
 
 
-def test_a_folder_without_a_run(tmp_path):
-    refused(tmp_path, "--teacher_path", str(tmp_path), "no weights file")
-
-
-@pytest.mark.parametrize("path", ["nowhere", "x" * 5000, "~nobody/teacher", "a\0b"])
+@pytest.mark.parametrize("path", ["nowhere", "x" * 5000, "~nobody/teacher", "a\0b", " "])
 def test_a_missing_path(path):
-    refused(path, "--teacher_path", "no such file or folder", "run folder")
-
-
-@pytest.mark.parametrize("path", ["", " "])
-def test_an_empty_path(path):
-    refused(path, "--teacher_path is empty")
+    refused(path, "--teacher_path", "run folder or a weights file")
 
 
 def test_the_resume_file_is_no_teacher(tmp_path):
@@ -189,109 +193,81 @@ def test_the_resume_file_is_no_teacher(tmp_path):
     refused(run / "checkpoint.pth", "resumes", "model_best.pth")
 
 
-def test_another_architecture(tmp_path):
-    run = make_run(tmp_path / "run")
-    assert load(run, model="resnet8").model == "resnet8"
-    refused(run, "--teacher_path", "resnet8", "--teacher resnet20", model="resnet20")
+CIFAR100 = {"name": "cifar100", "num_classes": 100, "fingerprint": "e" * 64}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"model": "resnet20"}, ("holds resnet8", "--teacher resnet20")),
+        ({"split_seed": 0}, ("--split-seed 3", "not 0", "validate")),
+        ({"key": "model"}, ("leave --teacher_key out",)),
+        ({"norm": "half"}, ("--teacher_norm half",)),
+        ({"dataset": make_dataset(**CIFAR100)}, ("cifar10 (10 cl", "--dataset cifar100 (100 cl")),
+        ({"dataset": make_dataset(fingerprint="e" * 64)}, ("other data, cifar10",)),
+        ({"dataset": make_dataset(name="svhn", fingerprint="")}, ("--dataset svhn",)),
+        *(
+            ({"loss": loss}, (LABEL, f"--teacher_loss {loss}"))
+            for loss in ("NLL", "MDCA", "KD", "FL+MDCX", "FL+MDCA_gamma=1_beta=1")
+        ),
+    ],
+)
+def test_what_contradicts_our_checkpoint(tmp_path, options, words):
+    refused(make_run(tmp_path / "run"), *words, **options)
+
+
+@pytest.mark.parametrize(
+    ("changes", "options"),
+    [
+        ({}, {"model": "resnet8"}),
+        ({}, {"loss": "FL+MDCA"}),
+        ({}, {"loss": LABEL}),
+        ({"loss": "NLL+MDCA"}, {"loss": "MDCA"}),
+        ({"loss": "KD"}, {"loss": "KD"}),
+        ({"mean": [0.5] * 3, "std": [0.5] * 3}, {"norm": "half"}),
+        ({}, {"dataset": make_dataset(name="moved")}),
+        ({}, {"dataset": make_dataset(fingerprint="")}),
+    ],
+)
+def test_what_agrees_with_our_checkpoint(tmp_path, changes, options):
+    assert load(make_run(tmp_path / "run", **changes), **options).label == LABEL
 
 
 def test_weights_that_belie_their_own_checkpoint(tmp_path):
     run = make_run(tmp_path / "run", state_dict=build_model("resnet14").state_dict())
-    refused(run, "resnet8", "looks like resnet14")
+    refused(run, "does not fit resnet8: layer1.1.conv1.weight is (16, 16, 3, 3) where none")
 
 
-def test_an_architecture_that_the_zoo_lost(tmp_path):
-    content = checkpoint() | {"model": "resnet9"}
-    torch.save(content, tmp_path / "file.pth")
-    refused(tmp_path / "file.pth", "--teacher: ", "resnet9", "nearest")
+def test_a_net_of_any_names_teaches(tmp_path, monkeypatch):
+    """What README's Contributing adds: its head is `6.weight`, and nothing of it is renamed."""
 
+    def plain(num_classes):
+        convolution = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        return nn.Sequential(
+            *convolution, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(72, num_classes)
+        )
 
-def test_another_data_set(tmp_path):
-    run = make_run(tmp_path / "run")
-    other = make_dataset(name="cifar100", num_classes=100, fingerprint="e" * 64)
-    refused(run, "--dataset", "cifar10 (10 classes)", "cifar100 (100 classes)", dataset=other)
-    other = make_dataset(fingerprint="e" * 64)
-    refused(run, "--dataset", "other data of the name cifar10", dataset=other)
-
-
-def test_the_same_data_under_another_name(tmp_path):
-    run = make_run(tmp_path / "run")
-    assert load(run, dataset=make_dataset(name="moved")).label == LABEL
-
-
-@pytest.mark.parametrize("side", ["teacher", "student"])
-def test_without_a_fingerprint_the_name_decides(tmp_path, side):
-    run = make_run(tmp_path / "run", fingerprint="" if side == "teacher" else "f" * 64)
-    here = "" if side == "student" else "f" * 64
-    assert load(run, dataset=make_dataset(fingerprint=here)).label == LABEL
-    refused(run, "--dataset", dataset=make_dataset(name="svhn", fingerprint=here))
-
-
-def test_another_split(tmp_path):
-    run = make_run(tmp_path / "run")
-    refused(run, "--split-seed 3", "not 0", "validate", split_seed=0)
-
-
-@pytest.mark.parametrize("loss", ["FL+MDCA", LABEL])
-def test_the_loss_is_confirmed(tmp_path, loss):
-    assert load(make_run(tmp_path / "run"), loss=loss).label == LABEL
-
-
-@pytest.mark.parametrize(("given", "recorded"), [("cross_entropy", "NLL"), ("MDCA", "NLL+MDCA")])
-def test_the_loss_by_another_name(tmp_path, given, recorded):
-    run = make_run(tmp_path / "run", loss=recorded, label=recorded)
-    assert load(run, loss=given).label == recorded
-
-
-@pytest.mark.parametrize("loss", ["NLL", "FL", "MDCA", "KD", "FL+MDCA_gamma=1_beta=1"])
-def test_the_loss_contradicts(tmp_path, loss):
-    run = make_run(tmp_path / "run")
-    refused(run, "--teacher_path", LABEL, f"--teacher_loss {loss}", loss=loss)
-
-
-def test_an_unknown_loss(tmp_path):
-    refused(
-        make_run(tmp_path / "run"),
-        "--teacher_loss FL+MDCX: ",
-        "'FL+MDCX'",
-        "FL+MDCA",
-        loss="FL+MDCX",
+    monkeypatch.setattr(teachers, "build_model", lambda name, classes: plain(classes))
+    net = plain(10)
+    torch.save(
+        checkpoint() | {"model": "plain", "state_dict": net.state_dict()}, tmp_path / "p.pth"
     )
-
-
-def test_what_a_strangers_file_says_of_its_loss_is_not_believed(tmp_path):
-    """Checkpoints of others often hold the value of the loss."""
-    file, _ = third_party(
-        tmp_path, change=lambda state: {"state_dict": state, "loss": torch.tensor(0.3)}
-    )
-    assert load(file, model="resnet8", loss="NLL").loss == "NLL"
-
-
-def test_a_distilled_net_teaches(tmp_path):
-    label = "KD_T=4_Lambda=0.9_from_resnet56_NLL_seed=1"
-    run = make_run(tmp_path / "run", loss="KD", label=label)
-    assert load(run, loss="KD").label == load(run).label == label
-    refused(run, "--teacher_loss NLL", loss="NLL")
-
-
-def test_a_label_cannot_leave_the_run_folder(tmp_path):
-    run = make_run(tmp_path / "run", label="../../elsewhere")
-    assert "/" not in load(run).label
-
-
-def test_our_checkpoint_has_its_own_normalisation(tmp_path):
-    mean, std = NORMALISATION["half"]
-    run = make_run(tmp_path / "run", mean=list(mean), std=list(std))
-    assert load(run).mean == load(run, norm="half").mean == tuple(mean)
-    refused(run, "--teacher_norm imagenet", norm="imagenet")
+    assert same_net(net, load(tmp_path / "p.pth").net)
 
 
 # --- third parties' files -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "net"])
-@pytest.mark.parametrize("head", ["linear", "fc", "classifier"])
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module."])
+@pytest.mark.parametrize(
+    ("wrapper", "head", "prefix"),
+    [
+        (None, "linear", "module."),
+        ("state_dict", "classifier", ""),
+        ("state_dict_ema", "fc", "_orig_mod.module."),
+        ("student", "linear", "module.student."),
+        (None, "fc", "backbone."),
+    ],
+)
 def test_wrappers_heads_and_prefixes(tmp_path, wrapper, head, prefix):
     def change(state):
         state = renamed((r"^fc\.", f"{head}."), (r"^", prefix))(state)
@@ -300,7 +276,7 @@ def test_wrappers_heads_and_prefixes(tmp_path, wrapper, head, prefix):
     file, net = third_party(tmp_path, change=change)
     teacher = load(file, model="resnet8")
     assert same_net(net, teacher.net)
-    assert (teacher.label, teacher.seed, teacher.split_seed) == ("their-net,v1", None, None)
+    assert (teacher.label, teacher.seed) == ("their-net,v1", None)
 
 
 @pytest.mark.parametrize(
@@ -321,82 +297,49 @@ def test_shortcuts(tmp_path, model, options, changes):
     torch.testing.assert_close(teacher.net(images), net(images), rtol=1e-4, atol=1e-4)
 
 
-def test_files_from_before_batch_norm_counted(tmp_path):
-    def change(state):
-        return {key: value for key, value in state.items() if "num_batches" not in key}
-
-    file, net = third_party(tmp_path, change=change)
-    assert same_net(net, load(file, model="resnet8").net)
-
-
-def test_half_precision_weights(tmp_path):
-    def change(state):
-        return {
-            key: value.half() if value.is_floating_point() else value
-            for key, value in state.items()
-        }
-
-    file, _ = third_party(tmp_path, change=change)
-    assert load(file, model="resnet8").net.fc.weight.dtype == torch.float32
-
-
-@pytest.mark.parametrize("norm", [None, "cifar10", "cifar100", "imagenet", "half"])
-def test_their_normalisation(tmp_path, norm):
+def test_their_normalisation(tmp_path):
     file, _ = third_party(tmp_path)
-    teacher = load(file, model="resnet8", norm=norm)
-    expected = NORMALISATION[norm] if norm else (MEAN, STD)
-    assert (teacher.mean, teacher.std) == tuple(map(tuple, expected))
-
-
-def test_an_unknown_normalisation(tmp_path):
-    file, _ = third_party(tmp_path)
-    refused(file, "--teacher_norm mnist", "imagenet", model="resnet8", norm="mnist")
-
-
-def test_any_split_seed_and_loss_will_do_for_a_file_that_says_neither(tmp_path):
-    file, _ = third_party(tmp_path)
-    assert load(file, model="resnet8", split_seed=9, loss="CutMix").split_seed is None
-
-
-def test_a_file_that_names_no_architecture(tmp_path):
-    file, _ = third_party(tmp_path, shortcut="pad")
-    refused(file, str(file), "it looks like resnet8", "give --teacher")
-
-
-def test_an_unknown_architecture(tmp_path):
-    file, _ = third_party(tmp_path)
-    refused(file, "--teacher: ", "resnet9", "nearest is resnet8", model="resnet9")
+    teacher = load(file, model="resnet8", norm="0.5,0.4,0.3/0.2,0.25,1")
+    assert (teacher.mean, teacher.std) == ((0.5, 0.4, 0.3), (0.2, 0.25, 1.0))
+    assert load(file, model="resnet8").mean == MEAN
+    assert load(file, model="resnet8", norm="cifar10_old").std == (0.2023, 0.1994, 0.2010)
+    for text in ("mnist", "1,2/3,4", "0.5,0.5,0.5/0.5,0,0.5", "123.7,116.3,103.5/58.4,57.1,57.4"):
+        with pytest.raises(ValueError, match="six numbers"):
+            normalisation(text)
 
 
 @pytest.mark.parametrize("options", [{}, {"shortcut": "pad"}])
-@pytest.mark.parametrize("model", ["resnet20", "resnet56_bottleneck", "wrn_16_2"])
-def test_weights_of_another_architecture(tmp_path, model, options):
+@pytest.mark.parametrize(
+    ("model", "tensor"),
+    [("resnet20", "layer1.1.conv1.weight"), ("wrn_16_2", "layer1.0.conv1.weight")],
+)
+def test_weights_of_another_architecture(tmp_path, model, tensor, options):
     file, _ = third_party(tmp_path, **options)
-    words = ("--teacher_path", str(file), f"--teacher {model}", "it looks like resnet8")
-    refused(file, *words, model=model)
+    refused(file, str(file), f"does not fit {model}: ", tensor, model=model)
 
 
-def test_weights_of_no_net_of_the_zoo(tmp_path):
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, ("does not name its architecture", "give --teacher")),
+        ({"model": "resnet9"}, ("--teacher: ", "resnet9", "nearest is resnet8")),
+        (
+            {"model": "resnet8", "dataset": make_dataset(**CIFAR100)},
+            ("has 10 classes", "--dataset cifar100 has 100"),
+        ),
+    ],
+)
+def test_what_a_file_does_not_say(tmp_path, options, words):
+    file, _ = third_party(tmp_path)
+    refused(file, *words, **options)
+
+
+def test_old_files_and_half_precision(tmp_path):
     def change(state):
-        return state | {"conv1.weight": torch.zeros(64, 3, 7, 7)}
+        return {key: value.half() for key, value in state.items() if "num_batches" not in key}
 
-    file, _ = third_party(tmp_path, change=change)
-    refused(file, "conv1.weight", "(64, 3, 7, 7)", "no net of this zoo", model="resnet8")
-
-
-def test_another_number_of_classes(tmp_path):
-    file, _ = third_party(tmp_path, classes=100)
-    refused(file, "100 classes", "--dataset cifar10", model="resnet8")
-
-
-@pytest.mark.parametrize("head", [None, torch.zeros(())])
-def test_no_head(tmp_path, head):
-    def change(state):
-        body = {key: value for key, value in state.items() if not key.startswith("fc.")}
-        return body if head is None else body | {"fc.weight": head}
-
-    file, _ = third_party(tmp_path, change=change)
-    refused(file, "--teacher_path", "head", model="resnet8")
+    file, net = third_party(tmp_path, change=change)
+    assert same_net(net.half().float(), load(file, model="resnet8").net)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e300])
@@ -406,6 +349,57 @@ def test_weights_that_are_not_finite(tmp_path, bad):
 
     file, _ = third_party(tmp_path, change=change)
     refused(file, "--teacher_path", "NaN or infinite", model="resnet8")
+
+
+def test_several_sets_of_weights_are_listed_and_one_is_named(tmp_path):
+    torch.manual_seed(7)
+    ema = build_model("resnet8", 10)
+
+    def change(state):
+        optimizer = {"state": {0: {"exp_avg": torch.zeros(3, 3)}}, "param_groups": [{"lr": 0.1}]}
+        metrics = {"top1": torch.tensor(0.9)}
+        wrapped = {"model": state, "ema": {"shadow": ema.state_dict(), "decay": 0.9}}
+        return wrapped | {"optimizer": optimizer, "metrics": metrics, "epoch": 3}
+
+    file, net = third_party(tmp_path, change=change)
+    refused(file, "several sets of weights: model, ema.shadow; --teacher_key", model="resnet8")
+    refused(file, "--teacher_key net; it holds model, ema.shadow", model="resnet8", key="net")
+    assert same_net(net, load(file, model="resnet8", key="model").net)
+    assert same_net(ema, load(file, model="resnet8", key="ema.shadow").net)
+    both = {load_all(file, model="resnet8", key=key).label for key in ("model", "ema.shadow")}
+    assert both == {"their-net,v1_model", "their-net,v1_ema.shadow"}
+    refused(make_run(tmp_path / "run"), "leave --teacher_key out", key="model")
+
+
+def test_safetensors(tmp_path):
+    _, net = third_party(tmp_path)
+    file = tmp_path / "net.safetensors"
+    save_safetensors(net.state_dict(), file)
+    assert same_net(net, load(file, model="resnet8").net)
+    content = file.read_bytes()
+    for kept in (len(content) - 1, 1000, 9):
+        file.write_bytes(content[:kept])
+        refused(file, "damaged, cut short", model="resnet8")
+
+
+def test_timm_downloads_what_fits_the_data(monkeypatch):
+    def timm(name, num_classes, pretrained):
+        assert (name, pretrained) == ("timm/small", True)
+        net = build_model("resnet8", num_classes)
+        net.pretrained_cfg = {"num_classes": classes, "mean": (0.5,) * 3, "std": (0.2,) * 3}
+        return net
+
+    monkeypatch.setattr(teachers, "build_model", timm)
+    classes = 10
+    teacher = load("pretrained", model="timm/small", size=16)
+    assert (teacher.mean, teacher.std, teacher.size) == ((0.5,) * 3, (0.2,) * 3, 16)
+    assert teacher.foreign
+    assert load("pretrained", model="timm/small", norm="half").std == (0.5,) * 3
+    classes = 1000
+    refused("pretrained", "has 1000 classes but --dataset cifar10 has 10", model="timm/small")
+    refused("pretrained", "timm/NAME", model="resnet8")
+    monkeypatch.setattr(teachers, "build_model", lambda *_, **__: Path("/no/network").read_text())
+    refused("pretrained", "cannot be downloaded", "weights file", model="timm/small")
 
 
 # --- files that are none --------------------------------------------------------------------------
@@ -443,15 +437,16 @@ def test_more_than_tensors_is_refused_by_name(tmp_path, thing, named):
     refused(tmp_path / "net.pth", named, "could run code", "state_dict", model="resnet8")
 
 
+def test_torchscript_is_told_from_damage(tmp_path):
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "net.pt")
+    message = refused(tmp_path / "net.pt", "TorchScript", "torch.jit.load", model="resnet8")
+    assert "damaged" not in message
+
+
 @pytest.mark.parametrize("thing", [torch.zeros(3), [1, 2], {}, {"epoch": 3}, {"state_dict": {}}])
 def test_no_state_dict(tmp_path, thing):
     torch.save(thing, tmp_path / "net.pth")
     refused(tmp_path / "net.pth", "--teacher_path", "state dict", model="resnet8")
-
-
-def test_an_empty_file(tmp_path):
-    (tmp_path / "net.pth").touch()
-    refused(tmp_path / "net.pth", "empty")
 
 
 @pytest.mark.parametrize("kept", [1, 0.5, 100, 5000, -10])
@@ -464,11 +459,11 @@ def test_a_truncated_file(tmp_path, kept):
 
 
 @pytest.mark.parametrize(
-    "text", [b"hello world", bytes(100), b"PK\x03\x04", b"<html>", b"\x80\x02"]
+    "text", [b"", b"hello world", bytes(100), b"PK\x03\x04", b"<html>", b"\x80\x02"]
 )
 def test_some_other_file(tmp_path, text):
     (tmp_path / "net.pth").write_bytes(text)
-    refused(tmp_path / "net.pth", "--teacher_path", "damaged, or not written by torch.save")
+    refused(tmp_path / "net.pth", "again")
 
 
 def test_damage_anywhere_ends_in_one_line_or_a_teacher(tmp_path):
@@ -487,11 +482,120 @@ def test_damage_anywhere_ends_in_one_line_or_a_teacher(tmp_path):
             assert "\n" not in str(error)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
-def test_a_file_without_permission(tmp_path):
+# --- one teacher or several, and their temperature ------------------------------------------------
+
+IMAGES = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
+LABELS = torch.tensor([1, 2, 3, 1, 2])
+
+
+def three_runs(tmp_path) -> list[Path]:
+    runs = []
+    for seed in (44, 42, 43):
+        runs.append(make_run(tmp_path / str(seed), seed=seed))
+        state = {
+            k: v + 0.1 * seed * (k == "fc.bias") for k, v in checkpoint()["state_dict"].items()
+        }
+        torch.save(checkpoint(seed=seed, state_dict=state), runs[-1] / "model_best.pth")
+    return runs
+
+
+def test_an_ensemble_teaches_its_mean_probabilities(tmp_path):
+    """The log of the mean over teachers of softmax, in float64."""
+    runs = three_runs(tmp_path)
+    teacher = load_all(*runs)
+    each = [load_all(run).logits(IMAGES).double() for run in runs]
+    expected = sum(logits.softmax(1) for logits in each).div(3).log()
+    torch.testing.assert_close(teacher.logits(IMAGES).double(), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(teacher.logits(IMAGES), load_all(*runs[::-1]).logits(IMAGES))
+
+
+def test_an_ensemble_says_who_is_in_it(tmp_path):
+    runs = three_runs(tmp_path)
     file, _ = third_party(tmp_path)
-    file.chmod(0)
-    refused(file, "cannot be read", model="resnet8")
+    teacher = load_all(*runs)
+    assert (teacher.model, teacher.label) == ("3xresnet8", LABEL)
+    said = teacher.identity
+    assert said["seed"] == "42+43+44" and said == json.loads(json.dumps(said))
+    hashes = {hashlib.sha256((run / "model_best.pth").read_bytes()).hexdigest() for run in runs}
+    assert {member["sha256"] for member in said["members"]} == hashes
+    assert said["sha256"] not in hashes
+    mixed = load_all(runs[0], file, model="resnet8")
+    assert mixed.identity["seed"] is None and mixed.label == f"{LABEL}_and_their-net,v1"
+    with pytest.raises(UserError, match="same weights as .*name each teacher once"):
+        load_all(runs[0], runs[1], runs[0])
+
+
+def test_temperature(tmp_path):
+    run, (file, _) = make_run(tmp_path / "run"), third_party(tmp_path)
+    plain, warm, auto = (load_all(run, temperature=T) for T in (1.0, 2.5, "auto"))
+    logits = plain.logits(IMAGES)
+    assert torch.equal(plain.tempered(logits), logits)
+    assert torch.equal(warm.tempered(warm.logits(IMAGES)), logits / 2.5)
+    assert (warm.label, auto.label) == (f"{LABEL}_Tcal=2.5", f"{LABEL}_Tcal=auto")
+    before = auto.identity
+    data = dataclasses.replace(
+        make_dataset(), val=Split(IMAGES.repeat(9, 1, 1, 1), LABELS.repeat(9))
+    )
+    line = inspect_teacher(auto, data, Accelerator(cpu=True), None)
+    assert auto.temperature == fit_temperature(logits.repeat(9, 1), data.val.labels)[0]
+    assert f"with T = {auto.temperature:.4g}" in line and "\n" not in line
+    assert auto.identity == before  # a run that goes on elsewhere is the same run
+    refused(file, "auto", "validate", "give a number", model="resnet8", temperature="auto")
+    assert load_all(file, model="resnet8", temperature=2.0).temperature == 2
+
+
+def test_a_larger_view(tmp_path):
+    run = make_run(tmp_path / "run")
+    small, large = load(run), load(run, size=16)
+    pixels = F.interpolate(normalise(IMAGES, MEAN, STD), scale_factor=2, mode="bilinear")
+    torch.testing.assert_close(large.logits(IMAGES), small.net(pixels))
+    assert large.identity == small.identity | {"size": 16}
+
+
+@pytest.mark.parametrize("model", ["resnet8", "resnet56_bottleneck", "wrn_10_2"])
+def test_a_logit_has_the_same_bits_in_any_batch(model, tmp_path):
+    net = build_model(model, 100).eval().to(memory_format=torch.channels_last)
+    teacher = Teacher([Member(net, model, MEAN, STD, "x", "x", Path("x"))])
+    images = torch.randint(0, 256, (200, 3, 8, 8), dtype=torch.uint8)
+    together, order = teacher.logits(images), torch.randperm(200)
+    assert torch.equal(teacher.logits(images[order]), together[order])
+    for size in (1, 3, 95):
+        parts = [teacher.logits(part) for part in images[:100].split(size)]
+        assert torch.equal(torch.cat(parts), together[:100])
+
+
+# --- where the teacher lies ----------------------------------------------------------------------
+
+
+def finish(run: Path, *teachers: Path) -> Path:
+    """Let the run be a student of `teachers`."""
+    members = [
+        {"sha256": hashlib.sha256((teacher / "model_best.pth").read_bytes()).hexdigest()}
+        for teacher in teachers
+    ]
+    said = members[0] if len(members) == 1 else {"sha256": "", "members": members}
+    (run / "result.json").write_text(json.dumps({"teacher": said}))
+    return run
+
+
+def test_a_student_in_the_teachers_root_is_not_its_teacher(tmp_path):
+    teacher = make_run(tmp_path / "a")
+    first = finish(make_run(tmp_path / "b", seed=1), teacher)
+    finish(make_run(tmp_path / "c", seed=2), first, teacher)
+    assert load(tmp_path).path == teacher / "model_best.pth"
+    assert load(first).path == first / "model_best.pth"  # a student teaches where it is named
+    finish(teacher, make_run(tmp_path / "elsewhere" / "d", seed=3))
+    assert load(tmp_path).path.parent.name == "d"
+
+
+def test_runs_behind_links_are_found_once(tmp_path):
+    run = make_run(tmp_path / "disk" / "run")
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "link").symlink_to(tmp_path / "disk")
+    (root / "again").symlink_to(tmp_path / "disk")
+    (run / "up").symlink_to(tmp_path)  # and back: a loop
+    assert load(root).sha256 == load(run).sha256
 
 
 # --- the published teachers -----------------------------------------------------------------------
@@ -505,23 +609,34 @@ def cifar10():
     return load_dataset("cifar10", folder, download=False)
 
 
+def published(model: str, data: Dataset, norm: str) -> Teacher:
+    files = sorted(Path(os.environ.get("KD_CHECKPOINTS", "/nonexistent")).glob(f"{model}-*.th"))
+    if not files:
+        pytest.skip(f"needs {model}-*.th in the folder that KD_CHECKPOINTS names")
+    return load_all(files[0], dataset=data, model=model, norm=norm)
+
+
 @pytest.mark.parametrize(
     ("model", "error", "calibration_error"),
     [("resnet20", 8.27, 5.32), ("resnet56", 6.61, 4.64)],
 )
 def test_published_teachers(cifar10, model, error, calibration_error):
-    files = sorted(Path(os.environ.get("KD_CHECKPOINTS", "/nonexistent")).glob(f"{model}-*.th"))
-    if not files:
-        pytest.skip(f"needs {model}-*.th in the folder that KD_CHECKPOINTS names")
-    teacher = load_teacher(files[0], cifar10, split_seed=0, model=model, norm="imagenet")
-    mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (teacher.mean, teacher.std))
-    with torch.inference_mode():
-        logits = torch.cat(
-            [
-                teacher.net(((images / 255 - mean) / std).to(memory_format=torch.channels_last))
-                for images in cifar10.test.images.split(250)
-            ]
-        )
+    teacher = published(model, cifar10, "imagenet")
+    logits = torch.cat([teacher.logits(images) for images in cifar10.test.images.split(256)])
     metrics = classification_metrics(logits, cifar10.test.labels)
     assert 100 * (1 - metrics["top1"]) == pytest.approx(error, abs=0.005)
     assert 100 * metrics["ece"] == pytest.approx(calibration_error, abs=0.01)
+
+
+def test_a_teacher_that_is_fed_wrongly_is_said_to_be(cifar10):
+    """Test images stand for the validation split, which the published nets have seen."""
+    few = Split(cifar10.test.images[:400], cifar10.test.labels[:400])
+    data = dataclasses.replace(cifar10, val=few)
+    accelerator = Accelerator(cpu=True)
+    right = inspect_teacher(published("resnet20", data, "imagenet"), data, accelerator, None)
+    assert re.fullmatch(r"teacher resnet20 resnet20-\w+: validation top-1 9.* %, ECE .* %", right)
+    wrong = published("resnet20", data, "0,0,0/1,1,1")
+    line, advice = inspect_teacher(wrong, data, accelerator, None).splitlines()
+    own, other = map(float, re.findall(r"([\d.]+) %", advice))
+    assert own < 60 < 90 < other and "400 validation images" in advice
+    assert re.search("--teacher_norm (imagenet|cifar)", advice)

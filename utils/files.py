@@ -125,7 +125,7 @@ def unpack(data: bytes):
                 f"it holds more than tensors ({foreign[1]}), and loading that could run code; save "
                 "the weights alone: torch.save(net.state_dict(), file)"
             ) from error
-        if "TorchScript" in str(error):
+        if str(error) == "TorchScript":
             raise ValueError(
                 "it is a TorchScript program, and to load one is to run it; save its weights "
                 "alone: torch.save(torch.jit.load(file).state_dict(), other_file)"
@@ -141,6 +141,8 @@ def unpack_torch(data: bytes):
     file = io.BytesIO(data)
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                raise ValueError("TorchScript")
             if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
                 raise ValueError("torch.save does not compress: this could fill the memory")
             damaged = archive.testzip()

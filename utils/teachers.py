@@ -45,8 +45,9 @@ class Member:
     """A net ready to teach (eval mode, no gradients), and where it comes from.
 
     Its inputs are pixels / 255, normalised with its own `mean` and `std` and then enlarged to
-    `size` pixels a side, if given. `label` says how it was trained, or is the file's stem; `seed`
-    is None for other people's files, whose `loss` is what --teacher_loss says.
+    `size` pixels a side, if given. `label` says how it was trained, or is the file's stem and the
+    `key` of the weights in it; `seed` is None for other people's files, whose `loss` is what
+    --teacher_loss says.
     """
 
     net: nn.Module
@@ -59,6 +60,7 @@ class Member:
     loss: str | None = None
     seed: int | None = None
     size: int | None = None
+    key: str | None = None
 
     @property
     def foreign(self) -> bool:
@@ -76,7 +78,8 @@ class Member:
         """What decides its logits, and what it is called; ready for JSON."""
         known = {name: getattr(self, name) for name in ("model", "label", "seed", "sha256")}
         known |= {"mean": list(self.mean), "std": list(self.std)}
-        return known if self.size is None else known | {"size": self.size}
+        rare = {"size": self.size, "key": self.key}
+        return known | {name: value for name, value in rare.items() if value is not None}
 
 
 @dataclass
@@ -143,7 +146,7 @@ class Teacher:
                 "seed": None if None in seeds else "+".join(map(str, sorted(seeds))),
                 "sha256": hashlib.sha256(hashes).hexdigest(),
                 "path": [str(member.path) for member in self.members],
-                "loss": "+".join(sorted({str(member.loss) for member in self.members})),
+                "loss": "+".join(sorted({m.loss for m in self.members} - {None})) or None,
                 **{"mean": None, "std": None, "members": members},
             }
         if self.fitted or self.temperature != 1:
@@ -164,9 +167,9 @@ def teacher_of(args: Namespace, dataset: Dataset) -> Teacher:
         raise UserError(f"--teacher {' '.join(models)}: {len(models)} names; give {wanted}")
     members = [load_member(*each, args, dataset) for each in zip(paths, models, strict=True)]
     # Whatever their order on the command line, it is the same teacher.
-    members.sort(key=lambda member: member.sha256)
+    members.sort(key=lambda member: (member.sha256, member.label))
     for one, other in zip(members, members[1:], strict=False):
-        if one.sha256 == other.sha256:
+        if one.identity == other.identity:
             raise refusal(other.path, f"the same weights as {one.path}; name each teacher once")
     if args.teacher_temperature != "auto":
         return Teacher(members, args.teacher_temperature)
@@ -197,9 +200,10 @@ def load_member(path: str, model: str | None, args: Namespace, dataset: Dataset)
             raise refusal(file, "does not name its architecture; give --teacher")
         state = find_state(file, content, args.teacher_key)
         net = fitting_net(file, model, state, dataset, foreign=True)
-        norm = args.teacher_norm
+        norm, key = args.teacher_norm, args.teacher_key
         mean, std = normalisation(norm) if norm else (dataset.mean, dataset.std)
-        known, label = {"model": model, "loss": args.teacher_loss}, file.stem
+        known = {"model": model, "loss": args.teacher_loss, "key": key}
+        label = "_".join(filter(None, (file.stem, key)))
     known |= {"label": safe_name(label), "sha256": digest, "size": args.teacher_size}
     return Member(ready(net, file), mean=tuple(mean), std=tuple(std), path=file, **known)
 
@@ -248,8 +252,10 @@ def originals(runs: list[Path]) -> list[Path]:
     weights = {sha256(file) for run in runs for file in run.glob("model_*.pth")}
 
     def taught(run: Path) -> bool:
-        teacher = read_json(run / "result.json", "repair it or name the teacher's own folder")
-        teacher = teacher.get("teacher", {"sha256": None})
+        try:
+            teacher = read_json(run / "result.json", "")["teacher"]
+        except (UserError, KeyError):  # damaged, or trained from the labels alone
+            return False
         hashes = {member["sha256"] for member in teacher.get("members", [teacher])}
         return not hashes.isdisjoint(weights)
 
@@ -281,6 +287,7 @@ def check_ours(
     loss, norm, split = args.teacher_loss, args.teacher_norm, content["split_seed"]
     own = [content["mean"], content["std"]]
     checks = {
+        "holds one net; leave --teacher_key out": args.teacher_key is None,
         f"trained on other data, {content['dataset']} ({content['num_classes']} classes), and not "
         f"on this --dataset {dataset.name} ({dataset.num_classes} classes); give another teacher "
         "or --dataset": same_data,
@@ -327,8 +334,8 @@ def find_state(file: Path, content: Mapping, key: str | None) -> Mapping[str, Te
 
 def weight_sets(content: Mapping, name: str = "", depth: int = 2) -> Iterator[tuple[str, Mapping]]:
     """(dotted name, mapping) of whatever holds tensors and nothing else, some of them weights."""
-    tensors = [value for value in content.values() if isinstance(value, Tensor)]
-    if tensors and len(tensors) == len(content) and max(value.ndim for value in tensors) > 1:
+    named = [type(key) is str and isinstance(value, Tensor) for key, value in content.items()]
+    if named and all(named) and max(value.ndim for value in content.values()) > 1:
         yield name, content
     elif depth:  # an optimiser's tensors lie deeper
         for key, value in content.items():
@@ -380,7 +387,7 @@ def misfits(net: nn.Module, state: Mapping[str, Tensor]) -> list[tuple]:
         for each in (net.state_dict(), state)
     )
     return [
-        (name, found.get(name, "absent"), wanted.get(name, "absent"))
+        (name, found.get(name, "absent"), wanted.get(name, "none"))
         for name in dict.fromkeys([*wanted, *found])
         if found.get(name) != wanted.get(name)
     ]
@@ -408,9 +415,8 @@ def download(model: str | None, args: Namespace, dataset: Dataset) -> Member:
     mean, std = source["mean"], source["std"]
     if args.teacher_norm is not None:
         mean, std = normalisation(args.teacher_norm)
-    digest = hashlib.sha256(
-        b"".join(value.numpy().tobytes() for value in net.state_dict().values())
-    )
-    known = {"label": PRETRAINED, "sha256": digest.hexdigest(), "path": Path(PRETRAINED)}
+    weights = b"".join(value.numpy().tobytes() for value in net.state_dict().values())
+    digest = hashlib.sha256(weights).hexdigest()
+    known = {"label": PRETRAINED, "sha256": digest, "path": Path(PRETRAINED)}
     known |= {"loss": args.teacher_loss, "size": args.teacher_size}
     return Member(ready(net, PRETRAINED), model, tuple(mean), tuple(std), **known)

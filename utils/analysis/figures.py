@@ -1,5 +1,6 @@
 """Pictures of calibration, drawn without a display. Those of a report are SVG files."""
 
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,15 @@ CURVES = {
 LARGEST = 20  # values along a side of a heat map
 
 
+@contextmanager
+def drawing(file, *size, format: str = "svg", **options):
+    """A figure and its axes, which go into `file` at the end; arguments as of `new_figure`."""
+    with rc_context(STYLE):
+        figure, axes = new_figure(*size, **options)
+        yield figure, axes
+        figure.savefig(file, format=format, dpi=110)
+
+
 def colour_of(place: int) -> str:
     return COLOURS[place % len(COLOURS)]
 
@@ -42,8 +52,7 @@ def heat_map(sweep: Sweep, metric: str, epoch: str, file) -> None:
     values = np.full((len(down), len(across)), np.nan)
     for group, (x, y) in zip(sweep.groups, places, strict=True):
         values[down.index(y), across.index(x)] = group.values(metric, epoch, "val").mean()
-    with rc_context(STYLE):
-        figure, [[axes]] = new_figure(1.1 + 0.56 * len(across), 1.0 + 0.42 * len(down))
+    with drawing(file, 1.1 + 0.56 * len(across), 1.0 + 0.42 * len(down)) as (figure, [[axes]]):
         axes.set_facecolor("#d5d9de")
         shade = np.ma.masked_invalid(values if column.best == "max" else -values)
         axes.imshow(shade, cmap="Blues", aspect="auto")
@@ -60,7 +69,6 @@ def heat_map(sweep: Sweep, metric: str, epoch: str, file) -> None:
         axes.set_yticks(range(len(down)), map(number_text, down), fontsize=8)
         axes.set(xlabel=sweep.parameters[0], ylabel=sweep.parameters[1])
         axes.set_title(f"{column.head}, validation", fontsize=9)
-        figure.savefig(file, format="svg")
 
 
 def settings_points(sweep: Sweep, metric: str, epoch: str, file) -> None:
@@ -68,16 +76,14 @@ def settings_points(sweep: Sweep, metric: str, epoch: str, file) -> None:
     column = COLUMNS[metric]
     values = [column.factor * group.values(metric, epoch, "val").mean() for group in sweep.groups]
     chosen = sweep.groups.index(sweep.chosen)
-    with rc_context(STYLE):
-        count = len(sweep.parameters)
-        figure, [row] = new_figure(3.0 * count, 2.6, 1, count, sharey=True)
+    count = len(sweep.parameters)
+    with drawing(file, 3.0 * count, 2.6, 1, count, sharey=True) as (figure, [row]):
         places = zip(*map(sweep.place, sweep.groups), strict=True)
         for axes, name, places_of_one in zip(row, sweep.parameters, places, strict=True):
             axes.plot(places_of_one, values, "o", color=BLUE, alpha=0.6, markersize=4)
             axes.plot(places_of_one[chosen], values[chosen], "o", color=RED)
             axes.set_xlabel(name)
         row[0].set_ylabel(f"{column.head}, validation")
-        figure.savefig(file, format="svg")
 
 
 def with_legend(figure, axes, count: int) -> None:
@@ -94,8 +100,7 @@ def label_of(group: Group) -> str:
 
 def top1_against_ece(section: Section, file) -> None:
     """A line leads from each net, raw, to itself after scaling."""
-    with rc_context(STYLE):
-        figure, [[axes]] = new_figure(9.6, 4.2)
+    with drawing(file, 9.6, 4.2) as (figure, [[axes]]):
         for group, line in zip(section.drawn, LINES, strict=False):
             style = {"color": line["color"], "marker": "^" if group.teachers else "o"}
             raw, scaled = (section.row(group, logits).cells for logits in ("raw", "scaled"))
@@ -109,7 +114,6 @@ def top1_against_ece(section: Section, file) -> None:
         axes.set_xlim(left=0)
         axes.grid(color="#e5e7eb", linewidth=0.6)
         with_legend(figure, axes, len(section.drawn))
-        figure.savefig(file, format="svg")
 
 
 def learning_curves(section: Section, file) -> None:
@@ -117,8 +121,7 @@ def learning_curves(section: Section, file) -> None:
     known = [group for group in section.drawn if all(run.history for run in group.records)]
     lines = [line for group in known for run in group.records for line in run.history]
     curves = [key for key in CURVES if any(key in line for line in lines)]
-    with rc_context(STYLE):
-        figure, [row] = new_figure(3.4 * len(curves), 3.0, 1, len(curves))
+    with drawing(file, 3.4 * len(curves), 3.0, 1, len(curves)) as (figure, [row]):
         for group, style in zip(section.drawn, LINES, strict=False):
             for key, axes in zip(curves, row, strict=True):
                 runs = [[e[key] for e in run.history if key in e] for run in group.records]
@@ -137,7 +140,6 @@ def learning_curves(section: Section, file) -> None:
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.grid(color="#e5e7eb", linewidth=0.6)
         with_legend(figure, row[0], len(known))
-        figure.savefig(file, format="svg")
 
 
 class Series(NamedTuple):
@@ -161,10 +163,9 @@ def severity_boxes(
     A box spans the quartiles over corruptions, its line is the median, the whiskers reach to the
     extremes. After Ovadia et al., "Can you trust your model's uncertainty?", NeurIPS 2019.
     """
-    with rc_context(STYLE):
-        # Room for the key above the panels: a line for each series.
-        height = 2.5 * len(metrics) + 0.18 * len(series)
-        figure, axes = new_figure(8, height, len(metrics), 1, sharex=True)
+    # Room for the key above the panels: a line for each series.
+    height = 2.5 * len(metrics) + 0.18 * len(series)
+    with drawing(file, 8, height, len(metrics), 1, format="png", sharex=True) as (figure, axes):
         for (metric, column), panel in zip(metrics.items(), axes[:, 0], strict=True):
             for place, one in enumerate(series):
                 boxes = [[column.factor * x for x in values] for values in one.boxes[metric]]
@@ -181,7 +182,6 @@ def severity_boxes(
             for one in series
         ]
         figure.legend(handles=handles, loc="outside upper left", fontsize=8, frameon=False)
-        figure.savefig(file, format="png", dpi=110)
 
 
 def draw_boxes(panel, one: Series, boxes: list[list[float]], place: int, count: int) -> None:

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import product
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +35,7 @@ SELECT = ("nll", "ece", "sce", "adaece", "brier", "top1")
 USUAL = ["top1", "ece", "sce", "adaece", "nll", "true_calibration_error"]
 TUNED = ("lr", "weight_decay", "momentum")  # a sweep may run over these as over a loss's parameters
 DRAWN = 32  # nets in figures: as many as can be told apart
+MANY = 30  # runs: above, the spread between them says more than an interval of each
 FEW = 20  # test images: the value of a bin with fewer is mostly chance
 
 
@@ -120,28 +122,31 @@ class Section:
 
 def sections_of(records: list[Record], view: View) -> tuple[list[Section], list[LeftOut]]:
     """One section for each data set; what cannot be read takes its run out of all of them."""
-    unreadable: list[LeftOut] = []
+    unreadable: dict[Path, LeftOut] = {}
     while True:
-        groups, repeated = group_runs(records)
-        sections = split(groups, view)
-        shown = [run for section in sections for group in section.printed for run in group.records]
-        found = len(unreadable)
-        for run in tqdm(shown, "measuring", leave=False, disable=None):
+        groups, repeated = group_runs([run for run in records if run.folder not in unreadable])
+        sections, found = split(groups, view), len(unreadable)
+        shown = [
+            (run, len(group.records) <= MANY or run is group.first)
+            for section in sections
+            for group in section.printed
+            for run in group.records
+        ]
+        for run, in_full in tqdm(shown, "measuring", leave=False, disable=None):
             try:
-                assert run.history is not None and rows_of(Group([run]), view, in_full=True)
+                rows_of(Group([run]), view, in_full)
+                len(run.history)
             except Exception as error:  # whatever it is, it concerns this run alone
                 reason = one_line(error).replace(f"{run.folder}/", "")
-                unreadable.append(LeftOut(run.folder, reason))
+                unreadable[run.folder] = LeftOut(run.folder, reason)
         if found == len(unreadable):
             break
-        damaged = {one.folder for one in unreadable}
-        records = [record for record in records if record.folder not in damaged]
     for section in sections:
-        shown = set(section.printed)
+        printed = set(section.printed)
         for group in section.groups:
-            section.rows += rows_of(group, view, group in shown)
+            section.rows += rows_of(group, view, group in printed)
         mark(section)
-    return sections, unreadable + repeated
+    return sections, [*unreadable.values(), *repeated]
 
 
 def split(groups: list[Group], view: View) -> list[Section]:
@@ -156,11 +161,13 @@ def split(groups: list[Group], view: View) -> list[Section]:
         known = set().union(*(group.first.metrics(view.epoch, "raw") for group in part))
         columns = view.columns or [metric for metric in USUAL if metric in known]
         sweeps = find_sweeps(part, view)
-        sections.append(Section(title, view, columns, part, sweeps, printed(part, sweeps, view)))
+        sections.append(
+            Section(title, view, columns, part, sweeps, groups_to_print(part, sweeps, view))
+        )
     return sections
 
 
-def printed(groups: list[Group], sweeps: list[Sweep], view: View) -> list[Group]:
+def groups_to_print(groups: list[Group], sweeps: list[Sweep], view: View) -> list[Group]:
     """All of them; where they are too many, the best by validation, and their teachers."""
     if len(groups) <= view.nets:
         return groups
@@ -233,7 +240,7 @@ def rows_of(group: Group, view: View, in_full: bool) -> list[Row]:
     rows = []
     for logits in (kind for kind in first if all(kind in other for other in others)):
         known = []
-        if logits in LOGITS:
+        if logits in LOGITS and len(group.records) <= MANY:
             known = [chance(record, view.epoch, logits, view.draws) for record in group.records]
         rows.append(make_row(group, logits, view, known))
     return rows

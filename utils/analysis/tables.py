@@ -150,7 +150,7 @@ def sweep_sentence(section: Section, sweep: Sweep) -> str:
 def paired_table(section: Section, against: Group) -> Table:
     """What each row differs by from the one named, with 95 % intervals."""
     found = differences(section, against)
-    head = [f"minus {printable(against.full_name)}", "logits"]
+    head = [f"Difference from {printable(against.full_name)}", "logits"]
     head += [COLUMNS[metric].head for metric in section.columns]
     rows = []
     for group, logits in product(section.printed, LOGITS):

@@ -173,13 +173,16 @@ class _Rows(NamedTuple):
 
 def _softmax_rows(logits: Tensor, labels: Tensor, temperature: float) -> tuple[_Rows, float]:
     """The rows, and the sum over them of the Brier score."""
-    parts, squares = [], 0.0
-    for z, y in in_pieces(logits, labels.unsqueeze(1)):
+    # One tensor for all pieces: small ones, kept between large ones, would scatter the heap.
+    rows, squares = torch.empty(4, len(labels), dtype=torch.float64), 0.0
+    places = torch.arange(len(labels))
+    for z, y, place in in_pieces(logits, labels.unsqueeze(1), places):
         # Classes are ranked by their logits: probabilities that differ may underflow alike.
         own = z.gather(1, y)
         rank = (z > own).sum(dim=1)
-        for row in ((z >= own).sum(dim=1) > rank + 1).nonzero().flatten():  # equals of the label
-            rank[row] += (z[row, : y[row]] == own[row]).sum()
+        [tied] = torch.where((z >= own).sum(dim=1) > rank + 1)
+        earlier = torch.arange(z.shape[1]) < y[tied]
+        rank[tied] += ((z[tied] == own[tied]) & earlier).sum(dim=1)
         z = z / temperature
         top = z.amax(dim=1, keepdim=True)
         log_prob = z.gather(1, y) - top
@@ -189,8 +192,8 @@ def _softmax_rows(logits: Tensor, labels: Tensor, temperature: float) -> tuple[_
         weight /= mass
         weight.scatter_add_(1, y, -torch.ones_like(log_prob))
         squares += weight.square_().sum().item()
-        parts.append((top.squeeze(1), mass.squeeze(1), log_prob.squeeze(1), rank))
-    rows = _Rows(*(torch.cat(part) for part in zip(*parts, strict=True)))
+        rows[:, place] = torch.cat([top, mass, log_prob, rank.unsqueeze(1)], dim=1).T
+    rows = _Rows(*rows)
     if rows.mass.isnan().any():
         raise ValueError("the softmax of the logits is NaN: they hold infinite values")
     return rows, squares

@@ -52,8 +52,8 @@ def normalisation(text: str) -> tuple[Statistics, Statistics]:
     except ValueError:
         pass
     raise ValueError(
-        f"{text!r} will not do; give one of {', '.join(NORMALISATION)}, or mean and std of pixels "
-        "/ 255 (from 0 to 1) as six numbers, such as 0.49,0.48,0.45/0.25,0.24,0.26"
+        f"{text[:80]!r} will not do; give one of {', '.join(NORMALISATION)}, or mean and std of "
+        "pixels / 255 (from 0 to 1) as six numbers, such as 0.49,0.48,0.45/0.25,0.24,0.26"
     )
 
 
