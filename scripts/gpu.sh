@@ -17,8 +17,7 @@ if [ -n "$dry" ]; then
     tests=--collect-only size="--quick --rounds 1 --seconds 0.05 --workers 0 $batch"
 else
     device= net=resnet56 steps="eager graph compile" judged=graph numbers="1 2 4 8" epochs=160 few=5
-    batch=
-    tests="-p no:randomly" size=--quick
+    tests="-p no:randomly" size=--quick batch=
     [ ! -f "${KD_DATA:-data}/cifar10.npz" ] || data=cifar10
 fi
 mkdir -p "$out"
