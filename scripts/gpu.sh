@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All that needs a GPU, on one of them and without network, in at most 10 minutes:
-#   bash scripts/gpu.sh [FOLDER]          KD_DATA names the folder of cifar10.npz; else data in memory
+#   bash scripts/gpu.sh [FOLDER]          KD_DATA names the folder of cifar10.npz, if any
 #   bash scripts/gpu.sh --dry [FOLDER]    the same commands on a CPU, all of them made small
 # Writes FOLDER/performance.md, the rows for docs/performance.md, and a log of each part, and ends
 # with what has failed (exit code 1) and what is slower than its target.
@@ -12,11 +12,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python}
 data=synthetic
 if [ -n "$dry" ]; then
-    device=--cpu steps=eager judged=eager numbers=1 epochs=2 few=1 batch="--batch-size 8"
+    device=--cpu net=resnet8 steps=eager judged=eager numbers=1 epochs=2 few=1
+    batch="--batch-size 8"
     tests=--collect-only size="--quick --rounds 1 --seconds 0.05 --workers 0 $batch"
 else
-    device= steps="eager graph compile" judged=graph numbers="1 2 4 8" epochs=160 few=5 batch=
-    tests="-p no:randomly" size=--quick
+    device= net=resnet56 steps="eager graph compile" judged=graph numbers="1 2 4 8" epochs=160 few=5
+    tests="-p no:randomly" size=--quick batch=
     [ ! -f "${KD_DATA:-data}/cifar10.npz" ] || data=cifar10
 fi
 mkdir -p "$out"
@@ -45,7 +46,7 @@ at_least() { # what, as measured, its target
 
 part tests $python -m pytest -q $tests tests/test_steps.py tests/test_speed.py
 part fp16 $python -m accelerate.commands.launch $device --num_processes 1 --mixed_precision fp16 \
-    train_teacher.py --dataset $data --model resnet20 --loss cross_entropy --epochs $few \
+    train_teacher.py --dataset $data --model $net --loss cross_entropy --epochs $few \
     --checkpoint "$out/runs"
 for step in $steps; do
     part "benchmark_$step" $python -m scripts.benchmark $size --step "$step"
