@@ -93,7 +93,7 @@ def test_files_and_their_contents(teacher):
     assert [record["epoch"] for record in records] == [1, 2, 3]
     assert records[0].keys() == {
         *("epoch", "lr", "train_loss", "train_top1", "seconds", "images_per_second"),
-        *("val_nll", "val_top1", "val_ece", "val_sce", "val_adaece"),
+        *("val_nll", "val_top1", "val_ece", "val_sce", "val_adaece", "val_refinement"),
     }
     best = torch.load(teacher / "model_best.pth", weights_only=True)
     tops = [record["val_top1"] for record in records]
