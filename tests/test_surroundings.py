@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import sys
 from pathlib import Path
 
 import pytest
