@@ -7,6 +7,9 @@ Arguments -> data -> teacher, student -> distillation loss -> fit -> result, in 
 --checkpoint. --teacher_path is a run folder of train_teacher.py or a third party's weights.
 """
 
+import utils  # noqa: F401  before torch
+
+# isort: split
 import torch
 
 from losses import build_distillation

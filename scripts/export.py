@@ -92,7 +92,7 @@ def export(net: MeasuredNet, images: Tensor, args: Namespace) -> tuple[bytes, st
         "checkpoint": saved | {"softmax": {"weight": weight, "bias": bias}},
     }
     metadata = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
-    calibrated = CalibratedNet(*net.load(torch.device("cpu")), weight, bias)
+    calibrated = CalibratedNet(*net.load_own(), weight, bias)
     write, reopen, _ = FORMATS[args.format]
     content = write(calibrated, images, metadata)
     found = reopen(content)(images)

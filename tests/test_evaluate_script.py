@@ -401,9 +401,20 @@ def test_several_runs_and_teachers_in_one_table(copies, capsys):
     assert read(student, "corruptions") != own
     saved = torch.load(teacher / "model_best.pth", weights_only=True)
     torch.save(saved | {"epoch": 9}, teacher / "model_best.pth")
-    assert "no longer the teacher" in refused(capsys, copies, student, *command)
+    assert "no longer what it learned from" in refused(capsys, copies, student, *command)
     shutil.rmtree(teacher)
     assert "leave out --with-teacher" in refused(capsys, copies, student, *command)
+
+
+def test_several_teachers_are_run_as_one(runs, tiny_npz, tmp_path):
+    flags = f"--dataset {tiny_npz} --model resnet8 --epochs 1 --train-batch-size 32 --checkpoint"
+    train_teacher.main([*flags.split(), str(tmp_path / "second"), "--seed", "2"])
+    teachers = [str(run_of(runs, "teachers")), str(run_of(tmp_path, "second"))]
+    train_student.main([*flags.split(), str(tmp_path / "students"), "--teacher_path", *teachers])
+    run = run_of(tmp_path, "students")
+    evaluate(run, "--on", "corruptions", "--corruptions", "pixelate", "--with-teacher", "--write")
+    stored = json.loads((run / "result.json").read_text())["teacher"]["test"]
+    assert read(run, "corruptions", "teacher")["clean"]["0"]["raw"] == pytest.approx(stored["raw"])
 
 
 def test_published_corruptions(copies, test_labels, tmp_path, capsys):

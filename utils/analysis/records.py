@@ -11,7 +11,7 @@ import os
 import re
 import zipfile
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,11 +25,12 @@ from tqdm import tqdm
 
 from models import build_model
 from utils.data import Dataset
+from utils.data.views import normalise
 from utils.files import one_line, open_npz, read_torch, safe_name, sha256, write_json
 from utils.program import UserError
 from utils.runs import is_complete, number_text
 from utils.tables import printable
-from utils.teachers import teacher_of
+from utils.teachers import Teacher, teacher_of
 
 LOGITS = ("raw", "scaled")
 MARKS = {"result.json", "config.json", ".lock"}  # any of them makes a run folder
@@ -308,10 +309,18 @@ class MeasuredNet:
         """Stored logits, float32 (N, K), and labels (N,) of the test split."""
         return self.record.stored(self.owner, "test")
 
-    def load(self, device: torch.device) -> Net:
-        """The net itself. Raises UserError where its weights are gone or damaged."""
-        net, mean, std = self.load_teacher() if self.owner == "teacher" else self.load_own()
-        return Net(net.to(device), mean, std)
+    def forward(self, device: torch.device) -> Callable[[Tensor], Tensor]:
+        """What gives its logits (B, K) of images uint8 (B, 3, H, W) on the device.
+
+        Raises UserError where its weights are gone or damaged.
+        """
+        if self.owner == "teacher":
+            teacher = self.load_teacher()
+            teacher.to(device)
+            return teacher.logits
+        net, mean, std = self.load_own()
+        net.to(device)
+        return lambda images: net(normalise(images, mean, std))
 
     def load_own(self) -> Net:
         path = self.record.folder / f"model_{self.owner}.pth"
@@ -322,7 +331,7 @@ class MeasuredNet:
         net.to(memory_format=torch.channels_last).eval()
         return Net(net, saved["mean"], saved["std"])
 
-    def load_teacher(self) -> Net:
+    def load_teacher(self) -> Teacher:
         """The student's teacher, from where its command found it; checked by its hash."""
         folder, result = self.record.folder, self.record.result
         given = self.record.config.get("arguments", {})
@@ -346,8 +355,7 @@ class MeasuredNet:
                 f"{folder}: {given['teacher_path']} is no longer what it learned from; "
                 "put that back or leave out --with-teacher"
             )
-        (member,) = teacher.members
-        return Net(member.net, member.mean, member.std)
+        return teacher
 
 
 def measured_nets(paths: Iterable[Path], epoch: str, with_teacher: bool) -> list[MeasuredNet]:

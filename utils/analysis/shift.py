@@ -38,7 +38,7 @@ from utils.calibration.distributions import (
 from utils.calibration.metrics import classification_metrics
 from utils.data import Split, load_dataset
 from utils.data.npz import channels_last, image_side
-from utils.evaluation import predict
+from utils.evaluation import logits_of
 from utils.files import one_line, open_npz
 from utils.program import UserError
 from utils.tables import COLUMNS, Column, printable, text_table
@@ -77,10 +77,10 @@ def raw_and_scaled(measure: Callable[[float], Any], net: MeasuredNet) -> dict[st
 def table(nets: list[MeasuredNet], measured: list[dict], columns: dict, heads: tuple = ()) -> str:
     """`measured`, for each net: the row's first cells, under `heads` -> raw, scaled -> metrics.
 
-    A metric that no net has gets no column.
+    A metric that no net has gets no column, and neither does one that is not usual.
     """
     every = [one["raw"] for rows in measured for one in rows.values()]
-    known = {name: column for name, column in columns.items() if any(name in one for one in every)}
+    known = {n: c for n, c in columns.items() if c.usual and any(n in one for one in every)}
     lines = []
     for net, rows in zip(nets, measured, strict=True):
         title = net.title
@@ -175,16 +175,16 @@ def test_split(nets: list[MeasuredNet], args: Namespace) -> Split:
     return data.test
 
 
-def forward(net: MeasuredNet, batch_size: int | None) -> Callable[[Tensor], Tensor]:
+def in_precision(net: MeasuredNet, batch_size: int | None) -> Callable[[Tensor], Tensor]:
     """What gives a net's logits (N, K) of images uint8 (N, 3, H, W), in the run's precision."""
     accelerator = Accelerator(mixed_precision="no")
-    weights, mean, std = net.load(accelerator.device)
-    half = HALF_PRECISION.get(net.record.result["settings"].get("mixed_precision"))
+    forward = net.forward(accelerator.device)
+    half = HALF_PRECISION.get(net.record.settings["mixed_precision"])
 
     def logits(images: Tensor) -> Tensor:
         split = Split(images, torch.zeros(len(images), dtype=torch.int64))
         with torch.autocast(accelerator.device.type, half, enabled=half is not None):
-            return predict(weights, split, mean, std, batch_size, accelerator, net.title.strip())
+            return logits_of(forward, split, batch_size, accelerator, net.title.strip())
 
     return logits
 
@@ -194,7 +194,7 @@ def out_of_distribution(nets: list[MeasuredNet], args: Namespace) -> Evaluation:
     foreign, test = foreign_images(args.on, args.data_dir), test_split(nets, args)
     measured = []
     for net in nets:
-        logits = forward(net, args.test_batch_size)
+        logits = in_precision(net, args.test_batch_size)
         measure = partial(ood_metrics, logits(test.images), logits(foreign))
         measured.append(raw_and_scaled(measure, net))
     title = (
@@ -239,12 +239,12 @@ def under_corruptions(nets: list[MeasuredNet], args: Namespace) -> Evaluation:
     else:
         title = "own corruptions (not CIFAR-10-C)"
         stream = own_corruptions(test.images, names, args.seed)
-    forwards = [forward(net, args.test_batch_size) for net in nets]
+    all_logits = [in_precision(net, args.test_batch_size) for net in nets]
     measured = [{name: {} for name in (CLEAN, *names)} for _ in nets]
     stream = chain([(CLEAN, 0, test.images)], stream)
     steps = 1 + len(names) * len(SEVERITIES)
     for name, severity, images in tqdm(stream, args.on, steps, leave=False, disable=None):
-        for net, logits, one in zip(nets, forwards, measured, strict=True):
+        for net, logits, one in zip(nets, all_logits, measured, strict=True):
             measure = partial(classification_metrics, logits(images), test.labels)
             one[name][str(severity)] = raw_and_scaled(measure, net)
     measured = [with_means(one, names) for one in measured]

@@ -35,6 +35,7 @@ SELECT = ("nll", "ece", "sce", "adaece", "brier", "top1")
 USUAL = ["top1", "ece", "sce", "adaece", "nll", "true_calibration_error"]
 TUNED = ("lr", "weight_decay", "momentum")  # a sweep may run over these as over a loss's parameters
 DRAWN = 32  # nets in figures: as many as can be told apart
+MANY = 30  # runs: above, the spread between them says more than an interval of each
 FEW = 20  # test images: the value of a bin with fewer is mostly chance
 
 
@@ -125,10 +126,15 @@ def sections_of(records: list[Record], view: View) -> tuple[list[Section], list[
     while True:
         groups, repeated = group_runs([run for run in records if run.folder not in unreadable])
         sections, found = split(groups, view), len(unreadable)
-        shown = [run for section in sections for group in section.printed for run in group.records]
-        for run in tqdm(shown, "measuring", leave=False, disable=None):
+        shown = [
+            (run, len(group.records) <= MANY or run is group.first)
+            for section in sections
+            for group in section.printed
+            for run in group.records
+        ]
+        for run, in_full in tqdm(shown, "measuring", leave=False, disable=None):
             try:
-                rows_of(Group([run]), view, in_full=True)
+                rows_of(Group([run]), view, in_full)
                 len(run.history)
             except Exception as error:  # whatever it is, it concerns this run alone
                 reason = one_line(error).replace(f"{run.folder}/", "")
@@ -234,7 +240,7 @@ def rows_of(group: Group, view: View, in_full: bool) -> list[Row]:
     rows = []
     for logits in (kind for kind in first if all(kind in other for other in others)):
         known = []
-        if logits in LOGITS:
+        if logits in LOGITS and len(group.records) <= MANY:
             known = [chance(record, view.epoch, logits, view.draws) for record in group.records]
         rows.append(make_row(group, logits, view, known))
     return rows
