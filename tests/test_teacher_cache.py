@@ -3,13 +3,14 @@
 import dataclasses
 import json
 import os
+import shutil
 import zlib
 from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import assert_same_run, command, fails
+from conftest import assert_same_run, command
 
 import train_student
 import train_teacher
@@ -50,11 +51,25 @@ def train(tiny_npz, teacher, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory, tiny_npz, teacher) -> Path:
-    """The folder of a student without a cache."""
-    root = tmp_path_factory.mktemp("plain")
-    train_student.main(student_command(tiny_npz, root, teacher))
-    return next(root.rglob("result.json")).parent
+def students(tmp_path_factory, tiny_npz, teacher) -> tuple[Path, Path, Path]:
+    """Folders of a student without a cache, of the same one that filled a cache, and that cache."""
+    root = tmp_path_factory.mktemp("students")
+    train_student.main(student_command(tiny_npz, root / "plain", teacher))
+    cache = ("--teacher_cache", root / "cache")
+    train_student.main(student_command(tiny_npz, root / "first", teacher, *cache))
+    plain, first = (next((root / name).rglob("result.json")).parent for name in ("plain", "first"))
+    return plain, first, root / "cache"
+
+
+@pytest.fixture
+def plain(students) -> Path:
+    return students[0]
+
+
+@pytest.fixture
+def cache(students, tmp_path) -> Path:
+    """A copy of what a student of three epochs has kept."""
+    return Path(shutil.copytree(students[2], tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")
@@ -94,23 +109,15 @@ def parts(tiny_npz, teacher) -> tuple:
 # The same numbers
 
 
-def test_filling_and_reading_change_no_bit(train, plain, tmp_path, calls):
-    cache = ("--teacher_cache", tmp_path / "cache")
-    assert_same_run(plain, train("first", *cache))
-    assert calls == [67, 67, 1] * 3
-    assert_same_run(plain, train("second", *cache))
-    assert calls == [67, 67, 1] * 3
-
-
-def test_other_students_of_the_seed_read_it_too(train, tmp_path, calls):
-    """At a teacher's temperature too: the files hold logits before any."""
+def test_filling_and_reading_change_no_bit(students, train, calls):
+    plain, first, cache = students
+    assert_same_run(plain, first)
+    assert_same_run(plain, train("second", "--teacher_cache", cache))
+    # Other students of the seed, and at a teacher's temperature: kept are the logits before any.
     other = ("--T", 2, "--Lambda", 0.5, "--train-batch-size", 32, "--teacher_temperature", 1.5)
-    expected = train("plain", *other)
-    cache = ("--teacher_cache", tmp_path / "cache")
-    train("first", *cache)
-    calls.clear()
-    assert_same_run(expected, train("second", *other, *cache))
+    other_cached = train("third", *other, "--teacher_cache", cache)
     assert not calls
+    assert_same_run(train("plain", *other), other_cached)
 
 
 def test_bfloat16_is_exact_and_half_as_large(tiny_npz, teacher, tmp_path, forks):
@@ -129,34 +136,24 @@ def test_bfloat16_is_exact_and_half_as_large(tiny_npz, teacher, tmp_path, forks)
     assert file.stat().st_size == 135 * 4 * 2
 
 
-def test_several_processes_read_what_one_has_written(parts, tmp_path):
+@pytest.mark.parametrize("kept", [True, False])
+def test_several_processes_read_and_keep_no_part_of_an_epoch(parts, tmp_path, kept):
     teacher, data = parts
-    order, views = plan = epoch_plan(135, 42, 1, True)
-    files = LogitFiles(tmp_path, teacher, data, ONE_PROCESS)
-    logits = torch.randn(135, 4)
-    files.write(f"seed=42_epoch=1_plan={zlib.crc32(plan.numpy()):08x}", logits)
+    plan, logits = epoch_plan(135, 42, 1, True), torch.randn(135, 4)
+    if kept:
+        files = LogitFiles(tmp_path, teacher, data, ONE_PROCESS)
+        files.write(f"seed=42_epoch=1_plan={zlib.crc32(plan.numpy()):08x}", logits)
     two = Namespace(**vars(ONE_PROCESS) | {"num_processes": 2})
     for rank in range(2):
-        cached = CachedTeacher(None, LogitFiles(tmp_path, teacher, data, two), 42)
+        files = LogitFiles(tmp_path, teacher, data, two)
+        cached = CachedTeacher(lambda batch: teacher.logits(batch.images), files, 42)
         loader = TrainLoader(data.train, 16, 42, "cpu", rank, 2)
         with cached.epoch(1) as known:
-            assert known
-            for draw in loader.epoch(1):
-                place = [order.tolist().index(image) for image in draw.plan[0]]
-                assert torch.equal(cached(loader.batch(draw)), logits[place])
-
-
-def test_several_processes_keep_no_part_of_an_epoch(parts, tmp_path):
-    teacher, data = parts
-    two = Namespace(**vars(ONE_PROCESS) | {"num_processes": 2})
-    files = LogitFiles(tmp_path, teacher, data, two)
-    cached = CachedTeacher(lambda batch: teacher.logits(batch.images), files, 42)
-    loader = TrainLoader(data.train, 16, 42, "cpu", 0, 2)
-    with cached.epoch(1) as known:
-        assert not known
-        for batch in map(loader.batch, loader.epoch(1)):
-            assert torch.equal(cached(batch), teacher.logits(batch.images))
-    assert not list(tmp_path.rglob("*.bin"))
+            assert known is kept
+            for batch in map(loader.batch, loader.epoch(1)):
+                expected = logits[batch.places] if kept else teacher.logits(batch.images)
+                assert torch.equal(cached(batch), expected)
+    assert len(list(tmp_path.rglob("*.bin"))) == kept
 
 
 def test_an_ensemble_costs_once_what_one_teacher_does(train, tiny_npz, teacher, tmp_path, calls):
@@ -232,23 +229,6 @@ def test_a_view_that_is_not_there_is_no_view_at_all(train, filled, plain, tmp_pa
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize(
-    "flags, words",
-    [
-        ((), "teacher_cache"),
-        (("--teacher_cache", "file/below"), "--teacher_cache file/below: Not a directory"),
-        (("--teacher_cache", "x", "--batch-size", "0"), "whole number of at least 1"),
-        (("--teacher_cache", "x", "--teacher", "resnet20"), "holds resnet8"),
-        (("--teacher_cache", "x", "--split-seed", "1"), "give --split-seed 0"),
-    ],
-)
-def test_mistakes_are_one_line(tiny_npz, teacher, tmp_path, monkeypatch, capsys, flags, words):
-    monkeypatch.chdir(tmp_path)
-    Path("file").touch()
-    argv = ["--dataset", str(tiny_npz), "--teacher_path", str(teacher), *flags]
-    assert words in fails(capsys, tmp_path, cache_teacher.main, argv)
-
-
 # Never stale, never damaged
 
 
@@ -286,41 +266,34 @@ def test_other_views_and_another_plan_are_other_files(parts, tmp_path, monkeypat
 
     first = kept()
     with monkeypatch.context() as patch:  # another algorithm of the generator
-        patch.setattr(
-            teacher_cache, "epoch_plan", lambda n, seed, _, flip: epoch_plan(n, 1, 9, flip)
-        )
+        patch.setattr(teacher_cache, "epoch_plan", lambda n, *_: epoch_plan(n, 1, 9, True))
         other = kept()
     assert other.parent == first.parent and other.name[:24] != first.name[:24]
     monkeypatch.setattr(teacher_cache, "PADDING", 3)
     assert kept().parent != first.parent
 
 
-def test_a_cache_that_one_may_only_read(train, plain, tmp_path, calls, capsys, monkeypatch):
-    cache = ("--teacher_cache", tmp_path / "cache")
-    train("first", *cache, "--epochs", 2)
-    before = sorted((tmp_path / "cache").rglob("*"))
+def test_a_cache_that_one_may_only_read(train, plain, cache, calls, capsys, monkeypatch):
+    next(cache.rglob("seed=42_epoch=3_*")).unlink()
+    before = sorted(cache.rglob("*"))
     monkeypatch.setattr(os, "access", lambda *_: False)  # what root is never told
-    calls.clear()
-    assert_same_run(plain, train("second", *cache))
+    assert_same_run(plain, train("second", "--teacher_cache", cache))
     assert calls == [67, 67, 1]  # of the epoch that it lacks
     assert "no permission to keep epoch 3" in capsys.readouterr().out
-    assert sorted((tmp_path / "cache").rglob("*")) == before
+    assert sorted(cache.rglob("*")) == before
 
 
 def flipped(content: bytes) -> bytes:
     return content[:100] + bytes([content[100] ^ 1]) + content[101:]
 
 
-def test_damage_is_found_said_and_mended(train, plain, tmp_path, calls, capsys):
-    cache = ("--teacher_cache", tmp_path / "cache")
-    train("first", *cache)
+def test_damage_is_found_said_and_mended(train, plain, cache, calls, capsys):
     damages = (flipped, lambda content: content[:-1], lambda content: content + b"x")
-    paths = [next(tmp_path.rglob(f"seed=42_epoch={epoch}_*.bin")) for epoch in (1, 2, 3)]
+    paths = [next(cache.rglob(f"seed=42_epoch={epoch}_*.bin")) for epoch in (1, 2, 3)]
     contents = [path.read_bytes() for path in paths]
     for path, damage in zip(paths, damages, strict=True):
         path.write_bytes(damage(path.read_bytes()))
-    calls.clear()
-    assert_same_run(plain, train("second", *cache))
+    assert_same_run(plain, train("second", "--teacher_cache", cache))
     out = capsys.readouterr().out
     assert all(f"{path} is damaged: removed, and computed anew" in out for path in paths)
     assert calls == [67, 67, 1] * 3 and [path.read_bytes() for path in paths] == contents

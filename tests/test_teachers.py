@@ -206,23 +206,6 @@ def test_weights_that_belie_their_own_checkpoint(tmp_path):
     )
 
 
-def test_a_net_of_any_names_teaches(tmp_path, monkeypatch):
-    """What README's Contributing adds: its head is `6.weight`, and nothing of it is renamed."""
-
-    def plain(num_classes):
-        convolution = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
-        return nn.Sequential(
-            *convolution, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(72, num_classes)
-        )
-
-    monkeypatch.setattr(teachers, "build_model", lambda name, classes: plain(classes))
-    net = plain(10)
-    torch.save(
-        checkpoint() | {"model": "plain", "state_dict": net.state_dict()}, tmp_path / "p.pth"
-    )
-    assert same_net(net, load(tmp_path / "p.pth").net)
-
-
 # --- third parties' files -------------------------------------------------------------------------
 
 

@@ -139,42 +139,30 @@ def load_dataset(
 def read_arrays(
     name: str, data_dir: Path, download: bool, image_size: int | None, skip_unreadable: bool
 ) -> Arrays:
-    path, where = locate(name, data_dir)
-    if path is not None and path.is_dir():
+    where = f"--dataset {name}"
+    path = data_dir / f"{name}.npz" if name in NAMES else Path(name)
+    # os.path and not Path's methods: those raise for a name that is too long.
+    if name == "tiny_imagenet" and not os.path.isfile(path):
+        path = data_dir / "tiny-imagenet-200"
+        if not os.path.isdir(path):
+            way_out = "unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip there"
+            raise UserError(f"{where}: no {path.name} in --data_dir {data_dir}; {way_out}")
+    if os.path.isdir(path):
         return read_folder(path, data_dir, where, image_size, skip_unreadable)
     if image_size or skip_unreadable:
         flag = "--image_size" if image_size else "--skip_unreadable"
         raise UserError(f"{flag}: has an effect on a folder of images only; leave it out")
-    if path is not None:
-        return read_npz(path, where)
-    return make_synthetic() if name == "synthetic" else from_torchvision(name, data_dir, download)
-
-
-def locate(name: str, data_dir: Path) -> tuple[Path | None, str]:
-    """The file or folder that holds a data set, and how messages name it.
-
-    None for one that torchvision reads or that is made.
-    """
-    where, stored = f"--dataset {name}", data_dir / f"{name}.npz"
-    # os.path and not Path's methods: those raise for a name that is too long.
-    if name not in NAMES:
-        if os.path.isfile(name) or os.path.isdir(name):
-            return Path(name), where
-        close = difflib.get_close_matches(name.lower(), NAMES, 1)
-        hint = f"did you mean {close[0]}? It" if close else "check the path; it"
-        known = f"one of {', '.join(NAMES)}, or the path of an .npz file or of a folder of images"
-        raise UserError(f"{where}: there is none; {hint} is {known}")
-    if name != "synthetic" and os.path.exists(stored):
-        return stored, f"--data_dir {data_dir}, file {stored.name}"
-    if name != "tiny_imagenet":
-        return None, where
-    folder = data_dir / "tiny-imagenet-200"
-    if not os.path.isdir(folder):
-        raise UserError(
-            f"{where}: neither {stored.name} nor the folder {folder.name} is in --data_dir "
-            f"{data_dir}; unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip there"
-        )
-    return folder, where
+    if name == "synthetic":
+        return make_synthetic()
+    if os.path.isfile(path):
+        here = f"--data_dir {data_dir}, file {path.name}"
+        return read_npz(path, here if name in NAMES else where)
+    if name in SOURCES:
+        return from_torchvision(name, data_dir, download)
+    close = difflib.get_close_matches(name.lower(), NAMES, 1)
+    hint = f"did you mean {close[0]}? It" if close else "check the path; it"
+    known = f"one of {', '.join(NAMES)}, or the path of an .npz file or of a folder of images"
+    raise UserError(f"{where}: there is none; {hint} is {known}")
 
 
 def from_torchvision(name: str, data_dir: Path, download: bool) -> Arrays:
