@@ -169,7 +169,7 @@ def add_data(parser: CommandLine) -> None:
         "where data sets lie or are downloaded to; <dataset>.npz in it is used first ($KD_DATA "
         "sets the default)",
     )
-    setting(
+    flag(
         "--flip",
         bool,
         None,
