@@ -20,6 +20,7 @@ from utils.data import load_dataset
 from utils.data.views import NUM_VIEWS, TrainLoader, epoch_plan
 from utils.files import atomic
 from utils.options import student_options
+from utils.program import UserError
 from utils.runs import Run
 from utils.teacher_cache import CachedTeacher, LogitFiles
 from utils.teachers import Teacher, teacher_of
@@ -197,6 +198,10 @@ def test_unflipped_students_need_and_read_unflipped_views(
     assert not calls
     train("flipped", "--seed", 1, "--teacher_cache", cache, "--epochs", 1)
     assert calls == [67, 67, 1]
+    train("flipped", "--flip", "--seed", 1, "--epochs", 1)  # is the run that is finished
+    assert calls == [67, 67, 1]
+    with pytest.raises(UserError, match="flip was True and is False"):
+        train("flipped", "--no_flip", "--seed", 1, "--epochs", 1)
     unflipped = ("--no_flip", "--seed", 1, "--teacher_cache", tmp_path / "new")
     assert_same_run(plain, train("first", *unflipped))
     calls.clear()
@@ -344,6 +349,6 @@ def test_several_runs_at_once_share_one_cache(train, tiny_npz, teacher, tmp_path
         children.append(forks.start(["train_student.py", *line]))
     assert [child.wait() for child in children] == [0] * 3
     files = [path.name for path in next((tmp_path / "cache").glob("*/*")).iterdir()]
-    assert len(files) == 4 and not any(name.endswith(".tmp") for name in files)
+    assert len(files) == 3 and not any(name.endswith(".tmp") for name in files)
     expected = train("plain", "--T", 3)
     assert_same_run(expected, next((tmp_path / "T=3").rglob("result.json")).parent)
