@@ -182,7 +182,6 @@ MISTAKES = {
         ("--loss MDAC", "--loss.*'MDAC'.*MDCA"),
         ("--loss FL+MDCA+MMCE", r"--loss.*FL\+MDCA\+MMCE"),
         ("--model resnet57", "--model.*resnet57.*resnet56"),
-        ("--model wrn_994_99", "--model wrn_994_99.*GiB.*smaller"),
         ("--dataset cifar11", "--dataset cifar11.*cifar1"),
         ("--dataset missing.npz", "--dataset missing.npz: there is none; check the path"),
         ("--dataset empty", "--dataset empty.*0 images of 0 classes in train/CLASS/"),
