@@ -104,13 +104,6 @@ def test_normalise_equals_torchvision(name):
     )
 
 
-def test_normalise_takes_lists_and_tells_statistics_apart():
-    images = random_images(2)
-    first = normalise(images, [0.5] * 3, [0.5] * 3)
-    assert torch.equal(first, normalise(images, (0.5,) * 3, (0.5,) * 3))
-    assert not torch.equal(first, normalise(images, [0.4] * 3, [0.5] * 3))
-
-
 @pytest.mark.parametrize("flip", [True, False])
 def test_loader_follows_the_plan_and_keeps_the_last_batch(flip):
     split, loader = LOADED[0], TrainLoader(*LOADED, flip=flip)
@@ -127,7 +120,7 @@ def test_loader_follows_the_plan_and_keeps_the_last_batch(flip):
     assert torch.equal(torch.cat([b.places for b in made]), torch.arange(50))
 
 
-@pytest.mark.parametrize("n, batch, world", [(64, 8, 2), (50, 8, 2), (50, 7, 3), (49, 8, 4)])
+@pytest.mark.parametrize("n, batch, world", [(64, 8, 2), (50, 7, 3), (33, 8, 4)])
 def test_ranks_share_the_batch_of_one_process(n, batch, world):
     split = random_split(n)
     single = TrainLoader(split, batch * world, 3, "cpu")
@@ -143,14 +136,6 @@ def test_ranks_share_the_batch_of_one_process(n, batch, world):
         # Any per-image value will do for a loss.
         mean = sum(piece.weight * piece.places.double().mean() for piece in pieces) / world
         torch.testing.assert_close(mean, whole.places.double().mean())
-
-
-def test_a_rank_without_a_share_takes_one_image_with_weight_zero():
-    # 33 images, 32 in the first step: one is left for four processes.
-    ranks = [TrainLoader(random_split(33), 8, 0, "cpu", rank, 4) for rank in range(4)]
-    last = [batches(loader, 0)[-1] for loader in ranks]
-    assert sorted(b.weight for b in last) == [0.0, 0.0, 0.0, 4.0]
-    assert all(len(b.images) == 1 for b in last)
 
 
 # mixing

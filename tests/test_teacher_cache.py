@@ -20,6 +20,7 @@ from utils.data import load_dataset
 from utils.data.views import NUM_VIEWS, TrainLoader, epoch_plan
 from utils.files import atomic
 from utils.options import student_options
+from utils.program import UserError
 from utils.runs import Run
 from utils.teacher_cache import CachedTeacher, LogitFiles
 from utils.teachers import Teacher, teacher_of
@@ -187,21 +188,21 @@ def test_views_written_ahead_serve_any_seed(train, filled, calls):
 def test_unflipped_students_need_and_read_unflipped_views(
     train, tiny_npz, teacher, filled, tmp_path, calls
 ):
-    cache, plain = tmp_path / "cache", train("plain", "--no_flip", "--seed", 1)
-    cache_teacher.main([*fill_command(tiny_npz, teacher, cache), "--no_flip"])
-    names = {path.name.split("_")[0] for path in cache.rglob("view=*.bin")}
+    half, one = tmp_path / "half", ("--seed", 1, "--epochs", 1)
+    plain = train("plain", "--no_flip", *one)
+    cache_teacher.main([*fill_command(tiny_npz, teacher, half), "--no_flip"])
+    names = {path.name.split("_")[0] for path in half.rglob("view=*.bin")}
     assert names == {f"view={view}" for view in range(0, 162, 2)}
     calls.clear()
-    for root, views in (("half", cache), ("whole", filled)):
-        assert_same_run(plain, train(root, "--no_flip", "--seed", 1, "--teacher_cache", views))
+    for root, views in (("from half", half), ("from all", filled)):
+        assert_same_run(plain, train(root, "--no_flip", *one, "--teacher_cache", views))
     assert not calls
-    train("flipped", "--seed", 1, "--teacher_cache", cache, "--epochs", 1)
+    train("flipped", *one, "--teacher_cache", half)
     assert calls == [67, 67, 1]
-    unflipped = ("--no_flip", "--seed", 1, "--teacher_cache", tmp_path / "new")
-    assert_same_run(plain, train("first", *unflipped))
-    calls.clear()
-    assert_same_run(plain, train("second", *unflipped))
-    assert not calls
+    train("flipped", "--flip", *one)  # is the run that is finished
+    with pytest.raises(UserError, match="flip was True and is False"):
+        train("flipped", "--no_flip", *one)
+    assert calls == [67, 67, 1]
 
 
 def test_only_missing_and_damaged_views_are_made(tiny_npz, teacher, filled, capsys):
@@ -344,6 +345,6 @@ def test_several_runs_at_once_share_one_cache(train, tiny_npz, teacher, tmp_path
         children.append(forks.start(["train_student.py", *line]))
     assert [child.wait() for child in children] == [0] * 3
     files = [path.name for path in next((tmp_path / "cache").glob("*/*")).iterdir()]
-    assert len(files) == 4 and not any(name.endswith(".tmp") for name in files)
+    assert len(files) == 3 and not any(name.endswith(".tmp") for name in files)
     expected = train("plain", "--T", 3)
     assert_same_run(expected, next((tmp_path / "T=3").rglob("result.json")).parent)

@@ -139,28 +139,11 @@ def test_the_only_finished_run_below_a_folder(tmp_path):
     assert load(tmp_path).path == run / "model_best.pth"
 
 
-def test_several_runs_are_listed(tmp_path):
-    for index in range(12):
-        make_run(tmp_path / "resnet8" / f"run{index:02}")
-    message = refused(tmp_path, str(tmp_path), "12 finished runs", "resnet8/run00", "and 2 more")
-    assert "run10" not in message
-
-
 def test_an_unfinished_run_is_no_teacher(tmp_path):
     run = make_run(tmp_path / "run", finished=False)
     for path in (run, tmp_path):
         refused(path, "--teacher_path", str(path), "no finished run")
     assert load(run / "model_best.pth").model == "resnet8"
-
-
-@pytest.mark.parametrize("path", ["nowhere", "x" * 5000, "a\0b"])
-def test_a_missing_path(path):
-    refused(path, "--teacher_path", "run folder or a weights file")
-
-
-def test_the_resume_file_is_no_teacher(tmp_path):
-    run = make_run(tmp_path / "run")
-    refused(run / "checkpoint.pth", "resumes", "model_best.pth")
 
 
 CIFAR100 = {"name": "cifar100", "num_classes": 100, "fingerprint": "e" * 64}
@@ -260,29 +243,10 @@ def test_their_normalisation(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{}, {"shortcut": "pad"}])
-@pytest.mark.parametrize(
-    ("model", "tensor"),
-    [("resnet20", "layer1.1.conv1.weight"), ("wrn_16_2", "layer1.0.conv1.weight")],
-)
-def test_weights_of_another_architecture(tmp_path, model, tensor, options):
+def test_weights_of_another_architecture(tmp_path, options):
     file, _ = third_party(tmp_path, **options)
-    refused(file, str(file), f"does not fit {model} of 10 classes: ", tensor, model=model)
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({}, ("does not name its architecture", "give --teacher")),
-        ({"model": "resnet9"}, ("--teacher: ", "resnet9", "nearest is resnet8")),
-        (
-            {"model": "resnet8", "dataset": make_dataset(**CIFAR100)},
-            ("does not fit resnet8 of 100 classes: fc.weight is (10, 64)",),
-        ),
-    ],
-)
-def test_what_a_file_does_not_say(tmp_path, options, words):
-    file, _ = third_party(tmp_path)
-    refused(file, *words, **options)
+    reason = "does not fit wrn_16_2 of 10 classes: layer1.0.conv1.weight"
+    refused(file, str(file), reason, model="wrn_16_2")
 
 
 def test_old_files_and_half_precision(tmp_path):
@@ -384,19 +348,12 @@ def test_no_state_dict(tmp_path, thing):
     refused(tmp_path / "net.pth", "--teacher_path", "state dict", model="resnet8")
 
 
-@pytest.mark.parametrize(
-    "text", [b"", b"hello world", bytes(100), b"PK\x03\x04", b"<html>", b"\x80\x02"]
-)
-def test_some_other_file(tmp_path, text):
-    (tmp_path / "net.pth").write_bytes(text)
-    refused(tmp_path / "net.pth", "damaged", "again")
-
-
-def test_damage_anywhere_ends_in_one_line_or_a_teacher(tmp_path):
+def test_other_content_and_damage_anywhere(tmp_path):
     run = make_run(tmp_path / "run")
     data = (run / "model_best.pth").read_bytes()
-    for kept in (1, 100, 5000, len(data) // 2, -10):
-        (run / "model_best.pth").write_bytes(data[:kept])
+    cut_short = (data[:kept] for kept in (1, 100, 5000, len(data) // 2, -10))
+    for content in (b"", b"hello", bytes(100), b"PK\x03\x04", b"<html>", b"\x80\x02", *cut_short):
+        (run / "model_best.pth").write_bytes(content)
         refused(run, "--teacher_path", "model_best.pth", "damaged")
     rng = np.random.default_rng(0)
     for _ in range(40):

@@ -136,12 +136,8 @@ def unpack_torch(data: bytes):
 
 
 def unpack_safetensors(data: bytes) -> dict:
-    """The tensors; of a file of scripts/export.py what model_best.pth holds, tensors included.
-
-    Raises almost any Exception.
-    """
+    """The tensors; of a file of scripts/export.py what model_best.pth holds, tensors included."""
     tensors = load_safetensors(data)
-    # The length of the header in eight bytes, then JSON.
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     checkpoint = header.get("__metadata__", {}).get("checkpoint")
     return json.loads(checkpoint) | {"state_dict": tensors} if checkpoint else tensors
@@ -150,8 +146,7 @@ def unpack_safetensors(data: bytes) -> dict:
 def open_npz(path: Path, copies: int = 1):
     """What np.load makes of an archive whose content fits in memory, so many times.
 
-    Pickled objects, which could run code, are refused when they are read. Raises almost any
-    Exception.
+    Pickled objects, which could run code, are refused when read. Raises almost any Exception.
     """
     with zipfile.ZipFile(path) as archive:
         require_memory(copies * sum(part.file_size for part in archive.infolist()))

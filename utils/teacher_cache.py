@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from utils.data import Dataset
 from utils.data.views import PADDING, Batch, epoch_plan, view_numbers
-from utils.files import atomic, unmade_on_failure, write_json
+from utils.files import atomic, unmade_on_failure
 from utils.program import UserError
 from utils.teachers import Teacher
 
@@ -55,8 +55,6 @@ class LogitFiles:
         except OSError as error:
             raise UserError(f"--teacher_cache {root}: {error.strerror}; name a folder") from None
         self.writable = os.access(self.folder, os.W_OK)
-        if self.writable:
-            write_json(self.folder / "key.json", key)
         self.shape, self.dtype = (len(data.train.labels), data.num_classes), DTYPES[precision]
         self.flip = data.flip
         # Each process sees a part of an epoch only.

@@ -169,10 +169,11 @@ def teacher_of(args: Namespace, dataset: Dataset) -> Teacher:
             raise refusal(other.path, f"the same weights as {one.path}; name each teacher once")
     if args.teacher_temperature != "auto":
         return Teacher(members, args.teacher_temperature)
-    for path in (member.path for member in members if member.seed is None):
-        reason = "may have been trained on the images that validate its student"
-        way_out = "on which no temperature can be fitted then; give a number"
-        raise UserError(f"--teacher_temperature auto: {path} {reason}, {way_out}")
+    for member in members:
+        if member.seed is None:
+            reason = "may have been trained on the images that validate its student"
+            way_out = "on which no temperature can be fitted then; give a number"
+            raise UserError(f"--teacher_temperature auto: {member.path} {reason}, {way_out}")
     return Teacher(members, None, fitted=True)
 
 
@@ -265,9 +266,10 @@ def check_ours(
         f"--teacher_norm {args.teacher_norm}": args.teacher_norm is None,
         f"--teacher_key {args.teacher_key}": args.teacher_key is None,
     }
-    for given in (flag for flag, holds in fits.items() if not holds):
-        own = f"{content['model']}, trained with {content['label']} and its own normalisation"
-        raise refusal(file, f"holds one {own}, not {given}; leave {given.split()[0]} out")
+    own = f"{content['model']}, trained with {content['label']} and its own normalisation"
+    for given, holds in fits.items():
+        if not holds:
+            raise refusal(file, f"holds one {own}, not {given}; leave {given.split()[0]} out")
 
 
 def find_state(file: Path, content: Mapping, key: str | None) -> Mapping[str, Tensor]:

@@ -63,9 +63,10 @@ def checked(arrays: Arrays, where: str) -> Arrays:
         f"y_train has {len(seen)} classes, {seen[0]} to {seen[-1]}, not 0 to {len(seen) - 1}; save "
         "numpy.searchsorted(numpy.unique(y_train), y) of y_train and of y_test",
     )
-    for unseen in np.setdiff1d(made["y_test"], seen):
+    unseen = np.setdiff1d(made["y_test"], seen)
+    if len(unseen):
         way_out = "leave its images out, or move some to x_train"
-        raise UserError(f"{where}: class {unseen} of y_test has no training image; {way_out}")
+        raise UserError(f"{where}: class {unseen[0]} of y_test has no training image; {way_out}")
     return made
 
 
