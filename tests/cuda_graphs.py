@@ -6,7 +6,6 @@ capture: numbers that Python had in its hands then stay as they were, and so do 
 
 import gc
 from contextlib import nullcontext
-from types import SimpleNamespace
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -39,10 +38,8 @@ class capture(TorchDispatchMode):
 
     def __enter__(self):
         # Of exactly these types: a compiler leaves some behind that have no memory.
-        kinds = (torch.Tensor, torch.nn.Parameter)
-        tensors = [
-            one for one in gc.get_objects() if type(one) in kinds and one.device.type == "cpu"
-        ]
+        found = (x for x in gc.get_objects() if type(x) in (torch.Tensor, torch.nn.Parameter))
+        tensors = [x for x in found if x.device.type == "cpu"]
         storages = {one.untyped_storage().data_ptr(): one.untyped_storage() for one in tensors}
         self.before = [(storage, storage.clone()) for storage in storages.values()]
         return super().__enter__()
@@ -73,13 +70,8 @@ def emulate(monkeypatch) -> list[Graph]:
         made.append(Graph())
         return made[-1]
 
-    stand_ins = SimpleNamespace(
-        CUDAGraph=new_graph,
-        graph=capture,
-        Stream=Stream,
-        current_stream=Stream,
-        stream=lambda stream: nullcontext(),
-    )
-    for name, stand_in in vars(stand_ins).items():
+    stand_ins = {"CUDAGraph": new_graph, "graph": capture, "Stream": Stream}
+    stand_ins |= {"current_stream": Stream, "stream": lambda stream: nullcontext()}
+    for name, stand_in in stand_ins.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
     return made

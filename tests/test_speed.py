@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import ROOT
+from conftest import ROOT, run_script
 from tqdm import tqdm
 
 from losses import DISTILLATIONS, build_distillation, build_loss
@@ -119,13 +119,9 @@ def test_evaluation_takes_what_suits_the_device_or_what_it_is_told(given, most):
 def test_threads_wait_without_spinning(module):
     """What libgomp says it has read."""
     environment = {name: os.environ[name] for name in os.environ if name != "OMP_WAIT_POLICY"}
-    done = subprocess.run(
-        [sys.executable, "-c", f"import {module}"],
-        cwd=ROOT,
-        env=environment | {"OMP_DISPLAY_ENV": "true"},
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-c", f"import {module}"]
+    environment |= {"OMP_DISPLAY_ENV": "true"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if "OMP_WAIT_POLICY" not in done.stderr:
         pytest.skip("this torch has other threads than libgomp's")
     assert "OMP_WAIT_POLICY = 'PASSIVE'" in done.stderr
@@ -137,19 +133,12 @@ def test_threads_wait_without_spinning(module):
 def test_the_benchmark_runs_what_fit_runs(monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "QUICK", (("resnet8",), (("resnet14", "resnet8"),)))
     assert benchmark.train_epoch is training.train_epoch
-    flags = "--quick --seconds 0.01 --rounds 2 --batch-size 8 --workers 0"
-    benchmark.main(flags.split())
-    lines = [re.split("  +", line) for line in capsys.readouterr().out.splitlines()]
-    rows = {line[0]: line[1:] for line in lines if len(line) == 6}
-    assert set(rows) - {"images/s"} - {line for line in rows if line.startswith("-")} == {
-        "resnet8",
-        "resnet14 -> resnet8",
-        "resnet14 -> resnet8, cached",
-    }
-    alone, cached = (
-        float(rows[name][1].split()[0].replace(",", ""))
-        for name in ("resnet14 -> resnet8", "resnet14 -> resnet8, cached")
-    )
+    benchmark.main(["--quick", "--seconds", "0.01", "--batch-size", "8", "--workers", "0"])
+    out = capsys.readouterr().out
+    rates = dict(re.findall(r"^(resnet.*?)  +[\d,]+ \+- .*?  +([\d,]+) \+- ", out, re.MULTILINE))
+    taught = "resnet14 -> resnet8"
+    assert rates.keys() == {"resnet8", taught, f"{taught}, cached"}
+    alone, cached = (float(rates[name].replace(",", "")) for name in (taught, f"{taught}, cached"))
     assert cached > alone > 0
 
 
@@ -168,18 +157,11 @@ def test_the_cost_of_a_net():
 
 def test_the_day_of_a_gpu_rehearsed(tmp_path):
     """Every part of gpu.sh, made small, on the CPU."""
-    done = subprocess.run(
-        ["bash", ROOT / "scripts/gpu.sh", "--dry", "out"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    command = ["bash", ROOT / "scripts/gpu.sh", "--dry", "out"]
+    done = run_script(*command, cwd=tmp_path, PYTHON=sys.executable)
     page = (tmp_path / "out/performance.md").read_text()
     assert "| resnet56 -> resnet8, cached |" in page
     assert re.search(r"\| runs at once .*\n.*\n\| 1 \| [1-9]", page)
     assert "torch" in page and "2 epochs of resnet8 on synthetic" in page
     # A CPU at batches of 8 is slower than a GPU is to be.
-    assert "slower than its target: resnet20, images/s: " in done.stdout
-    assert "failed" not in done.stdout
+    assert "slower than its target: resnet20, images/s" in done.stdout
