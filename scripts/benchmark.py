@@ -34,6 +34,7 @@ from tqdm import tqdm
 from losses import build_distillation, build_loss
 from models import build_model
 from utils.data import NORMALISATION, Dataset, Split
+from utils.data.npz import ARRAYS
 from utils.data.views import TrainLoader, normalise
 from utils.environment import environment
 from utils.objectives import Distillation, Objective
@@ -193,7 +194,6 @@ def conventional(accelerator, data: Dataset, args, model: str, teacher: str | No
 def ours(accelerator, data: Dataset, args, model: str, objective: Objective) -> dict[str, Pass]:
     """The steps of an epoch as `fit` runs them, and bare ones, on one fixed batch."""
     loader = TrainLoader(data.train, args.batch_size, args.seed, accelerator.device)
-
     nets = (build_model(model, CLASSES) for _ in range(2))
     prepared = [prepare(accelerator, net, args, len(loader)) for net in nets]
     (_, net, optimizer, schedule), (_, bare_net, bare_optimizer, _) = prepared
@@ -280,8 +280,8 @@ def cost(model: str, teacher: str | None = None, passes: int = 3) -> tuple[int, 
 
 def runs_at_once(args: Namespace, data: Dataset) -> str:
     """A table: how many images a second N runs of train_teacher.py train on, all together."""
-    arrays = {"x_train": data.train.images, "y_train": data.train.labels}
-    arrays |= {"x_test": data.test.images, "y_test": data.test.labels}
+    train, test = data.train, data.test
+    arrays = dict(zip(ARRAYS, (train.images, train.labels, test.images, test.labels), strict=True))
     flags = f"--model {TOGETHER} --epochs {EPOCHS} --lr 0.001 --step {args.step}"
     flags += f" --train-batch-size {args.batch_size} --dataset"
     rows = []

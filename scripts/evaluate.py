@@ -18,9 +18,10 @@ from utils.files import atomic
 from utils.options import CommandLine, count, location, name, path, whole
 from utils.program import UserError, one_line_errors
 
-CORRUPTED = dict.fromkeys((*SOURCES, "corruptions"), shift.under_corruptions)
-STORED = {"cifar10h": shift.against_people, "synthetic": shift.against_posterior}  # no net is run
-EVALUATIONS = {**CORRUPTED, "svhn": shift.out_of_distribution, **STORED}
+KNOWN = dict.fromkeys(SOURCES, PUBLISHED) | {"corruptions": tuple(OWN)}
+STORED = ("cifar10h", "synthetic")  # no net is run
+EVALUATIONS = dict.fromkeys(KNOWN, shift.under_corruptions) | {"svhn": shift.out_of_distribution}
+EVALUATIONS |= dict.fromkeys(STORED, shift.against_labels)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -70,13 +71,12 @@ def options(argv: list[str] | None) -> Namespace:
     add("--seed", type=whole, help="--on corruptions: of the noise (default: 0)")
     add("--out", type=location, metavar="FILE.png", help="a box plot by severity")
     args = parser.parse_args(argv)
-    is_ours, is_shift = args.on == "corruptions", args.on in CORRUPTED
-    read = {"seed": is_ours, "corruptions": is_shift, "out": is_shift}
+    known = KNOWN.get(args.on)
+    read = {"seed": args.on == "corruptions", "corruptions": known, "out": known}
     for flag, is_read in (read | {"dataset": args.on not in STORED}).items():
         if getattr(args, flag) is not None and not is_read:
             raise UserError(f"--{flag} has no effect with --on {args.on}; leave it out")
-    if is_shift:
-        known = list(OWN if is_ours else PUBLISHED)
+    if known:
         args.corruptions, args.seed = list(dict.fromkeys(args.corruptions or known)), args.seed or 0
         for one in set(args.corruptions).difference(known):
             raise UserError(f"--corruptions {one}: --on {args.on} has {', '.join(known)}")

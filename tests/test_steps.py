@@ -82,14 +82,11 @@ def test_a_captured_teacher_is_an_eager_one(tiny_npz, tmp_path, graphs, loss):
 
 
 def test_a_rate_that_changes_in_every_step(tiny_npz, tmp_path, graphs):
-    flags = "--train-batch-size 8 --lr 0.125 --scheduler warmupcosine --warmup 7"
-    line = command(tiny_npz, tmp_path, *flags.split())
-    folders = []
+    flags = "--train-batch-size 8 --lr 0.125 --scheduler warmupcosine --warmup 7 --step"
     for mode in ("eager", "auto"):
-        train_teacher.main([*line, "--step", mode, "--exp_name", mode])
-        folders.append(next(tmp_path.rglob(f"*_{mode}")))
+        train_teacher.main(command(tiny_npz, tmp_path / mode, *flags.split(), mode))
     assert [graph.replays for graph in graphs] == [3 * 16 - 3]
-    assert_agree(*folders)
+    assert_agree(*(folder_of(tmp_path / mode) for mode in ("eager", "auto")))
 
 
 def student_run(data, root, teacher, *flags):
@@ -174,36 +171,22 @@ def test_a_captured_step_counts_what_the_scaler_skips(tiny_npz, tmp_path, graphs
 # Where a step cannot be captured
 
 
-@pytest.fixture
-def waiting_loss(monkeypatch):
-    """A loss that looks at its own value, as a graph cannot."""
+def test_what_cannot_be_captured(tiny_npz, tmp_path, graphs, teacher, capsys, monkeypatch):
+    """A loss that looks at its own value: auto goes on without graphs, graph says how to go on."""
 
     def build_loss(name):
         criterion = original(name)
-
-        def waits(logits, labels):
-            loss = criterion(logits, labels)
-            return loss if loss.item() > 0 else -loss
-
-        return Loss(waits)
+        return Loss(lambda *given: (loss := criterion(*given)) * (1 if loss.item() > 0 else -1))
 
     original = train_teacher.build_loss
     monkeypatch.setattr(train_teacher, "build_loss", build_loss)
-
-
-def test_auto_goes_on_without_and_says_so(
-    tiny_npz, tmp_path, graphs, waiting_loss, teacher, capsys
-):
-    assert_agree(teacher, teacher_run(tiny_npz, tmp_path))
+    assert_agree(teacher, teacher_run(tiny_npz, tmp_path / "auto"))
     out = capsys.readouterr().out
     assert out.count("cannot be captured as a CUDA graph") == 1 and "kernel by kernel" in out
     assert [graph.replays for graph in graphs] == [0]
-
-
-def test_graph_stops_and_says_how_to_go_on(tiny_npz, tmp_path, graphs, waiting_loss, monkeypatch):
     monkeypatch.setattr(options, "can_capture", lambda accelerator: True)
     with pytest.raises(RunFailed, match="cannot be captured.*--step eager"):
-        teacher_run(tiny_npz, tmp_path, "--step", "graph")
+        teacher_run(tiny_npz, tmp_path / "graph", "--step", "graph")
 
 
 @pytest.mark.skipif(HAS_GPU, reason="with a GPU it is right")

@@ -85,22 +85,16 @@ def table(title: str, nets: list[MeasuredNet], measured: list, columns: dict, *h
 # Against label distributions
 
 
-def against_people(nets: list[MeasuredNet], args: Namespace) -> Evaluation:
-    """CIFAR-10H: how people label the test images of CIFAR-10."""
-    shares = [human_labels(args.data_dir, net.test[1]) for net in nets]
-    return against("CIFAR-10H: test images against how people label them", nets, shares)
-
-
-def against_posterior(nets: list[MeasuredNet], args: Namespace) -> Evaluation:
-    """The distribution that the labels of `synthetic` are drawn from."""
-    advice = "--on synthetic; name a run of --dataset synthetic, of this version"
-    split = trained_on(nets, load_dataset("synthetic", args.data_dir), advice)
-    title = "synthetic: test images against the posterior that their labels are drawn from"
-    return against(title, nets, [split.posterior] * len(nets))
-
-
-def against(title: str, nets: list[MeasuredNet], shares: list[Tensor]) -> Evaluation:
-    """Stored test logits against the true share (N, K) of each label of each image."""
+def against_labels(nets: list[MeasuredNet], args: Namespace) -> Evaluation:
+    """Stored test logits against the true share of each label of --on: cifar10h, synthetic."""
+    if args.on == "cifar10h":
+        title = "CIFAR-10H: test images against how people label them"
+        shares = [human_labels(args.data_dir, net.test[1]) for net in nets]
+    else:
+        title = "synthetic: test images against the posterior that their labels are drawn from"
+        advice = "--on synthetic; name a run of --dataset synthetic, of this version"
+        data = load_dataset("synthetic", args.data_dir)
+        shares = [trained_on(nets, data, advice).posterior] * len(nets)
     measured = []
     for net, share in zip(nets, shares, strict=True):
         measure = partial(distributions.label_distribution_metrics, net.test[0], share)
