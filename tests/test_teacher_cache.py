@@ -188,25 +188,21 @@ def test_views_written_ahead_serve_any_seed(train, filled, calls):
 def test_unflipped_students_need_and_read_unflipped_views(
     train, tiny_npz, teacher, filled, tmp_path, calls
 ):
-    cache, plain = tmp_path / "cache", train("plain", "--no_flip", "--seed", 1)
-    cache_teacher.main([*fill_command(tiny_npz, teacher, cache), "--no_flip"])
-    names = {path.name.split("_")[0] for path in cache.rglob("view=*.bin")}
+    half, one = tmp_path / "half", ("--seed", 1, "--epochs", 1)
+    plain = train("plain", "--no_flip", *one)
+    cache_teacher.main([*fill_command(tiny_npz, teacher, half), "--no_flip"])
+    names = {path.name.split("_")[0] for path in half.rglob("view=*.bin")}
     assert names == {f"view={view}" for view in range(0, 162, 2)}
     calls.clear()
-    for root, views in (("half", cache), ("whole", filled)):
-        assert_same_run(plain, train(root, "--no_flip", "--seed", 1, "--teacher_cache", views))
+    for root, views in (("first", half), ("second", filled)):
+        assert_same_run(plain, train(root, "--no_flip", *one, "--teacher_cache", views))
     assert not calls
-    train("flipped", "--seed", 1, "--teacher_cache", cache, "--epochs", 1)
+    train("flipped", *one, "--teacher_cache", half)
     assert calls == [67, 67, 1]
-    train("flipped", "--flip", "--seed", 1, "--epochs", 1)  # is the run that is finished
-    assert calls == [67, 67, 1]
+    train("flipped", "--flip", *one)  # is the run that is finished
     with pytest.raises(UserError, match="flip was True and is False"):
-        train("flipped", "--no_flip", "--seed", 1, "--epochs", 1)
-    unflipped = ("--no_flip", "--seed", 1, "--teacher_cache", tmp_path / "new")
-    assert_same_run(plain, train("first", *unflipped))
-    calls.clear()
-    assert_same_run(plain, train("second", *unflipped))
-    assert not calls
+        train("flipped", "--no_flip", *one)
+    assert calls == [67, 67, 1]
 
 
 def test_only_missing_and_damaged_views_are_made(tiny_npz, teacher, filled, capsys):
