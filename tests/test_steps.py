@@ -107,7 +107,13 @@ def test_a_captured_student_with_and_without_a_cache(
     cache = ("--teacher_cache", str(tmp_path / "cache"))
     assert_agree(eager, student_run(tiny_npz, tmp_path / "filling", teacher, *cache))
     assert len(list((tmp_path / "cache").rglob("*.bin"))) == 4
-    monkeypatch.setattr(Teacher, "logits", None)
+    logits = Teacher.logits
+
+    def only_evaluated(self, images):
+        assert torch.is_inference_mode_enabled(), "the teacher runs in training"
+        return logits(self, images)
+
+    monkeypatch.setattr(Teacher, "logits", only_evaluated)
     assert_agree(eager, student_run(tiny_npz, tmp_path / "reading", teacher, *cache))
     assert [graph.replays for graph in graphs] == [13] * 3
 

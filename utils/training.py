@@ -148,8 +148,8 @@ def fit(
     step = Step(args.step, accelerator, prepared, optimizer, objective, loader, data)
     run.log(
         f"{device}, steps: {step.said}, mixed precision: {accelerator.mixed_precision}, "
-        "float32 products: "
-        f"{torch.get_float32_matmul_precision()}, threads: {torch.get_num_threads()}"
+        f"float32 products: {torch.get_float32_matmul_precision()}, "
+        f"threads: {torch.get_num_threads()}"
     )
     accelerator.project_configuration.logging_dir = str(run.folder)
     accelerator.init_trackers("tensorboard")
