@@ -80,13 +80,6 @@ def test_it_covers_the_truth(shift):
     assert 0.85 <= covered / 200 <= 0.99
 
 
-def test_it_contains_the_estimate():
-    for sharpness in (0.5, 1.3, 4.0):
-        run = predictions(500, sharpness=sharpness, seed=4)
-        low, high = interval_of([run])
-        assert 0 <= low <= ece(*run) <= high + 1e-9
-
-
 # ---- the ECE of a calibrated net ---------------------------------------------------------------
 
 
@@ -149,18 +142,6 @@ def test_the_same_net_twice_does_not_differ():
     assert paired_difference([run], [run]) == pytest.approx((0, 0, 0, 1), abs=1e-12)
 
 
-def test_runs_that_differ_from_seed_to_seed_widen_it():
-    rng = np.random.default_rng(1)
-
-    def row(accuracies):
-        return [(rng.random(2000) < a).astype(np.float32)[:, None] for a in accuracies]
-
-    steady = paired_difference(row([0.8] * 3), row([0.7] * 3))
-    shaky = paired_difference(row([0.7, 0.8, 0.9]), row([0.6, 0.7, 0.8]))
-    assert steady.high - steady.low < (shaky.high - shaky.low) / 3
-    assert steady.p < 0.001 and shaky.p > 0.05
-
-
 def null_run(rng, kind, difficulty, skill):
     """A net on images of shared difficulty; `skill` is what its seed gave it."""
     chance = stats.norm.cdf(0.8 + difficulty + skill)
@@ -181,11 +162,8 @@ def test_false_alarms_of_the_interval(kind, seeds, spread):
     trials, alarms = 600, 0
     for _ in range(trials):
         difficulty = rng.normal(size=400)
-        rows = [
-            [null_run(rng, kind, difficulty, spread * rng.normal()) for _ in range(n)]
-            for n in seeds
-        ]
-        found = paired_difference(*rows, resamples=200)
+        runs = [null_run(rng, kind, difficulty, spread * rng.normal()) for _ in range(sum(seeds))]
+        found = paired_difference(runs[: seeds[0]], runs[seeds[0] :], resamples=200)
         assert (found.p < 0.05) == (not found.low <= 0 <= found.high)
         alarms += found.p < 0.05
     assert 0.03 <= alarms / trials <= 0.07

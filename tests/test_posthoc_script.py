@@ -66,33 +66,6 @@ def test_three_times_the_logits_come_back():
         assert torch.allclose(weight, torch.full((5,), 1 / 3).double(), atol=0.03)
 
 
-def test_a_known_vector_map_is_recovered():
-    logits = gaussian_logits(30_000, 4)
-    weight, bias = np.array([0.5, 1.0, 1.5, 0.8]), np.array([0.6, -0.2, 0.0, -0.4])
-    calibration = vector_scaling(logits, drawn(weight * logits + bias))
-    assert np.allclose(calibration.weight.numpy(), np.diag(weight), atol=0.06)
-    assert np.allclose(calibration.bias.numpy(), bias, atol=0.06)
-    assert calibration.facts["converged"] and not calibration.notes
-
-
-def test_a_known_dirichlet_map_is_recovered():
-    classes = 3
-    rng = np.random.default_rng(3)
-    weight = np.eye(classes) * [0.5, 0.8, 0.6] + rng.normal(0, 0.15, (classes, classes))
-    bias = np.array([0.5, 0.1, -0.6])
-    # A number added to a column changes nothing: of all equal maps that with the least penalty.
-    for column in range(classes):
-        weight[:, column] -= np.delete(weight[:, column], column).mean()
-    logits = 2 * gaussian_logits(60_000, classes)
-    true = log_softmax(logits).numpy() @ weight.T + bias
-    calibration = dirichlet_calibration(logits, drawn(true), folds=2)
-    assert calibration.facts["converged"] and calibration.of_log_probs
-    assert np.allclose(calibration.weight.numpy(), weight, atol=0.05)
-    assert np.allclose(calibration.bias.numpy(), bias, atol=0.1)
-    error = calibration(logits).softmax(dim=1) - log_softmax(true).exp()
-    assert error.abs().mean() < 0.005
-
-
 @pytest.mark.parametrize("strength, mu", [(0.01, 0.01), (1.0, 100.0), (1e4, 0.1)])
 def test_the_penalised_minimum_is_scipys(strength, mu):
     classes = 4
