@@ -95,7 +95,7 @@ def test_the_floor_is_that_of_labels_drawn_class_by_class():
 
 
 def test_the_floor_of_ten_thousand_images():
-    """Of mean confidence 0.8: 0.93 % and 1.28 %. Fast, and the same each time."""
+    """Of mean confidence 0.8: 0.93 % and 1.28 %. Fast."""
     confidence = np.random.default_rng(0).uniform(0.6, 1.0, 10_000)
     probs = torch.from_numpy((1 - confidence)[:, None] / 99 * np.ones((1, 100)))
     probs[:, 0] = torch.from_numpy(confidence)
@@ -103,15 +103,6 @@ def test_the_floor_of_ten_thousand_images():
     mean, high = calibrated_ece(probs)
     assert time.process_time() - started < 2
     assert 0.005 < mean < 0.0105 and mean < high < 0.0145
-    assert (mean, high) == calibrated_ece(probs)
-
-
-def test_a_calibrated_net_is_above_its_floor_once_in_twenty():
-    above = sum(
-        ece(*predictions(300, seed=seed)) > calibrated_ece(predictions(300, seed=seed)[0], 200)[1]
-        for seed in range(200)
-    )
-    assert 2 <= above <= 20
 
 
 # ---- paired differences ------------------------------------------------------------------------

@@ -28,15 +28,6 @@ def nll(logits, labels, temperature):
     return classification_metrics(logits, labels, temperature)["nll"]
 
 
-@pytest.mark.parametrize("factor", [0.3, 1.0, 2.5, 8.0])
-def test_the_factor_of_overconfidence_is_found(factor):
-    logits, labels = overconfident(20_000, 10, factor)
-    temperature, at_bound = fit_temperature(logits, labels)
-    assert temperature == pytest.approx(factor, rel=0.03) and not at_bound
-    again, _ = fit_temperature(logits / temperature, labels)
-    assert again == pytest.approx(1, rel=1e-9)
-
-
 @pytest.mark.parametrize("seed", range(20))
 def test_it_is_the_root_that_brentq_finds(seed):
     """Small and large splits, the latter from the solution of a part."""

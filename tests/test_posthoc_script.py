@@ -8,8 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import fails, run_script
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 import train_student
@@ -24,8 +22,6 @@ from utils.calibration.posthoc import (
     temperature_scaling,
     vector_scaling,
 )
-
-properties = settings(max_examples=8, deadline=None, derandomize=True)
 
 
 def drawn(logits, seed=1):
@@ -107,13 +103,11 @@ def test_the_gradient_vanishes_at_the_vector_map():
 # --- never worse, and what is said ----------------------------------------------------------------
 
 
-@properties
-@given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.sampled_from([0.01, 1.0, 30.0, 1e4]))
-def test_never_worse_than_none_on_validation(seed, n, scale):
-    rng = np.random.default_rng(seed)
+@pytest.mark.parametrize("n, scale", [(1, 1e4), (40, 0.01), (30, 1.0), (50, 30.0)])
+def test_never_worse_than_none_on_validation(n, scale):
+    rng = np.random.default_rng(n)
     logits, labels = scale * rng.normal(size=(n, 3)), rng.integers(3, size=n)
-    none = METHODS["none"](logits, labels)
-    raw = nll(none, logits, labels)
+    raw = nll(METHODS["none"](logits, labels), logits, labels)
     for method, fit in METHODS.items():
         calibrated = fit(logits, labels)
         assert calibrated(logits).isfinite().all(), method
