@@ -6,6 +6,7 @@ import sys
 import time
 from argparse import Namespace
 from dataclasses import replace
+from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -171,7 +172,7 @@ def fit(
         record["images_per_second"] = len(data.train.labels) / (time.perf_counter() - started)
         share_buffers(accelerator, net)
         logits = predict(net, val, data.mean, data.std, args.test_batch_size, accelerator)
-        check_logits(logits, epoch, record["lr"])
+        on_main(accelerator, partial(check_logits, logits, epoch, record["lr"]))
         metrics = evaluate(logits, data.val)
         record |= {f"val_{name}": metrics[name] for name in EPOCH_METRICS}
         objective.after_validation(logits, val.labels)
