@@ -18,7 +18,7 @@ import sys
 
 from utils.analysis.records import pack, read_runs
 from utils.analysis.statistics import SELECT, Row, Section, View, find_group, sections_of
-from utils.analysis.tables import left_out_tables, main_table, paired_table, render
+from utils.analysis.tables import left_out_table, main_table, paired_table, render
 from utils.files import atomic, unmade_on_failure
 from utils.options import CommandLine, count, location, whole
 from utils.program import UserError, one_line_errors
@@ -58,12 +58,12 @@ def main(argv: list[str] | None = None) -> None:
         tables[sections.index(section)].append(paired_table(section, group))
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     shown = [table for own in tables for table in own]
-    for table in [*shown, *left_out_tables(left_out, longest=70)]:
+    rest = [left_out_table(left_out)] if left_out else []
+    for table in shown + rest:
         print(render(table, "colour" if colour else "terminal"))
     if args.out is not None:
         from utils.analysis.page import page  # matplotlib takes a second to load
 
-        rest = left_out_tables(left_out)
         roots = ", ".join(map(str, args.roots))
         about = f"{len(records)} finished runs below {roots}; not in the tables: {len(left_out)}"
         markdown = [render(one, "markdown") for one in shown + rest]

@@ -394,7 +394,7 @@ def test_validation_chooses_and_its_test_value_is_quoted(grid, select):
 
 def test_the_grid_holds_validation_and_leaves_gaps(grid):
     [sweep] = only_section(grid).sweeps
-    errors = {tuple(sweep.place(g)): g.values("ece", "best", "val")[0] for g in sweep.groups}
+    errors = {tuple(sweep.place(g)): g.validation("ece", "best")[0] for g in sweep.groups}
     settings = {*product((1, 4, 20), (0.9, 1))} - {(20, 1)}
     assert errors == dict.fromkeys(settings, 0.09) | {(4, 0.9): 0.04}
     assert is_grid(sweep) and sweep.place(sweep.chosen) == [4, 0.9]
@@ -412,7 +412,7 @@ def test_any_set_of_settings(tmp_path):
     three, one = section.sweeps
     assert (three.parameters, one.name) == (["T", "Lambda", "lr"], "resnet8 NLL+MDCA over beta")
     for sweep in (three, one):
-        assert sweep.chosen.values("nll", "best", "val") == [0.3] and not is_grid(sweep)
+        assert sweep.chosen.validation("nll", "best") == [0.3] and not is_grid(sweep)
     assert "beta = 3 has the best validation NLL" in shown(section)
     report.main([str(tmp_path), "--out", str(tmp_path / "out")])
     # Scatter and curves.
@@ -450,7 +450,7 @@ def test_unfinished_and_damaged_runs_are_listed(tmp_path, capsys):
             (folder / file).write_text(content, encoding="latin1")
     report.main([str(tmp_path), "--out", str(tmp_path / "out"), "--resamples", "50"])
     shown = capsys.readouterr().out
-    assert "resnet8 NLL" in shown and "2/2  epoch 2/2  [1mtrain loss 0.3" in shown
+    assert "resnet8 NLL" in shown and "unfinished; its log ends: epoch 2/2  [1mtrain" in shown
     for file, contents in damage.items():
         assert shown.count(f"  {file} is damaged (") == len(contents), (file, shown)
     for name in ("report.html", "report.md"):

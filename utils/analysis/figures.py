@@ -48,7 +48,7 @@ def heat_map(sweep: Sweep, metric: str, epoch: str, file) -> None:
     across, down = (sorted(set(values)) for values in zip(*places, strict=True))
     values = np.full((len(down), len(across)), np.nan)
     for group, (x, y) in zip(sweep.groups, places, strict=True):
-        values[down.index(y), across.index(x)] = group.values(metric, epoch, "val").mean()
+        values[down.index(y), across.index(x)] = group.validation(metric, epoch).mean()
     with drawing(file, 1.1 + 0.56 * len(across), 1.0 + 0.42 * len(down)) as (figure, [[axes]]):
         axes.set_facecolor("#d5d9de")
         shade = np.ma.masked_invalid(values if column.best == "max" else -values)
@@ -101,7 +101,7 @@ def top1_against_ece(section: Section, file) -> None:
 def learning_curves(section: Section, file) -> None:
     """Validation by epoch: the mean of a group's runs, shaded from the lowest to the highest."""
     drawn = zip(section.drawn, LINES, strict=False)
-    known = [pair for pair in drawn if all(run.history for run in pair[0].records)]
+    known = [(group, style) for group, style in drawn if group.has_history]
     lines = [line for group, _ in known for run in group.records for line in run.history]
     curves = [key for key in CURVES if any(key in line for line in lines)]
     with drawing(file, 3.4 * len(curves), 3.0, 1, len(curves)) as (figure, [row]):

@@ -38,7 +38,10 @@ def named_apart(records: list[Record]) -> bool:
 
 @dataclass(eq=False)
 class Group:
-    """Runs that differ only in the seed, in its order. `difference` sets it apart by its name."""
+    """Runs that differ only in the seed, in its order; `first` stands for all where they agree.
+
+    `difference`: what sets its name apart from another's.
+    """
 
     records: list[Record]
     exp_name: str | None = None
@@ -47,7 +50,6 @@ class Group:
 
     @property
     def first(self) -> Record:
-        """The run that stands for all where they agree."""
         return self.records[0]
 
     @property
@@ -65,9 +67,13 @@ class Group:
         """Those that stand above it, the nearest first."""
         return [] if self.teacher is None else [self.teacher, *self.teacher.teachers]
 
-    def values(self, metric: str, epoch: str, logits: str) -> np.ndarray:
-        """A metric of every run, as `Record.metrics` has it; empty where it is unknown."""
-        measured = [record.metrics(epoch, logits) for record in self.records]
+    @property
+    def has_history(self) -> bool:
+        return all(record.history for record in self.records)
+
+    def validation(self, metric: str, epoch: str) -> np.ndarray:
+        """A metric of every run, raw, on validation (fractions); empty where it is unknown."""
+        measured = [record.measured(epoch)["val"] for record in self.records]
         return np.array([one[metric] for one in measured if metric in one])
 
 

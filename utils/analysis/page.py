@@ -23,9 +23,7 @@ def page(sections: list[Section], tables: list[list[Table]], rest: list[Table], 
     for section, own in zip(sections, tables, strict=True):
         parts += [render(table, "html") for table in own] + pictures(section)
     parts += [commands(sections), *(render(table, "html") for table in rest)]
-    frame, style = (
-        Path(__file__).with_name(f"page.{kind}").read_text() for kind in ("html", "css")
-    )
+    frame, style = (Path(__file__).with_suffix(kind).read_text() for kind in (".html", ".css"))
     about = escape(f"{printable(about)}. {datetime.now():%Y-%m-%d %H:%M}.")
     return frame.format(style=style, about=about, content="\n".join(parts))
 
@@ -50,7 +48,7 @@ def pictures(section: Section) -> list[str]:
         "trained on labels; triangles: distilled. Bars: standard deviation.</p>",
         picture(partial(top1_against_ece, section), "top-1 against ECE", "wide"),
     ]
-    if any(record.history for group in drawn for record in group.records):
+    if any(group.has_history for group in drawn):
         draw = partial(learning_curves, section)
         parts += ["<h3>Learning curves</h3>", picture(draw, "validation by epoch", "wide")]
         parts.append('<p class="soft">Mean of the runs; shaded: from lowest to highest.</p>')
@@ -63,7 +61,7 @@ def pictures(section: Section) -> list[str]:
 def heat_maps(section: Section, sweep: Sweep) -> str:
     """Pictures of validation values: the report shows test values of the chosen setting alone."""
     epoch, name = section.view.epoch, printable(sweep.name)
-    known = sweep.chosen.first.metrics(epoch, "val")
+    known = sweep.chosen.first.measured(epoch)["val"]
     maps = "".join(
         picture(partial(heat_map, sweep, metric, epoch), f"{COLUMNS[metric].head} of {name}", "map")
         for metric in section.columns
@@ -79,14 +77,11 @@ def heat_maps(section: Section, sweep: Sweep) -> str:
 def reliability(section: Section, group: Group) -> str:
     """Diagrams of its first run, raw and scaled; empty without stored predictions."""
     record, epoch = group.first, section.view.epoch
-    panels = []
-    for logits in LOGITS:
-        predicted = record.probabilities(epoch, logits)
-        if predicted is None:
-            return ""
-        temperature = record.measured(epoch)["temperature"]
-        title = logits if logits == "raw" else f"scaled, T = {temperature:.2f}"
-        panels.append((title, *predicted))
+    known = [record.probabilities(epoch, logits) for logits in LOGITS]
+    if None in known:
+        return ""
+    heads = ("raw", f"scaled, T = {record.measured(epoch)['temperature']:.2f}")
+    panels = [(head, *one) for head, one in zip(heads, known, strict=True)]
     seed = record.result["seed"]
     caption = printable(group.full_name + (f", seed {seed}" if seed is not None else ""))
     draw = partial(reliability_diagrams, panels, format="svg")

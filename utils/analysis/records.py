@@ -8,7 +8,6 @@ import io
 import json
 import math
 import os
-import re
 import zipfile
 from argparse import Namespace
 from collections.abc import Callable, Iterable
@@ -84,11 +83,9 @@ class Record:
         return self.result[self.owner(epoch)]
 
     def metrics(self, epoch: str, logits: str) -> dict[str, float]:
-        """Fractions. val: raw, on validation; else of `logits` (see `kinds`) on test."""
-        measured = self.measured(epoch)
-        if logits in measured["test"]:
-            return measured["test"][logits]
-        return measured["val"] if logits == "val" else self.posthoc(epoch)[logits]["test"]
+        """Of `logits` (see `kinds`) on test; fractions."""
+        test = self.measured(epoch)["test"]
+        return test[logits] if logits in test else self.posthoc(epoch)[logits]["test"]
 
     def kinds(self, epoch: str) -> list[str]:
         """Of logits that were measured: raw, scaled, a teacher's tempered ones, post-hoc."""
@@ -142,7 +139,8 @@ class Record:
             return []
         with naming(path):
             return [
-                {"epoch": line["epoch"]} | {k: x for k, x in line.items() if isinstance(x, float)}
+                {k: x for k, x in line.items() if isinstance(x, float)}
+                | {k: line[k] for k in ("epoch", "val_nll")}
                 for line in map(json.loads, path.read_text().splitlines())
             ]
 
@@ -154,12 +152,10 @@ class Record:
 
 
 class LeftOut(NamedTuple):
-    """A run that is in no table: why, how many epochs it has done, the last line of its log."""
+    """A run that is in no table, and why."""
 
     folder: Path
     reason: str
-    epochs: str = ""
-    last_line: str = ""
 
 
 @contextmanager
@@ -201,7 +197,11 @@ def run_folders(root: Path) -> list[Path]:
 def read_run(folder: Path) -> Record | LeftOut:
     path, config = folder / "result.json", folder / "config.json"
     if not path.exists():
-        return leave_out(folder, "unfinished")
+        lines = ["no log"]
+        with suppress(OSError):
+            log = (folder / "train_log.txt").read_text(errors="replace")
+            lines += [line.strip() for line in log.splitlines() if line.strip()]
+        return LeftOut(folder, f"unfinished; its log ends: {lines[-1]}")
     try:
         with naming(path):
             result = json.loads(path.read_text())
@@ -211,21 +211,11 @@ def read_run(folder: Path) -> Record | LeftOut:
         with naming(config):
             return Record(folder, result, json.loads(config.read_text()) if config.exists() else {})
     except UserError as error:
-        return leave_out(folder, error)
+        return LeftOut(folder, reason_of(error, folder))
 
 
-def leave_out(folder: Path, reason: str | Exception) -> LeftOut:
-    def text(name: str) -> str:
-        try:
-            return (folder / name).read_text(encoding="utf-8", errors="replace")
-        except Exception:  # what is wrong with the run has been said
-            return ""
-
-    done = text("metrics.jsonl").count("\n")
-    planned = re.search(r'"epochs": (\d+)', text("config.json"))
-    epochs = f"{done}/{planned[1] if planned else '?'}"
-    lines = [line.strip() for line in text("train_log.txt").split("\n") if line.strip()]
-    return LeftOut(folder, str(reason).replace(f"{folder}/", ""), epochs, *lines[-1:])
+def reason_of(error: Exception, folder: Path) -> str:
+    return one_line(error).replace(f"{folder}/", "")
 
 
 def pack(records: Iterable[Record], epoch: str, file) -> None:

@@ -16,10 +16,9 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.analysis.groups import Group, group_runs
-from utils.analysis.records import LOGITS, LeftOut, Record
+from utils.analysis.records import LOGITS, LeftOut, Record, reason_of
 from utils.calibration import bootstrap
 from utils.calibration.bootstrap import PAIRED, Difference
-from utils.files import one_line
 from utils.program import UserError
 from utils.tables import COLUMNS
 
@@ -125,8 +124,7 @@ def sections_of(records: list[Record], view: View) -> tuple[list[Section], list[
                 rows_of(Group([run]), view, len(group.records) <= MANY or run is group.first)
                 len(run.history)
             except Exception as error:  # whatever it is, it concerns this run alone
-                reason = one_line(error).replace(f"{run.folder}/", "")
-                unreadable[run.folder] = LeftOut(run.folder, reason)
+                unreadable[run.folder] = LeftOut(run.folder, reason_of(error, run.folder))
         if found == len(unreadable):
             break
     for section in sections:
@@ -158,7 +156,7 @@ def split(groups: list[Group], view: View) -> list[Section]:
 
 def validation_loss(group: Group, view: View) -> float:
     """The mean of the metric that selects, raw, on validation; the lower the better."""
-    values = group.values(view.select, view.epoch, "val")
+    values = group.validation(view.select, view.epoch)
     sign = -1 if COLUMNS[view.select].best == "max" else 1
     return sign * values.mean() if len(values) else math.inf
 
@@ -191,12 +189,10 @@ def find_sweeps(groups: list[Group], view: View) -> list[Sweep]:
 
 
 @cache
-def chance(
-    record: Record, epoch: str, logits: str, draws: int
-) -> tuple[np.ndarray, tuple[float, float]] | None:
-    """What a run's ECE owes to the test split's being a sample; None without stored predictions.
+def chance(record: Record, epoch: str, logits: str, draws: int) -> tuple | None:
+    """The ECE of every bootstrap resample, (draws,), and that of a calibrated net, see Cell.
 
-    The ECE of every bootstrap resample, (draws,); and that of a calibrated net, see Cell.
+    None without stored predictions.
     """
     predicted = record.probabilities(epoch, logits)
     if predicted is None or not draws:

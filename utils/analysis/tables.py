@@ -160,12 +160,10 @@ def difference_entry(one: Difference | None, column: Column) -> Entry:
     return Entry(f"{sign}{value} [{low}, {high}]", "differs" if one.p <= 0.05 else "")
 
 
-def left_out_tables(left_out: list[LeftOut], longest: int | None = None) -> list[Table]:
-    """Of the runs that are in no other table, where there are any; a log's line may be cut."""
-    head = ["Not in the tables", "why", "epochs", "last line of its log"]
-    cut = [one._replace(last_line=one.last_line[:longest]) for one in left_out]
-    rows = [[Entry(printable(text)) for text in one] for one in cut]
-    return [Table(head, rows, kind="words")] if rows else []
+def left_out_table(left_out: list[LeftOut]) -> Table:
+    """The runs that are in no other table."""
+    rows = [[Entry(printable(text)) for text in one] for one in left_out]
+    return Table(["Not in the tables", "why"], rows, kind="words")
 
 
 # How it is written
@@ -194,13 +192,12 @@ def render(table: Table, form: str) -> str:
     marked = [any(row[place].mark for row in table.rows) for place in range(len(table.head))]
 
     def cells(entries: list[Entry]) -> list[str]:
-        return [
-            format.indent * entry.indent
-            + marks.get(entry.mark, format.blank if has_marks else "{}").format(
-                format.escape(entry.text)
-            )
-            for entry, has_marks in zip(entries, marked, strict=True)
-        ]
+        unmarked = [format.blank if has_marks else "{}" for has_marks in marked]
+        texts = []
+        for entry, plain in zip(entries, unmarked, strict=True):
+            text = marks.get(entry.mark, plain).format(format.escape(entry.text))
+            texts.append(format.indent * entry.indent + text)
+        return texts
 
     notes = list(map(format.escape, table.notes))
     notes += [f"{marks[m].format(m)}: {MEANING[m]}" for m in MEANING if m in found]
