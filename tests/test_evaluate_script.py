@@ -389,7 +389,7 @@ def test_images_are_run_in_the_precision_of_the_run(copies, tiny_npz, tmp_path, 
 def test_several_runs_and_teachers_in_one_table(copies, capsys):
     student, teacher = (run_of(copies, which) for which in ("students", "teachers"))
     config = json.loads((student / "config.json").read_text())
-    config["arguments"]["teacher_path"] = str(teacher)
+    config["arguments"]["teacher_path"] = [str(teacher)]
     (student / "config.json").write_text(json.dumps(config))
     command = ("--on", "corruptions", "--corruptions", "pixelate", "--with-teacher")
     evaluate(copies, *command, "--write")
