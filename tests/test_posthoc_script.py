@@ -368,7 +368,7 @@ def test_unfinished_runs_are_named(runs, capsys):
     stopped.mkdir()
     (stopped / "config.json").write_text("{}")
     script.main([str(runs / "teachers")])
-    assert f"left out: {stopped}, stopped" in capsys.readouterr().out
+    assert f"left out: {stopped}, unfinished" in capsys.readouterr().out
     (stopped / "config.json").unlink()
     stopped.rmdir()
 
