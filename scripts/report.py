@@ -35,12 +35,10 @@ def options(argv: list[str] | None):
     columns = f"which and in which order: {', '.join(COLUMNS)}"
     add("--columns", nargs="+", choices=COLUMNS, metavar="METRIC", help=columns)
     add("--epoch", choices=("best", "last"), default="best", help="best: by validation")
-    select = "the validation metric that chooses the setting of a sweep"
-    add("--select", choices=SELECT, default="nll", help=select)
+    add("--select", choices=SELECT, default="nll", help="on validation, chooses a sweep's setting")
     draws = "draws behind the ECE's interval and the ECE of a calibrated net; 0 leaves both out"
     add("--resamples", type=whole, default=1000, help=draws)
-    nets = "print at most so many of a data set, those that validation prefers"
-    add("--nets", type=count, default=100, help=nets)
+    add("--nets", type=count, default=100, help="print at most so many, by validation's order")
     add("--against", metavar="ROW", help="also a table of the differences from this row")
     add("--pack", type=location, metavar="FILE.zip", help="also write what is printed as a ROOT")
     return parser.parse_args(argv)

@@ -194,24 +194,18 @@ def test_students_stand_below_their_teacher(tmp_path):
 
 
 def test_a_teacher_without_a_run_is_what_its_students_measured(tmp_path):
-    """A file, and an ensemble."""
+    """An ensemble, and two files of one name."""
+    files = [identity("resnet56", "best", None, sha256) for sha256 in ("abc", "def")]
     ensemble = identity("2xresnet20", "NLL", "42+43") | {"members": [{"seed": 42}, {"seed": 43}]}
-    for seed in (1, 2):
-        for teacher in (identity("resnet56", "best", None, "abc"), ensemble):
-            write_run(tmp_path, "KD", {"T": 4}, seed, teacher=teacher)
+    for seed, (place, teacher) in product((1, 2), enumerate([*files, ensemble])):
+        write_run(tmp_path / str(place), "KD", {"T": 4}, seed, teacher=teacher)
     section = only_section(tmp_path)
-    names = ["2xresnet20 NLL", "resnet8 KD T=4", "resnet56 best", "resnet8 KD T=4"]
+    student, file = "resnet8 KD T=4", "resnet56 best sha256={}"
+    names = ["2xresnet20 NLL", student, file.format("abc"), student, file.format("def"), student]
     assert [group.name for group in section.groups] == names
-    assert [len(group.records) for group in section.groups] == [1, 2, 1, 2]
-    assert cells(section, "resnet56 best")["top1"].mean == 0.9
+    assert [len(group.records) for group in section.groups] == [1, 2] * 3
+    assert cells(section, file.format("abc"))["top1"].mean == 0.9
     assert "A teacher without a run here" in shown(section)
-
-
-def test_two_files_of_one_name_are_two_teachers(tmp_path):
-    for sha256 in ("abc", "def"):
-        file = identity(label="best", seed=None, sha256=sha256)
-        write_run(tmp_path / sha256, "KD", {"T": 4}, teacher=file)
-    assert [len(group.teachers) for group in read(tmp_path)[0]] == [0, 1, 0, 1]
 
 
 def test_the_weights_decide_between_teachers_of_one_name(tmp_path):
@@ -382,7 +376,7 @@ def test_validation_chooses_and_its_test_value_is_quoted(grid, select):
     section = only_section(grid, select=select)
     [sweep] = section.sweeps
     assert sweep.chosen.name == "resnet8 KD T=4 Lambda=0.9"
-    assert sweep.parameters == ["T", "Lambda"] and len(sweep.groups) == 5
+    assert sweep.parameters == ["T", "Lambda"] and len(sweep.groups) == 5 and is_grid(sweep)
     text = shown(section)
     [sentence] = [line for line in text.splitlines() if line.startswith("Sweep of")]
     assert "T = 4, Lambda = 0.9 has the best validation" in sentence
@@ -390,14 +384,6 @@ def test_validation_chooses_and_its_test_value_is_quoted(grid, select):
     assert re.search(r"T=4 Lambda=0.9 ←", text) and text.count("=0.9 ←") == 1
     for setting, mark in (("T=1 Lambda=1", ""), ("T=4 Lambda=0.9", "best")):
         assert cells(section, f"resnet8 KD {setting} from resnet56 NLL")["ece"].mark == mark
-
-
-def test_the_grid_holds_validation_and_leaves_gaps(grid):
-    [sweep] = only_section(grid).sweeps
-    errors = {tuple(sweep.place(g)): g.validation("ece", "best")[0] for g in sweep.groups}
-    settings = {*product((1, 4, 20), (0.9, 1))} - {(20, 1)}
-    assert errors == dict.fromkeys(settings, 0.09) | {(4, 0.9): 0.04}
-    assert is_grid(sweep) and sweep.place(sweep.chosen) == [4, 0.9]
 
 
 def test_any_set_of_settings(tmp_path):
@@ -515,12 +501,8 @@ def test_columns_and_epoch(tmp_path, capsys):
 def test_terminal_table():
     rows = [[Entry("a", indent=1), Entry("1.00 ± 0.10", "best")], [Entry("b"), Entry("2.00")]]
     table = Table(["net", "ECE %"], rows)
-    assert render(table, "terminal").splitlines()[:4] == [
-        "net      ECE %",
-        "---  ----------",
-        "  a  1.00±0.10*",
-        "b         2.00",
-    ]
+    shown = ["net      ECE %", "---  ----------", "  a  1.00±0.10*", "b         2.00"]
+    assert render(table, "terminal").splitlines()[:4] == shown
     assert render(table, "colour").splitlines()[2] == "  a  \033[1m1.00±0.10*\033[0m"
 
 
@@ -570,12 +552,9 @@ def written(tmp_path_factory) -> Path:
     return folder / "out"
 
 
-def test_nothing_but_the_files_is_left(written):
-    names = {path.name for path in written.iterdir()}
-    assert names == {"report.html", "report.md", "report.csv", "report.tex"}
-
-
 def test_csv_has_every_digit_and_every_metric(written):
+    names = {f"report.{kind}" for kind in ("html", "md", "csv", "tex")}
+    assert {path.name for path in written.iterdir()} == names
     with open(written / "report.csv") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * (1 + 1 + 4 + 1)

@@ -104,7 +104,7 @@ def learning_curves(section: Section, file) -> None:
     known = [(group, style) for group, style in drawn if group.has_history]
     lines = [line for group, _ in known for run in group.records for line in run.history]
     curves = [key for key in CURVES if any(key in line for line in lines)]
-    with drawing(file, 3.4 * len(curves), 3.0, 1, len(curves)) as (figure, [row]):
+    with drawing(file, 2.6 * len(curves), 2.6, 1, len(curves)) as (figure, [row]):
         for group, style in known:
             for key, axes in zip(curves, row, strict=True):
                 runs = [[e[key] for e in run.history if key in e] for run in group.records]

@@ -197,11 +197,11 @@ def run_folders(root: Path) -> list[Path]:
 def read_run(folder: Path) -> Record | LeftOut:
     path, config = folder / "result.json", folder / "config.json"
     if not path.exists():
-        lines = ["no log"]
+        last = []
         with suppress(OSError):
             log = (folder / "train_log.txt").read_text(errors="replace")
-            lines += [line.strip() for line in log.splitlines() if line.strip()]
-        return LeftOut(folder, f"unfinished; its log ends: {lines[-1]}")
+            last = [f"its log ends: {line.strip()}" for line in log.splitlines() if line.strip()]
+        return LeftOut(folder, "; ".join(["unfinished", *last[-1:]]))
     try:
         with naming(path):
             result = json.loads(path.read_text())

@@ -197,9 +197,8 @@ def chance(record: Record, epoch: str, logits: str, draws: int) -> tuple | None:
     predicted = record.probabilities(epoch, logits)
     if predicted is None or not draws:
         return None
-    return bootstrap.resampled_ece(bootstrap.gaps(*predicted), draws), bootstrap.calibrated_ece(
-        predicted[0], draws
-    )
+    resampled = bootstrap.resampled_ece(bootstrap.gaps(*predicted), draws)
+    return resampled, bootstrap.calibrated_ece(predicted[0], draws)
 
 
 def rows_of(group: Group, view: View, in_full: bool) -> list[Row]:
