@@ -218,7 +218,7 @@ def test_a_table_for_each_run_that_is_finished(runs, capsys):
     (stopped / "config.json").write_text("{}")
     script.main([str(runs), "--with-teacher", "--folds", "2"])
     printed = capsys.readouterr().out
-    assert printed.count("val NLL") == 3 and f"left out: {stopped}, stopped" in printed
+    assert printed.count("val NLL") == 3 and f"left out: {stopped}, unfinished" in printed
     for method in METHODS:
         assert printed.count(f"\n{method} ") == 3
     assert not list(runs.rglob("posthoc.json"))
