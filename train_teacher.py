@@ -6,6 +6,9 @@
 Arguments -> data -> net -> loss -> fit -> result, in a run folder below --checkpoint.
 """
 
+import utils  # noqa: F401  before torch
+
+# isort: split
 import torch
 
 from losses import build_loss

@@ -3,8 +3,8 @@
 `--loss` is a base, then `+TERM` if wanted: "FL+MDCA" = focal + beta * MDCA. `--distill` is one of
 DISTILLATIONS: Lambda * distillation + ce_weight * NLL. A new one is a function of logits, labels
 and its flags by name (a distillation: student's logits, teacher's logits, labels, T, ...) that
-returns a scalar, and its entry below. One that changes between epochs is a module, built from its
-flags, that keeps in buffers what changes.
+returns a scalar, and its entry below. One that changes between epochs is a module of its flags
+with `after_validation`, that keeps in buffers what changes.
 """
 
 import math
@@ -22,7 +22,8 @@ from losses.distillation import dist, dkd, kd, lskd
 
 NOT_NEGATIVE = ("a number of at least 0", lambda x: x >= 0)
 BELOW_ONE = ("a number from 0 to below 1", lambda x: 0 <= x < 1)
-TEMPERATURE = ("a number from 0.001 to 1e6", lambda x: 1e-3 <= x <= 1e6)
+ABOVE_ZERO = ("a number from 0.001 to 1e6", lambda x: 1e-3 <= x <= 1e6)
+RAMP = 20
 
 
 class Flag(NamedTuple):
@@ -32,71 +33,53 @@ class Flag(NamedTuple):
     grid: tuple[float, ...] = ()  # values in the literature; empty: the default alone
     range: tuple[str, Callable[[float], bool]] = NOT_NEGATIVE  # in words, and as a check
 
+    def at(self, default: float | None, *grid: float) -> "Flag":
+        return self._replace(default=default, grid=grid)
+
 
 class Entry(NamedTuple):
     function: Callable
-    paper: str
     flags: tuple[Flag, ...] = ()
     of_batch: bool = False  # compares counts of labels, which mixed labels do not have
     ramp: int = 0  # epochs over which a distillation's weight rises to Lambda
 
 
-def calibration_term(
-    function: Callable, paper: str, beta: tuple, *own: Flag, of_batch: bool = False
-) -> Entry:
-    """An entry of TERMS. beta, its weight: (default, values in the literature ...)."""
-    weight = Flag("beta", beta[0], "weight of the calibration term", beta[1:])
-    return Entry(function, paper, (weight, *own), of_batch)
-
-
-def distillation(
-    function: Callable, paper: str, T: tuple, Lambda: tuple, ce_weight, *own: Flag, ramp: int = 0
-) -> Entry:
-    """An entry of DISTILLATIONS. T and Lambda: (default, values in the literature ...)."""
-    rising = f", reached after {ramp} epochs" if ramp else ""
-    flags = (
-        Flag("T", T[0], "temperature of both softmaxes", T[1:], TEMPERATURE),
-        Flag("Lambda", Lambda[0], f"weight of the distillation{rising}", Lambda[1:]),
-        *own,
-        Flag("ce_weight", ce_weight, "weight of the labels' NLL"),
-    )
-    return Entry(function, paper, flags, ramp=ramp)
-
-
 FOCUS = Flag("gamma", 1.0, "focal exponent", (1, 2, 3, 4, 5))
 SMOOTHING = Flag("alpha", 0.1, "share of the target spread over all classes", range=BELOW_ONE)
+WEIGHT = Flag("beta", 1.0, "weight of the calibration term", (1, 5, 10))
 MARGIN = Flag("margin", 10.0, "by how much logits may differ at no cost")
 EXCLUSION = Flag("exclusion", 10.0, "weight of exclusion; times beta it is the literature's 1")
+T = Flag("T", 4.0, "temperature of both softmaxes", range=ABOVE_ZERO)
+SHARE = Flag("Lambda", 1.0, f"weight of the distillation; DKD reaches it after {RAMP} epochs")
+LABELS = Flag("ce_weight", 1.0, "weight of the labels' cross entropy; needed if KD's Lambda > 1")
 TARGET = Flag("alpha", 1.0, "weight of the label's class against the rest")
 OTHERS = Flag("beta", 8.0, "weight of the other classes among themselves", (1, 2, 4, 6, 8, 10))
 OVER_CLASSES = Flag("beta", 1.0, "weight of the correlation over classes")
 OVER_IMAGES = Flag("gamma", 1.0, "weight of the correlation over images")
 
 BASES = {
-    "NLL": Entry(nll, "cross entropy"),
-    "FL": Entry(focal, "focal loss, Lin et al. 2017", (FOCUS,)),
-    "LS": Entry(label_smoothing, "label smoothing, Müller et al. 2019", (SMOOTHING,)),
-    "FLSD": Entry(flsd, "focal by sample, Mukhoti et al. 2020"),
-    "DFL": Entry(dual_focal, "dual focal, Tao et al. 2023", (FOCUS._replace(default=5.0),)),
-    "AdaFocal": Entry(AdaFocal, "focal steered by validation, Ghosh et al. 2022"),
-    "Brier": Entry(brier, "Brier 1950"),
+    "NLL": Entry(nll),
+    "FL": Entry(focal, (FOCUS,)),
+    "LS": Entry(label_smoothing, (SMOOTHING,)),
+    "FLSD": Entry(flsd),
+    "DFL": Entry(dual_focal, (FOCUS._replace(default=5.0),)),
+    "AdaFocal": Entry(AdaFocal),
+    "Brier": Entry(brier),
 }
-TERMS = {
-    "MDCA": calibration_term(mdca, "Hebbalaguppe et al. 2022", (1.0, 1, 5, 10), of_batch=True),
-    "MMCE": calibration_term(mmce, "Kumar et al. 2018", (1.0, 1, 2, 3, 4, 5), of_batch=True),
-    "DCA": calibration_term(dca, "Liang et al. 2020", (1.0, 1, 5, 10), of_batch=True),
-    "MbLS": calibration_term(mbls, "Liu et al. 2022", (0.1,), MARGIN),
-    "CPC": calibration_term(cpc, "Cheng and Vasconcelos 2022", (0.1,), EXCLUSION),
+TERMS = {  # each weighed by its first flag
+    "MDCA": Entry(mdca, (WEIGHT,), of_batch=True),
+    "MMCE": Entry(mmce, (WEIGHT.at(1.0, 1, 2, 3, 4, 5),), of_batch=True),
+    "DCA": Entry(dca, (WEIGHT,), of_batch=True),
+    "MbLS": Entry(mbls, (WEIGHT.at(0.1), MARGIN)),
+    "CPC": Entry(cpc, (WEIGHT.at(0.1), EXCLUSION)),
 }
 DISTILLATIONS = {
-    "KD": distillation(
-        kd, "Hinton et al. 2015", (4.0, 1, 1.5, 2, 3, 4, 5, 10, 20), (0.9, 0.9, 0.95, 1), None
+    "KD": Entry(
+        kd, (T.at(4.0, 1, 1.5, 2, 3, 4, 5, 10, 20), SHARE.at(0.9, 0.9, 0.95, 1), LABELS.at(None))
     ),
-    "DKD": distillation(dkd, "Zhao et al. 2022", (4.0,), (1.0,), 1.0, TARGET, OTHERS, ramp=20),
-    "LSKD": distillation(lskd, "Sun et al. 2024", (2.0,), (9.0,), 0.1),
-    "DIST": distillation(
-        dist, "Huang et al. 2022", (1.0, 1, 4), (1.0, 1, 2), 1.0, OVER_CLASSES, OVER_IMAGES
-    ),
+    "DKD": Entry(dkd, (T, SHARE, TARGET, OTHERS, LABELS), ramp=RAMP),
+    "LSKD": Entry(lskd, (T.at(2.0), SHARE.at(9.0), LABELS.at(0.1))),
+    "DIST": Entry(dist, (T.at(1.0, 1, 4), SHARE.at(1.0, 1, 2), OVER_CLASSES, OVER_IMAGES, LABELS)),
 }
 ALIASES = {"cross_entropy": "NLL", "focal_loss": "FL", **{name: f"NLL+{name}" for name in TERMS}}
 
@@ -113,7 +96,7 @@ class Loss(nn.Module):
         return loss if self.term is None else loss + self.beta * self.term(logits, labels)
 
     def after_validation(self, logits: Tensor, labels: Tensor) -> None:
-        """To be called after each epoch, in every process, with the whole validation split."""
+        """After each epoch, in every process, with the whole validation split."""
         for part in self.children():
             part.after_validation(logits, labels)
 
@@ -132,7 +115,7 @@ class Distillation(nn.Module):
         return (loss * self.share if self.ramp else loss) + self.ce_weight * nll(student, labels)
 
     def before_epoch(self, epoch: int) -> None:
-        """To be called before each epoch, the first of which is 1."""
+        """Before each epoch, the first of which is 1."""
         if self.ramp:
             self.share.fill_(min(epoch / self.ramp, 1))
 
@@ -145,7 +128,7 @@ def loss_names() -> list[str]:
 def canonical_loss(name: str) -> str:
     """The name a run records: "focal_loss" -> "FL", "MDCA" -> "NLL+MDCA", "LS" -> "LS".
 
-    Raises ValueError, with the nearest name and all known ones, where the name is unknown.
+    ValueError, with the nearest name and all known ones, where it is unknown.
     """
     canonical = ALIASES.get(name, name)
     if canonical in loss_names():
@@ -158,7 +141,7 @@ def canonical_loss(name: str) -> str:
 
 
 def loss_flags(name: str) -> tuple[Flag, ...]:
-    """The flags that a loss reads, in their order in a run's name; ValueError as above."""
+    """The flags that a loss reads, in their order in a run's name."""
     base, _, term = canonical_loss(name).partition("+")
     return BASES[base].flags + (TERMS[term].flags if term else ())
 
@@ -172,12 +155,11 @@ def loss_parameters(name: str, given: Mapping[str, float | None]) -> dict[str, f
     """The {flag: value}, in order, that name a run of this loss or distillation and build it.
 
     What is not given, or None, takes its default; what the loss does not read is left out, and so
-    is ce_weight at its default. Raises ValueError where the name is unknown, and where a ce_weight
-    of 1 - Lambda would be negative.
+    is ce_weight at its default. ValueError if the name is unknown or a 1 - Lambda is negative.
     """
     flags = distillation_flags(name) if name in DISTILLATIONS else loss_flags(name)
-    values = {flag.name: given.get(flag.name) for flag in flags}
-    values |= {flag.name: flag.default for flag in flags if values[flag.name] is None}
+    values = {flag.name: flag.default for flag in flags}
+    values |= {flag: x for flag, x in given.items() if flag in values and x is not None}
     if name in DISTILLATIONS:
         ce_weight, usual = values.pop("ce_weight"), usual_ce_weight(name, values["Lambda"])
         if ce_weight is None and usual < 0:
@@ -200,11 +182,7 @@ def build(entry: Entry, values: dict[str, float]) -> Callable:
 
 
 def build_loss(name: str, **parameters: float) -> Loss:
-    """The loss as a module of logits (B, K) and labels (B,) that returns a scalar.
-
-    What is not given takes its default, and what the loss does not read is ignored. Raises
-    ValueError where the name is unknown.
-    """
+    """Its module; `parameters` as `given` in `loss_parameters`."""
     base, _, term = canonical_loss(name).partition("+")
     values = loss_parameters(name, parameters)
     beta = values.pop("beta", 0.0)
@@ -212,7 +190,7 @@ def build_loss(name: str, **parameters: float) -> Loss:
 
 
 def build_distillation(name: str, **parameters: float) -> Distillation:
-    """The same for one of DISTILLATIONS, of student's and teacher's logits (B, K) and labels."""
+    """The same for one of DISTILLATIONS."""
     entry, values = DISTILLATIONS[name], loss_parameters(name, parameters)
     Lambda = values.pop("Lambda")
     ce_weight = values.pop("ce_weight", usual_ce_weight(name, Lambda))
@@ -222,5 +200,5 @@ def build_distillation(name: str, **parameters: float) -> Distillation:
 def distillation_loss(
     student: Tensor, teacher: Tensor, labels: Tensor, T: float, Lambda: float
 ) -> Tensor:
-    """KD: Lambda T^2 KL(teacher || student), both at T, + (1 - Lambda) NLL of the student."""
+    """KD of logits (B, K): Lambda T^2 KL(teacher || student), both at T, + (1 - Lambda) NLL."""
     return build_distillation("KD", T=T, Lambda=Lambda)(student, teacher, labels)

@@ -1,4 +1,4 @@
-"""Calibration terms, which are added to a classification loss."""
+"""Calibration terms, added to a classification loss, of logits (B, K) and labels (B,) -> scalar."""
 
 import math
 
@@ -14,10 +14,8 @@ KERNEL_WIDTH = 0.4
 def mdca(logits: Tensor, labels: Tensor) -> Tensor:
     """Multi-class difference of confidence and accuracy.
 
-    The mean over all K classes, those absent from the batch included, of
-    |mean probability of the class - its frequency among the labels|.
-    Logits (B, K), labels (B,) -> scalar. Hebbalaguppe et al., "A Stitch in Time Saves Nine",
-    CVPR 2022, Section 3, L_MDCA.
+    The mean over all K classes, those absent from the batch included, of |mean probability of the
+    class - its frequency among the labels|. Hebbalaguppe et al., CVPR 2022, Section 3, L_MDCA.
     """
     probs = at_least_float32(logits).softmax(dim=1)
     return (probs.mean(dim=0) - one_hot(labels, probs).mean(dim=0)).abs().mean()
@@ -31,12 +29,11 @@ def mmce(logits: Tensor, labels: Tensor) -> Tensor:
         + the mean over pairs of right ones of (1 - c_i) (1 - c_j) k
         - 2 times the mean over mixed pairs (i right, j wrong) of (1 - c_i) c_j k,
     where a pair is ordered and may be a sample with itself. 0 where all predictions of the batch
-    are right or all are wrong. Logits (B, K), labels (B,) -> scalar.
+    are right or all are wrong.
 
-    Kumar, Sarawagi and Jain, "Trainable Calibration Measures for Neural Networks from Kernel Mean
-    Embeddings", ICML 2018, Section 3, MMCE_w. Published code divides the three means by their
-    numbers of pairs a second time, which all but removes the term; this one follows the paper,
-    so weights (beta) tuned with such code do not carry over.
+    Kumar, Sarawagi and Jain, ICML 2018, Section 3, MMCE_w. Published code divides the three means
+    by their numbers of pairs a second time, which all but removes the term; this one follows the
+    paper, so weights (beta) tuned with such code do not carry over.
     """
     confidence, prediction = at_least_float32(logits).softmax(dim=1).max(dim=1)
     right = (prediction == labels).to(confidence.dtype)
@@ -53,11 +50,7 @@ def mmce(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def dca(logits: Tensor, labels: Tensor) -> Tensor:
-    """Difference between confidence and accuracy of the batch, |mean of max p - accuracy|.
-
-    Logits (B, K), labels (B,) -> scalar. Liang et al., "Improved Trainable Calibration Method for
-    Neural Networks on Medical Imaging Classification", BMVC 2020.
-    """
+    """|mean of max p - accuracy| of the batch. Liang et al., BMVC 2020."""
     confidence, prediction = at_least_float32(logits).softmax(dim=1).max(dim=1)
     return (confidence - (prediction == labels).to(confidence.dtype)).mean().abs()
 
@@ -65,8 +58,7 @@ def dca(logits: Tensor, labels: Tensor) -> Tensor:
 def mbls(logits: Tensor, labels: Tensor, margin: float) -> Tensor:
     """Margin-based label smoothing, the mean over i and k of relu(max_j z_ij - z_ik - margin).
 
-    Logits (B, K) -> scalar; the labels play no part. Liu et al., "The Devil is in the Margin",
-    CVPR 2022, Section 3; the paper sums over k, its code takes the mean, and so do weights in use.
+    The labels play no part. Liu et al., CVPR 2022, Section 3, a mean as in their code.
     """
     z = at_least_float32(logits)
     return F.relu(z.amax(dim=1, keepdim=True) - z - margin).mean()
@@ -77,9 +69,7 @@ def cpc(logits: Tensor, labels: Tensor, exclusion: float) -> Tensor:
 
     Discrimination is -mean over k != y of log sigmoid(z_y - z_k). Exclusion is -1/2 mean over
     ordered pairs k != l, both != y, of log sigmoid(z_k - z_l); 0 where there are two classes only.
-    Logits (B, K), labels (B,) -> scalar, by way of B x K x K numbers. Cheng and Vasconcelos,
-    "Calibrating Deep Neural Networks by Pairwise Constraints", CVPR 2022. Published code also sums
-    the pairs k = l, which adds a constant.
+    By way of B x K x K numbers. Cheng and Vasconcelos, CVPR 2022.
     """
     z = at_least_float32(logits)
     others = of_others(z, labels)

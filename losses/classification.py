@@ -32,11 +32,7 @@ def log_probability(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def doubt(log_p: Tensor) -> Tensor:
-    """1 - p, of which any power times log p has a finite derivative.
-
-    expm1 adds no rounding of its own near p = 1. At p = 1 the power's derivative is infinite for
-    exponents below 1, and times log p = 0 it would be NaN: hence the clamp.
-    """
+    """1 - p without a rounding near p = 1; clamped, for at 0 a power below 1 has no derivative."""
     return (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).tiny)
 
 
@@ -46,10 +42,7 @@ def nll(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def focal(logits: Tensor, labels: Tensor, gamma: float) -> Tensor:
-    """Focal loss, the mean of -(1 - p_y)^gamma log p_y; gamma = 0 is cross entropy.
-
-    Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, Eq. 4.
-    """
+    """Focal loss, the mean of -(1 - p_y)^gamma log p_y. Lin et al., ICCV 2017, Eq. 4."""
     log_p = log_probability(logits, labels)
     return -(doubt(log_p).pow(gamma) * log_p).mean()
 
@@ -57,28 +50,23 @@ def focal(logits: Tensor, labels: Tensor, gamma: float) -> Tensor:
 def label_smoothing(logits: Tensor, labels: Tensor, alpha: float) -> Tensor:
     """Cross entropy against the target (1 - alpha) onehot + alpha / K.
 
-    Müller et al., "When Does Label Smoothing Help?", NeurIPS 2019, Section 1.1. Other code, that
-    of KD(C) among it, spreads its alpha' over the K - 1 other classes only: the same loss with
-    alpha = alpha' K / (K - 1).
+    Müller et al., NeurIPS 2019, Section 1.1. The code of KD(C) spreads its alpha' over the K - 1
+    other classes only: the same loss with alpha = alpha' K / (K - 1).
     """
     return F.cross_entropy(at_least_float32(logits), labels, label_smoothing=alpha)
 
 
 def flsd(logits: Tensor, labels: Tensor) -> Tensor:
-    """Focal loss whose gamma depends on the sample: 5 where p_y < 0.2, else 3 (FLSD-53).
-
-    Mukhoti et al., "Calibrating Deep Neural Networks using Focal Loss", NeurIPS 2020, Section 5.
-    """
+    """Focal loss with gamma 5 where p_y < 0.2, else 3. Mukhoti et al., NeurIPS 2020, Section 5."""
     log_p = log_probability(logits, labels)
-    gamma = 3 + 2 * (log_p.exp() < 0.2)
-    return -(doubt(log_p).pow(gamma) * log_p).mean()
+    return -(doubt(log_p).pow(3 + 2 * (log_p.exp() < 0.2)) * log_p).mean()
 
 
 def dual_focal(logits: Tensor, labels: Tensor, gamma: float) -> Tensor:
     """Dual focal loss, the mean of -(1 - p_y + p_j)^gamma log p_y.
 
     p_j is the largest probability below p_y, 0 where there is none. The gradient flows through p_j
-    too. Tao, Dong and Xu, "Dual Focal Loss for Calibration", ICML 2023, Eq. 3.
+    too. Tao, Dong and Xu, ICML 2023, Eq. 3.
     """
     log_probs = F.log_softmax(at_least_float32(logits), dim=1)
     log_p = of_label(log_probs, labels)
@@ -91,8 +79,7 @@ class AdaFocal(nn.Module):
     """Focal loss with a gamma for each of 15 bins of p_y, which validation steers.
 
     The mean of -(1 - p_y)^gamma log p_y, where gamma < 0 of -(1 + p_y)^|gamma| log p_y; at first
-    gamma = 1. Ghosh, Schaaf and Gormley, "AdaFocal: Calibration-aware Adaptive Focal Loss",
-    NeurIPS 2022, Algorithm 1. Published code sums over the batch where this takes the mean.
+    gamma = 1. Ghosh, Schaaf and Gormley, NeurIPS 2022, Algorithm 1.
     """
 
     BINS = 15
@@ -112,30 +99,23 @@ class AdaFocal(nn.Module):
     def after_validation(self, logits: Tensor, labels: Tensor) -> None:
         """Make bins of equal numbers of validation confidences, and change their gammas.
 
-        With `gap` = mean confidence - accuracy of the bin, gamma becomes gamma e^gap, where it is
-        negative gamma e^-gap. One that comes closer to 0 than 0.2 goes on at 0.2 on the other
-        side; all stay from -2 to 20.
+        With `gap` = mean confidence - accuracy of the bin, gamma becomes gamma e^gap, a negative
+        one gamma e^-gap. Closer to 0 than 0.2 it goes on at 0.2 on the other side; from -2 to 20.
         """
         confidence, prediction = logits.detach().cpu().double().softmax(dim=1).max(dim=1)
         gap = confidence - (prediction == labels.cpu()).double()
-        quantiles = torch.arange(1, self.BINS, dtype=torch.float64) / self.BINS
-        edges = confidence.quantile(quantiles)
+        edges = confidence.quantile(torch.arange(1, self.BINS).double() / self.BINS)
         bins = torch.bucketize(confidence, edges)
         images = bins.bincount(minlength=self.BINS)
         gap = bins.bincount(gap, minlength=self.BINS) / images.clamp_min(1)
         gammas = self.gammas.cpu().double()
         gammas = gammas * (gap * gammas.sign()).exp()
         gammas = torch.where(gammas.abs() < 0.2, -0.2 * gammas.sign(), gammas).clamp(-2, 20)
-        # In place: a captured step reads them at their address.
-        self.gammas.copy_(gammas)
+        self.gammas.copy_(gammas)  # in place: a captured step reads them at their address
         self.edges.copy_(edges)
 
 
 def brier(logits: Tensor, labels: Tensor) -> Tensor:
-    """Brier score, the mean of the sum over k of (p_k - 1[y = k])^2; from 0 to 2.
-
-    Brier, "Verification of Forecasts Expressed in Terms of Probability", 1950, Eq. 2. Some code
-    takes the mean over k, 1/K of this.
-    """
+    """The mean of the sum over k of (p_k - 1[y = k])^2; from 0 to 2. Brier, 1950, Eq. 2."""
     probs = at_least_float32(logits).softmax(dim=1)
     return (probs - one_hot(labels, probs)).square().sum(dim=1).mean()

@@ -8,10 +8,10 @@ from losses.classification import at_least_float32, of_label, of_others
 
 
 def log_softmax(logits: Tensor, T: float) -> Tensor:
-    """log softmax(logits / T), in at least float32 and above T = 100 in float64.
+    """log softmax(logits / T), in at least float32.
 
-    At high T the two distributions are nearly uniform, and T^2 multiplies how they differ, the
-    rounding included.
+    Above T = 100 in float64: T^2 multiplies how nearly uniform distributions differ, the rounding
+    included.
     """
     logits = at_least_float32(logits)
     return F.log_softmax((logits.double() if T > 100 else logits) / T, dim=1)
@@ -26,8 +26,7 @@ def kd(student: Tensor, teacher: Tensor, labels: Tensor, T: float) -> Tensor:
     """T^2 KL(softmax(teacher / T) || softmax(student / T)).
 
     T^2 keeps the size of its gradient while T varies; at high T this is half the mean squared
-    difference of the centred logits. Hinton, Vinyals and Dean, "Distilling the Knowledge in a
-    Neural Network", 2015, Section 2.
+    difference of the centred logits. Hinton, Vinyals and Dean, 2015, Section 2.
     """
     return T**2 * divergence(log_softmax(teacher, T), log_softmax(student, T))
 
@@ -38,8 +37,8 @@ def dkd(
     """Decoupled: T^2 (alpha TCKD + beta NCKD), both KL(teacher || student) at T.
 
     TCKD is that of (p_y, 1 - p_y), NCKD that of the other classes, renormalised; per image KD is
-    TCKD + (1 - p_y of the teacher) NCKD. Zhao et al., "Decoupled Knowledge Distillation", CVPR
-    2022, Eq. 7. Published code takes the logarithm of p, which is infinite where p rounds to 0.
+    TCKD + (1 - p_y of the teacher) NCKD. Zhao et al., CVPR 2022, Eq. 7. Their code takes the
+    logarithm of p, which is infinite where p rounds to 0.
     """
 
     def decoupled(logits):
@@ -55,8 +54,7 @@ def dkd(
 def lskd(student: Tensor, teacher: Tensor, labels: Tensor, T: float) -> Tensor:
     """KD after each row of both logits became (z - mean) / (standard deviation + 1e-7).
 
-    The standard deviation divides by K - 1, as in the code of Sun et al., "Logit Standardization
-    in Knowledge Distillation", CVPR 2024, Algorithm 1.
+    The standard deviation divides by K - 1, as in the code of Sun et al., CVPR 2024, Algorithm 1.
     """
 
     def standardised(logits):
@@ -73,7 +71,7 @@ def dist(
 
     r is the Pearson correlation of student and teacher: over the classes, averaged over images,
     and over the images, averaged over classes; 0 where one of them is constant. Huang et al.,
-    "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, Section 4; T^2 is their code's.
+    NeurIPS 2022, Section 4, with the T^2 of `kd`.
     """
     p_s, p_t = log_softmax(student, T).exp(), log_softmax(teacher, T).exp()
 

@@ -1,4 +1,4 @@
-"""Run a teacher on all 162 views of every training image, for sweeps over several seeds.
+"""Run a teacher on all views of every training image, for sweeps over several seeds.
 
     python -m scripts.cache_teacher --dataset cifar100 --teacher_path calibrated_teachers/ \
         --teacher_cache cache
@@ -11,16 +11,16 @@ A student that is then trained with the same teacher, data and precision, and wi
 from argparse import Namespace
 
 import torch
-from accelerate import Accelerator
 from tqdm import tqdm
 
-from utils.data import Dataset
-from utils.data.views import NUM_VIEWS, take_views, view_windows
-from utils.evaluation import usual_batch_size
+from utils.data import Split
+from utils.data.views import take_views, view_numbers, view_windows
+from utils.evaluation import logits_of
 from utils.options import CommandLine, add_data, add_teacher, count
 from utils.program import one_line_errors
+from utils.runs import on_main
 from utils.teacher_cache import LogitFiles, view_name
-from utils.teachers import Teacher, teacher_of
+from utils.teachers import teacher_of
 from utils.training import load_data, start
 
 
@@ -28,8 +28,8 @@ def options(argv: list[str] | None) -> Namespace:
     parser = CommandLine(
         prog="python -m scripts.cache_teacher",
         description="Keep a teacher's logits of every view of the training images. They take 162 x "
-        "images x classes x 4 bytes (2 in half precision): CIFAR-10 292 MB, CIFAR-100 2.9 GB. What "
-        "is there already is kept, so a stopped command goes on where it was.",
+        "images x classes x 4 bytes (2 in half precision): CIFAR-10 292 MB, CIFAR-100 2.9 GB; half "
+        "of it with --no_flip. What is there already is kept, so a stopped command goes on.",
     )
     add_data(parser)
     add_teacher(parser, for_cache=True)
@@ -46,35 +46,17 @@ def main(argv: list[str] | None = None) -> None:
     teacher = teacher_of(args, data)
     teacher.to(accelerator.device)
     files = LogitFiles(args.teacher_cache, teacher, data, accelerator)
-    batch_size = args.batch_size or usual_batch_size(accelerator.device)
-    fill(files, teacher, data, accelerator, batch_size)
-    accelerator.wait_for_everyone()
-    accelerator.print(f"{files.folder}: all {NUM_VIEWS} views, {files.size / 1e6:,.1f} MB")
+    views, windows = view_numbers(data.flip), view_windows(data.train.images.to(accelerator.device))
+    missing = on_main(accelerator, lambda: [v for v in views if not files.has(view_name(v))])
+    every = torch.arange(len(windows), device=windows.device)
+    for view in tqdm(missing, "views", disable=None if accelerator.is_main_process else True):
+        images = take_views(windows, every, torch.full_like(every, view))
+        split = Split(images, data.train.labels)
+        logits = logits_of(teacher.logits, split, args.batch_size, accelerator)
+        if accelerator.is_main_process:
+            files.write(view_name(view), logits)
+    accelerator.print(f"{files.folder}: all {len(views)} views")
     accelerator.end_training()
-
-
-def fill(
-    files: LogitFiles, teacher: Teacher, data: Dataset, accelerator: Accelerator, batch_size: int
-) -> None:
-    """Write the views that the files lack; several processes take turns."""
-    windows = view_windows(data.train.images.to(accelerator.device))
-    mine = range(accelerator.process_index, NUM_VIEWS, accelerator.num_processes)
-    missing = [view for view in mine if not files.has(view_name(view))]
-    bar = tqdm(
-        total=len(missing) * len(windows),
-        unit="image",
-        unit_scale=True,
-        disable=None if accelerator.is_main_process else True,
-    )
-    with bar:
-        for view in missing:
-            logits = []
-            for index in torch.arange(len(windows), device=windows.device).split(batch_size):
-                images = take_views(windows, index, torch.full_like(index, view))
-                with accelerator.autocast():
-                    logits.append(teacher.logits(images))
-                bar.update(len(index))
-            files.write(view_name(view), torch.cat(logits))
 
 
 if __name__ == "__main__":

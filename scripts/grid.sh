@@ -1,17 +1,19 @@
-# Sourced by cifar10.sh and its like, which set dataset, teachers, students and recipe.
+# Sourced by cifar10.sh and its like, which set dataset, teachers, students and recipe, and losses if
+# they are others. Leaves the commands in teaching and learning.
 source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
-seeds=${SEEDS:-42}
 
-common="--dataset $dataset $recipe"
+common="--dataset $(quote "$dataset") $recipe"
 for word; do
-    [[ $word != --exp_name* ]] || stop "--exp_name: give ROOT=..."
-    [ "$word" != --print ] || continue
-    common+=" $(quote "$word")"
+    case $word in
+        --print) print=yes ;;
+        --exp[_-]name* | --dataset*) stop "$word: give ROOT=... or DATASET=..." ;;
+        *) common+=" $(quote "$word")" ;;
+    esac
 done
 
 # One line per way to train a teacher, with the weights that did best in the original experiments:
 # the beginning of the run's name, and the flags.
-losses=(
+[ -n "${losses:-}" ] || losses=(
     "NLL                    --loss NLL"
     "LS_alpha=0.1           --loss LS --alpha 0.1"
     "NLL+MMCE_beta=2        --loss MMCE --beta 2"
@@ -20,30 +22,21 @@ losses=(
     "FL+MDCA_gamma=3_beta=1 --loss FL+MDCA --gamma 3 --beta 1"
 )
 
+train="$python $(script train_teacher.py) $common --checkpoint $(quote "$root/teachers")"
+distil="$python $(script train_student.py) $common --checkpoint $(quote "$root/students")"
 teaching=() learning=()
-for seed in $seeds; do
+for seed in ${SEEDS:-42}; do
     for loss in "${losses[@]}"; do
         flags=$(xargs <<<"${loss#* }")
         for model in $teachers $students; do # the students from scratch are the baseline
-            teaching+=("$python $(script train_teacher.py) $common --model $model $flags \
---seed $seed --checkpoint $(quote "$root/teachers")")
+            teaching+=("$train --model $model $flags --seed $seed")
         done
         for model in $students; do
             for teacher in $teachers; do
-                run="$root/teachers/$dataset/$teacher/${loss%% *}_seed=$seed"
-                learning+=("$python $(script train_student.py) $common --model $model \
---teacher_path $(quote "$run") --T ${T:-2} --Lambda ${Lambda:-0.9} --seed $seed --checkpoint $(quote "$root/students")")
+                run="$root/teachers/$(basename "$dataset" .npz)/$teacher/${loss%% *}_seed=$seed"
+                learning+=("$distil --model $model --seed $seed --teacher_path $(quote "$run") \
+--T ${T:-2} --Lambda ${Lambda:-0.9}")
             done
         done
     done
 done
-
-if [[ " $* " == *" --print "* ]]; then
-    printf '%s\n' "${teaching[@]}" "${learning[@]}"
-else
-    # A run that fails is said at the end of its round; the others go on.
-    run_commands "${teaching[@]}" || failed=yes
-    run_commands "${learning[@]}" || failed=yes
-    echo "Their tables: python -m scripts.report $(quote "$root")"
-    [ -z "${failed:-}" ]
-fi

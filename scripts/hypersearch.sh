@@ -5,12 +5,14 @@
 #   bash scripts/hypersearch.sh FL+MDCA NLL+MMCE --seeds 3 -- --model resnet56    grids by name
 #   bash scripts/hypersearch.sh KD DKD LSKD DIST -- --teacher_path ...     (students is KD)
 # What follows -- goes to every command; {seed} in it becomes the run's seed.
-#   --seeds N    seeds 42, 43, ... (N of them)
-#   --samples N  N settings drawn from each grid, the same ones every time, instead of all
-#   --print      print the commands, one a line, instead of running them
-#   GPUS="0 1 2 3"    one job on each; "0 0": two on one; without a GPU: as many jobs as words
-#   ROOT=runs         where teachers, students and logs go
-#   T="1 4" Lambda=0.9 gamma= beta= ...    other values than the grids' for a flag
+#   --seeds N                       seeds 42, 43, ... (N of them)
+#   --n-samples N                   the first N settings of each grid; with
+#   --sampling-mode shuffled_grid   N at random, the same ones every time
+#   --print                         print the commands, one a line, instead of running them
+#   GPUS="0 1 2 3"                  one run on each; "0 0": two on one; no GPU: a run for each word
+#   SBATCH="--gres=gpu:1 --time=2:00:00"     submit an array job to Slurm, with these options
+#   ROOT=runs                       where teachers, students and logs go
+#   T="1 4" Lambda=0.9 gamma= ...   other values than the grids' for a flag
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
 
@@ -31,11 +33,14 @@ for name in sys.argv[1:]:
 PYTHON
 }
 
-names=() seeds=1 print= sampling=(--sampling-mode grid)
+count() { [[ $2 =~ ^[1-9][0-9]*$ ]] || stop "$1 '$2': give a whole number of at least 1"; }
+
+names=() seeds=1 sampling=(--sampling-mode grid --seed 0)
 while [ $# -gt 0 ] && [ "$1" != -- ]; do
     case $1 in
-        --seeds) seeds=${2:-}; [ $# -eq 1 ] || shift ;;
-        --samples) sampling=(--sampling-mode shuffled_grid --seed 0 --n-samples "${2:-}"); shift ;;
+        --seeds) seeds=${2:-}; count "$1" "$seeds"; shift ;;
+        --n-samples) count "$1" "${2:-}"; sampling+=("$1" "$2"); shift ;;
+        --sampling-mode) sampling+=("$1" "${2:-}"); [ $# -eq 1 ] || shift ;;
         --print) print=yes ;;
         --help | -h) usage; exit ;;
         teachers) names+=(NLL LS FL NLL+MDCA FL+MDCA NLL+MMCE) ;;
@@ -45,13 +50,12 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do
     shift
 done
 [ ${#names[@]} -gt 0 ] || { usage >&2; exit 2; }
-[[ $seeds =~ ^[1-9][0-9]*$ ]] || stop "--seeds '$seeds': give a whole number of at least 1"
 grids=$(grids_of "${names[@]}") || exit 2
 [ $# -eq 0 ] || shift # the --
 behind=
 for word; do behind+=" $(quote "$word")"; done
 
-commands=()
+sweep=()
 for name in "${names[@]}"; do
     if grep -q "^$name distill" <<<"$grids"; then
         pattern="$python $(script train_student.py) --checkpoint $(quote "$root/students") --distill $name"
@@ -64,14 +68,9 @@ for name in "${names[@]}"; do
         pattern+=" --$flag {$flag}"
         values+=(-p "$flag" ${!flag:-$default})
     done <<<"$grids"
-    made=$(simple_hypersearch "$pattern --seed {seed}$behind" "${sampling[@]}" "${values[@]}")
+    made=$(simple_hypersearch "$pattern --seed {seed}$behind" "${sampling[@]}" "${values[@]}") || exit 2
     while read -r command; do
-        for ((seed = 42; seed < 42 + seeds; seed++)); do commands+=("${command//\{seed\}/$seed}"); done
+        for ((seed = 42; seed < 42 + seeds; seed++)); do sweep+=("${command//\{seed\}/$seed}"); done
     done <<<"$made"
 done
-if [ -n "$print" ]; then
-    printf '%s\n' "${commands[@]}"
-    exit
-fi
-run_commands "${commands[@]}"
-echo "Their tables: python -m scripts.report $(quote "$root")"
+run_stages sweep

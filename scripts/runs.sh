@@ -1,4 +1,8 @@
 # Sourced by the sweeps. Relative paths are the caller's: nothing here changes the folder.
+#   --print                                 print the commands, one a line, instead of running them
+#   GPUS="0 1 2 3"                          one run on each; "0 0": two on one; none: runs at once
+#   SBATCH="--gres=gpu:1 --time=2:00:00"    submit them to Slurm, as array jobs with these options
+#   ROOT=runs                               where teachers, students and logs go
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 root=${ROOT:-runs}
 root=${root/#\~\//$HOME/}
@@ -21,21 +25,41 @@ is_complete() { # a run's log names its folder
     return 1
 }
 
-# Run what is not complete of the commands in the arguments, one for each word of GPUS at a time.
-# Says at the end what is complete, failed and missing; fails where not all are complete.
+# Run each stage, an array of commands, after the one before. A run that fails stops no other.
+run_stages() {
+    local stage failed=
+    for stage; do
+        local -n commands=$stage
+        if [ -n "${print:-}" ]; then
+            printf '%s\n' "${commands[@]}"
+        else
+            run_commands "${commands[@]}" || failed=yes
+            [ -z "${interrupted:-}" ] || break
+        fi
+    done
+    [ -n "${print:-}" ] || echo "Their tables: python -m scripts.report $(quote "$root")"
+    [ -z "$failed" ]
+}
+
+# Run what is not complete of the commands in the arguments. Says at the end what is complete,
+# failed and missing; fails where not all are complete.
 run_commands() {
-    local gpus=${GPUS:-0} command log complete=0 failed=0 missing=0
+    local gpus=${GPUS:-0} command log complete=0 failed=0 missing=0 pending=()
     gpus=(${gpus//,/ })
+    mkdir -p "$root/logs"
+    for command; do
+        log=$(log_of "$command")
+        is_complete "$log" || pending+=("$command </dev/null >>$(quote "$log") 2>&1")
+    done
+    if [ -n "${SBATCH+given}" ]; then
+        submit
+        return
+    fi
     # Runs at once share the cores: threads that are more than these wait for each other.
     local threads=$(($(nproc) / ${#gpus[@]}))
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 1 ? threads : 1))}
-
-    mkdir -p "$root/logs"
-    trap : INT # Ctrl-C ends the runs; what follows still says how far they are
-    for command; do
-        log=$(log_of "$command")
-        is_complete "$log" || echo "$command </dev/null >>$(quote "$log") 2>&1"
-    done | simple_gpu_scheduler --gpus "${gpus[@]}" || true
+    trap 'interrupted=yes' INT # Ctrl-C ends the runs; what follows still says how far they are
+    printf '%s\n' "${pending[@]}" | grep . | simple_gpu_scheduler --gpus "${gpus[@]}" || true
 
     for command; do
         log=$(log_of "$command")
@@ -50,4 +74,22 @@ run_commands() {
     done
     echo "runs: $complete complete, $failed failed, $missing missing"
     [ "$complete" -eq $# ]
+}
+
+# Submit what is pending as one array job, which starts when that of the stage before has ended.
+# A task that is requeued goes on after its last epoch, and its log with it.
+submit() {
+    [ ${#pending[@]} -gt 0 ] || { echo "runs: all complete"; return; }
+    local list
+    list=$(mktemp "$root/logs/commands-XXXXXX")
+    printf 'exec %s\n' "${pending[@]}" >"$list"
+    submitted=$(
+        sbatch --parsable --job-name "$(basename "$0" .sh)" --array "1-${#pending[@]}" --requeue \
+            --open-mode append --output "$root/logs/slurm-%A_%a.log" \
+            ${submitted:+--dependency afterany:$submitted} $SBATCH <<SCRIPT
+#!/usr/bin/env bash
+eval "\$(sed -n "\${SLURM_ARRAY_TASK_ID}p" $(quote "$list"))"
+SCRIPT
+    )
+    echo "array job $submitted: ${#pending[@]} runs, in $list; squeue shows them"
 }

@@ -10,3 +10,4 @@ teachers="tin_resnet110"
 students="tin_resnet18 mobilenetv2"
 recipe="--epochs 100 --scheduler warmupcosine --warmup 1000 --lr 0.1 --wd 1e-4 --train-batch-size 256"
 source "$(dirname "${BASH_SOURCE[0]}")/grid.sh"
+run_stages teaching learning

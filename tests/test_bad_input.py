@@ -55,8 +55,7 @@ def world(tmp_path_factory, tiny_npz, teachers) -> Path:
     write_npz(folder / "other.npz", 4, 150, 40, seed=1)
     write_npz(folder / "five.npz", 5, 150, 40)
     shutil.copytree(teachers, folder / "teachers")
-    for name in ("empty", "folder.npz", "with/resnet8_weights"):
-        (folder / name).mkdir(parents=True)
+    (folder / "empty").mkdir()
     for name in ("empty.npz", "empty.pth"):
         (folder / name).touch()
     (folder / "file").write_text("text\n")
@@ -65,7 +64,6 @@ def world(tmp_path_factory, tiny_npz, teachers) -> Path:
         (folder / name).symlink_to(name)
     torch.save(build_model("resnet8", 4).state_dict(), folder / "weights.pth")
     torch.save(build_model("resnet8", 7).state_dict(), folder / "seven.pth")
-    shutil.copy(folder / "weights.pth", folder / "with/resnet8_weights")
     damage_runs(folder)
     return folder
 
@@ -100,13 +98,14 @@ NUMBERS = {
         **{"--schedule-steps": ["0"], "--lr-decay-factor": ["2"], "--seed": [], "--split-seed": []},
         **{"--alpha": ["1"], "--beta": [], "--gamma": [], "--image_size": ["0"]},
     },
-    "train_student": {"--T": ["0"], "--Lambda": ["1.5"]},
+    "train_student": {"--T": ["0"], "--Lambda": []},
     "evaluate": {"--test-batch-size": ["0"], "--seed": ["0.5"]},
     "posthoc": {"--folds": ["1"]},
     "report": {"--resamples": ["1.5"]},
     "cache_teacher": {"--batch-size": ["0"], "--split-seed": []},
     "benchmark": {
         **{"--batch-size": ["0"], "--rounds": ["0"], "--workers": [], "--at-once": ["0", "1.5"]},
+        **{"--seconds": ["0"]},
     },
 }
 
@@ -120,27 +119,28 @@ def test_numbers(folder, capsys, program, flag):
         assert re.search(rf"{flag}.*{re.escape(repr(value[:80]))} will not do; give a ", error)
 
 
-CHOICES = [
-    ("train_teacher", "--scheduler", "multistep"),
-    ("train_teacher", "--log_with", "tensorboard"),
-    ("train_teacher", "--step", "compile"),
-    ("train_teacher", "--loss", "MDCA"),
-    ("train_teacher", "--model", "resnet56"),
-    ("train_student", "--teacher", "resnet56"),
-    ("train_student", "--teacher_norm", "cifar10"),
-    ("train_student", "--teacher_select", "last"),
-    ("evaluate", "--on", "cifar10c"),
-    ("evaluate", "--epoch", "best"),
-    ("evaluate", "--corruptions", "contrast"),
-    ("posthoc", "--epoch", "best"),
-    ("report", "--columns", "top1"),
-    ("report", "--select", "nll"),
-    ("cache_teacher", "--teacher_norm", "cifar10"),
-    ("report", "--epoch", "best"),
-]
+CHOICES = """
+train_teacher --scheduler multistep
+train_teacher --log_with tensorboard
+train_teacher --step compile
+train_teacher --loss MDCA
+train_teacher --model unknown
+train_student --teacher unknown
+train_student --teacher_norm cifar10
+train_student --teacher_select last
+evaluate --on cifar10c
+evaluate --epoch best
+evaluate --corruptions contrast
+posthoc --epoch best
+report --columns top1
+report --select nll
+report --epoch best
+"""
 
 
-@pytest.mark.parametrize("program, flag, known", CHOICES)
+@pytest.mark.parametrize(
+    "program, flag, known", [line.split() for line in CHOICES.strip().splitlines()]
+)
 @pytest.mark.parametrize("value", ["", "none", "BEST", "naïve", "x" * 3000, "a\nb"])
 def test_names_of_which_only_some_are_known(folder, capsys, program, flag, known, value):
     error = said(capsys, folder, program, shlex.join([flag, value]))
@@ -151,26 +151,16 @@ def test_names_of_which_only_some_are_known(folder, capsys, program, flag, known
 NO_TEXT = ["", " ", "a\nb", "\x1b[31m", "x" * 5000, "a\0b", "\udcff"]
 
 
+TEXTS = {
+    "train_teacher": ("--dataset", "--data_dir", "--checkpoint", "--exp_name"),
+    "train_student": ("--teacher_path", "--teacher_cache", "--teacher_loss"),
+    "evaluate": ("--data_dir", "--dataset", "--out"),
+    "report": ("--out",),
+}
+
+
 @pytest.mark.parametrize("value", NO_TEXT)
-@pytest.mark.parametrize(
-    "program, flag",
-    [
-        ("train_teacher", "--dataset"),
-        ("train_teacher", "--data_dir"),
-        ("train_teacher", "--checkpoint"),
-        ("train_teacher", "--exp_name"),
-        ("train_student", "--teacher_path"),
-        ("train_student", "--teacher_cache"),
-        ("train_student", "--teacher_loss"),
-        ("cache_teacher", "--dataset"),
-        ("cache_teacher", "--teacher_path"),
-        ("cache_teacher", "--teacher_cache"),
-        ("evaluate", "--data_dir"),
-        ("evaluate", "--dataset"),
-        ("evaluate", "--out"),
-        ("report", "--out"),
-    ],
-)
+@pytest.mark.parametrize("program, flag", [(p, flag) for p in TEXTS for flag in TEXTS[p]])
 def test_texts(folder, capsys, program, flag, value):
     error = said(capsys, folder, program, shlex.join([flag, value]))
     assert re.search(rf"{flag}.*give 1 to \d+ ", error)
@@ -192,108 +182,69 @@ MISTAKES = {
         ("--loss MDAC", "--loss.*'MDAC'.*MDCA"),
         ("--loss FL+MDCA+MMCE", r"--loss.*FL\+MDCA\+MMCE"),
         ("--model resnet57", "--model.*resnet57.*resnet56"),
-        ("--model resnet50", "--model.*resnet50.*ImageNet"),
-        ("--model wrn_41_2", "--model.*wrn_41_2.*wrn_40_2"),
-        ("--model wrn_1000_100", "--model wrn_1000_100.*GiB.*smaller"),
         ("--dataset cifar11", "--dataset cifar11.*cifar1"),
-        ("--dataset missing.npz", "--dataset missing.npz.*check the path"),
+        ("--dataset missing.npz", "--dataset missing.npz: there is none; check the path"),
         ("--dataset empty", "--dataset empty.*0 images of 0 classes in train/CLASS/"),
-        ("--dataset folder.npz", "--dataset folder.npz.*0 images"),
         ("--dataset tiny_imagenet --data_dir nowhere", "--data_dir nowhere.*tiny-imagenet-200.zip"),
         ("--dataset svhn --data_dir file", "--data_dir file.*svhn.npz"),
-        ("--image_size 32", "--image_size: .*folder of images only; leave it out"),
         ("--skip_unreadable", "--skip_unreadable: .*folder of images only; leave it out"),
-        ("--dataset loop.npz", "--dataset loop.npz.*check the path"),
-        ("--dataset file", "--dataset file.*numpy.savez"),
-        ("--dataset weights.pth", "--dataset weights.pth.*x_train"),
-        ("--dataset empty.npz", "--dataset empty.npz.*numpy.savez"),
         ("--dataset text.npz", "--dataset text.npz.*numpy.savez"),
         (f"--dataset {LONG}.npz", "--dataset x.*check the path"),
         (f"--dataset {RUN}/predictions.npz", "--dataset .*predictions.npz.*x_train"),
-        ("--dataset ~no_such_user/x.npz", "--dataset ~no_such_user/x.npz"),
         ("--schedule-steps 8 4 --epochs 10", "--schedule-steps 8 4.*--epochs 10"),
-        ("--schedule-steps 4 4 --epochs 10", "--schedule-steps 4 4.*must rise"),
-        ("--schedule-steps 4 12 --epochs 10", "--schedule-steps 4 12.*--epochs 10"),
         ("--schedule-steps", "--schedule-steps.*at least one"),
         ("--schedule-steps 5 --scheduler cosine", "--schedule-steps.*--scheduler cosine"),
         ("--warmup 5", "--warmup.*multistep.*--scheduler warmupcosine"),
         ("--scheduler cosine --lr-decay-factor 0.2", "--lr-decay-factor.*--scheduler multistep"),
         ("--scheduler warmupcosine --warmup 999999", "--warmup 999999.*give fewer"),
         ("--train-batch-size 500", "--train-batch-size 500.*135.*at most"),
-        ("--train-batch-size 1000000000", "--train-batch-size 1000000000.*135"),
         ("--exp_name ../up", "--exp_name.*'../up'.*letters"),
-        ("--exp_name 'a b'", "--exp_name.*'a b'.*letters"),
-        ("--exp_name ü", "--exp_name.*'ü'.*letters"),
         (f"--exp_name {LONG}", "--exp_name.*'xxx.*1 to 80"),
         ("--lamda 1", "'--lamda'"),
         ("--epoch 1", "'--epoch'.*--epochs"),
-        ("--LR 1", "'--LR'.*--"),
         ("--T 4", "'--T'.*--help"),
         ("stray", "'stray'.*--help"),
-        ("-x", "'-x'.*--help"),
-        ("-- --epochs 1", "'--epochs'|'--'"),
         ("--epochs", "--epochs.*expected"),
-        ("--epochs --lr 1", "--epochs.*expected"),
-        ("--overwrite=yes", "--overwrite.*'yes'"),
-        ("--checkpoint file", "--checkpoint.*file.*may write"),
         ("--checkpoint file/below", "--checkpoint.*file/below.*may write"),
-        ("--checkpoint loop", "--checkpoint.*loop.*may write"),
-        (f"--checkpoint {LONG}", "--checkpoint.*may write"),
         (f"--checkpoint new/{LONG}", "--checkpoint.*may write"),
-        ("--checkpoint /proc/runs", "--checkpoint.*/proc/runs.*may write"),
         ("--dataset cifar10 --data_dir nowhere/below", "--data_dir nowhere/below.*cifar10.npz"),
-        ("--dataset cifar100 --data_dir file", "--data_dir file.*cifar100.npz"),
-        ("--dataset cifar100 --data_dir loop", "--data_dir loop.*cifar100.npz"),
         ("--sync_bn", "--sync_bn.*several GPUs.*leave it out"),
     ],
     "train_student": [
         ("--teacher_path nowhere", "--teacher_path nowhere.*give a run folder"),
         ("--teacher_path .", r"--teacher_path \.: \d finished runs.*name one"),
         ("--teacher_path empty", "--teacher_path empty.*name a weights file"),
-        ("--teacher_path with", "--teacher_path with.*name a weights file"),
-        ("--teacher_path loop", "--teacher_path loop.*no such file"),
-        ("--teacher_path loop.pth", "--teacher_path loop.pth.*no such file"),
-        ("--teacher_path /dev/zero", "--teacher_path /dev/zero.*no such file"),
         (f"--teacher_path {LONG}", "--teacher_path x.*no such file"),
-        ("--teacher_path tiny.npz", "--teacher_path tiny.npz.*torch.save"),
-        ("--teacher_path file", "--teacher_path file.*damaged"),
-        ("--teacher_path empty.pth", "--teacher_path empty.pth.*empty.*again"),
+        ("--teacher_path tiny.npz", "tiny.npz cannot be read.*torch.save.*--teacher_path"),
+        ("--teacher_path empty.pth", "empty.pth cannot be read.*again.*--teacher_path"),
         ("--teacher_path damaged_model_best", "damaged_model_best.*again"),
         ("--teacher_path weights.pth", "--teacher_path weights.pth.*give --teacher"),
         ("--teacher_path weights.pth --teacher resnet20", "weights.pth.*does not fit resnet20"),
         ("--teacher_path weights.pth --teacher_select last", "weights.pth.*--teacher_select"),
-        ("--teacher_path seven.pth --teacher resnet8", "seven.pth: has 7.*has 4"),
+        (
+            "--teacher_path seven.pth --teacher resnet8",
+            r"seven.pth: .*of 4 classes.*is \(7, 64\)",
+        ),
         ("--teacher_path teachers", "2 finished runs.*FL_gamma=1_seed=42.*NLL_seed=42"),
-        ("--teacher resnet20", "resnet8, not --teacher resnet20"),
+        ("--teacher resnet20", "resnet8.*not --teacher resnet20"),
         ("--teacher_loss FL+MDCA", r"NLL.*--teacher_loss FL\+MDCA"),
-        ("--teacher_loss MDAC", "NLL.*--teacher_loss MDAC"),
         ("--split-seed 1", "--split-seed 0.*1"),
-        ("--teacher_norm imagenet", "--teacher_norm imagenet.*leave"),
+        ("--teacher_norm imagenet", "--teacher_norm imagenet; leave"),
         (f"--teacher_path {RUN}/checkpoint.pth", "model_best.pth"),
-        (f"--teacher_path {RUN}/config.json", "config.json.*damaged"),
         ("--dataset other.npz", "trained on other data, tiny.*--dataset other.*another"),
         ("--dataset five.npz", r"tiny \(4 classes\).*five \(5 classes\)"),
+        ("--Lambda 1.5", "--Lambda 1.5.*ce_weight"),
         ("--loss NLL", "'--loss'"),
         ("--lambda 1", "'--lambda'.*--Lambda"),
-        ("--teacher_cache file", "--teacher_cache file.*name a folder"),
-        ("--teacher_cache file/below", "--teacher_cache file/below.*name a folder"),
-        ("--teacher_cache loop", "--teacher_cache loop.*name a folder"),
-        ("--teacher_cache /proc/cache", "--teacher_cache /proc/cache.*name a folder"),
-        (f"--teacher_cache {LONG}", "--teacher_cache x.*name a folder"),
-        (f"--teacher_cache new/{LONG}", "--teacher_cache new/x.*name a folder"),
     ],
     "evaluate": [
         ("nowhere", "nowhere.*no such folder"),
         ("empty", "empty.*no run below it"),
-        ("loop", "loop.*no such folder"),
-        ("file", "file.*no such folder"),
         (LONG, "no such folder"),
         ("damaged_model_best", "model_best.pth.*again"),
         ("--on cifar10q", "--on.*cifar10q.*cifar10c"),
         ("--on missing.npz", "--on.*missing.npz.*check the path"),
-        ("--on loop.npz", "--on.*loop.npz.*check the path"),
         ("--on text.npz", "--on text.npz.*numpy.savez"),
-        ("--on empty.npz", "--on empty.npz.*numpy.savez"),
         (f"--on {RUN}/predictions.npz", "--on.*x_test"),
         ("--on synthetic", "--on synthetic.*name a run"),
         ("--on cifar10h --data_dir nowhere", "nowhere.*cifar10h"),
@@ -302,47 +253,32 @@ MISTAKES = {
         ("--corruptions fog", "--corruptions fog.*gaussian_noise"),
         ("--out boxes.pdf", "--out boxes.pdf.*png"),
         ("--out nowhere/boxes.png", "--out nowhere/boxes.png.*exists"),
-        ("--dataset missing.npz", "--dataset missing.npz"),
         ("--dataset other.npz", "other.npz|other data"),
         ("--writ", "'--writ'.*--write"),
     ],
     "posthoc": [
         ("nowhere", "nowhere.*no such folder"),
-        ("loop", "loop.*no such folder"),
-        (LONG, "no such folder"),
         ("damaged_predictions", "predictions.npz.*again"),
         ("--fold 3", "'--fold'.*--folds"),
     ],
     "report": [
         ("nowhere", "nowhere.*no such folder"),
         ("empty", "empty.*no run below it"),
-        ("file", "file.*no such folder"),
-        ("loop", "loop.*no such folder"),
-        (LONG, "no such folder"),
         ("--columns", "--columns.*at least one"),
         ("--columns ece top2", "--columns.*top2.*top1"),
-        ("--out file", "--out file.*name a folder"),
-        ("--out loop", "--out loop.*name a folder"),
         ("--out file/below", "--out file/below.*name a folder"),
         (f"--out new/{LONG}", "--out new/x.*name a folder"),
         ("--colums ece", "'--colums'.*--columns"),
     ],
     "cache_teacher": [
-        ("--dataset missing.npz", "--dataset missing.npz.*check the path"),
-        ("--dataset other.npz", "trained on other data, tiny.*--dataset other.*another"),
-        ("--teacher_path nowhere", "--teacher_path nowhere.*give a run folder"),
-        ("--teacher_path weights.pth", "--teacher_path weights.pth.*give --teacher"),
-        ("--teacher_cache file", "--teacher_cache file.*name a folder"),
+        ("--teacher_cache file/below", "--teacher_cache file/below.*name a folder"),
         ("--teacher_cache loop", "--teacher_cache loop.*name a folder"),
         (f"--teacher_cache new/{LONG}", "--teacher_cache new/x.*name a folder"),
-        ("--split-seed 1", "--split-seed 0.*1"),
         ("--batch_siz 3", "'--batch-?_?siz'.*--batch-size"),
     ],
     "benchmark": [
-        ("--json nowhere/speed.json", "--json nowhere/speed.json: give a file"),
         ("--round 3", "'--round'.*--rounds"),
         ("--at-once 1 2 --quick", "--quick has no effect with --at-once; leave it out"),
-        ("--json", "--json.*expected"),
         ("stray", "'stray'.*--help"),
     ],
 }

@@ -66,7 +66,7 @@ def test_student(folder, cifar100_dir):
 
 
 def test_hypersearch(folder, cifar100_dir):
-    """Eight settings over four slots: all complete, none overwrites another."""
+    """Four settings over four slots: all complete, none overwrites another."""
     line = STUDENT.format(
         root=ROOT,
         data=cifar100_dir,
@@ -74,16 +74,15 @@ def test_hypersearch(folder, cifar100_dir):
         more="--teacher_loss NLL",
         checkpoint="distilled_model_library/ --T {T} --Lambda {Lambda}",
     )
-    sweep = "-p T 1 1.5 4 20 -p Lambda 0.9 1.0 --sampling-mode grid"
+    sweep = "-p T 1.5 20 -p Lambda 0.9 1.0 --sampling-mode grid"
     shell(f'simple_hypersearch "{line}" {sweep} | simple_gpu_scheduler --gpus 0,1,2,3', folder)
     found = results(folder / "distilled_model_library")
     assert found.keys() == {
         f"KD_T={T}_Lambda={Lambda}_from_resnet56_NLL_seed=42"
-        for T in ("1", "1.5", "4", "20")
+        for T in ("1.5", "20")
         for Lambda in ("0.9", "1")
     }
-    settings = {(r["settings"]["T"], r["settings"]["Lambda"]) for r in found.values()}
-    assert len(settings) == 8
+    assert len({tuple(result["loss_parameters"].values()) for result in found.values()}) == 4
 
 
 def test_accelerate(tmp_path, cifar100_dir):

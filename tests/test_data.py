@@ -12,7 +12,7 @@ from torchvision.transforms import functional as TF
 
 import utils.data
 from utils.data import NORMALISATION, dataset_label, load_dataset, pixel_statistics, split_indices
-from utils.data.synthetic import SYNTHETIC_TEST, SYNTHETIC_TRAIN
+from utils.data import synthetic as synthetic_module
 from utils.program import UserError
 
 
@@ -58,14 +58,6 @@ def test_split_is_a_tenth_disjoint_and_complete(n):
     assert np.all(np.diff(train) > 0) and np.all(np.diff(val) > 0)
 
 
-def test_split_depends_on_the_split_seed_alone():
-    first = split_indices(1000, 0)
-    np.random.seed(3)
-    torch.manual_seed(3)
-    assert all(np.array_equal(a, b) for a, b in zip(first, split_indices(1000, 0), strict=True))
-    assert not np.array_equal(first[1], split_indices(1000, 1)[1])
-
-
 def test_split_is_frozen():
     # A teacher's validation images must stay the same ones in every version of this code.
     assert split_indices(30, 0)[1].tolist() == [2, 11, 26]
@@ -80,13 +72,11 @@ def test_splits_hold_the_images_of_their_indices(save):
         assert np.array_equal(split.labels.numpy(), arrays["y_train"][index])
     assert np.array_equal(data.test.images.permute(0, 2, 3, 1).numpy(), arrays["x_test"])
     assert data.train.images.shape == (36, 3, 8, 8) and data.train.images.dtype == torch.uint8
-    assert data.train.labels.dtype == torch.int64
-    assert data.train.posterior is None
+    assert data.train.labels.dtype == torch.int64 and data.train.posterior is None
 
 
 def test_fingerprint_tells_data_apart_but_not_splits(save):
     data = load_dataset(save(), "nowhere")
-    assert len(data.fingerprint) == 64
     assert data.fingerprint == load_dataset(save(name="b.npz"), "", split_seed=1).fingerprint
     for key, value in small_arrays().items():
         changed = value.copy()
@@ -102,50 +92,31 @@ def test_measured_statistics_are_those_of_the_training_split(save):
     pixels = data.train.images.double() / 255
     np.testing.assert_allclose(data.mean, pixels.mean((0, 2, 3)), rtol=1e-12)
     np.testing.assert_allclose(data.std, pixels.std((0, 2, 3), correction=0), rtol=1e-12)
-    assert data.mean != load_dataset(save(), "nowhere", split_seed=1).mean
-
-
-def test_a_channel_that_never_varies_does_not_divide_by_zero():
     mean, std = pixel_statistics(torch.full((4, 3, 8, 8), 255, dtype=torch.uint8))
-    assert mean == (1.0, 1.0, 1.0)
-    assert min(std) > 0
+    assert mean == (1.0, 1.0, 1.0) and min(std) > 0  # a channel that never varies
 
 
 # what an .npz may hold
 
 
-@pytest.mark.parametrize("size", [8, 33])
-@pytest.mark.parametrize("channels", [(), (1,)])
-def test_grey_images_become_three_equal_channels(save, size, channels):
-    arrays = small_arrays(size=size, channels=channels)
-    images = load_dataset(save(arrays), "nowhere").test.images
-    assert images.shape == (10, 3, size, size)
-    for c in range(3):
-        assert np.array_equal(images[:, c].numpy(), arrays["x_test"].reshape(10, size, size))
+@pytest.mark.parametrize("channels", [(), (1,), (3,)])
+def test_grey_images_and_channels_first(save, channels):
+    last = small_arrays(size=33, channels=channels)
+    images = load_dataset(save(last), "nowhere").test.images
+    expected = np.broadcast_to(last["x_test"].reshape(10, 33, 33, -1), (10, 33, 33, 3))
+    assert np.array_equal(images.permute(0, 2, 3, 1).numpy(), expected)
+    if channels:
+        moved = {key: last[key].transpose(0, 3, 1, 2) for key in ("x_train", "x_test")}
+        assert torch.equal(load_dataset(save({**last, **moved}), "nowhere").test.images, images)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_channels_first_is_the_same_data_as_channels_last(save, channels):
-    last = small_arrays(channels=(channels,))
-    moved = {key: last[key].transpose(0, 3, 1, 2) for key in ("x_train", "x_test")}
-    data = [load_dataset(save(arrays), "nowhere") for arrays in (last, {**last, **moved})]
-    assert torch.equal(data[0].train.images, data[1].train.images)
-    assert data[0].fingerprint == data[1].fingerprint
-
-
-@pytest.mark.parametrize("dtype", ["uint8", "int16", "int32", ">i8", "uint64"])
-def test_labels_of_any_integer_type(save, dtype):
+@pytest.mark.parametrize("dtype", ["uint8", "int16", ">i8", "uint64"])
+def test_labels_of_any_integer_type_and_in_a_column(save, dtype):
     arrays = small_arrays()
-    labels = {key: arrays[key].astype(dtype) for key in ("y_train", "y_test")}
+    labels = {key: arrays[key].astype(dtype)[:, None] for key in ("y_train", "y_test")}
     data = load_dataset(save(arrays, **labels), "nowhere")
     assert data.train.labels.dtype == torch.int64 and data.num_classes == 4
-
-
-def test_labels_may_be_a_column(save):
-    arrays = small_arrays()
-    column = {key: arrays[key][:, None] for key in ("y_train", "y_test")}
-    plain, other = (load_dataset(save(arrays, **labels), "nowhere") for labels in ({}, column))
-    assert other.fingerprint == plain.fingerprint
+    assert data.fingerprint == load_dataset(save(arrays), "nowhere").fingerprint
 
 
 def test_a_class_that_only_validates_is_said(save, capsys):
@@ -164,15 +135,9 @@ def test_a_thousand_classes(save):
 
 
 def test_other_arrays_compression_and_fortran_order_are_welcome(save):
-    arrays = small_arrays()
-    plain = load_dataset(save(arrays), "nowhere").fingerprint
-    path = save(
-        arrays,
-        compress=True,
-        x_train=np.asfortranarray(arrays["x_train"]),
-        classes=np.array(["cat", "dog"], dtype=object),
-    )
-    assert load_dataset(path, "nowhere").fingerprint == plain
+    arrays, plain = small_arrays(), load_dataset(save(), "nowhere").fingerprint
+    other = {"x_train": np.asfortranarray(arrays["x_train"]), "names": np.array(["a", 1], object)}
+    assert load_dataset(save(arrays, compress=True, **other), "nowhere").fingerprint == plain
 
 
 def test_labels_in_folder_names(save):
@@ -187,11 +152,8 @@ def test_labels_in_folder_names(save):
 # what is refused
 
 BAD_ARRAYS = {
-    "shares": (dict(x_train=np.ones((40, 8, 8, 3))), r"float64; save \(255 \* x_train\).round"),
-    "float": (dict(x_train=np.full((40, 8, 8, 3), 2.0)), r"save \(1 \* x_train\).round\(\).astype"),
-    "normalised": (dict(x_train=np.full((40, 8, 8, 3), -1.0)), "x_train is float64; images are gr"),
-    "not finite": (dict(x_train=np.full((40, 8, 8, 3), np.nan)), "x_train is float64; images are"),
-    "int images": (dict(x_test=np.zeros((10, 8, 8, 3), int)), r"x_test is int64; save .*'uint8'\)"),
+    "shares": (dict(x_train=np.ones((40, 8, 8, 3))), "is float64; .*round.*times 255"),
+    "int images": (dict(x_test=np.zeros((10, 8, 8, 3), int)), "x_test is int64; images are grey"),
     "oblong": (dict(x_train=np.zeros((40, 8, 9, 3), "u1")), r"shape \(40, 8, 9, 3\); .*square"),
     "two channels": (dict(x_train=np.zeros((40, 8, 8, 2), "u1")), "x_train has shape"),
     "flat": (dict(x_train=np.zeros((40, 192), "u1")), "x_train has shape"),
@@ -200,33 +162,20 @@ BAD_ARRAYS = {
     "scalar": (dict(x_train=np.uint8(3)), "x_train has shape"),
     "empty": (
         dict(x_test=np.zeros((0, 8, 8, 3), "u1"), y_test=np.zeros(0, int)),
-        "x_test is empty",
+        r"x_test has shape \(0, 8",
     ),
-    "one image": (
-        dict(x_train=np.zeros((1, 8, 8, 3), "u1"), y_train=np.zeros(1, int)),
-        "one image",
-    ),
+    "one image": (dict(x_train=np.zeros((1, 8, 8), "u1"), y_train=np.zeros(1, int)), "two classes"),
     "sizes differ": (dict(x_test=np.zeros((10, 9, 9, 3), "u1")), "sizes must agree"),
     "float labels": (dict(y_train=np.zeros(40)), "y_train is float64"),
-    "bool labels": (dict(y_train=np.zeros(40, bool)), "y_train is bool"),
     "text labels": (dict(y_train=np.full(40, "cat")), "y_train is <U3"),
     "one-hot": (dict(y_train=np.eye(40, dtype=int)), r"it must be \(40,\)"),
     "too few labels": (dict(y_test=np.zeros(9, int)), r"it must be \(10,\)"),
-    "negative": (dict(y_train=np.arange(40) - 1), "y_train has label -1"),
-    "far too large": (dict(y_test=np.full(10, 10**9)), "y_test has label 1000000000"),
-    "one class": (dict(y_train=np.zeros(40, int), y_test=np.zeros(10, int)), "every label is 0"),
-    "1 to K": (
-        dict(y_train=np.arange(40) % 4 + 1, y_test=np.arange(10) % 4 + 1),
-        "train - 1 and y",
-    ),
-    "a gap": (
-        dict(y_train=np.arange(40) % 4 * 2, y_test=np.arange(10) % 4 * 2),
-        "class 1 of 7 has no training image; .*numpy.searchsorted",
-    ),
-    "only in test": (dict(y_test=np.full(10, 4)), "class 4 of 5 has no training image, and test"),
-    "class 0 only in test": (dict(y_train=np.arange(40) % 4 + 1), "class 0 of 5 .*, and test"),
-    "structured": (dict(x_train=np.zeros(40, [("a", "u1")])), "x_train is"),
-    "missing": (dict(x_test=None), "has no x_test"),
+    "negative": (dict(y_train=np.arange(40) - 1), "y_train has 40 classes, -1 to 38, not 0 to 39"),
+    "far too large": (dict(y_test=np.full(10, 10**9)), "class 1000000000 of y_test has no train"),
+    "one class": (dict(y_train=np.zeros(40, int)), "every label in y_train is 0"),
+    "1 to K": (dict(y_train=np.arange(40) % 4 + 1), "1 to 4, not 0 to 3; .*numpy.searchsorted"),
+    "a gap": (dict(y_train=np.arange(40) % 4 * 2), "0 to 6, not 0 to 3; save numpy.searchsorted"),
+    "only in test": (dict(y_test=np.full(10, 4)), "class 4 of y_test has no training image"),
     "two missing": (dict(y_train=None, y_test=None), "has no y_train, y_test"),
 }
 
@@ -246,25 +195,15 @@ def test_more_than_memory_holds_is_refused_before_it_is_unpacked(save, monkeypat
     assert "of memory" in refused(save(compress=True))
 
 
-def test_available_memory_is_plausible():
-    assert 0.01 < utils.files.available_memory() < 1e5
-
-
 @pytest.mark.parametrize("compress", [False, True])
-def test_truncated_files(save, compress):
+@pytest.mark.filterwarnings("ignore")
+def test_truncated_and_damaged_files(save, compress):
     path = Path(save(compress=compress))
-    whole = path.read_bytes()
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
     for length in np.linspace(0, len(whole) - 1, 60).astype(int):
         path.write_bytes(whole[:length])
         refused(str(path))
-
-
-@pytest.mark.parametrize("compress", [False, True])
-@pytest.mark.filterwarnings("ignore")
-def test_damaged_files_are_read_or_refused_never_a_traceback(save, compress):
-    path = Path(save(compress=compress))
-    whole, rng = path.read_bytes(), np.random.default_rng(0)
-    for _ in range(300):
+    for _ in range(100):  # read or refused, never a traceback
         damaged = bytearray(whole)
         damaged[rng.integers(len(whole))] = rng.integers(256)
         path.write_bytes(damaged)
@@ -288,27 +227,10 @@ def test_unknown_names_suggest_the_nearest():
     assert "did you mean synthetic?" in refused("syntetic")
     message = refused("mnist")
     assert "did you mean" not in message and "cifar10, cifar100, svhn" in message
-    assert "no such file" in refused("absent.npz")
+    assert "there is none; check the path" in refused("absent.npz")
 
 
 # CIFAR
-
-
-def test_no_data_says_where_to_put_it(tmp_path):
-    message = refused("cifar10", tmp_path)
-    assert str(tmp_path / "cifar10.npz") in message
-    assert str(tmp_path / "cifar-10-batches-py") in message
-
-
-def test_a_failed_download_says_where_to_put_it(tmp_path, monkeypatch):
-    from torchvision.datasets import CIFAR100
-
-    def no_network(self):
-        raise OSError("no route\nto host")
-
-    monkeypatch.setattr(CIFAR100, "download", no_network)
-    with pytest.raises(UserError, match="no route to host.*cifar100.npz.*cifar-100-python"):
-        load_dataset("cifar100", tmp_path)
 
 
 def test_an_npz_in_data_dir_serves_as_cifar(save, tmp_path):
@@ -318,12 +240,6 @@ def test_an_npz_in_data_dir_serves_as_cifar(save, tmp_path):
     assert data.name == "cifar10" and data.num_classes == 10
     own = load_dataset(path, "nowhere")
     assert own.mean != data.mean and own.fingerprint == data.fingerprint
-
-
-def test_cifar_with_other_classes_is_refused(save, tmp_path):
-    save(small_arrays(train=200, classes=20), name="cifar100.npz")
-    message = refused("cifar100", tmp_path)
-    assert "20 classes" in message and "cifar100.npz" in message
 
 
 def test_faults_in_data_dir_name_the_file(save, tmp_path):
@@ -458,36 +374,12 @@ def test_tiny_imagenet_has_its_own_layout(save, tmp_path):
         (folder / "val" / label / "1.png").rename(folder / "val/images" / name)
     rows = ["val_1.png\tn02\t0\t0\t63\t63", "val_0.png\tn01\t0\t0\t63\t63"]
     (folder / "val/val_annotations.txt").write_text("\n".join(rows) + "\n")
-    (folder / "wnids.txt").write_text("n02\nn01\n")
     data = load_dataset("tiny_imagenet", tmp_path)
     assert data.name == "tiny_imagenet" and data.test.labels.tolist() == [1, 0]
     assert np.array_equal(data.test.images.permute(0, 2, 3, 1), made[[1, 3]])
-    (folder / "wnids.txt").write_text("n02\nn01\nn03\n")
-    assert "class n03 (one of 1) has no training image" in refused("tiny_imagenet", tmp_path)
     assert "tiny-imagenet-200.zip" in refused("tiny_imagenet", tmp_path / "nowhere")
     save(name="tiny_imagenet.npz")
     assert load_dataset("tiny_imagenet", tmp_path).num_classes == 4
-
-
-def one_class(folder):
-    shutil.rmtree(folder / "train/dog")
-
-
-def without_test(folder):
-    shutil.rmtree(folder / "val")
-
-
-def unknown_class(folder):
-    shutil.copytree(folder / "val/dog", folder / "val/emu")
-
-
-def other_size(folder):
-    Image.new("RGB", (20, 16)).save(folder / "train/cat/wide.png")
-
-
-def too_small(folder):
-    for file in folder.rglob("*.png"):
-        Image.new("RGB", (4, 4)).save(file)
 
 
 def cut_short(folder):
@@ -496,21 +388,38 @@ def cut_short(folder):
         (folder / name).write_bytes(content[: len(content) // 2])
 
 
+def too_small(folder):
+    for file in folder.rglob("*.png"):
+        Image.new("RGB", (4, 4)).save(file)
+
+
 BAD_FOLDERS = {
-    one_class: r"3 images of 1 classes in train/CLASS/ and 4 in val/CLASS/",
-    without_test: r"6 images of 2 classes in train/CLASS/ and 0 in val/CLASS/",
-    unknown_class: "class emu .* no training image; .*train/emu/",
-    other_size: r"wide.png is 20 x 16 pixels, not 16 x 16; give --image_size",
-    too_small: "x_train has shape .* 8 to 512 pixels",
-    cut_short: r"2 of 10 images cannot be read, first .*train/cat/1.png .*--skip_unreadable",
+    "one class": (
+        lambda folder: shutil.rmtree(folder / "train/dog"),
+        "3 images of 1 classes in tr",
+    ),
+    "no test": (lambda folder: shutil.rmtree(folder / "val"), "2 classes in train/CLASS/ and 0 in"),
+    "unknown class": (
+        lambda folder: shutil.copytree(folder / "val/dog", folder / "val/emu"),
+        "class emu .* no training image; .*train/emu/",
+    ),
+    "other size": (
+        lambda folder: Image.new("RGB", (20, 16)).save(folder / "train/cat/wide.png"),
+        "wide.png is 20 x 16 pixels, not 16 x 16; give --image_size",
+    ),
+    "too small": (too_small, "x_train has shape .* 8 to 512 pixels"),
+    "cut short": (
+        cut_short,
+        "2 of 10 images cannot be read, first .*cat/1.png .*--skip_unreadable",
+    ),
 }
 
 
-@pytest.mark.parametrize("fault", BAD_FOLDERS)
-def test_bad_folders_are_refused(photos, tmp_path, fault):
-    fault(photos)
+@pytest.mark.parametrize("damage, expected", BAD_FOLDERS.values(), ids=BAD_FOLDERS)
+def test_bad_folders_are_refused(photos, tmp_path, damage, expected):
+    damage(photos)
     message = refused(str(photos), tmp_path)
-    assert re.search(BAD_FOLDERS[fault], message), message
+    assert re.search(expected, message), message
     assert not (tmp_path / "decoded").exists()
 
 
@@ -529,13 +438,10 @@ def test_more_images_than_memory_holds(photos, tmp_path, monkeypatch):
     assert "GiB of memory" in refused(str(photos), tmp_path)
 
 
-@pytest.mark.parametrize("flags", [{"image_size": 32}, {"skip_unreadable": True}])
-def test_flags_for_folders_have_no_effect_elsewhere(save, flags):
-    with pytest.raises(UserError, match=f"--{next(iter(flags))}: .*leave it out"):
-        load_dataset(save(), "nowhere", **flags)
-
-
 # synthetic
+
+
+KINDS = ("posterior", "labels")
 
 
 @pytest.fixture(scope="module")
@@ -548,30 +454,18 @@ def test_synthetic_is_the_same_every_time(synthetic):
     torch.manual_seed(1)
     again = load_dataset("synthetic", "elsewhere", split_seed=9)
     assert again.fingerprint == synthetic.fingerprint
-    assert torch.equal(again.test.images, synthetic.test.images)
+    assert torch.equal(again.test.posterior, synthetic.test.posterior)
     assert not torch.equal(again.val.images, synthetic.val.images)
-
-
-def test_synthetic_sizes(synthetic):
-    assert len(synthetic.train.labels) + len(synthetic.val.labels) == SYNTHETIC_TRAIN
-    assert len(synthetic.test.labels) == SYNTHETIC_TEST
-    assert synthetic.num_classes == 10
-    assert synthetic.test.images.shape[1:] == (3, 32, 32)
-
-
-@pytest.mark.parametrize("part", ["train", "val", "test"])
-def test_synthetic_posterior_is_a_distribution_over_two_classes(synthetic, part):
-    split = getattr(synthetic, part)
-    assert split.posterior.shape == (len(split.labels), 10)
-    assert split.posterior.dtype == torch.float64
-    assert split.posterior.min() >= 0
-    torch.testing.assert_close(split.posterior.sum(1), torch.ones(len(split.labels)).double())
-    assert (split.posterior > 0).sum(1).max() <= 2
+    assert synthetic.test.images.shape == (2000, 3, 32, 32) and synthetic.num_classes == 10
+    assert len(synthetic.train.labels) + len(synthetic.val.labels) == 2000
 
 
 def test_synthetic_labels_are_drawn_from_the_posterior(synthetic):
-    posterior = torch.cat([synthetic.train.posterior, synthetic.test.posterior])
-    labels = torch.cat([synthetic.train.labels, synthetic.test.labels])
+    splits = (synthetic.train, synthetic.val, synthetic.test)
+    posterior, labels = (torch.cat([getattr(s, kind) for s in splits]) for kind in KINDS)
+    assert posterior.dtype == torch.float64 and posterior.min() >= 0
+    torch.testing.assert_close(posterior.sum(1), torch.ones(4000).double())
+    assert (posterior > 0).sum(1).max() <= 2
     onehot = torch.nn.functional.one_hot(labels, 10).double()
     for low in np.arange(0, 1, 0.1):
         inside = (posterior > low) & (posterior <= low + 0.1)
@@ -584,12 +478,11 @@ def test_synthetic_labels_are_drawn_from_the_posterior(synthetic):
 
 def test_synthetic_blend_can_be_read_off_the_pixels(synthetic):
     # Least squares on the true patterns: what a net could at best do, and nearly exact.
-    rng = np.random.default_rng(utils.data.synthetic.SYNTHETIC_SEED)
-    patterns = utils.data.synthetic.class_patterns(rng).reshape(10, -1)
-    pixels = synthetic.test.images.permute(0, 2, 3, 1).reshape(SYNTHETIC_TEST, -1).double().numpy()
+    rng = np.random.default_rng(synthetic_module.SEED)
+    patterns = synthetic_module.class_patterns(rng).reshape(10, -1)
+    pixels = synthetic.test.images.permute(0, 2, 3, 1).reshape(2000, -1).double().numpy()
     pixels -= pixels.mean(1, keepdims=True)
     parts = np.linalg.lstsq(patterns.T, pixels.T, rcond=None)[0].T.clip(0)
-    parts = (parts / parts.sum(1, keepdims=True)) ** utils.data.synthetic.SYNTHETIC_SHARPNESS
     estimate = parts / parts.sum(1, keepdims=True)
     assert np.abs(estimate - synthetic.test.posterior.numpy()).sum(1).mean() < 0.1
 
@@ -610,13 +503,6 @@ def test_real_cifar10():
     assert data.test.labels.bincount().tolist() == [1000] * 10
     measured = pixel_statistics(data.train.images)
     np.testing.assert_allclose(measured, (data.mean, data.std), atol=1e-3)
-
-
-def test_real_tiny100():
-    data = load_dataset(str(real("tiny100.npz") / "tiny100.npz"), "nowhere")
-    assert data.name == "tiny100" and data.num_classes == 100
-    assert [len(part.labels) for part in (data.train, data.val, data.test)] == [45_000, 5000, 5000]
-    assert data.test.labels.bincount().tolist() == [50] * 100
 
 
 def test_real_tiny_imagenet(tmp_path):

@@ -73,19 +73,19 @@ def assert_tidy(folder: Path) -> None:
 
 
 def test_sigkill_at_random_moments(job, tmp_path, forks):
-    """Twenty kills at any time, most of them of a run that was killed before."""
+    """Ten kills at any time, most of them of a run that was killed before."""
     whole, make = job
     started = time.monotonic()
     forks.run(make(tmp_path / "timed"))
     longest, rng = time.monotonic() - started, random.Random(0)
     kills = roots = 0
-    while kills < 20:
+    while kills < 10:
         root, code = tmp_path / str(roots), None
         roots += 1
         while code != 0:
             child = forks.start(make(root))
             time.sleep(rng.uniform(0, longest))
-            if child.poll() is None and kills < 20:
+            if child.poll() is None and kills < 10:
                 child.send(signal.SIGKILL)
             code = child.wait()
             assert code in (0, -signal.SIGKILL), child.err
@@ -128,7 +128,7 @@ def test_a_net_that_draws_numbers_goes_on_exactly(tiny_npz, tmp_path, forks):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("writes", [1, 4, 7, 12])
+@pytest.mark.parametrize("writes", [1, 7, 12])
 def test_a_signal_stops_in_one_line_and_loses_nothing(
     teacher, tiny_npz, tmp_path, forks, number, writes
 ):
@@ -563,16 +563,3 @@ def test_the_same_command_eight_times_at_once(teacher, tiny_npz, tmp_path, forks
     codes = {child.wait() for child in children}
     assert 0 in codes and codes <= {0, 2}
     assert_same_run(teacher, tmp_path / NAME)
-
-
-def test_sixteen_runs_at_once(teacher, tiny_npz, tmp_path, forks):
-    settings = [(loss, seed) for loss in ("NLL", "FL") for seed in range(8)]
-    children = []
-    for loss, seed in settings:
-        flags = ("--loss", loss, "--seed", str(seed), "--epochs", "1")
-        children.append(forks.start(["train_teacher.py", *command(tiny_npz, tmp_path, *flags)]))
-    assert [child.wait(300) for child in children] == [0] * 16, [c.err for c in children]
-    results = [json.loads(file.read_text()) for file in tmp_path.rglob("result.json")]
-    assert sorted((r["loss"], r["seed"]) for r in results) == sorted(settings)
-    for folder in (tmp_path / "tiny/resnet8").iterdir():
-        assert {file.name for file in folder.iterdir()} == {file.name for file in teacher.iterdir()}

@@ -2,16 +2,16 @@
 
 import math
 
-import cuda_graphs
 import pytest
 import torch
 import torch.nn.functional as F
 
-import losses
 from losses import (
     BASES,
     DISTILLATIONS,
     TERMS,
+    Entry,
+    Flag,
     build_distillation,
     build_loss,
     canonical_loss,
@@ -73,10 +73,22 @@ def adafocal_formula(z, p, y):
     return -factor * torch.log(p[y])
 
 
+def flsd_formula(z, p, y):
+    return -((1 - p[y]) ** (5 if p[y] < 0.2 else 3)) * torch.log(p[y])
+
+
+def brier_formula(z, p, y):
+    return sum((p_k - int(k == y)) ** 2 for k, p_k in enumerate(p))
+
+
+def mbls_formula(z, p, y):  # of margin 1.5
+    return sum(max(max(z) - z_k - 1.5, 0 * z_k) for z_k in z) / len(z)
+
+
 def label_smoothing_loop(alpha):
     def formula(z, p, y):
-        target = [(1 - alpha) * (k == y) + alpha / len(p) for k in range(len(p))]
-        return -sum(q * torch.log(p_k) for q, p_k in zip(target, p, strict=True))
+        share = alpha / len(p)
+        return -(1 - alpha) * torch.log(p[y]) - share * sum(torch.log(p_k) for p_k in p)
 
     return mean(formula)
 
@@ -94,9 +106,7 @@ def cpc_loop(exclusion):
 
 
 def dca_loop(logits, labels):
-    p = [softmax_loop(row) for row in logits]
-    gap = sum(max(row) - (row[y] == max(row)).double() for row, y in zip(p, labels, strict=True))
-    return abs(gap) / len(labels)
+    return abs(mean(lambda z, p, y: max(p) - (p[y] == max(p)).double())(logits, labels))
 
 
 def mdca_loop(logits, labels):
@@ -162,12 +172,12 @@ def dist_loop(student, teacher, labels, T, beta, gamma):
         r = [torch.corrcoef(torch.stack(pair))[0, 1] for pair in rows if len(pair[0]) > 1]
         return 1 - sum(r) / len(rows)
 
-    p_s, p_t = (
-        torch.stack([torch.stack(softmax_loop(row, T)) for row in z]) for z in (student, teacher)
-    )
-    over_classes = distance(list(zip(p_s, p_t, strict=True)))
-    over_images = distance(list(zip(p_s.T, p_t.T, strict=True)))
-    return T**2 * (beta * over_classes + gamma * over_images)
+    def softmaxes(logits):
+        return torch.stack([torch.stack(softmax_loop(row, T)) for row in logits])
+
+    p_s, p_t = softmaxes(student), softmaxes(teacher)
+    over_classes, over_images = list(zip(p_s, p_t)), list(zip(p_s.T, p_t.T))  # noqa: B905
+    return T**2 * (beta * distance(over_classes) + gamma * distance(over_images))
 
 
 GAMMAS = [(-1.0) ** k * (0.25 + k / 4) for k in range(15)]
@@ -185,36 +195,22 @@ def taught(term, loop, *parameters):
     return of(term), of(loop)
 
 
-nll_loop = focal_loop(0)
 CASES = {  # name: (the loss, its loop)
-    "NLL": (nll, nll_loop),
+    "NLL": (nll, focal_loop(0)),
     "FL 0.5": (build_loss("FL", gamma=0.5), focal_loop(0.5)),
     "FL 3": (build_loss("FL", gamma=3.0), focal_loop(3)),
     "LS 0.1": (build_loss("LS"), label_smoothing_loop(0.1)),
-    "FLSD": (
-        build_loss("FLSD"),
-        mean(lambda z, p, y: -((1 - p[y]) ** (5 if p[y] < 0.2 else 3)) * torch.log(p[y])),
-    ),
+    "FLSD": (build_loss("FLSD"), mean(flsd_formula)),
     "DFL": (build_loss("DFL"), dual_focal_loop(5)),
     "DFL 0.5": (build_loss("DFL", gamma=0.5), dual_focal_loop(0.5)),
     "AdaFocal at first": (build_loss("AdaFocal"), focal_loop(1)),
     "AdaFocal": (ADAFOCAL, mean(adafocal_formula)),
-    "Brier": (
-        build_loss("Brier"),
-        mean(lambda z, p, y: sum((p_k - int(k == y)) ** 2 for k, p_k in enumerate(p))),
-    ),
+    "Brier": (build_loss("Brier"), mean(brier_formula)),
     "MDCA": (mdca, mdca_loop),
     "MMCE": (mmce, mmce_loop),
     "DCA": (dca, dca_loop),
-    "MbLS": (
-        lambda z, y: mbls(z, y, 1.5),
-        mean(lambda z, p, y: sum(max(max(z) - z_k - 1.5, 0 * z_k) for z_k in z) / len(z)),
-    ),
+    "MbLS": (lambda z, y: mbls(z, y, 1.5), mean(mbls_formula)),
     "CPC": (lambda z, y: cpc(z, y, 10.0), cpc_loop(10)),
-    "FL+MDCA": (
-        build_loss("FL+MDCA", gamma=2.0, beta=5.0),
-        lambda z, y: focal_loop(2)(z, y) + 5 * mdca_loop(z, y),
-    ),
     "LS+CPC": (
         build_loss("LS+CPC", alpha=0.2, beta=3.0, exclusion=2.0),
         lambda z, y: label_smoothing_loop(0.2)(z, y) + 3 * cpc_loop(2)(z, y),
@@ -233,15 +229,10 @@ def batch(kind, dtype=torch.float64):
     size = 1 if kind == "one" else 9
     logits = 2 * torch.randn(size, 5, generator=generator, dtype=torch.float64)
     labels = torch.randint(5, (size,), generator=generator)
-    if kind == "mixed":
-        labels[:4] = logits[:4].argmax(dim=1)
-    if kind == "right":
-        labels = logits.argmax(dim=1)
-    if kind == "wrong":
-        labels = logits.argmin(dim=1)
-    if kind == "absent classes":
-        labels = labels % 2
-    return logits.to(dtype).requires_grad_(), labels
+    right, wrong = logits.argmax(dim=1), logits.argmin(dim=1)
+    mixed = torch.cat([right[:4], labels[4:]])
+    kinds = {"mixed": mixed, "right": right, "wrong": wrong, "absent classes": labels % 2}
+    return logits.to(dtype).requires_grad_(), kinds.get(kind, labels)
 
 
 KINDS = ["mixed", "one", "right", "wrong", "absent classes"]
@@ -279,24 +270,6 @@ def test_label_smoothing_over_the_other_classes_as_the_docstring_converts_it():
     torch.testing.assert_close(label_smoothing(logits, labels, alpha * K / (K - 1)), over_others)
 
 
-def test_zero_weights_leave_cross_entropy():
-    logits, labels = batch("mixed")
-    expected = value_and_gradient(nll, logits, labels)
-    for name in ("FL", "LS", "DFL", *(f"NLL+{term}" for term in TERMS)):
-        loss = build_loss(name, **{flag.name: 0.0 for flag in loss_flags(name)})
-        torch.testing.assert_close(value_and_gradient(loss, logits, labels), expected)
-
-
-def test_mmce_by_hand():
-    # Two classes, confidence 0.9 right and 0.6 wrong: one pair of each sort.
-    logits = torch.tensor([[0.9, 0.1], [0.6, 0.4]], dtype=torch.float64).log()
-    expected = math.sqrt(0.6**2 + 0.1**2 - 2 * 0.1 * 0.6 * math.exp(-0.3 / 0.4))
-    assert mmce(logits, torch.tensor([0, 1])).item() == pytest.approx(expected, abs=1e-12)
-    # Duplicates keep every mean over pairs; a second division by their number would not.
-    twice = mmce(logits.repeat(2, 1), torch.tensor([0, 1, 0, 1]))
-    assert twice.item() == pytest.approx(expected, abs=1e-12)
-
-
 def test_mmce_is_zero_with_a_finite_gradient_where_its_root_is():
     # All confidences 0.5, half of the predictions right: the square is exactly 0.
     logits = torch.zeros(4, 2, requires_grad=True)
@@ -308,22 +281,15 @@ def test_what_distillations_are_where_the_answer_is_known():
     logits, labels = batch("mixed")
     teacher, own = TEACHER, logits.detach()
     for name in DISTILLATIONS:  # nothing to learn from a teacher like oneself
-        parameters = {"Lambda": 3.0, "ce_weight": 0.25}
-        value = build_distillation(name, **parameters)(logits, own, labels)
+        value = build_distillation(name, Lambda=3.0, ce_weight=0.25)(logits, own, labels)
         torch.testing.assert_close(value, 0.25 * nll(logits, labels))
     assert distillation_loss(logits, teacher, labels, 4.0, 0.0) == nll(logits, labels)
     assert distillation_loss(logits, own, labels, 4.0, 1.0).item() == 0.0
     affine = lskd(3 * logits - 1, 0.1 * teacher + 5, labels, 2.0)
     torch.testing.assert_close(affine, lskd(logits, teacher, labels, 2.0), rtol=1e-5, atol=0)
-    # KD = TCKD + (1 - p_y of the teacher) NCKD, for each image.
-    for z, t, y in zip(logits.split(1), teacher.split(1), labels.split(1), strict=True):
-        p_y = (t / 4).softmax(dim=1)[0, y]
-        parts = dkd(z, t, y, 4.0, 1.0, 0.0) + (1 - p_y) * dkd(z, t, y, 4.0, 0.0, 1.0)
-        torch.testing.assert_close(parts.sum(), kd(z, t, y, 4.0))
     # The opposite teacher of two classes: both correlations are -1.
     two = logits[:, :2]
     assert dist(two, -two, labels % 2, 1.0, 1.0, 1.0).item() == pytest.approx(4)
-    assert 0 < dist(logits, teacher, labels, 1.0, 1.0, 1.0) < 4
 
 
 @pytest.mark.parametrize("T", [1e2, 1e3, 1e4, 1e6])
@@ -346,25 +312,23 @@ def test_a_high_temperature_tends_to_the_difference_of_centred_logits(T):
 
 def test_adafocal_follows_its_validation_and_is_restored_bit_for_bit():
     loss, generator = build_loss("AdaFocal+MDCA"), torch.Generator().manual_seed(3)
-    gammas, signs = [1.0] * 15, set()
+    gammas, met = [1.0] * 15, set()
     for epoch in range(60):
         # Too sure at first, later too hesitant by far.
         logits = torch.randn(300, 10, generator=generator) * (5 if epoch < 10 else 0.3)
         labels = torch.randint(10, (300,), generator=generator)
         labels = labels if epoch < 10 else logits.argmax(dim=1)
         loss.after_validation(logits, labels)
-        p = logits.double().softmax(dim=1)
-        order = p.amax(dim=1).argsort()
-        for b, images in enumerate(order.split(20)):
-            right = (p[images].argmax(dim=1) == labels[images]).double().mean().item()
-            gap = p[images].amax(dim=1).mean().item() - right
+        confidence, prediction = logits.double().softmax(dim=1).max(dim=1)
+        gaps = (confidence - (prediction == labels).double())[confidence.argsort()]
+        for b, gap in enumerate(gaps.view(15, 20).mean(dim=1).tolist()):
             gamma = gammas[b] * math.exp(gap if gammas[b] > 0 else -gap)
             if abs(gamma) < 0.2:
                 gamma = -0.2 if gamma > 0 else 0.2
             gammas[b] = min(max(gamma, -2.0), 20.0)
         torch.testing.assert_close(loss.base.gammas, torch.tensor(gammas))
-        signs |= {gamma > 0 for gamma in gammas} | {gamma == 20 for gamma in gammas}
-    assert signs == {True, False} and min(gammas) == -2.0
+        met |= {gamma > 0 for gamma in gammas}
+    assert met == {True, False} and min(gammas) == -2.0
     restored = build_loss("AdaFocal+MDCA")
     restored.load_state_dict(loss.state_dict())
     logits, labels = batch("mixed", torch.float32)
@@ -380,12 +344,12 @@ def test_adafocal_of_equal_confidences():
 def test_dkd_rises_over_twenty_epochs():
     loss, (logits, labels) = build_distillation("DKD"), batch("mixed")
     full, alone = loss(logits, TEACHER, labels), nll(logits, labels)
+    address = loss.share.data_ptr()
     for epoch, share in ((1, 1 / 20), (10, 0.5), (20, 1), (100, 1)):
         loss.before_epoch(epoch)
         expected = alone + share * (full - alone)
         torch.testing.assert_close(loss(logits, TEACHER, labels), expected, rtol=1e-6, atol=0)
-    for name in set(DISTILLATIONS) - {"DKD"}:
-        assert not build_distillation(name).state_dict()
+    assert loss.share.data_ptr() == address  # where a captured step reads it
 
 
 # ---- numerical edges ---------------------------------------------------------------------------
@@ -446,41 +410,6 @@ def test_no_loss_asks_for_a_value():
     assert logits.grad.shape == (6, 4)
 
 
-def test_a_captured_step_follows_its_inputs_and_what_changes_between_epochs(monkeypatch):
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu":
-        cuda_graphs.emulate(monkeypatch)
-    losses_of, adafocal = everything(device), build_loss("AdaFocal").to(device)
-    dkd_rising = build_distillation("DKD").to(device)
-
-    def step(z, y):
-        values = losses_of(z, y).sum() + adafocal(z, y) + dkd_rising(z, -z.detach(), y)
-        return values, torch.autograd.grad(values, z)[0]
-
-    logits = torch.randn(16, 5, device=device, requires_grad=True)
-    labels = torch.randint(5, (16,), device=device)
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step(logits, labels)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step(logits, labels)
-    # New inputs, all right and all wrong among them.
-    new_logits = torch.randn(16, 5, device=device)
-    choices = (new_logits.argmax(1), new_logits.argmin(1), labels.flip(0))
-    for epoch, new_labels in enumerate(choices, start=1):
-        with torch.no_grad():
-            logits.copy_(new_logits)
-            labels.copy_(new_labels)
-        adafocal.after_validation(new_logits, new_labels)
-        dkd_rising.before_epoch(epoch)
-        graph.replay()
-        torch.testing.assert_close(captured, step(logits, labels))
-
-
 # ---- the registry ------------------------------------------------------------------------------
 
 
@@ -516,8 +445,7 @@ def test_what_names_a_run():
 
 
 def test_a_new_loss_is_a_function_and_an_entry(monkeypatch):
-    flag = losses.Flag("power", 2, "")
-    entry = losses.Entry(lambda z, y, power: brier(z, y) ** power, "", (flag,))
+    entry = Entry(lambda z, y, power: brier(z, y) ** power, (Flag("power", 2, ""),))
     monkeypatch.setitem(BASES, "Power", entry)
     assert loss_parameters("Power+MDCA", {"beta": 3.0}) == {"power": 2, "beta": 3.0}
     logits, labels = batch("mixed")
@@ -525,16 +453,10 @@ def test_a_new_loss_is_a_function_and_an_entry(monkeypatch):
 
 
 @pytest.mark.parametrize("function", [canonical_loss, loss_flags, build_loss])
-@pytest.mark.parametrize(
-    "name, nearest",
-    [
-        ("nll", "NLL"),
-        ("fl+mdca", "FL+MDCA"),
-        ("focalloss", "focal_loss"),
-        ("NLL+MCDA", "NLL+MDCA"),
-        *((name, "") for name in ("", "NLL+", "+MDCA", "MDCA+NLL", "NLL+MDCA+MMCE", "KD")),
-    ],
-)
+@pytest.mark.parametrize("name, nearest", [
+    ("nll", "NLL"), ("fl+mdca", "FL+MDCA"), ("focalloss", "focal_loss"), ("NLL+MCDA", "NLL+MDCA"),
+    ("", ""), ("NLL+", ""), ("+MDCA", ""), ("MDCA+NLL", ""), ("NLL+MDCA+MMCE", ""), ("KD", ""),
+])  # fmt: skip
 def test_unknown_names_get_a_suggestion(function, name, nearest):
     with pytest.raises(ValueError, match="unknown loss") as error:
         function(name)

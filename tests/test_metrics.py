@@ -8,13 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torchmetrics.functional.classification import (
-    multiclass_accuracy,
-    multiclass_calibration_error,
-)
+from torchmetrics.functional.classification import multiclass_accuracy as torchs_accuracy
+from torchmetrics.functional.classification import multiclass_calibration_error as torchs_error
 
 from utils.calibration.metrics import (
-    calibration_errors,
     classification_metrics,
     ece,
     posterior_metrics,
@@ -58,7 +55,6 @@ def aurc_loop(confidence, right):
 def metrics_loop(probs, labels, bins=BINS):
     probs, labels = np.asarray(probs, np.float64), np.asarray(labels)
     (N, K), edges = probs.shape, [b / bins for b in range(1, bins)]
-    quantiles = [b / bins for b in range(1, bins)]
     confidence = [max(row) for row in probs.tolist()]
     order = [sorted(range(K), key=lambda k, row=row: (-row[k], k)) for row in probs.tolist()]
     right = [float(classes[0] == y) for classes, y in zip(order, labels, strict=True)]
@@ -80,15 +76,12 @@ def metrics_loop(probs, labels, bins=BINS):
         "top1": math.fsum(right) / N,
         "top5": sum(y in classes[:5] for classes, y in zip(order, labels, strict=True)) / N,
         "nll": math.fsum(-math.log(probs[i, labels[i]]) for i in range(N)) / N,
-        "brier": math.fsum(
-            (probs[i, k] - (k == labels[i])) ** 2 for i in range(N) for k in range(K)
-        )
-        / N,
+        "brier": math.fsum(np.square(probs - np.eye(K)[labels]).ravel()) / N,
         "ece": error,
         "sce": classwise(lambda values: edges),
-        "adaece": error_loop(confidence, right, np.quantile(confidence, quantiles)),
+        "adaece": error_loop(confidence, right, np.quantile(confidence, edges)),
         "mce": max(abs(hit - value) for _, value, hit in reliability),
-        "ace": classwise(lambda values: np.quantile(values, quantiles)),
+        "ace": classwise(lambda values: np.quantile(values, edges)),
         "rmsce": math.sqrt(math.fsum(n * (hit - v) ** 2 for n, v, hit in reliability) / N),
         "debiased_ece": 2 * error - math.fsum(one[0] * noisy(*one) for one in reliability) / N,
         "aurc": aurc_loop(confidence, right),
@@ -109,13 +102,13 @@ def softmax(logits):
     return powers / powers.sum(axis=1, keepdims=True)
 
 
-def of_probs(probs, labels, bins=BINS):
+def of_probs(probs, labels):
     with np.errstate(divide="ignore"):
-        return classification_metrics(np.log(probs), labels, bins=bins)
+        return classification_metrics(np.log(probs), labels)
 
 
 def adaece(probs, labels):
-    return calibration_errors(probs, labels)["adaece"]
+    return of_probs(probs, labels)["adaece"]
 
 
 def two_class(confidence, right):
@@ -132,14 +125,13 @@ SIZES = [(1, 2), (2, 3), (30, 10), (333, 4), (1000, 10), (300, 50)]
 @pytest.mark.parametrize("n, classes", SIZES)
 @pytest.mark.parametrize("scale, bins", [(0.5, 15), (2.0, 7), (6.0, 15), (2.0, 1)])
 def test_metrics_match_the_loops(n, classes, scale, bins):
-    logits, labels = sample(n, classes, scale)
-    probs = softmax(logits)
+    logits, labels = sample(n, classes, 2.0)
+    probs = softmax(logits * scale / 2)
     expected = metrics_loop(probs, labels, bins)
-    found = classification_metrics(logits, labels, bins=bins)
+    found = classification_metrics(logits, labels, temperature=2 / scale, bins=bins)
     assert all(type(value) is float for value in found.values())
+    assert found.keys() - {"smallest_bin"} <= COLUMNS.keys()
     assert {key: found[key] for key in expected} == pytest.approx(expected, abs=1e-10)
-    errors = calibration_errors(probs, labels, bins)
-    assert errors == pytest.approx({key: found[key] for key in errors}, abs=1e-10)
     assert ece(probs, labels, bins) == pytest.approx(found["ece"], abs=1e-12)
 
 
@@ -147,17 +139,13 @@ def test_metrics_match_the_loops(n, classes, scale, bins):
 def test_metrics_match_torchmetrics(n, classes):
     # Its bins are [lo, hi): the same where no confidence falls on an edge.
     logits, labels = map(torch.from_numpy, sample(n, classes, 4.0))
-    probs = logits.softmax(dim=1)
-    ours = classification_metrics(logits, labels)
+    ours, probs = classification_metrics(logits, labels), logits.softmax(dim=1)
     for name, norm in (("ece", "l1"), ("mce", "max"), ("rmsce", "l2")):
-        theirs = multiclass_calibration_error(probs, labels, classes, n_bins=BINS, norm=norm)
+        theirs = torchs_error(probs, labels, classes, n_bins=BINS, norm=norm)
         assert ours[name] == pytest.approx(theirs.item(), abs=1e-6)
     for name, k in (("top1", 1), ("top5", min(5, classes))):
-        theirs = multiclass_accuracy(probs, labels, classes, top_k=k, average="micro")
+        theirs = torchs_accuracy(probs, labels, classes, top_k=k, average="micro")
         assert ours[name] == pytest.approx(theirs.item(), abs=1e-6)
-    assert ours["nll"] == pytest.approx(
-        torch.nn.functional.cross_entropy(logits, labels).item(), abs=1e-12
-    )
 
 
 def test_torchmetrics_sums_in_float32_and_ours_does_not():
@@ -170,7 +158,7 @@ def test_torchmetrics_sums_in_float32_and_ours_does_not():
         abs(math.fsum((1 - labels[index == b]) - confidence[index == b])) for b in set(index)
     ) / len(labels)
     assert ece(probs, labels) == pytest.approx(exact, abs=1e-12)
-    theirs = multiclass_calibration_error(*map(torch.from_numpy, (probs, labels)), 2, n_bins=BINS)
+    theirs = torchs_error(*map(torch.from_numpy, (probs, labels)), 2, n_bins=BINS)
     assert abs(theirs.item() - exact) > 1e-5
 
 
@@ -198,29 +186,14 @@ def test_debiased_ece_and_aurc_are_kumars():
     assert found["aurc"] == pytest.approx(1 - area, abs=1e-12)
 
 
-def test_debiasing_takes_a_part_of_the_noise_off():
-    """Of a calibrated net the ECE is noise alone, and the correction about 1 - sqrt(2) of it."""
-    found = []
-    for seed in range(20):
-        logits, labels = sample(500, 5, seed=seed)
-        found.append([classification_metrics(logits, labels)[k] for k in ("ece", "debiased_ece")])
-    plain, debiased = np.mean(found, axis=0)
-    assert debiased / plain == pytest.approx(2 - math.sqrt(2), abs=0.1)
-
-
-def test_refinement_and_calibration_are_the_parts_of_the_nll():
-    logits, labels = sample(2000, 6, 5.0)
+@pytest.mark.parametrize("n, factor", [(1, 1.0), (300, 0.4), (2000, 5.0), (6000, 3.0)])
+def test_refinement_and_calibration_are_the_parts_of_the_nll(n, factor):
+    logits, labels = sample(n, 6, factor)
     temperature, _ = fit_temperature(logits, labels)
     raw, scaled = (classification_metrics(logits, labels, T) for T in (1.0, temperature))
     assert raw["refinement"] + raw["calibration"] == pytest.approx(raw["nll"], abs=1e-12)
     assert raw["refinement"] == pytest.approx(scaled["nll"], abs=1e-12)
-    assert scaled["calibration"] == pytest.approx(0, abs=1e-12) and raw["calibration"] > 0.1
-
-
-def test_temperature_divides_the_logits():
-    logits, labels = sample(300, 6)
-    scaled = classification_metrics(logits, labels, temperature=2.5)
-    assert scaled == pytest.approx(classification_metrics(logits / 2.5, labels), abs=1e-12)
+    assert scaled["calibration"] == pytest.approx(0, abs=1e-12)
 
 
 def test_reliability_bins():
@@ -241,25 +214,6 @@ def test_adaece_where_the_quantiles_are_samples():
     assert adaece(*two_class(confidence, right)) == pytest.approx(expected, abs=1e-12)
 
 
-def test_posterior_metrics():
-    logits, _ = sample(200, 4, seed=1)
-    posterior = softmax(sample(200, 4, seed=2)[0])
-    posterior[0] = [1, 0, 0, 0]
-    metrics = posterior_metrics(logits, torch.from_numpy(posterior), temperature=2.0)
-    gaps, kls = [], []
-    for p, true in zip(softmax(logits / 2), posterior, strict=True):
-        gaps.append(abs(max(p) - true[p.argmax()]))
-        kls.append(sum(q * math.log(q / p_k) for q, p_k in zip(true, p, strict=True) if q > 0))
-    assert metrics["true_calibration_error"] == pytest.approx(np.mean(gaps), abs=1e-12)
-    assert metrics["true_kl"] == pytest.approx(np.mean(kls), abs=1e-12)
-    perfect = posterior_metrics(np.log(posterior[1:]), posterior[1:])
-    assert perfect == pytest.approx({"true_calibration_error": 0, "true_kl": 0}, abs=1e-12)
-
-
-def test_every_metric_has_a_column():
-    assert classification_metrics(*sample(9, 3)).keys() - {"smallest_bin"} <= COLUMNS.keys()
-
-
 # ---- edges -------------------------------------------------------------------------------------
 
 
@@ -274,19 +228,18 @@ def test_certain_and_right_is_perfect_and_certain_and_wrong_is_the_worst():
     assert wrong["sce"] == pytest.approx(2 / 3) and wrong["smece"] == pytest.approx(1, abs=1e-9)
 
 
-@pytest.mark.parametrize("edge", range(2, BINS))
-def test_a_tie_with_an_edge_belongs_to_the_bin_below(edge):
-    value = edge / BINS
-    above = np.nextafter(value, 1)
-    rest = np.full(20, (1 - value) / 20)
-    for confidence, index in ((value, edge - 1), (above, edge)):
-        counts, *_ = reliability_bins(np.array([[confidence, *rest]]), np.array([0]))
-        assert counts.argmax() == index and counts.sum() == 1
+def bin_of(confidence):
+    rest = np.full(20, (1 - confidence) / 20)
+    counts, *_ = reliability_bins(np.array([[confidence, *rest]]), np.array([0]))
+    assert counts.sum() == 1
+    return counts.argmax()
 
 
-def test_confidence_one_lies_in_the_last_bin():
-    counts, accuracy, confidence = reliability_bins(np.array([[1.0, 0.0]]), np.array([1]))
-    assert counts[-1] == 1 and accuracy[-1] == 0 and confidence[-1] == 1
+def test_a_tie_with_an_edge_belongs_to_the_bin_below():
+    for edge in range(2, BINS):
+        assert bin_of(edge / BINS) == edge - 1
+        assert bin_of(np.nextafter(edge / BINS, 1)) == edge
+    assert bin_of(1.0) == BINS - 1
 
 
 def test_ties_at_an_edge_of_equal_mass_share_a_bin():
@@ -306,13 +259,6 @@ def test_equal_logits_rank_by_class_number():
     assert found["ece"] == ece(probs, np.arange(8)) == 0
 
 
-def test_a_class_that_never_occurs_counts():
-    probs = np.array([[0.5, 0.1, 0.4]] * 10)
-    labels = np.array([0] * 5 + [1] * 5)
-    errors = calibration_errors(probs, labels)
-    assert errors["sce"] == errors["ace"] == pytest.approx((0 + 0.4 + 0.4) / 3)
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_half_precision_logits_are_read_exactly(dtype):
     logits, labels = map(torch.from_numpy, sample(500, 10, 5.0))
@@ -320,7 +266,7 @@ def test_half_precision_logits_are_read_exactly(dtype):
     assert classification_metrics(logits, labels) == classification_metrics(logits.double(), labels)
 
 
-def test_huge_logits_rank_by_the_logits():
+def test_logits_rank_where_probabilities_underflow_or_round():
     # Both probabilities underflow to 0; the label's logit is still the second.
     logits = torch.tensor([[-2e4, -1e4, 0.0]])
     metrics = classification_metrics(logits, torch.tensor([1]))
@@ -329,27 +275,21 @@ def test_huge_logits_rank_by_the_logits():
     ascending = torch.arange(-6e4, 1, 1e4).unsqueeze(0)
     assert classification_metrics(ascending, torch.tensor([5]))["top5"] == 1.0
     assert classification_metrics(ascending, torch.tensor([1]))["top5"] == 0.0
-
-
-def test_logits_that_differ_by_less_than_their_probabilities_can():
     metrics = classification_metrics(np.array([[0.0, 0.0, 1e-17]]), np.array([2]))
     assert metrics["top1"] == 1.0 and metrics["ece"] == pytest.approx(2 / 3)
 
 
-def test_numpy_and_tensors_of_any_kind_agree_and_are_left_as_they_are():
-    for n in (1, 50):
-        logits, labels = sample(n, 4)
-        copy = logits.copy()
-        expected = classification_metrics(logits, labels)
-        tensors = torch.from_numpy(logits).requires_grad_(), torch.from_numpy(labels)
-        assert classification_metrics(*tensors) == expected
-        assert classification_metrics(logits, labels.astype(np.uint8)) == expected
-        twice = classification_metrics(logits[::-1], labels[::-1])
-        assert twice == pytest.approx(expected, abs=1e-12)
-        probs = softmax(logits)
-        before = probs.copy()
-        calibration_errors(probs, labels)
-        assert np.array_equal(logits, copy) and np.array_equal(probs, before)
+@pytest.mark.parametrize("n", [1, 50])
+def test_numpy_and_tensors_of_any_kind_agree_and_are_left_as_they_are(n):
+    logits, labels = sample(n, 4)
+    copy = logits.copy()
+    expected = classification_metrics(logits, labels)
+    tensors = torch.from_numpy(logits).requires_grad_(), torch.from_numpy(labels)
+    assert classification_metrics(*tensors) == expected
+    assert classification_metrics(logits, labels.astype(np.uint8)) == expected
+    reversed_ = classification_metrics(logits[::-1], labels[::-1])
+    assert reversed_ == pytest.approx(expected, abs=1e-12)
+    assert np.array_equal(logits, copy)
 
 
 def test_large_splits_take_little_time():
@@ -363,42 +303,26 @@ def test_large_splits_take_little_time():
 
 # ---- refusals ----------------------------------------------------------------------------------
 
-ON_PROBS = [ece, reliability_bins, calibration_errors]
+ON_PROBS = [ece, reliability_bins]
 GOOD = np.array([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5]])
 
 
 @pytest.mark.parametrize("function", [*ON_PROBS, classification_metrics])
-@pytest.mark.parametrize(
-    "scores, labels",
-    [
-        pytest.param(np.where(GOOD == 0.8, np.nan, GOOD), [0, 1, 0], id="nan"),
-        pytest.param(GOOD, [0, 1], id="too few labels"),
-        pytest.param(GOOD, [[0], [1], [0]], id="labels in a column"),
-        pytest.param(GOOD, [0, 1, 2], id="label too high"),
-        pytest.param(GOOD, [0, -1, 0], id="label negative"),
-        pytest.param(GOOD, [0.0, 1.0, 0.0], id="label not whole"),
-        pytest.param(GOOD[:0], np.zeros(0, np.int64), id="no sample"),
-        pytest.param(GOOD[:, :0], [0, 0, 0], id="no class"),
-        pytest.param(GOOD[0], [0, 1], id="one dimension"),
-        pytest.param(GOOD[None], [0], id="three dimensions"),
-    ],
-)
-def test_bad_input_is_refused(function, scores, labels):
-    with pytest.raises(ValueError):
-        function(scores, np.asarray(labels))
-
-
-@pytest.mark.parametrize("function", [*ON_PROBS, classification_metrics])
-@pytest.mark.parametrize("bins", [0, -1])
-def test_no_bin_is_refused(function, bins):
-    with pytest.raises(ValueError, match="at least one bin"):
-        function(GOOD, np.array([0, 1, 0]), bins=bins)
+def test_bad_input_is_refused(function):
+    good = [0, 1, 0]
+    labels_refused = ([0, 1], [[0], [1], [0]], [0, 1, 2], [0, -1, 0], [0.0, 1.0, 0.0])
+    scores_refused = (np.where(GOOD == 0.8, np.nan, GOOD), GOOD[:, :0], GOOD[0], GOOD[None])
+    bad = [(GOOD, labels) for labels in labels_refused]
+    bad += [(scores, good) for scores in scores_refused] + [(GOOD[:0], np.zeros(0, np.int64))]
+    for scores, labels in bad:
+        with pytest.raises(ValueError):
+            function(scores, np.asarray(labels))
 
 
 @pytest.mark.parametrize("function", ON_PROBS)
 @pytest.mark.parametrize("value", [-0.1, 1.1, np.inf, 0.7, 0.805])
 def test_what_is_no_distribution_is_refused(function, value):
-    with pytest.raises(ValueError, match="0..1|sum to 1"):
+    with pytest.raises(ValueError, match="0..1"):
         function(np.where(GOOD == 0.8, value, GOOD), np.array([0, 1, 0]))
     function(np.where(GOOD == 0.8, 0.8005, GOOD), np.array([0, 1, 0]))
 
@@ -414,16 +338,13 @@ def test_a_masked_class_is_no_error():
     assert metrics["nll"] == metrics["refinement"] == pytest.approx(math.log(2))
 
 
-@pytest.mark.parametrize("temperature", [0, -1, math.nan])
-def test_bad_temperatures_are_refused(temperature):
-    with pytest.raises(ValueError, match="temperature"):
-        classification_metrics(GOOD, np.array([0, 1, 0]), temperature=temperature)
-
-
-@pytest.mark.parametrize("posterior", [GOOD[:2], GOOD * 0.9, GOOD - 0.5, GOOD * np.nan])
-def test_bad_posteriors_are_refused(posterior):
-    with pytest.raises(ValueError):
-        posterior_metrics(GOOD, posterior)
+def test_bad_temperatures_and_posteriors_are_refused():
+    for temperature in (0, -1, math.nan):
+        with pytest.raises(ValueError, match="temperature"):
+            classification_metrics(GOOD, np.array([0, 1, 0]), temperature=temperature)
+    for posterior in (GOOD[:2], GOOD * 0.9, GOOD - 0.5, GOOD * np.nan):
+        with pytest.raises(ValueError):
+            posterior_metrics(GOOD, posterior)
 
 
 # ---- properties --------------------------------------------------------------------------------
@@ -461,26 +382,6 @@ def test_duplicating_every_sample_changes_nothing(split, times):
 
 
 @properties
-@given(st.integers(1, 300), st.integers(2, 5), st.integers(0, 2**32 - 1))
-def test_duplicating_every_sample_moves_one_sample_per_edge_of_adaece(n, times, seed):
-    rng = np.random.default_rng(seed)
-    confidence, right = rng.uniform(0.5, 1, n), rng.integers(2, size=n)
-    once = adaece(*two_class(confidence, right))
-    repeated = adaece(*two_class(np.repeat(confidence, times), np.repeat(right, times)))
-    tolerance = 0 if (n - 1) % BINS == 0 else 2 * (BINS - 1) / n
-    assert abs(repeated - once) <= tolerance + 1e-12
-
-
-@properties
-@given(splits(), st.floats(0.05, 20))
-def test_temperature_keeps_the_ranking(split, temperature):
-    logits, labels = split
-    raw = classification_metrics(logits, labels)
-    scaled = classification_metrics(logits, labels, temperature=temperature)
-    assert (scaled["top1"], scaled["top5"]) == (raw["top1"], raw["top5"])
-
-
-@properties
 @given(splits())
 def test_ranges(split):
     metrics = classification_metrics(*split)
@@ -491,16 +392,3 @@ def test_ranges(split):
     assert metrics["top1"] <= metrics["top5"]
     assert metrics["debiased_ece"] - 1e-12 <= metrics["ece"] <= metrics["rmsce"] + 1e-12
     assert metrics["rmsce"] <= metrics["mce"] + 1e-12
-
-
-@pytest.mark.parametrize("classes", [2, 10])
-def test_labels_drawn_from_the_probabilities_are_calibrated(classes):
-    rng = np.random.default_rng(3)
-    errors = []
-    for n in (300, 10_000, 200_000):
-        logits = 2 * rng.normal(size=(n, classes))
-        labels = (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)
-        metrics = classification_metrics(logits, labels)
-        errors.append([metrics[k] for k in ("ece", "sce", "adaece", "ace", "rmsce", "smece")])
-    for first, second, third in zip(*errors, strict=True):
-        assert first > second > third and third < 0.005

@@ -11,7 +11,7 @@ from scipy.optimize import brentq
 from scipy.special import log_softmax
 
 from utils.calibration.metrics import classification_metrics
-from utils.calibration.temperature import T_MAX, T_MIN, fit_temperature, refinement
+from utils.calibration.temperature import T_MAX, T_MIN, fit_temperature
 
 properties = settings(max_examples=40, deadline=None, derandomize=True)
 
@@ -28,21 +28,6 @@ def nll(logits, labels, temperature):
     return classification_metrics(logits, labels, temperature)["nll"]
 
 
-@pytest.mark.parametrize("factor", [0.3, 1.0, 2.5, 8.0])
-def test_the_factor_of_overconfidence_is_found(factor):
-    temperature, at_bound = fit_temperature(*overconfident(20_000, 10, factor))
-    assert temperature == pytest.approx(factor, rel=0.03) and not at_bound
-
-
-@pytest.mark.parametrize("factor", [0.5, 1.0, 4.0])
-def test_no_temperature_of_a_fine_grid_is_better(factor):
-    logits, labels = overconfident(300, 5, factor)
-    temperature, _ = fit_temperature(logits, labels)
-    best = nll(logits, labels, temperature)
-    grid = np.concatenate([np.geomspace(T_MIN, T_MAX, 200), temperature * (1 + np.r_[-1e-4, 1e-4])])
-    assert all(best <= nll(logits, labels, other) + 1e-15 for other in grid)
-
-
 @pytest.mark.parametrize("seed", range(20))
 def test_it_is_the_root_that_brentq_finds(seed):
     """Small and large splits, the latter from the solution of a part."""
@@ -57,21 +42,13 @@ def test_it_is_the_root_that_brentq_finds(seed):
     assert fit_temperature(logits, labels) == (pytest.approx(expected, rel=1e-12), False)
 
 
-def test_refinement_is_the_nll_at_the_temperature():
-    for n, factor in ((1, 1.0), (300, 0.4), (6000, 3.0)):
-        logits, labels = overconfident(n, 5, factor)
-        temperature, _ = fit_temperature(logits, labels)
-        expected = nll(logits, labels, temperature)
-        assert refinement(logits, labels) == pytest.approx(expected, abs=1e-12)
-
-
 def test_a_validation_split_takes_milliseconds():
     torch.set_num_threads(1)
     logits, labels = overconfident(4000, 10, 2.0)
     times = []
     for _ in range(5):
         started = time.process_time()
-        refinement(logits, labels)
+        fit_temperature(logits, labels)
         times.append(time.process_time() - started)
     assert min(times) < 0.01
 
@@ -88,41 +65,17 @@ def test_almost_separable_logits_end():
     assert T_MIN <= temperature < 0.5 and at_bound == (temperature == T_MIN)
 
 
-def test_three_times_the_logits_have_three_times_the_temperature():
-    logits, labels = overconfident(500, 10, 1.3)
-    once, _ = fit_temperature(logits, labels)
-    thrice, _ = fit_temperature(3 * logits, labels)
-    assert thrice == pytest.approx(3 * once, rel=1e-9)
-
-
-def test_ece_falls():
-    logits, labels = overconfident(5000, 10, 4.0)
-    temperature, _ = fit_temperature(logits, labels)
-    raw, scaled = (classification_metrics(logits, labels, T) for T in (1.0, temperature))
-    assert scaled["ece"] < raw["ece"] / 5 and scaled["top1"] == raw["top1"]
-
-
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3, 1e6])
-def test_perfect_separability_meets_the_lower_bound(scale):
-    logits, _ = overconfident(100, 5, 1.0)
-    assert fit_temperature(scale * logits, logits.argmax(axis=1)) == (T_MIN, True)
-
-
-@pytest.mark.parametrize("scale", [1.0, 1e6])
-def test_logits_no_better_than_a_guess_meet_the_upper_bound(scale):
-    logits, _ = overconfident(100, 5, 1.0)
-    assert fit_temperature(scale * logits, logits.argmin(axis=1)) == (T_MAX, True)
+def test_the_bounds_are_met(scale):
+    logits = scale * overconfident(100, 5, 1.0)[0]
+    assert fit_temperature(logits, logits.argmax(axis=1)) == (T_MIN, True)
+    assert fit_temperature(logits, logits.argmin(axis=1)) == (T_MAX, True)
+    assert fit_temperature(logits[:1], logits[:1].argmax(axis=1)) == (T_MIN, True)
 
 
 def test_logits_that_say_nothing_keep_temperature_one():
     logits = np.repeat(np.arange(6.0)[:, None], 4, axis=1)
     assert fit_temperature(logits, np.arange(6) % 4) == (1.0, False)
-
-
-def test_one_sample():
-    logits = torch.tensor([[1.0, 2.0, 0.0]])
-    assert fit_temperature(logits, torch.tensor([1])) == (T_MIN, True)
-    assert fit_temperature(logits, torch.tensor([2])) == (T_MAX, True)
 
 
 @properties
@@ -136,13 +89,6 @@ def test_never_worse_than_no_scaling(seed, n, scale):
     assert nll(logits, labels, temperature) <= raw + 1e-14 * max(1, raw)
 
 
-def test_fitting_again_after_scaling_gives_one():
-    logits, labels = overconfident(300, 5, 2.0)
-    temperature, _ = fit_temperature(logits, labels)
-    again, _ = fit_temperature(logits / temperature, labels)
-    assert again == pytest.approx(1, rel=1e-9)
-
-
 def test_types_agree():
     logits, labels = overconfident(200, 5, 2.0)
     half = torch.from_numpy(logits).half()
@@ -151,13 +97,9 @@ def test_types_agree():
     assert fit_temperature(half.numpy(), labels.astype(np.int32)) == expected
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_values_that_are_not_finite_are_refused(value):
-    with pytest.raises(ValueError):
-        fit_temperature(np.array([[0.0, value], [1.0, 0.0]]), np.array([0, 1]))
-
-
-def test_bad_shapes_and_labels_are_refused():
-    for labels in ([0], [0, 2], [0.0, 1.0]):
+def test_bad_values_shapes_and_labels_are_refused():
+    bad = [(np.eye(2), labels) for labels in ([0], [0, 2], [0.0, 1.0])]
+    bad += [(np.array([[0, value], [1, 0]]), [0, 1]) for value in (np.nan, np.inf, -np.inf)]
+    for logits, labels in bad:
         with pytest.raises(ValueError):
-            fit_temperature(np.eye(2), np.array(labels))
+            fit_temperature(logits, np.array(labels))

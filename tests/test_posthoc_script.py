@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import run_script
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from conftest import fails, run_script
 from scipy.optimize import minimize
 
 import train_student
@@ -20,12 +18,10 @@ from utils.calibration.metrics import classification_metrics
 from utils.calibration.posthoc import (
     METHODS,
     dirichlet_calibration,
+    no_calibration,
     temperature_scaling,
     vector_scaling,
 )
-from utils.program import one_line_errors
-
-properties = settings(max_examples=15, deadline=None, derandomize=True)
 
 
 def drawn(logits, seed=1):
@@ -64,33 +60,6 @@ def test_three_times_the_logits_come_back():
         assert error.abs().mean() < 0.01
         weight = calibration.weight.diagonal()
         assert torch.allclose(weight, torch.full((5,), 1 / 3).double(), atol=0.03)
-
-
-def test_a_known_vector_map_is_recovered():
-    logits = gaussian_logits(30_000, 4)
-    weight, bias = np.array([0.5, 1.0, 1.5, 0.8]), np.array([0.6, -0.2, 0.0, -0.4])
-    calibration = vector_scaling(logits, drawn(weight * logits + bias))
-    assert np.allclose(calibration.weight.numpy(), np.diag(weight), atol=0.06)
-    assert np.allclose(calibration.bias.numpy(), bias, atol=0.06)
-    assert calibration.facts["converged"] and not calibration.notes
-
-
-def test_a_known_dirichlet_map_is_recovered():
-    classes = 3
-    rng = np.random.default_rng(3)
-    weight = np.eye(classes) * [0.5, 0.8, 0.6] + rng.normal(0, 0.15, (classes, classes))
-    bias = np.array([0.5, 0.1, -0.6])
-    # A number added to a column changes nothing: of all equal maps that with the least penalty.
-    for column in range(classes):
-        weight[:, column] -= np.delete(weight[:, column], column).mean()
-    logits = 2 * gaussian_logits(60_000, classes)
-    true = log_softmax(logits).numpy() @ weight.T + bias
-    calibration = dirichlet_calibration(logits, drawn(true), folds=2)
-    assert calibration.facts["converged"] and calibration.of_log_probs
-    assert np.allclose(calibration.weight.numpy(), weight, atol=0.05)
-    assert np.allclose(calibration.bias.numpy(), bias, atol=0.1)
-    error = calibration(logits).softmax(dim=1) - log_softmax(true).exp()
-    assert error.abs().mean() < 0.005
 
 
 @pytest.mark.parametrize("strength, mu", [(0.01, 0.01), (1.0, 100.0), (1e4, 0.1)])
@@ -134,25 +103,15 @@ def test_the_gradient_vanishes_at_the_vector_map():
 # --- never worse, and what is said ----------------------------------------------------------------
 
 
-@properties
-@given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.sampled_from([0.01, 1.0, 30.0, 1e4]))
-def test_never_worse_than_none_on_validation(seed, n, scale):
-    rng = np.random.default_rng(seed)
+@pytest.mark.parametrize("n, scale", [(1, 1e4), (40, 0.01), (30, 1.0), (50, 30.0)])
+def test_never_worse_than_none_on_validation(n, scale):
+    rng = np.random.default_rng(n)
     logits, labels = scale * rng.normal(size=(n, 3)), rng.integers(3, size=n)
-    none = METHODS["none"](logits, labels)
-    raw = nll(none, logits, labels)
+    raw = nll(METHODS["none"](logits, labels), logits, labels)
     for method, fit in METHODS.items():
         calibrated = fit(logits, labels)
         assert calibrated(logits).isfinite().all(), method
         assert nll(calibrated, logits, labels) <= raw + 1e-14 * max(1, raw), method
-
-
-def test_more_freedom_fits_validation_better():
-    logits = 2 * gaussian_logits(2000, 5)
-    labels = drawn(logits / 2 + [1.0, 0, 0, 0, -1.0])
-    none, temperature, vector = (METHODS[m](logits, labels) for m in list(METHODS)[:3])
-    values = [nll(one, logits, labels) for one in (none, temperature, vector)]
-    assert values == sorted(values, reverse=True)
 
 
 def test_noise_is_regularised_away():
@@ -179,23 +138,12 @@ def test_cross_validation_takes_the_least_held_out_nll():
     assert tried[facts["lambda"], facts["mu"]] == min(tried.values()) < facts["identity_nll"]
 
 
-def test_what_is_right_already_stays_as_it_is():
+def test_a_map_that_is_no_better_is_turned_away():
     """Uninformative features: every map only fits noise."""
-    rng = np.random.default_rng(5)
-    logits = np.zeros((40, 3)) + 1e-3 * rng.normal(size=(40, 3))
-    labels = np.arange(40) % 3
-    fitted = dirichlet_calibration(logits, labels)
+    logits = 1e-3 * np.random.default_rng(5).normal(size=(40, 3))
+    fitted = dirichlet_calibration(logits, np.arange(40) % 3)
     assert fitted.notes == (posthoc.IDENTITY,)
     assert torch.equal(fitted(logits), torch.from_numpy(logits))
-
-
-def test_a_worse_map_is_turned_away():
-    logits = torch.from_numpy(gaussian_logits(50, 3))
-    labels = torch.from_numpy(drawn(logits.numpy()))
-    worse = posthoc.Calibration(-torch.eye(3).double(), torch.zeros(3).double(), facts={"a": 1})
-    kept = posthoc._or_identity(worse, logits, labels)
-    assert kept.notes == (posthoc.IDENTITY,) and kept.facts == {"a": 1}
-    assert torch.equal(kept(logits), logits)
 
 
 @pytest.mark.parametrize("fit", [vector_scaling, dirichlet_calibration])
@@ -232,9 +180,9 @@ def test_a_class_with_one_image_does_not_spoil_the_cross_validation():
 
 
 def test_perfect_separation_is_named():
-    logits = gaussian_logits(60, 3)
+    logits = gaussian_logits(60, 3).astype(np.float32)
     for fit in (temperature_scaling, vector_scaling, dirichlet_calibration):
-        fitted = fit(logits, logits.argmax(axis=1))
+        fitted = fit(torch.from_numpy(logits), torch.from_numpy(logits.argmax(axis=1)))
         assert posthoc.AT_BOUND in fitted.notes
         assert fitted(logits).isfinite().all()
 
@@ -246,16 +194,6 @@ def test_bad_values_are_refused(fit):
             fit(np.array(logits), np.array(labels))
 
 
-def test_types_and_scales_agree():
-    logits = gaussian_logits(300, 4).astype(np.float32)
-    labels = drawn(2 * logits)
-    for fit in (vector_scaling, dirichlet_calibration):
-        expected = fit(logits, labels)(logits)
-        assert torch.equal(
-            fit(torch.from_numpy(logits), torch.from_numpy(labels))(logits), expected
-        )
-
-
 # --- the script -----------------------------------------------------------------------------------
 
 
@@ -265,34 +203,40 @@ def runs(tmp_path_factory, tiny_npz):
     root = tmp_path_factory.mktemp("runs")
     common = f"--dataset {tiny_npz} --model resnet8 --epochs 1 --train-batch-size 32".split()
     train_teacher.main([*common, "--checkpoint", str(root / "teachers")])
-    teacher = next(root.rglob("result.json")).parent
-    train_student.main(
-        [*common, "--checkpoint", str(root / "students"), "--teacher_path", str(teacher)]
-    )
+    students = ["--checkpoint", str(root / "students"), "--teacher_path", str(root)]
+    train_student.main([*common, *students])
     return root
 
 
-def test_a_table_for_each_run(runs, capsys):
-    script.main([str(runs)])
+def run_of(runs, kind):
+    return next((runs / kind).rglob("result.json")).parent
+
+
+def test_a_table_for_each_run_that_is_finished(runs, capsys):
+    stopped = runs / "teachers" / "stopped"
+    stopped.mkdir()
+    (stopped / "config.json").write_text("{}")
+    script.main([str(runs), "--with-teacher", "--folds", "2"])
     printed = capsys.readouterr().out
-    assert printed.count("val NLL") == 2
+    assert printed.count("val NLL") == 3 and f"left out: {stopped}, unfinished" in printed
     for method in METHODS:
-        assert printed.count(f"\n{method} ") == 2
-    script.main([str(runs), "--with-teacher"])
-    assert capsys.readouterr().out.count("val NLL") == 3
+        assert printed.count(f"\n{method} ") == 3
     assert not list(runs.rglob("posthoc.json"))
+    assert "no finished run" in fails(capsys, runs, script.main, [str(stopped)])
+    (stopped / "config.json").unlink()
+    stopped.rmdir()
 
 
-def test_the_stored_logits_are_what_counts(runs, capsys):
-    """The rows none and temperature repeat the run's own result."""
-    run = next((runs / "teachers").rglob("result.json")).parent
+def test_the_stored_logits_are_what_counts(runs, tmp_path):
+    """As a user runs it; the rows none and temperature repeat the run's own result."""
+    run = run_of(runs, "teachers")
     result = json.loads((run / "result.json").read_text())
-    script.main([str(run), "--write"])
+    done = run_script("python", "-m", "scripts.posthoc", run, "--write", cwd=tmp_path)
+    assert "Dirichlet ODIR" in done.stdout and done.stderr == ""
     found = json.loads((run / "posthoc.json").read_text())
     assert found["folds"] == 5
-    assert (
-        found["predictions"] == hashlib.sha256((run / "predictions.npz").read_bytes()).hexdigest()
-    )
+    predictions = (run / "predictions.npz").read_bytes()
+    assert found["predictions"] == hashlib.sha256(predictions).hexdigest()
     best = found["best"]
     assert best["temperature"]["temperature"] == result["best"]["temperature"]
     assert best["none"]["val"] == pytest.approx(result["best"]["val"])
@@ -308,8 +252,10 @@ def test_the_stored_logits_are_what_counts(runs, capsys):
     (run / "posthoc.json").unlink()
 
 
-def test_epochs_and_teachers_are_kept_side_by_side(runs, capsys):
-    run = next((runs / "students").rglob("result.json")).parent
+def test_epochs_and_teachers_are_kept_side_by_side(runs, monkeypatch):
+    # What the fits find is not looked at here: the fast ones will do.
+    monkeypatch.setattr(script, "dirichlet_calibration", lambda *data, folds: no_calibration(*data))
+    run = run_of(runs, "students")
     script.main([str(run), "--write", "--with-teacher"])
     script.main([str(run), "--write", "--epoch", "last"])
     found = json.loads((run / "posthoc.json").read_text())
@@ -320,60 +266,30 @@ def test_epochs_and_teachers_are_kept_side_by_side(runs, capsys):
     assert not list(run.glob(".*.tmp"))
 
 
-def fails(capsys, argv) -> str:
-    with pytest.raises(SystemExit) as stop, one_line_errors("script"):
-        script.main([str(word) for word in argv])
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith("script: error: ") and error.count("\n") == 1, error
-    return error
-
-
-def test_bad_input(tmp_path, capsys, runs):
-    assert "nowhere" in fails(capsys, [tmp_path / "nowhere"])
-    assert "no run below it" in fails(capsys, [tmp_path])
-    assert "--folds" in fails(capsys, [runs, "--folds", "1"])
-    assert "'--fold'" in fails(capsys, [runs, "--fold", "3"])
-    assert "--epoch" in fails(capsys, [runs, "--epoch", "first"])
-    stopped = tmp_path / "stopped"
-    stopped.mkdir()
-    (stopped / "config.json").write_text("{}")
-    assert "no finished run" in fails(capsys, [stopped])
+@pytest.mark.parametrize("argv, said", [
+    ("nowhere", "nowhere"), (".", "no run below it"), (". --folds 1", "--folds"),
+    (". --fold 3", "'--fold'"), (". --epoch first", "--epoch"),
+])  # fmt: skip
+def test_bad_input(tmp_path, capsys, monkeypatch, argv, said):
+    monkeypatch.chdir(tmp_path)
+    assert said in fails(capsys, tmp_path, script.main, argv.split())
 
 
 @pytest.mark.parametrize("damage", ["absent", "cut short", "no logits", "not finite", "classes"])
 def test_damaged_predictions(tmp_path, capsys, runs, damage):
-    run = next((runs / "teachers").rglob("result.json")).parent
+    run = run_of(runs, "teachers")
     for name in ("result.json", "config.json"):
         (tmp_path / name).write_bytes((run / name).read_bytes())
-    path = tmp_path / "predictions.npz"
+    path, key = tmp_path / "predictions.npz", "best_val_logits"
     with np.load(run / "predictions.npz") as stored:
         arrays = dict(stored)
-    if damage == "cut short":
+    changed = {
+        "no logits": {"val_labels": np.zeros(3)},
+        "not finite": arrays | {key: np.full_like(arrays[key], np.nan)},
+        "classes": arrays | {key: arrays[key][:, :2]},
+    }
+    if damage in changed:
+        np.savez(path, **changed[damage])
+    elif damage == "cut short":
         path.write_bytes((run / "predictions.npz").read_bytes()[:2000])
-    elif damage != "absent":
-        key = "best_val_logits"
-        changed = {
-            "no logits": None,
-            "not finite": np.full_like(arrays[key], np.nan),
-            "classes": arrays[key][:, :2],
-        }[damage]
-        arrays = arrays | {key: changed} if changed is not None else {"val_labels": np.zeros(3)}
-        np.savez(path, **arrays)
-    assert "predictions.npz" in fails(capsys, [tmp_path])
-
-
-def test_unfinished_runs_are_named(runs, capsys):
-    stopped = runs / "teachers" / "stopped"
-    stopped.mkdir()
-    (stopped / "config.json").write_text("{}")
-    script.main([str(runs / "teachers")])
-    assert f"left out: {stopped}, unfinished" in capsys.readouterr().out
-    (stopped / "config.json").unlink()
-    stopped.rmdir()
-
-
-def test_as_a_user_runs_it(runs, tmp_path):
-    run = next((runs / "teachers").rglob("result.json")).parent
-    done = run_script("python", "-m", "scripts.posthoc", run, cwd=tmp_path)
-    assert "Dirichlet ODIR" in done.stdout and done.stderr == ""
+    assert "predictions.npz" in fails(capsys, tmp_path, script.main, [str(tmp_path)])

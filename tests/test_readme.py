@@ -1,44 +1,37 @@
-"""README's examples for those who add a loss, a net or a data set work as they stand there."""
+"""README's examples for those who add a loss or a net work as they stand there."""
 
 import json
 import re
 import shutil
 
-import numpy as np
-from conftest import ROOT, run_script, write_npz
-from scipy.io import savemat
+from conftest import ROOT, run_script
 
 IMPORTS = {
-    "brier": "from losses.classification import brier\n",
+    "mae": "from losses.classification import mae\n",
     "plain": "from models.plain import plain\n",
 }
 HEAD = re.compile(r"^# (\S+\.py)(?:, in (\w+).*)?\n", re.MULTILINE)
-# README's SVHN, whose files torchvision knows by their md5, from files that the test writes.
-TRAIN = """
-import runpy, sys
-from torchvision.datasets import SVHN
-SVHN.download, SVHN._check_integrity = lambda self: None, lambda self: True
-sys.argv = ["train_teacher.py", *sys.argv[1:]]
-runpy.run_path("train_teacher.py", run_name="__main__")
-"""
 
 
 def add(root, file: str, registry: str | None, code: str) -> None:
-    """Put a registry's line, with the import it needs, into the registry; other code before it."""
+    """Put a registry's line, with the import it needs, into the registry; other code behind all."""
     path = root / file
     text = path.read_text() if path.exists() else ""
-    place = re.search(r"^(BASES|MODELS|SOURCES)\b.*{.*\n", text, re.MULTILINE)
     if registry:
-        name = re.search(r"(\w+)[,)]", code.split(":", 1)[1])[1]
-        code = IMPORTS.get(name, "") + place[0] + code
-    before, after = (text[: place.start()], text[place.start() :]) if place else (text, "")
-    path.write_text(f"{before}{code}{after.removeprefix(place[0]) if registry else after}")
+        place = re.search(rf"^{registry}\b.*{{.*\n", text, re.MULTILINE)
+        name = re.search(r"Entry\((\w+)", code)[1]
+        text = text[: place.start()] + IMPORTS[name] + place[0] + code + text[place.end() :]
+        path.write_text(text)
+    else:
+        path.write_text(f"{text}\n\n{code}")
 
 
-def test_the_examples(tmp_path):
-    for part in ("losses", "models", "utils"):
+def test_the_examples(tmp_path, tiny_npz):
+    """Trained with, taught with, evaluated and reported."""
+    for part in ("losses", "models", "utils", "scripts"):
         shutil.copytree(ROOT / part, tmp_path / part)
-    shutil.copy(ROOT / "train_teacher.py", tmp_path)
+    for script in ("train_teacher.py", "train_student.py"):
+        shutil.copy(ROOT / script, tmp_path)
     readme = (ROOT / "README.md").read_text()
     blocks = re.findall(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
     files = []
@@ -48,15 +41,17 @@ def test_the_examples(tmp_path):
             add(tmp_path, file, registry, code)
             files.append(file)
             assert len(code.strip().splitlines()) < 10
-    assert len(files) == 6
+    assert len(files) == 4
 
-    arrays = np.load(write_npz(tmp_path / "source.npz", 10, 150, 40, size=32))
-    for part in ("train", "test"):
-        images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
-        content = {"X": images.transpose(1, 2, 3, 0), "y": labels[:, None]}
-        savemat(tmp_path / f"{part}_32x32.mat", content)
-    flags = "--dataset svhn --data_dir . --model plain --loss Brier+MDCA --epochs 1"
-    flags += " --train-batch-size 64"
-    run_script("python", "-c", TRAIN, *flags.split(), cwd=tmp_path, PYTHONPATH=str(tmp_path))
-    [result] = tmp_path.glob("checkpoint/svhn/plain/Brier+MDCA_beta=1_seed=42/result.json")
-    assert json.loads(result.read_text())["num_classes"] == 10
+    def run(*words) -> str:
+        return run_script("python", *words, cwd=tmp_path, PYTHONPATH=str(tmp_path)).stdout
+
+    shared = f"--dataset {tiny_npz} --model plain --epochs 1 --train-batch-size 64".split()
+    run("train_teacher.py", *shared, "--loss", "MAE+MDCA", "--scale", "2")
+    teacher = "checkpoint/tiny/plain/MAE+MDCA_scale=2_beta=1_seed=42"
+    run("train_student.py", *shared, "--teacher_path", teacher)
+    student = f"checkpoint/tiny/plain/KD_T=4_Lambda=0.9_from_plain_{teacher.split('/')[-1]}"
+    result = json.loads((tmp_path / student / "result.json").read_text())
+    assert result["teacher"]["model"] == "plain"
+    run("-m", "scripts.evaluate", student, "--with-teacher", "--on", str(tiny_npz))
+    assert "plain MAE+MDCA scale=2 beta=1" in run("-m", "scripts.report", "checkpoint")

@@ -9,12 +9,12 @@ import shutil
 import cuda_graphs
 import pytest
 import torch
-from conftest import assert_same_run, command, fails, weights
+from conftest import assert_same_run, command, fails, run_script, weights
 
 import train_student
 import train_teacher
-from losses import loss_names
-from utils import steps
+from losses import Loss
+from utils import options, steps
 from utils.program import RunFailed
 from utils.runs import Run
 from utils.teachers import Teacher
@@ -68,7 +68,10 @@ def teacher(tmp_path_factory, tiny_npz):
     return teacher_run(tiny_npz, tmp_path_factory.mktemp("teacher"), "--step", "eager")
 
 
-@pytest.mark.parametrize("loss", loss_names())
+# Every base and every term.
+@pytest.mark.parametrize(
+    "loss", ["NLL", "LS+MDCA", "FL+MMCE", "FLSD+DCA", "DFL+MbLS", "AdaFocal", "Brier+CPC"]
+)
 def test_a_captured_teacher_is_an_eager_one(tiny_npz, tmp_path, graphs, loss):
     eager = teacher_run(tiny_npz, tmp_path / "eager", "--loss", loss, "--step", "eager")
     assert not graphs
@@ -80,11 +83,9 @@ def test_a_captured_teacher_is_an_eager_one(tiny_npz, tmp_path, graphs, loss):
     assert "steps: kernel by kernel" in (eager / "train_log.txt").read_text()
 
 
-@pytest.mark.parametrize("flags", ["--scheduler cosine", "--scheduler warmupcosine --warmup 7"])
-def test_a_rate_that_changes_in_every_step(tiny_npz, tmp_path, graphs, flags):
-    line = command(
-        tiny_npz, tmp_path, *["--train-batch-size", "8", "--lr", "0.125"], *flags.split()
-    )
+def test_a_rate_that_changes_in_every_step(tiny_npz, tmp_path, graphs):
+    flags = "--train-batch-size 8 --lr 0.125 --scheduler warmupcosine --warmup 7"
+    line = command(tiny_npz, tmp_path, *flags.split())
     folders = []
     for mode in ("eager", "auto"):
         train_teacher.main([*line, "--step", mode, "--exp_name", mode])
@@ -106,7 +107,13 @@ def test_a_captured_student_with_and_without_a_cache(
     cache = ("--teacher_cache", str(tmp_path / "cache"))
     assert_agree(eager, student_run(tiny_npz, tmp_path / "filling", teacher, *cache))
     assert len(list((tmp_path / "cache").rglob("*.bin"))) == 4
-    monkeypatch.setattr(Teacher, "logits", None)
+    logits = Teacher.logits
+
+    def only_evaluated(self, images):
+        assert torch.is_inference_mode_enabled(), "the teacher runs in training"
+        return logits(self, images)
+
+    monkeypatch.setattr(Teacher, "logits", only_evaluated)
     assert_agree(eager, student_run(tiny_npz, tmp_path / "reading", teacher, *cache))
     assert [graph.replays for graph in graphs] == [13] * 3
 
@@ -143,17 +150,17 @@ def test_a_captured_step_counts_what_the_scaler_skips(tiny_npz, tmp_path, graphs
     """The loss turns bad once the steps are captured: Python sees none of that."""
     bad = torch.zeros(())
 
-    def start(args):
-        accelerator = original_start(args)
+    def start(*given):
+        accelerator = original_start(*given)
         bad.data = bad.data.to(accelerator.device)
         accelerator.scaler = torch.amp.GradScaler(accelerator.device.type)
         return accelerator
 
-    def build_loss(*arguments):
-        criterion = original_loss(*arguments)
+    def build_loss(name):
+        criterion = original_loss(name)
         # The root's slope at 0 is infinite; times the 0 within, the gradient is NaN.
-        return lambda logits, labels: (
-            criterion(logits, labels) + (1 - bad + 0 * logits.sum()).sqrt()
+        return Loss(
+            lambda logits, labels: criterion(logits, labels) + (1 - bad + 0 * logits.sum()).sqrt()
         )
 
     def save(self, checkpoint, improved):
@@ -177,14 +184,14 @@ def test_a_captured_step_counts_what_the_scaler_skips(tiny_npz, tmp_path, graphs
 def waiting_loss(monkeypatch):
     """A loss that looks at its own value, as a graph cannot."""
 
-    def build_loss(*arguments):
-        criterion = original(*arguments)
+    def build_loss(name):
+        criterion = original(name)
 
         def waits(logits, labels):
             loss = criterion(logits, labels)
             return loss if loss.item() > 0 else -loss
 
-        return waits
+        return Loss(waits)
 
     original = train_teacher.build_loss
     monkeypatch.setattr(train_teacher, "build_loss", build_loss)
@@ -200,9 +207,7 @@ def test_auto_goes_on_without_and_says_so(
 
 
 def test_graph_stops_and_says_how_to_go_on(tiny_npz, tmp_path, graphs, waiting_loss, monkeypatch):
-    from utils import training
-
-    monkeypatch.setattr(training, "can_capture", lambda accelerator: True)
+    monkeypatch.setattr(options, "can_capture", lambda accelerator: True)
     with pytest.raises(RunFailed, match="cannot be captured.*--step eager"):
         teacher_run(tiny_npz, tmp_path, "--step", "graph")
 
@@ -223,3 +228,18 @@ def test_a_compiled_run_trains_alike(tiny_npz, tmp_path, teacher):
     for name in first:
         torch.testing.assert_close(first[name], second[name], rtol=5e-2, atol=5e-3)
     assert re.search("steps: .*compiled", (compiled / "train_log.txt").read_text())
+
+
+# What only a GPU has
+
+
+@pytest.mark.skipif(not HAS_GPU, reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["no", "fp16", "bf16"])
+def test_a_deterministic_run_repeats_itself(tiny_npz, tmp_path, precision):
+    runs = []
+    for name in ("one", "other"):
+        line = command(tiny_npz, tmp_path / name, *FLAGS, "--deterministic")
+        run_script("train_teacher.py", *line, cwd=tmp_path, ACCELERATE_MIXED_PRECISION=precision)
+        runs.append(folder_of(tmp_path / name))
+    assert f"mixed precision: {precision}" in (runs[0] / "train_log.txt").read_text()
+    assert_same_run(*runs)

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,8 +47,10 @@ def test_a_terminal_that_is_closed(teacher, tiny_npz, tmp_path):
     if pid == 0:
         os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         script = str(ROOT / "train_teacher.py")
-        os.execvp("python", ["python", script, *command(tiny_npz, tmp_path)])
-    os.read(terminal, 1)  # it has begun to print
+        os.execv(sys.executable, [sys.executable, script, *command(tiny_npz, tmp_path)])
+    printed = b""
+    while b"epoch" not in printed:
+        printed += os.read(terminal, 100)
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert_same_run(teacher, tmp_path / NAME)

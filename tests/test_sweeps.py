@@ -1,17 +1,20 @@
-"""scripts/hypersearch.sh: the grids, what is run, what is run again, what is said at the end."""
+"""The sweeps of scripts/: their commands, what is run, what again, what is said at the end."""
 
 import json
 import os
+import re
 import shlex
 import shutil
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, run_script
 
-from losses import loss_parameters
+from losses import BASES, DISTILLATIONS, TERMS, loss_names, loss_parameters
+from scripts import report
 from utils.options import student_options, teacher_options
 from utils.runs import label_of
 
@@ -80,26 +83,35 @@ class TestGrids:
     def test_students(self, tmp_path):
         commands = printed("students", "--", "--teacher_path", "my teacher", cwd=tmp_path)
         options = [student_options(words[2:]) for words in commands]
-        grid = {(args.T, args.Lambda) for args in options}
-        assert grid == {
+        grid = [(args.T, args.Lambda) for args in options]
+        assert grid == [
             (T, Lambda) for T in (1, 1.5, 2, 3, 4, 5, 10, 20) for Lambda in (0.9, 0.95, 1)
-        }
-        assert len(options) == 24
-        assert {args.teacher_path for args in options} == {"my teacher"}
-        assert {words[1] for words in commands} == {"train_student.py"}
+        ]
+        assert all(args.teacher_path == ["my teacher"] for args in options)
+        sample = ("students", "--n-samples", 5, "--sampling-mode", "shuffled_grid")
+        drawn = printed(*sample, "--", "--teacher_path", "my teacher", cwd=tmp_path)
+        assert all(words in commands for words in drawn) and drawn != commands[:5]
+        assert drawn == printed(*sample, "--", "--teacher_path", "my teacher", cwd=tmp_path)
+
+    def test_every_distillation_and_loss_has_a_grid(self, tmp_path):
+        for name in DISTILLATIONS:
+            commands = printed(name, "--", "--teacher_path", "t", cwd=tmp_path)
+            assert {student_options(words[2:]).distill for words in commands} == {name}
+        commands = printed(*loss_names(), "--n-samples", 1, cwd=tmp_path)
+        assert [teacher_options(words[2:]).loss for words in commands] == loss_names()
 
     def test_teachers(self, tmp_path):
         commands = printed("teachers", "--", "--model", "resnet8", cwd=tmp_path)
-        options = [teacher_options(words[2:]) for words in commands]
-        betas = {}
-        for args in options:
-            betas.setdefault(args.loss, []).append((args.gamma, args.beta))
-        assert {loss: len(found) for loss, found in betas.items()} == {
-            **{"NLL": 1, "LS": 1, "FL": 5, "NLL+MDCA": 3, "FL+MDCA": 15, "NLL+MMCE": 5}
+        grids = {}
+        for args in (teacher_options(words[2:]) for words in commands):
+            values = tuple(loss_parameters(args.loss, vars(args)).values())
+            grids.setdefault(args.loss, []).append(values)
+        assert grids == {
+            **{"NLL": [()], "LS": [(0.1,)], "FL": [(g,) for g in (1, 2, 3, 4, 5)]},
+            "NLL+MDCA": [(b,) for b in (1, 5, 10)],
+            "FL+MDCA": [(g, b) for g in (1, 2, 3, 4, 5) for b in (1, 5, 10)],
+            "NLL+MMCE": [(b,) for b in (1, 2, 3, 4, 5)],
         }
-        assert set(betas["FL+MDCA"]) == {(g, b) for g in range(1, 6) for b in (1, 5, 10)}
-        assert [beta for _, beta in betas["NLL+MMCE"]] == [1, 2, 3, 4, 5]
-        assert {args.alpha for args in options} == {0.1}
 
     def test_seeds_and_the_seed_in_a_path(self, tmp_path):
         words = ("students", "--seeds", 3, "--", "--teacher_path", "runs/NLL_seed={seed}")
@@ -107,18 +119,12 @@ class TestGrids:
         options = [student_options(words[2:]) for words in commands]
         assert len({tuple(words) for words in commands}) == 6
         assert {args.seed for args in options} == {42, 43, 44}
-        assert all(args.teacher_path == f"runs/NLL_seed={args.seed}" for args in options)
+        assert all(args.teacher_path == [f"runs/NLL_seed={args.seed}"] for args in options)
 
-    def test_what_follows_wins(self, tmp_path):
-        words = ("NLL", "--", "--checkpoint", "elsewhere", "--exp_name", "a")
-        [command] = printed(*words, cwd=tmp_path)
-        args = teacher_options(command[2:])
-        assert (args.checkpoint, args.exp_name) == ("elsewhere", "a")
-
-    def test_words_reach_the_command_as_they_are(self, tmp_path):
+    def test_what_follows_reaches_the_command_as_it_is_and_wins(self, tmp_path):
         odd = "a b'c\"d$HOME;*"
-        [command] = printed("NLL", "--", "--dataset", odd, cwd=tmp_path)
-        assert command[-1] == odd
+        [command] = printed("NLL", "--", "--checkpoint", "there", "--dataset", odd, cwd=tmp_path)
+        assert command[-1] == odd and teacher_options(command[2:-2]).checkpoint == "there"
 
     @pytest.mark.parametrize(
         ("words", "said"),
@@ -126,7 +132,8 @@ class TestGrids:
             ("FLMDCA", "no grid FLMDCA.*FL+MDCA"),
             ("NLL --seeds", "--seeds"),
             ("NLL --seeds x", "--seeds 'x'"),
-            ("NLL --seeds 0", "--seeds '0'"),
+            ("NLL --n-samples 0", "--n-samples '0'"),
+            ("NLL --sampling-mode some", "--sampling-mode.*some"),
             ("", "Grids of runs"),
         ],
     )
@@ -135,18 +142,13 @@ class TestGrids:
         assert done.returncode == 2 and not done.stdout
         assert all(part in done.stderr for part in said.split(".*"))
 
-    def test_help(self, tmp_path):
-        done = hypersearch("--help", cwd=tmp_path)
-        assert "--seeds" in done.stdout and "GPUS" in done.stdout and "#" not in done.stdout
-
 
 class TestRuns:
     def test_it_says_what_failed_and_repeats_only_that(self, sweep):
         values = {"T": "1 3 4", "Lambda": "0.9 1"}
         first = sweep("students", "--", "--model", "resnet8", **values)
         assert first.returncode == 1 and len(sweep.started()) == 6
-        *_, last = first.stdout.splitlines()
-        assert last == "runs: 4 complete, 2 failed, 0 missing"
+        assert "runs: 4 complete, 2 failed, 0 missing\n" in first.stdout
         assert first.stdout.count("script: error: T is 3") == 2
         second = sweep("students", "--", "--model", "resnet8", **values)
         assert second.returncode == 1 and len(sweep.started()) == 2
@@ -157,90 +159,114 @@ class TestRuns:
         fourth = sweep("students", "--", "--model", "resnet8", **values)
         assert fourth.returncode == 0 and not sweep.started()
 
-    def test_a_deleted_run_is_made_again(self, sweep):
+    def test_a_deleted_run_and_one_with_other_arguments_are_made(self, sweep):
         sweep("NLL", "LS")
         [one, _] = sorted((sweep.folder / "runs").glob("*/result.json"))
         one.unlink()
-        assert sweep("NLL", "LS").returncode == 0
-        assert len(sweep.started()) == 1
+        assert sweep("NLL", "LS").returncode == 0 and len(sweep.started()) == 1
+        assert sweep("NLL", "--", "--wd", 0).returncode == 0 and len(sweep.started()) == 1
 
-    def test_other_arguments_are_other_runs(self, sweep):
-        sweep("NLL", "--", "--model", "resnet8")
-        assert sweep("NLL", "--", "--model", "resnet14").returncode == 0
-        assert len(sweep.started()) == 1
-
-    def test_one_job_is_the_default(self, sweep):
-        sweep("NLL", "LS", PAUSE="0.3")
-        assert sweep.at_once() == 1
-        assert {words[0] for words in sweep.started()} == {"0"}
-
-    @pytest.mark.parametrize("gpus", ["2 3", "2,3"])
+    @pytest.mark.parametrize("gpus", [None, "2 3", "2,3", "0 0"])
     def test_a_job_for_each_gpu(self, sweep, gpus):
-        sweep("NLL", "LS", GPUS=gpus, PAUSE="1")
-        assert sweep.at_once() == 2
-        assert {words[0] for words in sweep.started()} == {"2", "3"}
-
-    def test_two_jobs_on_one_gpu(self, sweep):
-        sweep("NLL", "LS", GPUS="0 0", PAUSE="1")
-        assert sweep.at_once() == 2
-        assert {words[0] for words in sweep.started()} == {"0"}
-
-    @pytest.mark.parametrize("gpus", ["0", "0 0", "0,1", "0 0 0 0 0 0 0 0 0"])
-    def test_jobs_share_the_cores(self, sweep, gpus):
-        sweep("NLL", GPUS=gpus, OMP_NUM_THREADS="")
-        jobs = len(gpus.replace(",", " ").split())
+        sweep("NLL", "LS", PAUSE="1", OMP_NUM_THREADS="", **({"GPUS": gpus} if gpus else {}))
+        words = (gpus or "0").replace(",", " ").split()
+        assert sweep.at_once() == len(words)
+        assert {call[0] for call in sweep.started()} == set(words)
         threads = Path(f"{sweep.calls}.threads").read_text().split()
-        assert threads == [str(max(1, len(os.sched_getaffinity(0)) // jobs))]
-        sweep("LS", GPUS=gpus, OMP_NUM_THREADS="3")
-        assert Path(f"{sweep.calls}.threads").read_text().split()[1] == "3"
+        assert threads == 2 * [str(max(1, len(os.sched_getaffinity(0)) // len(words)))]
 
     def test_missing_where_the_scheduler_did_not_come_to_it(self, sweep, tmp_path):
-        broken = tmp_path / "bin"
-        broken.mkdir()
-        (broken / "simple_gpu_scheduler").write_text("#!/bin/sh\nexit 1\n")
-        (broken / "simple_gpu_scheduler").chmod(0o755)
-        (broken / "simple_hypersearch").symlink_to(shutil.which("simple_hypersearch"))
-        done = sweep("NLL", "LS", PATH=f"{broken}:{os.environ['PATH']}")
+        done = sweep("NLL", "LS", PATH=path_with(tmp_path, "simple_gpu_scheduler", "exit 1"))
         assert done.returncode == 1
         assert "runs: 0 complete, 0 failed, 2 missing" in done.stdout
 
+    def test_slurm(self, sweep, tmp_path):
+        """The list of what is missing and an array job over it."""
+        note = 'echo "$*" >>"$CALLS"; echo 7; SLURM_ARRAY_TASK_ID=2 bash'
+        path = path_with(tmp_path, "sbatch", note)
+        sweep("NLL")
+        done = sweep("NLL", "LS", "Brier", SBATCH="--gres=gpu:1 --time=1", PATH=path)
+        assert done.returncode == 0 and "array job 7" in done.stdout.splitlines()[0]
+        submitted, *_ = sweep.calls.read_text().splitlines()
+        assert "--gres=gpu:1 --time=1" in submitted and "--array 1-2 --requeue" in submitted
+        assert [words[5] for words in sweep.started()[1:]] == ["Brier"]  # its second task
+        assert len(sweep("NLL", "LS", "Brier") and sweep.started()) == 1
+
+
+def path_with(folder: Path, name: str, script: str) -> str:
+    """A PATH on which this program is found first."""
+    (folder / name).write_text(f"#!/usr/bin/env bash\n{script}\n")
+    (folder / name).chmod(0o755)
+    return f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+
 
 def test_a_real_sweep_of_teachers_and_students(tmp_path, tiny_npz):
-    """A blank in the root's name; each student from the teacher of its seed; then the report."""
-    root = tmp_path / "my runs"
-    common = ("--dataset", tiny_npz, "--model", "resnet8", "--epochs", 1)
-    common += ("--train-batch-size", 64)
-    done = hypersearch("NLL", "--", *common, cwd=tmp_path, ROOT=str(root))
-    assert "runs: 1 complete" in done.stdout
-    path = root / "teachers" / "tiny" / "resnet8" / "NLL_seed={seed}"
-    done = hypersearch(
-        *("students", "--", *common, "--teacher_path", path),
-        **{"cwd": tmp_path, "ROOT": str(root), "T": "1 4", "Lambda": "0.9", "GPUS": "0 0"},
-    )
+    """A root below the caller's folder, a teacher of the student's seed, then the report."""
+    words = "--model resnet8 --epochs 1 --train-batch-size 64"
+    shared = ("--dataset", tiny_npz, *words.split(" "))
+    hypersearch("NLL", "--", *shared, cwd=tmp_path, ROOT="my runs")
+    taught = ("--teacher_path", "my runs/teachers/tiny/resnet8/NLL_seed={seed}")
+    values = {"T": "1 4", "Lambda": "0.9", "GPUS": "0 0"}
+    done = hypersearch("students", "--", *shared, *taught, cwd=tmp_path, ROOT="my runs", **values)
     assert "runs: 2 complete" in done.stdout
-    results = sorted(root.glob("students/*/*/*/result.json"))
-    assert [json.loads(path.read_text())["settings"]["T"] for path in results] == [1, 4]
-    from scripts import report
-
-    report.main([str(root), "--out", str(tmp_path / "out")])
+    results = sorted(tmp_path.glob("my runs/students/*/*/*/result.json"))
+    assert [json.loads(path.read_text())["loss_parameters"]["T"] for path in results] == [1, 4]
+    report.main([str(tmp_path / "my runs"), "--out", str(tmp_path / "out")])
     assert "T=4 Lambda=0.9" in (tmp_path / "out" / "report.md").read_text()
 
 
-@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
-def test_the_papers_experiments(tmp_path, dataset):
-    """Every loss for four nets, then two students of every teacher, in commands that are valid."""
-    script = ROOT / f"scripts/{dataset}.sh"
-    environment = {"PYTHON": "echo python", "SEEDS": "1", "ROOT": "runs"}
-    done = run_script("bash", script, "--epochs", "2", cwd=tmp_path, **environment)
-    lines = [line.split()[1:] for line in done.stdout.splitlines()]
-    teachers = [teacher_options(line[1:]) for line in lines if line[0] == "train_teacher.py"]
-    students = [student_options(line[1:]) for line in lines if line[0] == "train_student.py"]
-    assert len({(one.loss, one.model) for one in teachers}) == 24 == len(teachers)
-    assert len({(one.teacher_path, one.model) for one in students}) == 24 == len(students)
-    assert all(one.epochs == 2 and one.dataset == dataset for one in teachers + students)
-    folders = set()
-    for one in teachers:
-        parameters = {name: getattr(one, name) for name in loss_parameters(one.loss)}
-        name = f"{label_of(one.loss, parameters)}_seed={one.seed}"
-        folders.add(f"{one.checkpoint}/{dataset}/{one.model}/{name}")
-    assert {str(one.teacher_path) for one in students} <= folders
+def folder_of(args) -> str:
+    label = label_of(args.loss, loss_parameters(args.loss, vars(args)))
+    return f"{args.checkpoint}/{Path(args.dataset).stem}/{args.model}/{label}_seed={args.seed}"
+
+
+def grid(script: str, *words, cwd, **environment) -> tuple[list, list]:
+    """Options of the teachers and of the students that a script prints, teachers first."""
+    file = ROOT / f"scripts/{script}.sh"
+    done = run_script("bash", file, "--print", *words, cwd=cwd, ROOT="my runs", **environment)
+    lines = [shlex.split(line)[1:] for line in done.stdout.splitlines()]
+    teachers = [teacher_options(line[1:]) for line in lines if "teacher.py" in line[0]]
+    students = [student_options(line[1:]) for line in lines[len(teachers) :]]
+    folders = {folder_of(one) for one in teachers}
+    assert len(folders) == len(teachers)
+    assert all(folders.issuperset(one.teacher_path) for one in students)
+    return teachers, students
+
+
+@pytest.mark.parametrize(
+    ("script", "nets", "pairs"), [("cifar10", 7, 10), ("cifar100", 7, 10), ("tiny_imagenet", 3, 2)]
+)
+def test_the_papers_experiments(tmp_path, script, nets, pairs):
+    """Six losses for every net, then every student of every teacher, in commands that are valid."""
+    teachers, students = grid(script, "--epochs", "20", cwd=tmp_path, SEEDS="1 2")
+    assert len({(one.loss, one.model) for one in teachers}) == 6 * nets
+    assert len({(*one.teacher_path, one.model) for one in students}) == 2 * 6 * pairs
+    assert all((one.epochs, one.dataset) == (20, script) for one in teachers + students)
+    assert {one.seed for one in teachers} == {1, 2}
+
+
+def test_the_baselines(tmp_path):
+    teachers, students = grid("baselines", "--epochs", "2", cwd=tmp_path, DATASET="my data.npz")
+    losses = {*BASES, *(f"NLL+{term}" for term in TERMS), "FL+MDCA"}
+    for model in ("resnet14", "resnet8"):
+        assert {one.loss for one in teachers if one.model == model} == losses
+    assert len(teachers) == 2 * len(losses) + 2
+    assert len(students) == len(losses) + 5
+    assert {one.distill for one in students} == set(DISTILLATIONS)
+    assert max(len(one.teacher_path) for one in students) == 3
+    assert sum(one.teacher_temperature == "auto" for one in students) == 1
+
+
+def test_a_failed_run_ends_no_grid(sweep, tmp_path):
+    stand_in = tmp_path / "stand_in"
+    stand_in.write_text(STAND_IN.replace("--T 3 ", "--loss FL "))
+    environment = sweep.environment | {"STUDENTS": "resnet8", "TEACHERS": "resnet8"}
+    environment |= {"PATH": path_with(tmp_path, "python", f'exec {sys.executable} "$@"')}
+    done = run_script(
+        "bash", ROOT / "scripts/baselines.sh", cwd=tmp_path, check=False, **environment
+    )
+    assert done.returncode == 1
+    assert re.findall("runs: .*", done.stdout) == [
+        "runs: 26 complete, 2 failed, 0 missing",
+        "runs: 18 complete, 0 failed, 0 missing",
+    ]

@@ -3,23 +3,24 @@
 import dataclasses
 import json
 import os
+import shutil
 import zlib
 from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import assert_same_run, command, fails
+from conftest import assert_same_run, command
 
 import train_student
 import train_teacher
 from scripts import cache_teacher
 from utils import teacher_cache
 from utils.data import load_dataset
-from utils.data import views as view_module
 from utils.data.views import NUM_VIEWS, TrainLoader, epoch_plan
 from utils.files import atomic
 from utils.options import student_options
+from utils.program import UserError
 from utils.runs import Run
 from utils.teacher_cache import CachedTeacher, LogitFiles
 from utils.teachers import Teacher, teacher_of
@@ -51,11 +52,25 @@ def train(tiny_npz, teacher, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory, tiny_npz, teacher) -> Path:
-    """The folder of a student without a cache."""
-    root = tmp_path_factory.mktemp("plain")
-    train_student.main(student_command(tiny_npz, root, teacher))
-    return next(root.rglob("result.json")).parent
+def students(tmp_path_factory, tiny_npz, teacher) -> tuple[Path, Path, Path]:
+    """Folders of a student without a cache, of the same one that filled a cache, and that cache."""
+    root = tmp_path_factory.mktemp("students")
+    train_student.main(student_command(tiny_npz, root / "plain", teacher))
+    cache = ("--teacher_cache", root / "cache")
+    train_student.main(student_command(tiny_npz, root / "first", teacher, *cache))
+    plain, first = (next((root / name).rglob("result.json")).parent for name in ("plain", "first"))
+    return plain, first, root / "cache"
+
+
+@pytest.fixture
+def plain(students) -> Path:
+    return students[0]
+
+
+@pytest.fixture
+def cache(students, tmp_path) -> Path:
+    """A copy of what a student of three epochs has kept."""
+    return Path(shutil.copytree(students[2], tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")
@@ -95,79 +110,51 @@ def parts(tiny_npz, teacher) -> tuple:
 # The same numbers
 
 
-def test_filling_and_reading_change_no_bit(train, plain, tmp_path, calls):
-    cache = ("--teacher_cache", tmp_path / "cache")
-    assert_same_run(plain, train("first", *cache))
-    assert calls == [67, 67, 1] * 3
-    assert_same_run(plain, train("second", *cache))
-    assert calls == [67, 67, 1] * 3
-
-
-def test_other_students_of_the_seed_read_it_too(train, tmp_path, calls):
-    """At a teacher's temperature too: the files hold logits before any."""
+def test_filling_and_reading_change_no_bit(students, train, calls):
+    plain, first, cache = students
+    assert_same_run(plain, first)
+    assert_same_run(plain, train("second", "--teacher_cache", cache))
+    # Other students of the seed, and at a teacher's temperature: kept are the logits before any.
     other = ("--T", 2, "--Lambda", 0.5, "--train-batch-size", 32, "--teacher_temperature", 1.5)
-    expected = train("plain", *other)
-    cache = ("--teacher_cache", tmp_path / "cache")
-    train("first", *cache)
-    calls.clear()
-    assert_same_run(expected, train("second", *other, *cache))
+    other_cached = train("third", *other, "--teacher_cache", cache)
     assert not calls
-
-
-def test_more_epochs_add_to_it(train, tmp_path, calls):
-    cache = ("--teacher_cache", tmp_path / "cache")
-    train("first", *cache, "--epochs", 2)
-    calls.clear()
-    train("second", *cache, "--epochs", 3)
-    assert calls == [67, 67, 1]
+    assert_same_run(train("plain", *other), other_cached)
 
 
 def test_bfloat16_is_exact_and_half_as_large(tiny_npz, teacher, tmp_path, forks):
     # What `accelerate launch --cpu --mixed_precision bf16` sets.
     bf16 = {"ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_USE_CPU": "true"}
-    flags = {"plain": (), "first": ("--teacher_cache", tmp_path / "cache")}
-    flags["second"] = flags["first"]
     folders = []
-    for root, cache in flags.items():
-        line = student_command(tiny_npz, tmp_path / root, teacher, *cache)
+    for root in ("plain", "first", "second"):
+        cache = () if root == "plain" else ("--teacher_cache", tmp_path / "cache")
+        line = student_command(tiny_npz, tmp_path / root, teacher, *cache, "--epochs", 1)
         child = forks.run(["train_student.py", *line], **bf16)
         assert child.code == 0, child.err
         folders.append(next((tmp_path / root).rglob("result.json")).parent)
     assert_same_run(folders[0], folders[1])
     assert_same_run(folders[0], folders[2])
-    sizes = [file.stat().st_size for file in (tmp_path / "cache").rglob("*.bin")]
-    assert sizes == [135 * 4 * 2] * 3
+    [file] = (tmp_path / "cache").rglob("*.bin")
+    assert file.stat().st_size == 135 * 4 * 2
 
 
-def test_several_processes_read_what_one_has_written(parts, tmp_path):
+@pytest.mark.parametrize("kept", [True, False])
+def test_several_processes_read_and_keep_no_part_of_an_epoch(parts, tmp_path, kept):
     teacher, data = parts
-    order, views = epoch_plan(135, 42, 1)
-    files = LogitFiles(tmp_path, teacher, data, ONE_PROCESS)
-    logits = torch.randn(135, 4)
-    plan = zlib.crc32(torch.stack([order, views]).numpy())
-    files.write(f"seed=42_epoch=1_plan={plan:08x}", logits)
+    plan, logits = epoch_plan(135, 42, 1, True), torch.randn(135, 4)
+    if kept:
+        files = LogitFiles(tmp_path, teacher, data, ONE_PROCESS)
+        files.write(f"seed=42_epoch=1_plan={zlib.crc32(plan.numpy()):08x}", logits)
     two = Namespace(**vars(ONE_PROCESS) | {"num_processes": 2})
     for rank in range(2):
-        cached = CachedTeacher(None, LogitFiles(tmp_path, teacher, data, two), 42)
+        files = LogitFiles(tmp_path, teacher, data, two)
+        cached = CachedTeacher(lambda batch: teacher.logits(batch.images), files, 42)
         loader = TrainLoader(data.train, 16, 42, "cpu", rank, 2)
         with cached.epoch(1) as known:
-            assert known
-            for draw in loader.epoch(1):
-                place = [order.tolist().index(image) for image in draw.plan[0]]
-                assert torch.equal(cached(loader.batch(draw)), logits[place])
-
-
-def test_several_processes_keep_no_part_of_an_epoch(parts, tmp_path):
-    teacher, data = parts
-    two = Namespace(**vars(ONE_PROCESS) | {"num_processes": 2})
-    files = LogitFiles(tmp_path, teacher, data, two)
-    cached = CachedTeacher(lambda batch: teacher.logits(batch.images), files, 42)
-    loader = TrainLoader(data.train, 16, 42, "cpu", 0, 2)
-    with cached.epoch(1) as known:
-        assert not known
-        for batch in map(loader.batch, loader.epoch(1)):
-            assert torch.equal(cached(batch), teacher.logits(batch.images))
-    assert not list(tmp_path.rglob("*.bin"))
+            assert known is kept
+            for batch in map(loader.batch, loader.epoch(1)):
+                expected = logits[batch.places] if kept else teacher.logits(batch.images)
+                assert torch.equal(cached(batch), expected)
+    assert len(list(tmp_path.rglob("*.bin"))) == kept
 
 
 def test_an_ensemble_costs_once_what_one_teacher_does(train, tiny_npz, teacher, tmp_path, calls):
@@ -198,19 +185,38 @@ def test_views_written_ahead_serve_any_seed(train, filled, calls):
     assert_same_run(train("plain", "--seed", 1), cached)
 
 
-def test_only_missing_and_damaged_views_are_made(tiny_npz, teacher, filled, calls, capsys):
-    names = {path.name for path in filled.rglob("view=*.bin")}
-    assert len(names) == NUM_VIEWS == 162
-    next(filled.rglob("view=5_*")).unlink()
-    damaged = next(filled.rglob("view=77_*"))
-    damaged.write_bytes(flipped(damaged.read_bytes()))
+def test_unflipped_students_need_and_read_unflipped_views(
+    train, tiny_npz, teacher, filled, tmp_path, calls
+):
+    half, one = tmp_path / "half", ("--seed", 1, "--epochs", 1)
+    plain = train("plain", "--no_flip", *one)
+    cache_teacher.main([*fill_command(tiny_npz, teacher, half), "--no_flip"])
+    names = {path.name.split("_")[0] for path in half.rglob("view=*.bin")}
+    assert names == {f"view={view}" for view in range(0, 162, 2)}
+    calls.clear()
+    for root, views in (("first", half), ("second", filled)):
+        assert_same_run(plain, train(root, "--no_flip", *one, "--teacher_cache", views))
+    assert not calls
+    train("flipped", *one, "--teacher_cache", half)
+    assert calls == [67, 67, 1]
+    train("flipped", "--flip", *one)  # is the run that is finished
+    with pytest.raises(UserError, match="flip was True and is False"):
+        train("flipped", "--no_flip", *one)
+    assert calls == [67, 67, 1]
+
+
+def test_only_missing_and_damaged_views_are_made(tiny_npz, teacher, filled, capsys):
+    times = {path: path.stat().st_mtime_ns for path in filled.rglob("view=*.bin")}
+    assert len(times) == NUM_VIEWS == 162
+    made = [next(filled.rglob(f"view={view}_*")) for view in (5, 77)]
+    made[0].unlink()
+    made[1].write_bytes(flipped(made[1].read_bytes()))
     cache_teacher.main(fill_command(tiny_npz, teacher, filled))
-    assert calls == [134, 1] * 2
-    assert {path.name for path in filled.rglob("view=*.bin")} == names
     out = capsys.readouterr().out
-    assert f"{damaged} is damaged" in out and "all 162 views, 0." in out
-    cache_teacher.main(fill_command(tiny_npz, teacher, filled))
-    assert calls == [134, 1] * 2
+    assert f"{made[1]} is damaged" in out and "all 162 views" in out
+    again = {path: path.stat().st_mtime_ns for path in filled.rglob("view=*.bin")}
+    assert again.keys() == times.keys()
+    assert {path for path in times if again[path] != times[path]} == set(made)
 
 
 def test_a_view_that_is_not_there_is_no_view_at_all(train, filled, plain, tmp_path, calls):
@@ -222,23 +228,6 @@ def test_a_view_that_is_not_there_is_no_view_at_all(train, filled, plain, tmp_pa
     assert calls == [67, 67, 1] * 3
     assert len(list(filled.rglob("seed=42_epoch=*.bin"))) == 3
     path.write_bytes(content)
-
-
-@pytest.mark.parametrize(
-    "flags, words",
-    [
-        ((), "teacher_cache"),
-        (("--teacher_cache", "file/below"), "--teacher_cache file/below: Not a directory"),
-        (("--teacher_cache", "x", "--batch-size", "0"), "whole number of at least 1"),
-        (("--teacher_cache", "x", "--teacher", "resnet20"), "holds resnet8"),
-        (("--teacher_cache", "x", "--split-seed", "1"), "give --split-seed 0"),
-    ],
-)
-def test_mistakes_are_one_line(tiny_npz, teacher, tmp_path, monkeypatch, capsys, flags, words):
-    monkeypatch.chdir(tmp_path)
-    Path("file").touch()
-    argv = ["--dataset", str(tiny_npz), "--teacher_path", str(teacher), *flags]
-    assert words in fails(capsys, tmp_path, cache_teacher.main, argv)
 
 
 # Never stale, never damaged
@@ -278,46 +267,37 @@ def test_other_views_and_another_plan_are_other_files(parts, tmp_path, monkeypat
 
     first = kept()
     with monkeypatch.context() as patch:  # another algorithm of the generator
-        patch.setattr(teacher_cache, "epoch_plan", lambda n, seed, epoch: epoch_plan(n, seed, 9))
+        patch.setattr(teacher_cache, "epoch_plan", lambda n, *_: epoch_plan(n, 1, 9, True))
         other = kept()
     assert other.parent == first.parent and other.name[:24] != first.name[:24]
-    monkeypatch.setattr(view_module, "PADDING", 3)
-    monkeypatch.setattr(view_module, "POSITIONS", 7)
-    monkeypatch.setattr(teacher_cache, "NUM_VIEWS", 98)
+    monkeypatch.setattr(teacher_cache, "PADDING", 3)
     assert kept().parent != first.parent
 
 
-def test_a_cache_that_one_may_only_read(train, plain, tmp_path, calls, capsys, monkeypatch):
-    cache = ("--teacher_cache", tmp_path / "cache")
-    train("first", *cache, "--epochs", 2)
-    before = sorted((tmp_path / "cache").rglob("*"))
+def test_a_cache_that_one_may_only_read(train, plain, cache, calls, capsys, monkeypatch):
+    next(cache.rglob("seed=42_epoch=3_*")).unlink()
+    before = sorted(cache.rglob("*"))
     monkeypatch.setattr(os, "access", lambda *_: False)  # what root is never told
-    calls.clear()
-    assert_same_run(plain, train("second", *cache))
+    assert_same_run(plain, train("second", "--teacher_cache", cache))
     assert calls == [67, 67, 1]  # of the epoch that it lacks
     assert "no permission to keep epoch 3" in capsys.readouterr().out
-    assert sorted((tmp_path / "cache").rglob("*")) == before
+    assert sorted(cache.rglob("*")) == before
 
 
 def flipped(content: bytes) -> bytes:
     return content[:100] + bytes([content[100] ^ 1]) + content[101:]
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [flipped, lambda content: content[:-1], lambda content: b"", lambda content: content + b"x"],
-    ids=["flipped", "cut", "empty", "long"],
-)
-def test_damage_is_found_said_and_mended(train, plain, tmp_path, calls, capsys, damage):
-    cache = ("--teacher_cache", tmp_path / "cache")
-    train("first", *cache)
-    path = next(tmp_path.rglob("seed=42_epoch=2_*.bin"))
-    content = path.read_bytes()
-    path.write_bytes(damage(content))
-    calls.clear()
-    assert_same_run(plain, train("second", *cache))
-    assert f"{path} is damaged: removed, and computed anew" in capsys.readouterr().out
-    assert calls == [67, 67, 1] and path.read_bytes() == content
+def test_damage_is_found_said_and_mended(train, plain, cache, calls, capsys):
+    damages = (flipped, lambda content: content[:-1], lambda content: content + b"x")
+    paths = [next(cache.rglob(f"seed=42_epoch={epoch}_*.bin")) for epoch in (1, 2, 3)]
+    contents = [path.read_bytes() for path in paths]
+    for path, damage in zip(paths, damages, strict=True):
+        path.write_bytes(damage(path.read_bytes()))
+    assert_same_run(plain, train("second", "--teacher_cache", cache))
+    out = capsys.readouterr().out
+    assert all(f"{path} is damaged: removed, and computed anew" in out for path in paths)
+    assert calls == [67, 67, 1] * 3 and [path.read_bytes() for path in paths] == contents
 
 
 # Killed runs, and several at once
@@ -359,13 +339,12 @@ def test_temporary_names_are_never_shared(tmp_path, monkeypatch):
 
 def test_several_runs_at_once_share_one_cache(train, tiny_npz, teacher, tmp_path, forks):
     cache = ("--teacher_cache", tmp_path / "cache")
-    temperatures = (1, 2, 3, 4)
     children = []
-    for T in temperatures:
+    for T in (1, 2, 3):
         line = student_command(tiny_npz, tmp_path / f"T={T}", teacher, "--T", T, *cache)
         children.append(forks.start(["train_student.py", *line]))
-    assert [child.wait() for child in children] == [0] * 4
+    assert [child.wait() for child in children] == [0] * 3
     files = [path.name for path in next((tmp_path / "cache").glob("*/*")).iterdir()]
-    assert len(files) == 4 and not any(name.endswith(".tmp") for name in files)
+    assert len(files) == 3 and not any(name.endswith(".tmp") for name in files)
     expected = train("plain", "--T", 3)
     assert_same_run(expected, next((tmp_path / "T=3").rglob("result.json")).parent)

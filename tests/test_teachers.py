@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import pickle
 import re
 from argparse import Namespace
 from collections import OrderedDict
@@ -34,38 +33,16 @@ LABEL = "FL+MDCA_gamma=3_beta=1"
 
 def make_dataset(**changes) -> Dataset:
     split = Split(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.arange(4), None)
-    facts = {
-        "name": "cifar10",
-        "num_classes": 10,
-        "train": split,
-        "val": split,
-        "test": split,
-        "mean": MEAN,
-        "std": STD,
-        "fingerprint": "f" * 64,
-    }
-    return Dataset(**(facts | changes))
+    facts = {"name": "cifar10", "num_classes": 10, "mean": MEAN, "std": STD, **changes}
+    return Dataset(**{"train": split, "val": split, "test": split, "fingerprint": "f" * 64} | facts)
 
 
 def checkpoint(model="resnet8", classes=10, **changes) -> dict:
     torch.manual_seed(5)
-    facts = {
-        "state_dict": build_model(model, classes).state_dict(),
-        "model": model,
-        "dataset": "cifar10",
-        "num_classes": classes,
-        "mean": list(MEAN),
-        "std": list(STD),
-        "loss": "FL+MDCA",
-        "loss_parameters": {"gamma": 3.0, "beta": 1.0},
-        "label": LABEL,
-        "seed": 42,
-        "split_seed": 3,
-        "epoch": 12,
-        "metrics": {"top1": 0.9},
-        "fingerprint": "f" * 64,
-    }
-    return facts | changes
+    facts = {"state_dict": build_model(model, classes).state_dict(), "model": model}
+    facts |= {"dataset": "cifar10", "num_classes": classes, "mean": list(MEAN), "std": list(STD)}
+    facts |= {"loss": "FL+MDCA", "label": LABEL, "seed": 42, "split_seed": 3, "epoch": 12}
+    return facts | {"fingerprint": "f" * 64} | changes
 
 
 def make_run(folder: Path, finished=True, **changes) -> Path:
@@ -135,27 +112,20 @@ def test_a_run_folder_says_everything(tmp_path):
     file = run / "model_best.pth"
     assert teacher.path == file
     assert teacher.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
-    assert (teacher.model, teacher.label) == ("resnet8", LABEL)
+    assert (teacher.model, teacher.label, teacher.seed) == ("resnet8", LABEL, 42)
     assert (teacher.mean, teacher.std) == (MEAN, STD)
-    assert (teacher.seed, teacher.foreign) == (42, False)
     assert not any(part.training for part in teacher.net.modules())
     assert not any(weight.requires_grad for weight in teacher.net.parameters())
     for key, value in checkpoint()["state_dict"].items():
         assert torch.equal(teacher.net.state_dict()[key], value)
-
-
-def test_identity_is_the_same_wherever_the_file_lies(tmp_path):
-    first, second = make_run(tmp_path / "a"), tmp_path / "b"
-    first_identity = load_all(first).identity
-    first.rename(second)
-    moved = first_identity | {"path": str(second / "model_best.pth")}
-    assert load_all(second).identity == moved == json.loads(json.dumps(moved))
-    assert first_identity["mean"] == list(MEAN)
+    first = load_all(run).identity
+    run.rename(tmp_path / "moved")
+    moved = first | {"path": str(tmp_path / "moved/model_best.pth")}
+    assert load_all(tmp_path / "moved").identity == moved == json.loads(json.dumps(moved))
 
 
 def test_best_or_last(tmp_path):
     run = make_run(tmp_path / "run")
-    assert load(run, select="best").path.name == "model_best.pth"
     assert load(run, select="last").path.name == "model_last.pth"
     assert load(str(run / "model_last.pth")).path.name == "model_last.pth"
     refused(run / "model_last.pth", "--teacher_select", select="last")
@@ -169,28 +139,11 @@ def test_the_only_finished_run_below_a_folder(tmp_path):
     assert load(tmp_path).path == run / "model_best.pth"
 
 
-def test_several_runs_are_listed(tmp_path):
-    for index in range(12):
-        make_run(tmp_path / "resnet8" / f"run{index:02}")
-    message = refused(tmp_path, str(tmp_path), "12 finished runs", "resnet8/run00", "and 2 more")
-    assert "run10" not in message
-
-
 def test_an_unfinished_run_is_no_teacher(tmp_path):
     run = make_run(tmp_path / "run", finished=False)
     for path in (run, tmp_path):
         refused(path, "--teacher_path", str(path), "no finished run")
     assert load(run / "model_best.pth").model == "resnet8"
-
-
-@pytest.mark.parametrize("path", ["nowhere", "x" * 5000, "~nobody/teacher", "a\0b", " "])
-def test_a_missing_path(path):
-    refused(path, "--teacher_path", "run folder or a weights file")
-
-
-def test_the_resume_file_is_no_teacher(tmp_path):
-    run = make_run(tmp_path / "run")
-    refused(run / "checkpoint.pth", "resumes", "model_best.pth")
 
 
 CIFAR100 = {"name": "cifar100", "num_classes": 100, "fingerprint": "e" * 64}
@@ -199,17 +152,15 @@ CIFAR100 = {"name": "cifar100", "num_classes": 100, "fingerprint": "e" * 64}
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"model": "resnet20"}, ("holds resnet8", "--teacher resnet20")),
+        ({"model": "resnet20"}, ("resnet8", "not --teacher resnet20; leave --teacher out")),
         ({"split_seed": 0}, ("--split-seed 3", "not 0", "validate")),
         ({"key": "model"}, ("leave --teacher_key out",)),
         ({"norm": "half"}, ("--teacher_norm half",)),
         ({"dataset": make_dataset(**CIFAR100)}, ("cifar10 (10 cl", "--dataset cifar100 (100 cl")),
         ({"dataset": make_dataset(fingerprint="e" * 64)}, ("other data, cifar10",)),
-        ({"dataset": make_dataset(name="svhn", fingerprint="")}, ("--dataset svhn",)),
-        *(
-            ({"loss": loss}, (LABEL, f"--teacher_loss {loss}"))
-            for loss in ("NLL", "MDCA", "KD", "FL+MDCX", "FL+MDCA_gamma=1_beta=1")
-        ),
+        ({"loss": "MDCA"}, (LABEL, "not --teacher_loss NLL+MDCA")),
+        ({"loss": "FL+MDCX"}, (LABEL, "not --teacher_loss FL+MDCX")),
+        ({"loss": "FL+MDCA_gamma=1_beta=1"}, (LABEL, "not --teacher_loss FL+MDCA_gamma=1")),
     ],
 )
 def test_what_contradicts_our_checkpoint(tmp_path, options, words):
@@ -220,13 +171,10 @@ def test_what_contradicts_our_checkpoint(tmp_path, options, words):
     ("changes", "options"),
     [
         ({}, {"model": "resnet8"}),
-        ({}, {"loss": "FL+MDCA"}),
         ({}, {"loss": LABEL}),
         ({"loss": "NLL+MDCA"}, {"loss": "MDCA"}),
         ({"loss": "KD"}, {"loss": "KD"}),
-        ({"mean": [0.5] * 3, "std": [0.5] * 3}, {"norm": "half"}),
         ({}, {"dataset": make_dataset(name="moved")}),
-        ({}, {"dataset": make_dataset(fingerprint="")}),
     ],
 )
 def test_what_agrees_with_our_checkpoint(tmp_path, changes, options):
@@ -235,24 +183,10 @@ def test_what_agrees_with_our_checkpoint(tmp_path, changes, options):
 
 def test_weights_that_belie_their_own_checkpoint(tmp_path):
     run = make_run(tmp_path / "run", state_dict=build_model("resnet14").state_dict())
-    refused(run, "does not fit resnet8: layer1.1.conv1.weight is (16, 16, 3, 3) where none")
-
-
-def test_a_net_of_any_names_teaches(tmp_path, monkeypatch):
-    """What README's Contributing adds: its head is `6.weight`, and nothing of it is renamed."""
-
-    def plain(num_classes):
-        convolution = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
-        return nn.Sequential(
-            *convolution, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(72, num_classes)
-        )
-
-    monkeypatch.setattr(teachers, "build_model", lambda name, classes: plain(classes))
-    net = plain(10)
-    torch.save(
-        checkpoint() | {"model": "plain", "state_dict": net.state_dict()}, tmp_path / "p.pth"
+    refused(
+        run,
+        "does not fit resnet8 of 10 classes: layer1.1.conv1.weight is (16, 16, 3, 3) where none",
     )
-    assert same_net(net, load(tmp_path / "p.pth").net)
 
 
 # --- third parties' files -------------------------------------------------------------------------
@@ -309,29 +243,10 @@ def test_their_normalisation(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{}, {"shortcut": "pad"}])
-@pytest.mark.parametrize(
-    ("model", "tensor"),
-    [("resnet20", "layer1.1.conv1.weight"), ("wrn_16_2", "layer1.0.conv1.weight")],
-)
-def test_weights_of_another_architecture(tmp_path, model, tensor, options):
+def test_weights_of_another_architecture(tmp_path, options):
     file, _ = third_party(tmp_path, **options)
-    refused(file, str(file), f"does not fit {model}: ", tensor, model=model)
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({}, ("does not name its architecture", "give --teacher")),
-        ({"model": "resnet9"}, ("--teacher: ", "resnet9", "nearest is resnet8")),
-        (
-            {"model": "resnet8", "dataset": make_dataset(**CIFAR100)},
-            ("has 10 classes", "--dataset cifar100 has 100"),
-        ),
-    ],
-)
-def test_what_a_file_does_not_say(tmp_path, options, words):
-    file, _ = third_party(tmp_path)
-    refused(file, *words, **options)
+    reason = "does not fit wrn_16_2 of 10 classes: layer1.0.conv1.weight"
+    refused(file, str(file), reason, model="wrn_16_2")
 
 
 def test_old_files_and_half_precision(tmp_path):
@@ -362,13 +277,17 @@ def test_several_sets_of_weights_are_listed_and_one_is_named(tmp_path):
         return wrapped | {"optimizer": optimizer, "metrics": metrics, "epoch": 3}
 
     file, net = third_party(tmp_path, change=change)
-    refused(file, "several sets of weights: model, ema.shadow; --teacher_key", model="resnet8")
-    refused(file, "--teacher_key net; it holds model, ema.shadow", model="resnet8", key="net")
+    refused(file, "sets of weights are model, ema.shadow; --teacher_key", model="resnet8")
+    refused(
+        file,
+        "are model, ema.shadow; --teacher_key names one, and not net",
+        model="resnet8",
+        key="net",
+    )
     assert same_net(net, load(file, model="resnet8", key="model").net)
     assert same_net(ema, load(file, model="resnet8", key="ema.shadow").net)
     both = {load_all(file, model="resnet8", key=key).label for key in ("model", "ema.shadow")}
     assert both == {"their-net,v1_model", "their-net,v1_ema.shadow"}
-    refused(make_run(tmp_path / "run"), "leave --teacher_key out", key="model")
 
 
 def test_safetensors(tmp_path):
@@ -393,7 +312,7 @@ def test_timm_downloads_what_fits_the_data(monkeypatch):
     classes = 10
     teacher = load("pretrained", model="timm/small", size=16)
     assert (teacher.mean, teacher.std, teacher.size) == ((0.5,) * 3, (0.2,) * 3, 16)
-    assert teacher.foreign
+    assert teacher.seed is None
     assert load("pretrained", model="timm/small", norm="half").std == (0.5,) * 3
     classes = 1000
     refused("pretrained", "has 1000 classes but --dataset cifar10 has 10", model="timm/small")
@@ -403,26 +322,6 @@ def test_timm_downloads_what_fits_the_data(monkeypatch):
 
 
 # --- files that are none --------------------------------------------------------------------------
-
-
-class RunsCode:
-    def __init__(self, file):
-        self.file = file
-
-    def __reduce__(self):
-        return Path.touch, (self.file,)
-
-
-@pytest.mark.parametrize(
-    "save", [torch.save, lambda thing, file: file.write_bytes(pickle.dumps(thing))]
-)
-def test_a_file_runs_no_code(tmp_path, save):
-    trace, file = tmp_path / "trace", tmp_path / "teacher.pth"
-    save({"state_dict": RunsCode(trace), "model": "resnet8"}, file)
-    refused(file, "--teacher_path", str(file), model="resnet8")
-    assert not trace.exists()
-    pickle.loads(pickle.dumps(RunsCode(trace)))
-    assert trace.exists()  # so it would have run
 
 
 @pytest.mark.parametrize(
@@ -449,26 +348,13 @@ def test_no_state_dict(tmp_path, thing):
     refused(tmp_path / "net.pth", "--teacher_path", "state dict", model="resnet8")
 
 
-@pytest.mark.parametrize("kept", [1, 0.5, 100, 5000, -10])
-def test_a_truncated_file(tmp_path, kept):
+def test_other_content_and_damage_anywhere(tmp_path):
     run = make_run(tmp_path / "run")
     data = (run / "model_best.pth").read_bytes()
-    kept = int(kept * len(data)) if kept == 0.5 else kept
-    (run / "model_best.pth").write_bytes(data[:kept])
-    refused(run, "--teacher_path", "model_best.pth", "damaged")
-
-
-@pytest.mark.parametrize(
-    "text", [b"", b"hello world", bytes(100), b"PK\x03\x04", b"<html>", b"\x80\x02"]
-)
-def test_some_other_file(tmp_path, text):
-    (tmp_path / "net.pth").write_bytes(text)
-    refused(tmp_path / "net.pth", "again")
-
-
-def test_damage_anywhere_ends_in_one_line_or_a_teacher(tmp_path):
-    run = make_run(tmp_path / "run")
-    data = (run / "model_best.pth").read_bytes()
+    cut_short = (data[:kept] for kept in (1, 100, 5000, len(data) // 2, -10))
+    for content in (b"", b"hello", bytes(100), b"PK\x03\x04", b"<html>", b"\x80\x02", *cut_short):
+        (run / "model_best.pth").write_bytes(content)
+        refused(run, "--teacher_path", "model_best.pth", "damaged")
     rng = np.random.default_rng(0)
     for _ in range(40):
         # The front holds the pickled names, the end the archive's table: where damage hurts.
@@ -552,40 +438,29 @@ def test_a_larger_view(tmp_path):
     assert large.identity == small.identity | {"size": 16}
 
 
-@pytest.mark.parametrize("model", ["resnet8", "resnet56_bottleneck", "wrn_10_2"])
+@pytest.mark.parametrize("model", ["resnet56_bottleneck", "wrn_10_2"])
 def test_a_logit_has_the_same_bits_in_any_batch(model, tmp_path):
     net = build_model(model, 100).eval().to(memory_format=torch.channels_last)
     teacher = Teacher([Member(net, model, MEAN, STD, "x", "x", Path("x"))])
-    images = torch.randint(0, 256, (200, 3, 8, 8), dtype=torch.uint8)
-    together, order = teacher.logits(images), torch.randperm(200)
+    images = torch.randint(0, 256, (100, 3, 8, 8), dtype=torch.uint8)
+    together, order = teacher.logits(images), torch.randperm(100)
     assert torch.equal(teacher.logits(images[order]), together[order])
-    for size in (1, 3, 95):
-        parts = [teacher.logits(part) for part in images[:100].split(size)]
-        assert torch.equal(torch.cat(parts), together[:100])
+    for size in (7, 95):
+        parts = [teacher.logits(part) for part in images.split(size)]
+        assert torch.equal(torch.cat(parts), together)
 
 
 # --- where the teacher lies ----------------------------------------------------------------------
 
 
-def finish(run: Path, *teachers: Path) -> Path:
-    """Let the run be a student of `teachers`."""
-    members = [
-        {"sha256": hashlib.sha256((teacher / "model_best.pth").read_bytes()).hexdigest()}
-        for teacher in teachers
-    ]
-    said = members[0] if len(members) == 1 else {"sha256": "", "members": members}
-    (run / "result.json").write_text(json.dumps({"teacher": said}))
-    return run
-
-
 def test_a_student_in_the_teachers_root_is_not_its_teacher(tmp_path):
-    teacher = make_run(tmp_path / "a")
-    first = finish(make_run(tmp_path / "b", seed=1), teacher)
-    finish(make_run(tmp_path / "c", seed=2), first, teacher)
+    teacher, *students = (make_run(tmp_path / name) for name in "bac")
+    for student in students:
+        (student / "result.json").write_text('{"teacher": {}}')
     assert load(tmp_path).path == teacher / "model_best.pth"
-    assert load(first).path == first / "model_best.pth"  # a student teaches where it is named
-    finish(teacher, make_run(tmp_path / "elsewhere" / "d", seed=3))
-    assert load(tmp_path).path.parent.name == "d"
+    assert load(students[0]).path == students[0] / "model_best.pth"  # it teaches where it is named
+    (teacher / "result.json").unlink()
+    refused(tmp_path, "2 finished runs lie below it: a, c")
 
 
 def test_runs_behind_links_are_found_once(tmp_path):

@@ -155,30 +155,27 @@ def inspect_teacher(
         line += f", with T = {teacher.temperature:.4g} {100 * tempered['ece']:.2f} %"
     step = math.ceil(len(data.val.labels) / 1000)
     some = Split(data.val.images[::step], data.val.labels[::step])
-    foreign = [member for member in teacher.members if member.foreign]
-    return "\n".join([line, *filter(None, (norm_advice(m, some, accelerator) for m in foreign))])
+    foreign = (member for member in teacher.members if member.seed is None)
+    advice = (norm_advice(member, some, accelerator) for member in foreign)
+    return "\n".join([line, *filter(None, advice)])
 
 
-def norm_advice(member: Member, some: Split, accelerator: Accelerator) -> str | None:
-    """A line where another normalisation makes a teacher right far more often, else None."""
+def norm_advice(member: Member, some: Split, accelerator: Accelerator) -> str:
+    """A line where another normalisation makes a teacher right far more often, else nothing."""
 
-    def top1(member: Member) -> float:
-        logits = logits_of(Teacher([member]).logits, some, None, accelerator)
-        return (logits.argmax(1) == some.labels.cpu()).double().mean().item()
+    def percent(mean, std) -> float:
+        teacher = Teacher([replace(member, mean=mean, std=std)])
+        logits = logits_of(teacher.logits, some, None, accelerator)
+        return 100 * (logits.argmax(1) == some.labels.cpu()).double().mean().item()
 
-    own = top1(member)
-    others = {
-        norm: top1(replace(member, mean=mean, std=std))
-        for norm, (mean, std) in NORMALISATION.items()
-    }
-    best = max(others, key=others.get)
+    own = percent(member.mean, member.std)
+    others = {norm: percent(*statistics) for norm, statistics in NORMALISATION.items()}
+    best, n = max(others, key=others.get), len(some.labels)
     # A handful of images decides nothing.
-    if others[best] - own <= max(0.05, 10 / len(some.labels)):
-        return None
-    return (
-        f"{member.path}: is {100 * own:.1f} % right on {len(some.labels)} validation images, and "
-        f"with --teacher_norm {best} {100 * others[best]:.1f} %"
-    )
+    if others[best] - own <= max(5, 1000 / n):
+        return ""
+    better = f"with --teacher_norm {best} {others[best]:.1f} %"
+    return f"{member.path}: is {own:.1f} % right on {n} validation images, and {better}"
 
 
 def reliability_panels(result: dict, arrays: dict) -> list[tuple]:

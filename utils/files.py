@@ -89,51 +89,33 @@ def write_torch(path: Path, content) -> None:
 
 
 def read_torch(path: Path, way_out: str) -> dict:
-    """Read a checkpoint, running no code in it. Raises UserError, which ends in `way_out`."""
-    try:
-        content = unpack(read_bytes(path))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path} cannot be read: {reason}; {way_out}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} cannot be read: it is no checkpoint; {way_out}")
-    return content
+    """What torch.save or safetensors wrote, a dictionary. No code in it is run.
 
-
-def read_bytes(path: Path) -> bytes:
-    """The content of a file. Raises OSError, also where it would not fit in memory."""
-    if path.stat().st_size > available_memory() * 2**30:
-        raise OSError(errno.EFBIG, "it is larger than the free memory")
-    return path.read_bytes()
-
-
-def unpack(data: bytes):
-    """What torch.save, or safetensors, made these bytes of. No code in them is run.
-
-    Raises ValueError, which says why not.
+    Raises UserError, which says why not and ends in `way_out`.
     """
-    if not data:
-        raise ValueError("it is empty; copy or make it again")
     try:
+        if path.stat().st_size > available_memory() * 2**30:
+            raise OSError(errno.EFBIG, "it is larger than the free memory")
+        data = path.read_bytes()
         # The header of safetensors: its length in eight bytes, then JSON.
-        return unpack_safetensors(data) if data[8:9] == b"{" else unpack_torch(data)
+        content = unpack_safetensors(data) if data[8:9] == b"{" else unpack_torch(data)
+        if isinstance(content, dict):
+            return content
+        reason = f"it holds a {type(content).__name__} and no dictionary, such as a state dict"
+    except OSError as error:
+        reason = error.strerror
     # Damaged bytes raise whatever the unpickler stumbles over, from KeyError to UnicodeDecodeError.
     except Exception as error:
+        reason = "it is damaged, cut short or not written by torch.save or safetensors; copy or "
+        reason += "download it again"
         foreign = re.search(r"GLOBAL (\S+)", str(error))
         if foreign is not None:
-            raise ValueError(
-                f"it holds more than tensors ({foreign[1]}), and loading that could run code; save "
-                "the weights alone: torch.save(net.state_dict(), file)"
-            ) from error
-        if str(error) == "TorchScript":
-            raise ValueError(
-                "it is a TorchScript program, and to load one is to run it; save its weights "
-                "alone: torch.save(torch.jit.load(file).state_dict(), other_file)"
-            ) from error
-        raise ValueError(
-            "it is damaged, cut short or not written by torch.save or safetensors; copy or "
-            "download it again"
-        ) from error
+            reason = f"it holds more than tensors ({foreign[1]}), and loading that could run code; "
+            reason += "save the weights alone: torch.save(net.state_dict(), file)"
+        elif str(error) == "TorchScript":
+            reason = "it is a TorchScript program, and to load one is to run it; save its weights "
+            reason += "alone: torch.save(torch.jit.load(file).state_dict(), other_file)"
+    raise UserError(f"{path} cannot be read: {reason}; {way_out}")
 
 
 def unpack_torch(data: bytes):
@@ -145,20 +127,26 @@ def unpack_torch(data: bytes):
                 raise ValueError("TorchScript")
             if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
                 raise ValueError("torch.save does not compress: this could fill the memory")
-            damaged = archive.testzip()
-            if damaged is not None:
-                raise ValueError(f"the checksum of {damaged} is wrong")
+            if archive.testzip() is not None:
+                raise ValueError("a checksum is wrong")
     file.seek(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of odd formats before it refuses them
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
+def unpack_safetensors(data: bytes) -> dict:
+    """The tensors; of a file of scripts/export.py what model_best.pth holds, tensors included."""
+    tensors = load_safetensors(data)
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    checkpoint = header.get("__metadata__", {}).get("checkpoint")
+    return json.loads(checkpoint) | {"state_dict": tensors} if checkpoint else tensors
+
+
 def open_npz(path: Path, copies: int = 1):
     """What np.load makes of an archive whose content fits in memory, so many times.
 
-    Pickled objects, which could run code, are refused when they are read. Raises almost any
-    Exception.
+    Pickled objects, which could run code, are refused when read. Raises almost any Exception.
     """
     with zipfile.ZipFile(path) as archive:
         require_memory(copies * sum(part.file_size for part in archive.infolist()))
@@ -199,15 +187,3 @@ def files_below(folder: Path, name: str) -> list[Path]:
             found.append(Path(place, name))
         seen.add(real)
     return sorted(found)
-
-
-def unpack_safetensors(data: bytes) -> dict:
-    """The tensors; of a file of scripts/export.py what model_best.pth holds, tensors included.
-
-    Raises almost any Exception.
-    """
-    tensors = load_safetensors(data)
-    # The length of the header in eight bytes, then JSON.
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    checkpoint = header.get("__metadata__", {}).get("checkpoint")
-    return json.loads(checkpoint) | {"state_dict": tensors} if checkpoint else tensors

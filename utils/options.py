@@ -13,14 +13,12 @@ from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 
 from losses import BASES, DISTILLATIONS, TERMS, Entry, canonical_loss, loss_parameters
-from models import build_model, check_name, model_names
+from models import check_name, model_names
 from utils.data import NAMES, NORMALISATION, Dataset, normalisation
 from utils.data.mixing import MIXES
-from utils.files import available_memory
 from utils.program import UserError
 from utils.runs import number_text
 from utils.steps import MODES, can_capture
@@ -169,7 +167,7 @@ def add_data(parser: CommandLine) -> None:
         "where data sets lie or are downloaded to; <dataset>.npz in it is used first ($KD_DATA "
         "sets the default)",
     )
-    setting(
+    flag(
         "--flip",
         bool,
         None,
@@ -214,7 +212,6 @@ def add_loss_flags(flag: Callable, entries: dict[str, Entry]) -> None:
 
 
 def add_optimisation_and_run(parser: CommandLine) -> None:
-    unset = argparse.SUPPRESS  # to tell a flag that was given from one that was not
     flag, setting = parser.group("optimisation")
     setting("--epochs", count, 160, "passes over the training split")
     setting("--lr", positive, 0.1, "learning rate of SGD with Nesterov momentum")
@@ -225,15 +222,15 @@ def add_optimisation_and_run(parser: CommandLine) -> None:
     setting(
         "--schedule-steps",
         count,
-        unset,
+        None,
         "multistep: epochs after which the rate is multiplied by --lr-decay-factor (default: half "
         "and three quarters of --epochs)",
         nargs="+",
         metavar="EPOCH",
     )
-    setting("--lr-decay-factor", fraction, unset, "multistep: the factor (default: 0.1)")
+    setting("--lr-decay-factor", fraction, None, "multistep: the factor (default: 0.1)")
     warmup = "warmupcosine: iterations of linear warm-up (default: 0)"
-    setting("--warmup", whole, unset, warmup)
+    setting("--warmup", whole, None, warmup)
     setting("--train-batch-size", count, 128, "images per step and per process")
     flag(
         "--mix",
@@ -243,7 +240,7 @@ def add_optimisation_and_run(parser: CommandLine) -> None:
         "its student sees",
     )
     shares = "mixtures have the share Beta(a, a) of the first image (default: 1)"
-    flag("--mix_alpha", positive, unset, shares)
+    flag("--mix_alpha", positive, None, shares)
     setting("--seed", whole, 42, "of initial weights, order and augmentation; report several")
     setting(
         "--select",
@@ -391,29 +388,30 @@ def student_options(argv: list[str] | None = None) -> argparse.Namespace:
 def complete(parser: CommandLine, argv: list[str] | None) -> argparse.Namespace:
     """Parse, check how flags fit together, and gather the settings."""
     args = parser.parse_args(argv)
+    steps = sorted({args.epochs // 2, args.epochs * 3 // 4} - {0})
+    # What is read only where another flag says so, and its default there.
     readers = {
-        "schedule_steps": "multistep",
-        "lr_decay_factor": "multistep",
-        "warmup": "warmupcosine",
+        "schedule_steps": ("scheduler", "multistep", steps),
+        "lr_decay_factor": ("scheduler", "multistep", 0.1),
+        "warmup": ("scheduler", "warmupcosine", 0),
+        "mix_alpha": ("mix", args.mix or " or ".join(MIXES), 1.0),
     }
-    for flag, scheduler in readers.items():
-        if hasattr(args, flag) and args.scheduler != scheduler:
+    for name, (other, wanted, default) in readers.items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+        elif getattr(args, other) != wanted:
+            given = getattr(args, other)
+            now = f"with --{other} {given}" if given else f"without --{other}"
             raise UserError(
-                f"--{flag.replace('_', '-')} has no effect with --scheduler {args.scheduler}; "
-                f"leave it out or give --scheduler {scheduler}"
+                f"--{name.replace('_', '-')} has no effect {now}; leave it out or give --{other} "
+                f"{wanted}"
             )
-    args.warmup = getattr(args, "warmup", 0)
-    args.lr_decay_factor = getattr(args, "lr_decay_factor", 0.1)
-    default = sorted({args.epochs // 2, args.epochs * 3 // 4} - {0})
-    steps = args.schedule_steps = getattr(args, "schedule_steps", default)
+    steps = args.schedule_steps
     if steps != sorted(set(steps)) or max(steps, default=0) >= args.epochs:
         written = " ".join(map(str, steps))
         raise UserError(
             f"--schedule-steps {written}: must rise and stay below --epochs {args.epochs}"
         )
-    if hasattr(args, "mix_alpha") and args.mix is None:
-        raise UserError("--mix_alpha has no effect without --mix; leave it out")
-    args.mix_alpha = getattr(args, "mix_alpha", 1.0)
     args.settings = {name: getattr(args, name) for name in parser.identifying}
     return args
 
@@ -428,22 +426,13 @@ def parameters_of(loss: str, args: argparse.Namespace) -> tuple[dict, dict]:
 
 
 def check_run(args: argparse.Namespace, data: Dataset, accelerator: Accelerator) -> None:
-    """Refuse what does not fit the data or the device: steps, warm-up, memory, ways to launch."""
+    """Refuse what does not fit the data or the device: steps, warm-up, ways to launch."""
     processes = accelerator.num_processes
     available = len(data.train.labels) // processes
     if args.train_batch_size > available:
         raise UserError(
             f"--train-batch-size {args.train_batch_size}: the training split has only "
             f"{available} images per process; give at most that"
-        )
-    with torch.device("meta"):
-        net = build_model(args.model, data.num_classes)
-    # Weights, gradients and momentum in float32.
-    needed = 3 * 4 * sum(weight.numel() for weight in net.parameters()) / 2**30
-    if needed > available_memory():
-        raise UserError(
-            f"--model {args.model}: needs more than {needed:.0f} GiB of memory and "
-            f"{available_memory():.0f} are free; give a smaller one"
         )
     steps = args.epochs * -(-len(data.train.labels) // (args.train_batch_size * processes))
     if args.warmup >= steps:

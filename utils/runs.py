@@ -69,6 +69,7 @@ def identity_of(args: Namespace, data: Dataset, loss: str, parameters: dict, lab
         "num_classes": data.num_classes,
         "mean": list(data.mean),
         "std": list(data.std),
+        "flip": data.flip,
         "loss": loss,
         "loss_parameters": parameters,
         "label": label,
@@ -122,7 +123,7 @@ class Run:
 
     def __init__(self, args: Namespace, identity: dict, accelerator: Accelerator, teacher=None):
         self.settings = args.settings | {
-            **{key: identity[key] for key in ("fingerprint", "label", "mean", "std")},
+            **{key: identity[key] for key in ("fingerprint", "label", "mean", "std", "flip")},
             "mixed_precision": accelerator.mixed_precision,
             "processes": accelerator.num_processes,
         }

@@ -29,8 +29,8 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from utils.data import Dataset
-from utils.data.views import NUM_VIEWS, Batch, epoch_plan, take_views, view_windows
-from utils.files import atomic, unmade_on_failure, write_json
+from utils.data.views import PADDING, Batch, epoch_plan, view_numbers
+from utils.files import atomic, unmade_on_failure
 from utils.program import UserError
 from utils.teachers import Teacher
 
@@ -41,15 +41,12 @@ class LogitFiles:
     """The files of one teacher, data set, split and precision."""
 
     def __init__(self, root: str, teacher: Teacher, data: Dataset, accelerator: Accelerator):
-        precision = accelerator.mixed_precision
-        if precision not in DTYPES:
-            known = ", ".join(DTYPES)
-            raise UserError(f"--teacher_cache: no logits in {precision} precision; use {known}")
+        precision, self.device = accelerator.mixed_precision, accelerator.device
         members = [member.identity for member in teacher.members]
         for said in members:  # what a net is called changes no logit
             del said["label"], said["seed"]
         key = {"members": members, "data": data.fingerprint, "split_seed": data.split_seed}
-        key |= {"precision": precision, "device": accelerator.device.type, "views": views_hash()}
+        key |= {"precision": precision, "device": self.device.type, "padding": PADDING}
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = Path(root, data.name, f"{teacher.model}_{digest}")
         try:
@@ -58,18 +55,11 @@ class LogitFiles:
         except OSError as error:
             raise UserError(f"--teacher_cache {root}: {error.strerror}; name a folder") from None
         self.writable = os.access(self.folder, os.W_OK)
-        if self.writable:
-            write_json(self.folder / "key.json", key)
-        self.images, self.classes = len(data.train.labels), data.num_classes
-        self.dtype, self.device = DTYPES[precision], accelerator.device
+        self.shape, self.dtype = (len(data.train.labels), data.num_classes), DTYPES[precision]
+        self.flip = data.flip
         # Each process sees a part of an epoch only.
         self.complete = accelerator.num_processes == 1
         self.sound: dict[str, np.memmap] = {}
-
-    @property
-    def size(self) -> int:
-        """Bytes in the folder."""
-        return sum(path.stat().st_size for path in self.folder.glob("*.bin"))
 
     def write(self, name: str, logits: torch.Tensor) -> None:
         """Keep logits (N, K) under that name."""
@@ -77,28 +67,40 @@ class LogitFiles:
         with atomic(self.folder / f"{name}_{zlib.crc32(content):08x}.bin") as file:
             file.write(content)
 
-    def has(self, name: str) -> bool:
-        return name in self.sound or self.find(name)
-
     def rows(self, name: str, index=slice(None)) -> torch.Tensor:
         """Logits (len(index), K) of a name that the folder has."""
-        content = np.array(self.sound[name][index])
-        return torch.from_numpy(content).view(self.dtype)
+        return torch.from_numpy(np.array(self.sound[name][index])).view(self.dtype)
 
-    def find(self, name: str) -> bool:
+    def has(self, name: str) -> bool:
         """Map a file of the right size and checksum; remove one where they are not."""
-        shape, size = (self.images, self.classes), self.dtype.itemsize
+        if name in self.sound:
+            return True
+        size = self.dtype.itemsize
         for path in self.folder.glob(f"{name}_*.bin"):
             # Another run has just removed it, or we may not.
             with suppress(FileNotFoundError, PermissionError):
-                if path.stat().st_size == math.prod(shape) * size:
-                    mapped = np.memmap(path, f"i{size}", "r", shape=shape)  # NumPy has no bfloat16
+                if path.stat().st_size == math.prod(self.shape) * size:
+                    # As whole numbers, for NumPy has no bfloat16.
+                    mapped = np.memmap(path, f"i{size}", "r", shape=self.shape)
                     if path.stem.endswith(f"_{zlib.crc32(mapped):08x}"):
                         self.sound[name] = mapped
                         return True
                 tqdm.write(f"{path} is damaged: removed, and computed anew")
                 path.unlink()
         return False
+
+    def epoch(self, name: str, plan: torch.Tensor) -> torch.Tensor | None:
+        """Logits of an epoch in the order of its plan; None unless it or all views are there."""
+        if self.has(name):
+            return self.rows(name)
+        names = {view: view_name(view) for view in view_numbers(self.flip)}
+        if not all(map(self.has, names.values())):
+            return None
+        (order, views), logits = plan, torch.empty(self.shape, dtype=self.dtype)
+        for view, view_file in names.items():
+            places = views == view
+            logits[places] = self.rows(view_file, order[places].numpy())
+        return logits
 
 
 class CachedTeacher:
@@ -110,8 +112,7 @@ class CachedTeacher:
     def __init__(self, forward: Callable[[Batch], torch.Tensor], files: LogitFiles, seed: int):
         self.forward, self.files, self.seed = forward, files, seed
         # Of one epoch, in the order of its plan; a captured step needs it in the same place always.
-        shape = (files.images, files.classes)
-        self.logits = torch.empty(shape, dtype=files.dtype, device=files.device)
+        self.logits = torch.empty(files.shape, dtype=files.dtype, device=files.device)
         self.known = False
 
     def __call__(self, batch: Batch) -> torch.Tensor:
@@ -127,38 +128,20 @@ class CachedTeacher:
 
         Yields whether they were known, so that the teacher does not run.
         """
-        order, views = epoch_plan(self.files.images, self.seed, epoch)
-        plan = zlib.crc32(torch.stack([order, views]).numpy())
-        name = f"seed={self.seed}_epoch={epoch}_plan={plan:08x}"
-        logits = self.files.rows(name) if self.files.has(name) else self.from_views(order, views)
+        files = self.files
+        plan = epoch_plan(files.shape[0], self.seed, epoch, files.flip)
+        name = f"seed={self.seed}_epoch={epoch}_plan={zlib.crc32(plan.numpy()):08x}"
+        logits = files.epoch(name, plan)
         self.known = logits is not None
         if self.known:
             self.logits.copy_(logits)
         yield self.known
-        if not self.known and self.files.complete:
-            if self.files.writable:
-                self.files.write(name, self.logits)
+        if not self.known and files.complete:
+            if files.writable:
+                files.write(name, self.logits)
             else:
-                tqdm.write(f"{self.files.folder}: no permission to keep epoch {epoch} there")
-
-    def from_views(self, order: torch.Tensor, views: torch.Tensor) -> torch.Tensor | None:
-        """The logits of an epoch from those of all views; None where a view is not there."""
-        names = [view_name(view) for view in range(NUM_VIEWS)]
-        if not all(map(self.files.has, names)):
-            return None
-        logits = torch.empty(self.files.images, self.files.classes, dtype=self.files.dtype)
-        for view, name in enumerate(names):
-            places = views == view
-            logits[places] = self.files.rows(name, order[places].numpy())
-        return logits
+                tqdm.write(f"{files.folder}: no permission to keep epoch {epoch} there")
 
 
 def view_name(view: int) -> str:
     return f"view={view}"
-
-
-def views_hash() -> str:
-    """Of what the views make of a small image: padding, positions and their numbers."""
-    windows = view_windows(torch.arange(192, dtype=torch.uint8).view(1, 3, 8, 8))
-    pixels = take_views(windows, torch.zeros(NUM_VIEWS, dtype=int), torch.arange(NUM_VIEWS))
-    return hashlib.sha256(pixels.contiguous().numpy()).hexdigest()

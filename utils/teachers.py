@@ -12,10 +12,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from os.path import expanduser, isdir, isfile
+from itertools import pairwise
+from os.path import isdir, isfile
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,14 +25,12 @@ from models import build_model
 from models.spellings import standard_names, variant
 from utils.data import Dataset, Statistics, normalisation
 from utils.data.views import normalise
-from utils.files import files_below, one_line, read_bytes, read_json, safe_name, sha256, unpack
+from utils.files import files_below, one_line, read_json, read_torch, safe_name, sha256
 from utils.program import UserError
 
 # What a checkpoint of ours holds, and nobody else's.
-OUR_KEYS = {
-    *("state_dict", "model", "dataset", "num_classes", "mean", "std"),
-    *("loss", "label", "seed", "split_seed", "fingerprint"),
-}
+OUR_KEYS = {"state_dict", "model", "dataset", "num_classes", "mean", "std", "loss", "label"}
+OUR_KEYS |= {"seed", "split_seed", "fingerprint"}
 COUNTER = "num_batches_tracked"  # files of an older torch lack it, and only training reads it
 PRETRAINED = "pretrained"  # the --teacher_path that lets timm download
 # On a CPU a logit's last bits depend on how many images it was computed with, so it is always
@@ -44,10 +42,9 @@ PIECE = 64
 class Member:
     """A net ready to teach (eval mode, no gradients), and where it comes from.
 
-    Its inputs are pixels / 255, normalised with its own `mean` and `std` and then enlarged to
-    `size` pixels a side, if given. `label` says how it was trained, or is the file's stem and the
-    `key` of the weights in it; `seed` is None for other people's files, whose `loss` is what
-    --teacher_loss says.
+    Its inputs are pixels / 255, normalised with `mean` and `std` and then enlarged to `size` pixels
+    a side, if given. `label` says how it was trained, or is the file's stem and the `key` of the
+    weights in it; of other people's files `seed` is None, and `loss` what --teacher_loss says.
     """
 
     net: nn.Module
@@ -61,11 +58,6 @@ class Member:
     seed: int | None = None
     size: int | None = None
     key: str | None = None
-
-    @property
-    def foreign(self) -> bool:
-        """Other people's: who knows which images it was trained on."""
-        return self.seed is None
 
     def logits(self, images: Tensor) -> Tensor:
         pixels = normalise(images, self.mean, self.std)
@@ -127,30 +119,34 @@ class Teacher:
         return safe_name("+".join(f"{n}x{name}" if n > 1 else name for name, n in counts.items()))
 
     @property
+    def said_temperature(self) -> float | str:
+        return "auto" if self.fitted else self.temperature
+
+    @property
     def label(self) -> str:
         """How its members were trained, whatever their seeds, and their temperature."""
         label = safe_name("_and_".join(sorted({member.label for member in self.members})))
-        if self.fitted or self.temperature != 1:
-            label += f"_Tcal={'auto' if self.fitted else f'{self.temperature:g}'}"
-        return label
+        said = self.said_temperature
+        return label if said == 1 else f"{label}_Tcal={said if self.fitted else f'{said:g}'}"
 
     @property
     def identity(self) -> dict:
         """What a student's result says of its teacher; of several, the seed is `42+43+44`."""
-        members = [member.identity for member in self.members]
-        known = members[0] | {"path": str(self.members[0].path), "loss": self.members[0].loss}
+        first, members = self.members[0], [member.identity for member in self.members]
+        known = members[0] | {"path": str(first.path), "loss": first.loss}
         if len(members) > 1:
             seeds = [member.seed for member in self.members]
             hashes = "".join(member.sha256 for member in self.members).encode()
+            losses = {member.loss for member in self.members} - {None}
             known = {
                 "seed": None if None in seeds else "+".join(map(str, sorted(seeds))),
                 "sha256": hashlib.sha256(hashes).hexdigest(),
                 "path": [str(member.path) for member in self.members],
-                "loss": "+".join(sorted({m.loss for m in self.members} - {None})) or None,
+                "loss": "+".join(sorted(losses)) or None,
                 **{"mean": None, "std": None, "members": members},
             }
-        if self.fitted or self.temperature != 1:
-            known["teacher_temperature"] = "auto" if self.fitted else self.temperature
+        if self.said_temperature != 1:
+            known["teacher_temperature"] = self.said_temperature
         return known | {"model": self.model, "label": self.label}
 
 
@@ -168,15 +164,16 @@ def teacher_of(args: Namespace, dataset: Dataset) -> Teacher:
     members = [load_member(*each, args, dataset) for each in zip(paths, models, strict=True)]
     # Whatever their order on the command line, it is the same teacher.
     members.sort(key=lambda member: (member.sha256, member.label))
-    for one, other in zip(members, members[1:], strict=False):
+    for one, other in pairwise(members):
         if one.identity == other.identity:
             raise refusal(other.path, f"the same weights as {one.path}; name each teacher once")
     if args.teacher_temperature != "auto":
         return Teacher(members, args.teacher_temperature)
-    for member in filter(lambda member: member.foreign, members):
-        reason = "may have been trained on the images that validate its student"
-        way_out = "on which no temperature can be fitted then; give a number"
-        raise UserError(f"--teacher_temperature auto: {member.path} {reason}, {way_out}")
+    for member in members:
+        if member.seed is None:
+            reason = "may have been trained on the images that validate its student"
+            way_out = "on which no temperature can be fitted then; give a number"
+            raise UserError(f"--teacher_temperature auto: {member.path} {reason}, {way_out}")
     return Teacher(members, None, fitted=True)
 
 
@@ -189,7 +186,9 @@ def load_member(path: str, model: str | None, args: Namespace, dataset: Dataset)
     if str(path) == PRETRAINED:
         return download(model, args, dataset)
     file = find_weights(path, args.teacher_select)
-    content, digest = read_weights(file)
+    content = read_torch(file, "--teacher_path names a run folder or a weights file")
+    if {"best", "optimizer"} <= content.keys():
+        raise refusal(file, "holds what a run resumes from; give its folder or its model_best.pth")
     if content.keys() >= OUR_KEYS:
         check_ours(file, content, model, args, dataset)
         net = fitting_net(file, content["model"], content["state_dict"], dataset)
@@ -198,121 +197,79 @@ def load_member(path: str, model: str | None, args: Namespace, dataset: Dataset)
     else:
         if model is None:
             raise refusal(file, "does not name its architecture; give --teacher")
-        state = find_state(file, content, args.teacher_key)
-        net = fitting_net(file, model, state, dataset, foreign=True)
-        norm, key = args.teacher_norm, args.teacher_key
-        mean, std = normalisation(norm) if norm else (dataset.mean, dataset.std)
+        key, norm = args.teacher_key, args.teacher_norm
+        net = fitting_net(file, model, find_state(file, content, key), dataset, foreign=True)
         known = {"model": model, "loss": args.teacher_loss, "key": key}
+        mean, std = normalisation(norm) if norm else (dataset.mean, dataset.std)
         label = "_".join(filter(None, (file.stem, key)))
-    known |= {"label": safe_name(label), "sha256": digest, "size": args.teacher_size}
+    known |= {"label": safe_name(label), "sha256": sha256(file), "size": args.teacher_size}
     return Member(ready(net, file), mean=tuple(mean), std=tuple(std), path=file, **known)
 
 
 def find_weights(path: str | Path, select: str) -> Path:
-    """The weights file that `path` means."""
-    if not str(path).strip():
-        raise UserError("--teacher_path is empty; give a run folder or a weights file")
-    path = Path(expanduser(path))
+    """The weights file that `path` means: itself, or that of the finished run at or below it."""
     # os.path and not Path's methods: those raise for a name that is too long.
     if isfile(path):
         if select != "best":
             raise refusal(path, f"a file has no {select} epoch; leave out --teacher_select")
-        return path
+        return Path(path)
     if not isdir(path):
         raise refusal(path, "no such file or folder; give a run folder or a weights file")
-    file = one_run(path) / f"model_{select}.pth"
+    runs = [path] if isfile(f"{path}/result.json") else finished_below(Path(path))
+    if not runs:
+        way_out = "finish the teacher by running its command again, or name a weights file"
+        raise refusal(path, f"no finished run (result.json) in it; {way_out}")
+    if len(runs) > 1:
+        shown = ", ".join(str(run.relative_to(path)) for run in runs[:10])
+        more = f" and {len(runs) - 10} more" if len(runs) > 10 else ""
+        raise refusal(path, f"{len(runs)} finished runs lie below it: {shown}{more}; name one")
+    file = Path(runs[0], f"model_{select}.pth")
     if not file.is_file():
         raise refusal(path, f"the run has no {file.name}; give another --teacher_select or a file")
     return file
 
 
-def one_run(folder: Path) -> Path:
-    """The finished run that `folder` is, or the only one below it, those it taught left aside."""
-    if (folder / "result.json").is_file():
-        return folder
-    runs = [file.parent for file in files_below(folder, "result.json")]
-    if len(runs) > 1:
-        runs = originals(runs)
-    if not runs:
-        way_out = "finish the teacher by running its command again, or name a weights file"
-        raise refusal(folder, f"no finished run (result.json) in it; {way_out}")
-    if len(runs) > 1:
-        shown = ", ".join(str(run.relative_to(folder)) for run in runs[:10])
-        more = f" and {len(runs) - 10} more" if len(runs) > 10 else ""
-        raise refusal(folder, f"{len(runs)} finished runs lie below it: {shown}{more}; name one")
-    return runs[0]
+def finished_below(folder: Path) -> list[Path]:
+    """The finished runs, students only where there is nothing else.
 
-
-def originals(runs: list[Path]) -> list[Path]:
-    """Those that learned from none of the others.
-
-    Students may lie in their teacher's root, and the same command is to find the same teacher
-    again: no student is its own.
+    Students may lie in their teacher's root, and the same command has to find the same teacher.
     """
-    weights = {sha256(file) for run in runs for file in run.glob("model_*.pth")}
 
-    def taught(run: Path) -> bool:
-        try:
-            teacher = read_json(run / "result.json", "")["teacher"]
-        except (UserError, KeyError):  # damaged, or trained from the labels alone
-            return False
-        hashes = {member["sha256"] for member in teacher.get("members", [teacher])}
-        return not hashes.isdisjoint(weights)
+    def is_student(run: Path) -> bool:
+        with suppress(UserError):  # damaged
+            return "teacher" in read_json(run / "result.json", "")
+        return False
 
-    return [run for run in runs if not taught(run)]
-
-
-def read_weights(file: Path) -> tuple[Mapping, str]:
-    """What `file` holds, and the SHA-256 of its bytes. Nothing in it is executed."""
-    try:
-        data = read_bytes(file)
-        content = unpack(data)
-    except OSError as error:
-        raise refusal(file, f"cannot be read ({error.strerror}); check its permissions") from None
-    except ValueError as error:
-        raise refusal(file, str(error)) from error
-    if not isinstance(content, Mapping):
-        raise refusal(file, f"holds a {type(content).__name__}; give a file with a state dict")
-    if "best" in content and "optimizer" in content:
-        raise refusal(file, "holds what a run resumes from; give its folder or its model_best.pth")
-    return content, hashlib.sha256(data).hexdigest()
+    runs = [file.parent for file in files_below(folder, "result.json")]
+    return [run for run in runs if not is_student(run)] or runs
 
 
 def check_ours(
     file: Path, content: Mapping, model: str | None, args: Namespace, dataset: Dataset
 ) -> None:
     """Refuse a checkpoint of ours that is not the teacher which the command describes."""
-    trained, here = content["fingerprint"], dataset.fingerprint
-    same_data = trained == here if trained and here else content["dataset"] == dataset.name
-    loss, norm, split = args.teacher_loss, args.teacher_norm, content["split_seed"]
-    own = [content["mean"], content["std"]]
-    checks = {
-        "holds one net; leave --teacher_key out": args.teacher_key is None,
-        f"trained on other data, {content['dataset']} ({content['num_classes']} classes), and not "
-        f"on this --dataset {dataset.name} ({dataset.num_classes} classes); give another teacher "
-        "or --dataset": same_data,
-        f"holds {content['model']}, not --teacher {model}; leave --teacher out": (
-            model in (None, content["model"])
-        ),
-        f"trained with --split-seed {split}, not {args.split_seed}, so it has seen images that "
-        f"would validate its student; give --split-seed {split} or another teacher": (
-            split == args.split_seed
-        ),
-        f"trained with {content['label']}, which --teacher_loss {loss} contradicts; leave "
-        "--teacher_loss out or give another teacher": loss is None or same_loss(loss, content),
-        f"carries its own normalisation, which --teacher_norm {norm} contradicts; leave "
-        "--teacher_norm out": norm is None or np.allclose(normalisation(norm), own, atol=1e-4),
+    if content["fingerprint"] != dataset.fingerprint:
+        trained_on = f"{content['dataset']} ({content['num_classes']} classes)"
+        here = f"--dataset {dataset.name} ({dataset.num_classes} classes)"
+        way_out = "give another teacher or --dataset"
+        raise refusal(file, f"trained on other data, {trained_on}, and not on {here}; {way_out}")
+    if content["split_seed"] != args.split_seed:
+        own = f"--split-seed {content['split_seed']}"
+        seen = f"not {args.split_seed}, so it has seen images that would validate its student"
+        raise refusal(file, f"trained with {own}, {seen}; give {own} or another teacher")
+    loss = args.teacher_loss
+    with suppress(ValueError):  # a whole label is no loss
+        loss = loss and canonical_loss(loss)
+    fits = {
+        f"--teacher {model}": model in (None, content["model"]),
+        f"--teacher_loss {loss}": loss in (None, content["loss"], content["label"]),
+        f"--teacher_norm {args.teacher_norm}": args.teacher_norm is None,
+        f"--teacher_key {args.teacher_key}": args.teacher_key is None,
     }
-    for reason, holds in checks.items():
+    own = f"{content['model']}, trained with {content['label']} and its own normalisation"
+    for given, holds in fits.items():
         if not holds:
-            raise refusal(file, reason)
-
-
-def same_loss(given: str, content: Mapping) -> bool:
-    """Whether --teacher_loss, a loss in any spelling or a whole label, is what the teacher had."""
-    with suppress(ValueError):
-        given = canonical_loss(given)
-    return given in (content["loss"], content["label"])
+            raise refusal(file, f"holds one {own}, not {given}; leave {given.split()[0]} out")
 
 
 def find_state(file: Path, content: Mapping, key: str | None) -> Mapping[str, Tensor]:
@@ -324,11 +281,10 @@ def find_state(file: Path, content: Mapping, key: str | None) -> Mapping[str, Te
         raise refusal(file, f"{reason}; save one with torch.save(net.state_dict(), file)")
     if key is None and len(found) == 1:
         return next(iter(found.values()))
-    names = ", ".join(filter(None, found)) or "one set without a name"
-    if key is None:
-        raise refusal(file, f"holds several sets of weights: {names}; --teacher_key names one")
     if key not in found:
-        raise refusal(file, f"no weights under --teacher_key {key}; it holds {names}")
+        names = ", ".join(filter(None, found)) or "one without a name"
+        given = f", and not {key}" if key else ""
+        raise refusal(file, f"its sets of weights are {names}; --teacher_key names one{given}")
     return found[key]
 
 
@@ -347,29 +303,20 @@ def fitting_net(
     file: Path, model: str, state: Mapping[str, Tensor], dataset: Dataset, foreign: bool = False
 ) -> nn.Module:
     """The net of that name with these weights; `foreign`: under other people's names."""
-    differing = []
     try:
         net = build_model(model, dataset.num_classes, **(variant(state, model) if foreign else {}))
     except ValueError as error:
         raise UserError(f"--teacher: {error}") from None
-    for stripped in unprefixed(state) if foreign else [state]:
-        named = standard_names(stripped, net) if foreign else stripped
+    states = (standard_names(each, net) for each in unprefixed(state)) if foreign else [state]
+    differing = []
+    for named in states:
         differing.append(misfits(net, named))
         if not differing[-1]:
             net.load_state_dict(named, strict=False)  # but for the counters
             return net
-    closest = min(differing, key=len)
-    name, found, wanted = closest[0]
-    classes = dataset.num_classes
-    if all(there[1:] == here[1:] and here[:1] == (classes,) for _, there, here in closest):
-        raise other_classes(file, found[0], dataset)
-    reason = f"does not fit {model}: {name} is {found} where {wanted} is wanted"
-    raise refusal(file, f"{reason}; give the right --teacher, or copy the file again")
-
-
-def other_classes(file: Path, found: int, dataset: Dataset) -> UserError:
-    wanted = f"--dataset {dataset.name} has {dataset.num_classes}"
-    return refusal(file, f"has {found} classes but {wanted}; give another teacher")
+    name, found, wanted = min(differing, key=len)[0]
+    reason = f"does not fit {model} of {dataset.num_classes} classes: {name} is {found} where"
+    raise refusal(file, f"{reason} {wanted} is wanted; give its --teacher or another file")
 
 
 def unprefixed(state: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
@@ -382,15 +329,12 @@ def unprefixed(state: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
 
 def misfits(net: nn.Module, state: Mapping[str, Tensor]) -> list[tuple]:
     """(name, shape in `state`, shape in `net`) of each tensor that differs or is missing in one."""
-    wanted, found = (
+    found, wanted = (
         {name: tuple(value.shape) for name, value in each.items() if not name.endswith(COUNTER)}
-        for each in (net.state_dict(), state)
+        for each in (state, net.state_dict())
     )
-    return [
-        (name, found.get(name, "absent"), wanted.get(name, "none"))
-        for name in dict.fromkeys([*wanted, *found])
-        if found.get(name) != wanted.get(name)
-    ]
+    names = [name for name in wanted | found if found.get(name) != wanted.get(name)]
+    return [(name, found.get(name, "absent"), wanted.get(name, "none")) for name in names]
 
 
 def ready(net: nn.Module, file: str | Path) -> nn.Module:
@@ -409,14 +353,12 @@ def download(model: str | None, args: Namespace, dataset: Dataset) -> Member:
     except (OSError, RuntimeError, ValueError) as error:
         reason = f"{model} cannot be downloaded ({one_line(error)}); give a weights file"
         raise refusal(PRETRAINED, reason) from error
-    source = net.pretrained_cfg
+    source, norm = net.pretrained_cfg, args.teacher_norm
     if source["num_classes"] != dataset.num_classes:
-        raise other_classes(PRETRAINED, source["num_classes"], dataset)
-    mean, std = source["mean"], source["std"]
-    if args.teacher_norm is not None:
-        mean, std = normalisation(args.teacher_norm)
+        wanted = f"--dataset {dataset.name} has {dataset.num_classes}; give another teacher"
+        raise refusal(PRETRAINED, f"has {source['num_classes']} classes but {wanted}")
+    mean, std = normalisation(norm) if norm else (source["mean"], source["std"])
     weights = b"".join(value.numpy().tobytes() for value in net.state_dict().values())
-    digest = hashlib.sha256(weights).hexdigest()
-    known = {"label": PRETRAINED, "sha256": digest, "path": Path(PRETRAINED)}
-    known |= {"loss": args.teacher_loss, "size": args.teacher_size}
+    known = {"sha256": hashlib.sha256(weights).hexdigest(), "path": Path(PRETRAINED)}
+    known |= {"label": PRETRAINED, "loss": args.teacher_loss, "size": args.teacher_size}
     return Member(ready(net, PRETRAINED), model, tuple(mean), tuple(std), **known)

@@ -37,7 +37,7 @@ from utils.calibration.distributions import (
 )
 from utils.calibration.metrics import classification_metrics
 from utils.data import Split, load_dataset
-from utils.data.npz import channels_last, image_side
+from utils.data.npz import channels_last
 from utils.evaluation import logits_of
 from utils.files import one_line, open_npz
 from utils.program import UserError
@@ -217,9 +217,7 @@ def foreign_images(name: str, data_dir: Path) -> Tensor:
             return torch.from_numpy(SVHN(data_dir, split="test", download=True).data)
         with open_npz(file) as archive:
             keys = archive.files
-            images = archive[keys[0] if len(keys) == 1 else "x_test"]
-        if images.dtype != np.uint8 or len(images) == 0 or image_side(images.shape) is None:
-            raise ValueError(f"{images.dtype} of shape {images.shape}")
+            images = channels_last(archive[keys[0] if len(keys) == 1 else "x_test"])
     # Any exception: damaged archives raise a dozen kinds, and each means the same to the user.
     except Exception as error:
         others = f", or put torchvision's test_32x32.mat into {data_dir}" if name == "svhn" else ""
@@ -227,7 +225,7 @@ def foreign_images(name: str, data_dir: Path) -> Tensor:
             f"--on {name}: no images in {file} ({type(error).__name__}: {one_line(error)}); write "
             f"it with numpy.savez(file, x_test=images), uint8 (N, H, W, 3) and square{others}"
         ) from error
-    return torch.from_numpy(channels_last(images)).permute(0, 3, 1, 2)
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
 def under_corruptions(nets: list[MeasuredNet], args: Namespace) -> Evaluation:

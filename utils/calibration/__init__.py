@@ -8,6 +8,5 @@ bootstrap      how far a number could be off, a calibrated net's ECE, paired dif
 diagram        reliability diagrams
 scores         what all of them accept: numpy arrays or tensors, checked
 
-Imports nothing of the project, needs numpy and torch (posthoc tqdm, diagram matplotlib): the folder
-can be copied into another one if its imports are renamed.
+Imports nothing of the project and needs numpy and torch (posthoc tqdm, diagram matplotlib).
 """

@@ -1,70 +1,60 @@
 """How far a number could be off because the test split is a sample, and what follows from that.
 
-A metric here is a sum over columns of |mean over images| of a matrix (N, columns): one column for
-means over images, one for each bin for calibration errors. So its value on a resample that takes
-image i c_i times is one product with that matrix, and a thousand resamples are a matrix product.
+A metric here is a sum over columns of |mean over images| of a matrix (N, columns): one column, or
+for calibration errors one for each bin. So a thousand resamples of it are a matrix product.
 """
 
 import math
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+LEVEL = 0.95  # of intervals
 
-def gaps(probs: Tensor, labels: Tensor, bins: int = 15) -> np.ndarray:
+
+def gaps(probs: Tensor, labels: Tensor, bins: int = 15, equal_mass: bool = False) -> np.ndarray:
     """(N, bins) float32: correctness - confidence of a sample in the column of its bin, else 0.
 
-    The ECE of probabilities (N, K) is the sum over columns of |their mean|; bins as in
-    `reliability_bins`.
+    The ECE of probabilities (N, K) is the sum over columns of |their mean|; bins of equal width as
+    in `reliability_bins`, or of equal mass: the adaptive ECE.
     """
     confidence = probs.amax(dim=1).double()
+    edges = torch.arange(1, bins).double() / bins
+    if equal_mass:
+        edges = torch.from_numpy(np.quantile(confidence.numpy(), edges.numpy()))
     gap = (probs.argmax(dim=1) == labels).double() - confidence
-    return _in_columns(gap, _bin_of(confidence, bins), bins)
+    columns = torch.bucketize(confidence, edges)[:, None]
+    return torch.zeros(len(gap), bins).scatter_(1, columns, gap.float()[:, None]).numpy()
 
 
-def _bin_of(confidence: Tensor, bins: int) -> Tensor:
-    return torch.bucketize(confidence, torch.arange(1, bins).double() / bins)
-
-
-def _in_columns(values: Tensor, column: Tensor, columns: int) -> np.ndarray:
-    matrix = torch.zeros(len(values), columns)
-    return matrix.scatter_(1, column[:, None], values.float()[:, None]).numpy()
-
-
-def _adaptive_gaps(probs: Tensor, labels: Tensor, bins: int = 15) -> np.ndarray:
-    confidence = probs.amax(dim=1).double()
-    edges = torch.from_numpy(np.quantile(confidence.numpy(), np.arange(1, bins) / bins))
-    gap = (probs.argmax(dim=1) == labels).double() - confidence
-    return _in_columns(gap, torch.bucketize(confidence, edges), bins)
-
-
-def _column(values: Tensor) -> np.ndarray:
-    return values.float().unsqueeze(1).numpy()
+def _of_images(values: Callable) -> Callable:
+    """A metric that is the mean of values (N,) of the images: (N, 1)."""
+    return lambda probs, labels: values(probs.double(), labels).float().unsqueeze(1).numpy()
 
 
 def _label_prob(probs: Tensor, labels: Tensor) -> Tensor:
-    return probs.double().gather(1, labels[:, None]).squeeze(1)
+    return probs.gather(1, labels[:, None]).squeeze(1)
 
 
 # Metrics that two nets can be compared in: of probabilities (N, K), labels (N,) to (N, columns).
 PAIRED = {
-    "top1": lambda probs, labels: _column(probs.argmax(dim=1) == labels),
-    "nll": lambda probs, labels: _column(-_label_prob(probs, labels).clamp_min(1e-300).log()),
-    "brier": lambda probs, labels: _column(
-        1 - 2 * _label_prob(probs, labels) + probs.double().square().sum(dim=1)
-    ),
+    "top1": _of_images(lambda p, y: p.argmax(dim=1) == y),
+    "nll": _of_images(lambda p, y: -_label_prob(p, y).clamp_min(1e-300).log()),
+    "brier": _of_images(lambda p, y: 1 - 2 * _label_prob(p, y) + p.square().sum(dim=1)),
     "ece": gaps,
-    "adaece": _adaptive_gaps,
+    "adaece": partial(gaps, equal_mass=True),
 }
 
 
 @lru_cache(maxsize=1)
-def resample_counts(samples: int, resamples: int, seed: int) -> np.ndarray:
-    """(resamples, samples) float32: how often a resample takes a sample."""
-    rng = np.random.default_rng(seed)
+def resample_counts(samples: int, resamples: int) -> np.ndarray:
+    """(resamples, samples) float32: how often a resample takes a sample; always the same."""
+    rng = np.random.default_rng(0)
     counts = np.empty((resamples, samples), np.float32)
     for row in counts:
         row[:] = np.bincount(rng.integers(0, samples, samples), minlength=samples)
@@ -75,67 +65,49 @@ def _value(matrix: np.ndarray) -> float:
     return np.abs(matrix.mean(axis=0, dtype=np.float64)).sum()
 
 
-def _values(runs: list[np.ndarray], resamples: int, seed: int) -> np.ndarray:
-    """(runs, resamples): the metric of each run on each resample, which all of them share."""
-    counts = resample_counts(len(runs[0]), resamples, seed)
-    return np.stack([np.abs(counts @ run).sum(axis=1) for run in runs]) / len(runs[0])
+def _resampled(run: np.ndarray, resamples: int) -> np.ndarray:
+    return np.abs(resample_counts(len(run), resamples) @ run).sum(axis=1) / len(run)
 
 
-def ece_interval(
-    runs: list[np.ndarray], resamples: int = 1000, level: float = 0.95, seed: int = 0
-) -> tuple[float, float]:
-    """Basic bootstrap interval, over test samples, of the mean ECE of `runs` (fractions).
-
-    `runs` holds the `gaps` of nets on one test split; every resample is the same for all of them.
-    The ECE of a resample is biased upwards once more than the ECE itself, by the noise in each
-    bin, so an interval between quantiles of the resamples' values (percentile bootstrap) can lie
-    above the truth. The basic interval [2e - high quantile, 2e - low quantile] mirrors them at the
-    estimate e and so subtracts the bias; its upper end is raised to e where it falls below. In
-    simulations it covers the truth 90 to 95 times in 100, fewer where the true ECE is below the
-    noise (perfect calibration: 60). Davison and Hinkley, "Bootstrap Methods and their
-    Application", 1997, Section 5.2.
-    """
-    estimate = np.mean([_value(run) for run in runs])
-    resampled = _values(runs, resamples, seed).mean(axis=0)
-    return basic_interval(estimate, resampled, level)
-
-
-def resampled_ece(gaps: np.ndarray, resamples: int = 1000, seed: int = 0) -> np.ndarray:
+def resampled_ece(gaps: np.ndarray, resamples: int = 1000) -> np.ndarray:
     """(resamples,): the ECE of one run, by its `gaps`, on each resample."""
-    return _values([gaps], resamples, seed)[0]
+    return _resampled(gaps, resamples)
 
 
-def basic_interval(
-    estimate: float, resampled: np.ndarray, level: float = 0.95
-) -> tuple[float, float]:
-    """Around an error of at least 0, from its values on resamples: see `ece_interval`."""
-    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+def basic_interval(estimate: float, resampled: np.ndarray) -> tuple[float, float]:
+    """95 % basic bootstrap interval, over test samples, of an ECE or a mean of ECEs (fractions).
+
+    The ECE of a resample is biased upwards once more than the ECE itself, by the noise in each
+    bin: quantiles of the resamples' values (percentile bootstrap) can lie above the truth. Here
+    they are mirrored at the estimate, which subtracts the bias; the upper end is raised to the
+    estimate where it falls below. In simulations it covers the truth 90 to 95 times in 100, fewer
+    where the true ECE is below the noise (perfect calibration: 60). Davison and Hinkley, 1997,
+    Section 5.2.
+    """
+    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return max(0.0, float(2 * estimate - high)), float(max(estimate, 2 * estimate - low))
 
 
-def calibrated_ece(
-    probs: Tensor, draws: int = 1000, level: float = 0.95, seed: int = 0, bins: int = 15
-) -> tuple[float, float]:
-    """The ECE that a perfectly calibrated net with these confidences would measure.
+def calibrated_ece(probs: Tensor, draws: int = 1000, bins: int = 15) -> tuple[float, float]:
+    """The ECE that a perfectly calibrated net with these probabilities (N, K) would measure.
 
-    Mean over draws, and the value that `level` of them stay below; a measured ECE under the latter
-    is no evidence of miscalibration. Labels are drawn from the net's own probabilities (N, K).
-    Of a label the ECE sees only whether it is the predicted one, so a draw is one coin per sample,
-    right with the probability that is its confidence. For several runs take the means of both.
-    Vaicenavicius et al., "Evaluating model calibration in classification", AISTATS 2019, Section 5.
+    Mean over draws of labels from them, and the value that 95 % of the draws stay below: an ECE
+    under it is no evidence of miscalibration. The ECE sees only whether a label is the predicted
+    one, so a draw is one coin per sample, right with the probability that is its confidence.
+    Vaicenavicius et al., AISTATS 2019, Section 5.
     """
     confidence = probs.amax(dim=1).double().sort().values
-    counts = torch.bincount(_bin_of(confidence, bins), minlength=bins)
-    starts = (counts.cumsum(dim=0) - counts)[counts > 0].numpy()
-    chance = confidence.numpy()
+    inner = torch.searchsorted(confidence, torch.arange(1, bins).double() / bins, right=True)
+    starts = F.pad(inner, (1, 0)).unique()
+    starts, chance = starts[starts < len(confidence)].numpy(), confidence.numpy()
     expected = np.add.reduceat(chance, starts)
-    rng, threshold = np.random.default_rng(seed), chance.astype(np.float32)
+    rng, threshold = np.random.default_rng(0), chance.astype(np.float32)
     errors = np.empty(draws)
     for draw in range(draws):
         right = rng.random(len(chance), dtype=np.float32) < threshold
         hits = np.add.reduceat(right, starts, dtype=np.int64)
         errors[draw] = np.abs(hits - expected).sum() / len(chance)
-    return float(errors.mean()), float(np.quantile(errors, level))
+    return float(errors.mean()), float(np.quantile(errors, LEVEL))
 
 
 class Difference(NamedTuple):
@@ -148,25 +120,20 @@ class Difference(NamedTuple):
 
 
 def paired_difference(
-    first: list[np.ndarray],
-    second: list[np.ndarray],
-    resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
+    first: list[np.ndarray], second: list[np.ndarray], resamples: int = 1000
 ) -> Difference:
     """Mean metric of the runs `first` minus that of the runs `second`, on the same test images.
 
     A run is a matrix (N, columns) of PAIRED. Images are a bootstrap, the same resample for every
-    run of both rows. Seeds are not resampled: two or three have four or ten resamples, and one
-    over both would count twice what images and seeds do together. The variance is that of two
-    crossed factors instead: what images do to all runs alike (the bootstrap's variance less each
-    run's own part) plus s^2/n of each row's n seeds, s^2 the variance between runs of a row, both
-    rows' in one; t quantiles by Satterthwaite. Where no row has two runs s is unknown, and the
-    interval speaks of these two nets, not of what training them again would give.
-    Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 2007 (the double counting).
+    run of both rows. Seeds are too few to be resampled, and one resampling over both would count
+    twice what images and seeds do together (Owen, "The pigeonhole bootstrap", Annals of Applied
+    Statistics 2007). The variance is that of two crossed factors: what images do to all runs alike
+    (the bootstrap's variance less each run's own part) plus s^2/n of each row's n seeds, s^2 the
+    variance between runs of a row, both rows' in one; t quantiles by Satterthwaite. Where no row
+    has two runs, the interval speaks of these two nets, not of what training again would give.
     """
     rows = first, second
-    values = [_values(runs, resamples, seed) for runs in rows]
+    values = [np.stack([_resampled(run, resamples) for run in runs]) for runs in rows]
     measured = [np.array([_value(run) for run in runs]) for runs in rows]
     value = measured[0].mean() - measured[1].mean()
     resampled = values[0].mean(axis=0) - values[1].mean(axis=0)
@@ -179,7 +146,7 @@ def paired_difference(
         freedom = seeds * (variance / between) ** 2 if between else math.inf
     t, tail = _student(freedom)
     width = max(math.sqrt(variance), 1e-300)  # 0 where the rows do not differ in any image
-    reach = width * np.interp(-(1 - level) / 2, -tail, t)
+    reach = width * np.interp(-(1 - LEVEL) / 2, -tail, t)
     p = 2 * np.interp(abs(value) / width, t, tail)
     return Difference(*map(float, (value, value - reach, value + reach, p)))
 
@@ -197,14 +164,8 @@ def _student(freedom: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def holm(p_values: list[float]) -> list[float]:
-    """p-values adjusted for their number: those <= 0.05 hold jointly at 5 %.
-
-    The i-th smallest of m times m - i + 1, never below a smaller one's, at most 1.
-    Holm, "A simple sequentially rejective multiple test procedure", 1979.
-    """
+    """p-values adjusted for their number: those <= 0.05 hold jointly at 5 %. Holm, 1979."""
     p = np.asarray(p_values, np.float64)
     order = p.argsort()
     raised = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
-    adjusted = np.empty_like(p)
-    adjusted[order] = raised
-    return adjusted.tolist()
+    return raised[order.argsort()].tolist()

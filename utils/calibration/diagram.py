@@ -41,18 +41,10 @@ def draw_panel(diagram, histogram, title: str, probs, labels, bins: int) -> None
     centres = (0.5 + np.arange(bins)) * width
     full, error = counts > 0, counts @ abs(accuracy - confidence) / counts.sum()
     bar = {"width": width, "edgecolor": "white", "linewidth": 0.6}
-    diagram.bar(centres[full], accuracy[full], color=BLUE, label="accuracy", **bar)
-    diagram.bar(
-        centres[full],
-        (confidence - accuracy)[full],
-        bottom=accuracy[full],
-        label="gap to confidence",
-        color="none",
-        edgecolor=RED,
-        hatch="////",
-        width=width,
-        linewidth=0.8,
-    )
+    gap = {"width": width, "edgecolor": RED, "linewidth": 0.8, "color": "none", "hatch": "////"}
+    x, height, rise = centres[full], accuracy[full], (confidence - accuracy)[full]
+    diagram.bar(x, height, color=BLUE, label="accuracy", **bar)
+    diagram.bar(x, rise, bottom=height, label="gap to confidence", **gap)
     diagram.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
     diagram.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     diagram.set_title(f"{title}\nECE {100 * error:.2f} %", fontsize=9)

@@ -1,9 +1,4 @@
-"""What a net's uncertainty is worth: against known label distributions and on foreign data.
-
-Arguments are logits (N, K), arrays or tensors; results are python floats.
-"""
-
-import math
+"""What a net's uncertainty is worth: against known label distributions and on foreign data."""
 
 import torch
 from torch import Tensor
@@ -17,9 +12,7 @@ BINS = 15
 def label_distribution_metrics(
     logits: Array, distribution: Array, temperature: float = 1.0
 ) -> dict[str, float]:
-    """Errors of p = softmax(logits / T) against a distribution q (N, K) over labels per sample.
-
-    q may be the votes of many people or the posterior that the labels were drawn from.
+    """Errors of p = softmax(logits / T) against q (N, K), e.g. the votes of many people.
 
     kl: mean KL(q || p) in nats; tv: mean total variation, half of sum_k |p_k - q_k|;
     calibration_error: mean |p_c - q_c|, c the predicted class;
@@ -27,9 +20,8 @@ def label_distribution_metrics(
     expected_top1: mean q_c, the accuracy against one label drawn from q;
     entropy, entropy_gap: mean entropy of p, and how much it is above that of q, in nats;
     entropy_correlation: Spearman's, between the entropies of p and q over samples.
-    Raises ValueError as `posterior_metrics`. Peterson et al., "Human uncertainty makes
-    classification more robust", ICCV 2019 (CIFAR-10H); Baan et al., "Stop measuring
-    calibration when humans disagree", EMNLP 2022 (tv, entropy_gap per sample).
+    Raises ValueError as `posterior_metrics`. Peterson et al., ICCV 2019 (CIFAR-10H); Baan et al.,
+    "Stop measuring calibration when humans disagree", EMNLP 2022 (tv, entropy_gap per sample).
     """
     known = posterior_metrics(logits, distribution, temperature)
     logits, target = as_tensor(logits).double(), as_tensor(distribution).double()
@@ -58,31 +50,25 @@ def entropy(probs: Tensor) -> Tensor:
 
 def rank_correlation(first: Tensor, second: Tensor) -> float:
     """Spearman's: Pearson's between ranks, equal values sharing theirs. 0 where one is constant."""
-    x, y = (rank - rank.mean() for rank in map(_ranks, (first, second)))
-    scale = math.sqrt((x @ x).item() * (y @ y).item())
-    return (x @ y).item() / scale if scale > 0 else 0.0
-
-
-def _ranks(values: Tensor) -> Tensor:
-    _, place, counts = values.unique(return_inverse=True, return_counts=True)
-    return (counts.cumsum(dim=0).double() - (counts - 1) / 2)[place]
+    ranks = []
+    for values in (first, second):
+        _, place, counts = values.unique(return_inverse=True, return_counts=True)
+        ranks.append((counts.cumsum(dim=0).double() - (counts - 1) / 2)[place])
+    return torch.corrcoef(torch.stack(ranks))[0, 1].nan_to_num(0).item()
 
 
 def ood_metrics(inside: Array, outside: Array, temperature: float = 1.0) -> dict[str, float]:
     """How well confidence and entropy tell the test split (inside) from foreign data (outside).
 
-    Logits (N, K) and (M, K), mixed; inside is the positive class of auroc, aupr_in and fpr95,
-    outside that of aupr_out. Keys begin with confidence_ or entropy_. Raises ValueError where
-    there is no sample, a logit is not finite or T is not positive.
-    Hendrycks and Gimpel, "A baseline for detecting misclassified and out-of-distribution examples
-    in neural networks", ICLR 2017; Liang et al. (ODIN), ICLR 2018 (fpr95).
+    Logits (N, K) and (M, K); inside is the positive class of auroc, aupr_in and fpr95, outside
+    that of aupr_out. Raises ValueError where there is no sample or a logit is not finite.
+    Hendrycks and Gimpel, ICLR 2017; Liang et al. (ODIN), ICLR 2018 (fpr95).
     """
     logits = torch.cat([checked_scores(part).double() for part in (inside, outside)])
     positive = torch.arange(len(logits)) < len(inside)
-    if not logits.isfinite().all() or not temperature > 0:
-        raise ValueError(f"logits should be finite and T positive, T is {temperature}")
-    # In the order of their size, so that the same numbers for other classes are summed alike: a
-    # rounding would break ties between samples of equal confidence.
+    if not logits.isfinite().all():
+        raise ValueError("logits should be finite")
+    # In the order of their size: summed in another, equal confidences would differ by a rounding.
     ordered = logits.sort(dim=1, descending=True).values
     probs = ((ordered - ordered[:, :1]) / temperature).softmax(dim=1)
     # 1 - max p as the sum of the others: 1 itself would hide how close to it a confidence is.
@@ -99,11 +85,8 @@ def ood_metrics(inside: Array, outside: Array, temperature: float = 1.0) -> dict
 def _counts(scores: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
     """True and false positives, float64, if all scores from the i-th highest value on count."""
     values, place = scores.unique(return_inverse=True)
-    hits, all_ = (
-        torch.bincount(place, weights=weight.double(), minlength=len(values)).flip(0).cumsum(0)
-        for weight in (positive, torch.ones_like(positive))
-    )
-    return hits, all_ - hits
+    counts = (torch.bincount(place[of], minlength=len(values)) for of in (positive, ~positive))
+    return tuple(count.flip(0).cumsum(0).double() for count in counts)
 
 
 def auroc(scores: Tensor, positive: Tensor) -> float:

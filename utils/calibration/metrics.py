@@ -1,17 +1,14 @@
 """Accuracy, proper scores and calibration errors of a whole split, summed in float64 on the CPU.
 
 Arguments are numpy arrays or tensors of any device and floating type: probabilities or logits
-(N, K), labels (N,). Results are fractions as python floats. Every function raises ValueError where
-shapes do not fit, a label is out of range, there is no sample or no bin, a value is NaN, or the
-rows of probabilities do not sum to 1.
+(N, K), labels (N,). Results are fractions as python floats. ValueError where shapes do not fit, a
+label is out of range, there is no sample, a value is NaN, or probabilities do not sum to 1.
 
 Confidence is the probability of the predicted class. Bins are (lo, hi], the first closed below and
 the last above: no sample is dropped. An empty bin adds 0, a class that no label has counts.
 """
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,92 +20,81 @@ COLUMNS_AT_ONCE = 1 << 20  # numbers, float64
 GRID = 4096  # cells of the smooth ECE
 
 
-class ReliabilityBins(NamedTuple):
-    """Per confidence bin, float64 (bins,): 0 in an empty bin."""
-
-    counts: Tensor
-    accuracy: Tensor
-    confidence: Tensor
-
-
 def ece(probs: Array, labels: Array, bins: int = 15) -> float:
     """Expected calibration error: sum over bins of n_b/N |accuracy_b - confidence_b|."""
     counts, accuracy, confidence = reliability_bins(probs, labels, bins)
     return ((accuracy - confidence).abs() @ counts).item() / len(labels)
 
 
-def reliability_bins(probs: Array, labels: Array, bins: int = 15) -> ReliabilityBins:
-    """Counts, accuracy and mean confidence of the top label in bins of equal width."""
-    found = _of_confidence(*_top_label(*_checked(probs, labels)), bins, _equal_width)
-    counts, right, confidence = (part[0] for part in found)
-    return ReliabilityBins(counts, right / counts.clamp_min(1), confidence / counts.clamp_min(1))
-
-
-def calibration_errors(probs: Array, labels: Array, bins: int = 15) -> dict[str, float]:
-    """Every calibration error of probabilities (N, K).
-
-    ece: sum over bins of n_b/N |accuracy_b - confidence_b|, bins of equal width with edges at the
-    float64 numbers nearest to i / bins (Guo et al., "On Calibration of Modern Neural Networks",
-    ICML 2017, Eq. 3). torchmetrics sums it in float32 and is off by about 3e-5 at 10,000 samples
-    and 3e-4 at a million.
-    adaece: the same over bins of equal mass, edges at the i/bins quantiles of the confidences
-    (linear interpolation, numpy's default). Equal confidences share a bin, so the order of the
-    samples does not matter. Mukhoti et al., "Calibrating Deep Neural Networks using Focal Loss",
-    NeurIPS 2020, Section 2; their code's first bin is open below and drops the lowest sample.
-    sce: for class k, equal-width bins of p_k against the frequency of y = k; mean over classes;
-    ace: the same, bins of equal mass of each class's own p_k (Nixon et al., "Measuring Calibration
-    in Deep Learning", CVPR workshops 2019). Code that sums over classes, as that of Kull et al.
-    2019, gives K times the value, which then grows with K alone.
-    mce: largest |accuracy_b - confidence_b| of the ECE's bins (Guo et al. 2017, Eq. 5);
-    smallest_bin: samples in the smallest of these that is not empty. Few, and mce means nothing.
-    rmsce: root of sum n_b/N (accuracy_b - confidence_b)^2, the same bins.
-    debiased_ece: ECE less the bias that the accuracies' noise gives it, which may leave less than
-    0: twice the ECE minus its mean if each accuracy_b were drawn from a normal distribution with
-    variance accuracy_b (1 - accuracy_b) / n_b. Kumar et al., "Verified Uncertainty Calibration",
-    NeurIPS 2019, Section 5; in closed form where their code draws.
-    smece: `smooth_ece`.
-    aurc: area under risk against coverage, the mean error rate of the i surest samples over all i
-    (Geifman et al., "Bias-Reduced Uncertainty Estimation", ICLR 2019).
-    """
-    probs, labels = _checked(probs, labels)
-
-    def columns(chosen: slice) -> Tensor:
-        return probs[:, chosen].T.double().clone(memory_format=torch.contiguous_format)
-
-    return _errors(*_top_label(probs, labels), columns, labels, probs.shape[1], bins)
+def reliability_bins(probs: Array, labels: Array, bins: int = 15) -> tuple[Tensor, Tensor, Tensor]:
+    """Counts, accuracy and mean confidence in bins of equal width, float64 (bins,); 0 if empty."""
+    probs, labels = checked(checked_probs(probs), labels)
+    confidence, order = probs.amax(dim=1).double().sort()
+    right = (probs.argmax(dim=1) == labels)[order]
+    counts, hits, values = _of_confidence(confidence, right, bins)[:, 0]
+    return counts, hits / counts.clamp_min(1), values / counts.clamp_min(1)
 
 
 def classification_metrics(
     logits: Array, labels: Array, temperature: float = 1.0, bins: int = 15
 ) -> dict[str, float]:
-    """Every metric of softmax(logits / T). Logits are read in pieces: little memory, any N and K.
+    """Every metric of softmax(logits / T), of probabilities p that of log p.
 
     top1, top5: equal logits rank by class number; top5 is top-min(5, K).
     nll: mean of -log p_y. brier: mean of sum_k (p_k - 1[y = k])^2.
+    ece: sum over bins of n_b/N |accuracy_b - confidence_b|, bins of equal width with edges at the
+    float64 numbers nearest to i / bins (Guo et al., ICML 2017, Eq. 3). torchmetrics sums it in
+    float32 and is off by about 3e-5 at 10,000 samples and 3e-4 at a million.
+    adaece: the same over bins of equal mass, edges at the i/bins quantiles of the confidences
+    (linear interpolation); equal ones share a bin (Mukhoti et al., NeurIPS 2020, Section 2, whose
+    code drops the lowest sample).
+    sce: for class k, equal-width bins of p_k against the frequency of y = k; mean over classes,
+    where code of Kull et al. 2019 sums. ace: the same, bins of equal mass of each class's own p_k
+    (Nixon et al., "Measuring Calibration in Deep Learning", CVPR workshops 2019).
+    mce: largest |accuracy_b - confidence_b| of the ECE's bins (Guo et al., Eq. 5);
+    smallest_bin: samples in the smallest of these that is not empty. Few, and mce means nothing.
+    rmsce: root of sum n_b/N (accuracy_b - confidence_b)^2, the same bins. smece: `smooth_ece`.
+    debiased_ece: ECE less the bias that the accuracies' noise gives it, which may leave less than
+    0: twice the ECE minus its mean if each accuracy_b were drawn from a normal distribution with
+    variance accuracy_b (1 - accuracy_b) / n_b (Kumar et al., NeurIPS 2019, Section 5).
+    aurc: area under risk against coverage, the mean error rate of the i surest samples over all i
+    (Geifman et al., ICLR 2019).
     refinement, calibration: the two parts of the NLL, what temperature scaling fitted on this very
-    split leaves and what it removes (Berta et al. 2025). At any temperature the first is the same.
-    All of `calibration_errors`.
+    split leaves and what it removes, whatever T is (Berta et al., "Rethinking early stopping:
+    refine, then calibrate", 2025).
     Raises ValueError also where the softmax is NaN (a logit of +inf) or T is not positive.
     """
     logits, labels = checked(logits, labels)
     if not temperature > 0:
         raise ValueError(f"the temperature should be positive, got {temperature}")
-    rows, squares = _softmax_rows(logits, labels, temperature)
-
-    def columns(chosen: slice) -> Tensor:
-        scaled = logits[:, chosen].T.contiguous().double() / temperature
-        return scaled.sub_(rows.top).exp_().div_(rows.mass)
-
-    confidence, order = (1 / rows.mass).sort()
-    right = (rows.rank == 0)[order]
-    nll = 0.0 - rows.log_prob.mean().item()
+    top, mass, log_prob, rank, square = _softmax_rows(logits, labels, temperature)
+    samples, (confidence, order) = len(labels), (1 / mass).sort()
+    right = (rank == 0)[order]
+    nll = 0.0 - log_prob.mean().item()
     removed = max(0.0, nll - least_nll(logits, labels)[1]) if math.isfinite(nll) else 0.0
+
+    width = _of_confidence(confidence, right, bins)
+    counts, hits, values = width[:, 0, width[0, 0] > 0]
+    gap, sd = (hits - values).abs(), (hits * (1 - hits / counts)).sqrt()
+    # E|gap + noise|, for normal noise of this standard deviation.
+    ratio = torch.where(sd > 0, gap / sd, math.inf) / math.sqrt(2)
+    noisy = gap * ratio.erf() + sd * math.sqrt(2 / math.pi) * torch.exp(-ratio.square())
+    sce, ace = _classwise(logits, labels, temperature, top, mass, bins)
     return {
         "top1": right.double().mean().item(),
-        "top5": (rows.rank < 5).double().mean().item(),
+        "top5": (rank < 5).double().mean().item(),
         "nll": nll,
-        "brier": squares / len(labels),
-        **_errors(confidence, right, columns, labels, logits.shape[1], bins),
+        "brier": square.mean().item(),
+        "ece": _error(width),
+        "sce": sce,
+        "adaece": _error(_of_confidence(confidence, right, bins, _equal_mass)),
+        "mce": (gap / counts).max().item(),
+        "ace": ace,
+        "rmsce": math.sqrt((gap.square() / counts).sum().item() / samples),
+        "smece": smooth_ece(confidence, right),
+        "debiased_ece": 2 * _error(width) - noisy.sum().item() / samples,
+        "aurc": _aurc(confidence, right),
+        "smallest_bin": counts.min().item(),
         "refinement": nll - removed,
         "calibration": removed,
     }
@@ -119,8 +105,8 @@ def smooth_ece(confidence: Tensor, right: Tensor) -> float:
 
     The residuals right - confidence are smoothed over the confidence by a Gaussian kernel of
     width sigma, reflected at 0 and 1; the mean of |smoothed| falls with sigma, and the value is
-    that where it meets sigma, found to 1/1024 as by the authors' package relplot. Smoothed by the
-    cosine transform on a grid. Błasiok and Nakkiran, "Smooth ECE", ICLR 2024.
+    that where it meets sigma, found to 1/1024. Smoothed by the cosine transform on a grid.
+    Błasiok and Nakkiran, "Smooth ECE", ICLR 2024; within 3e-4 of their package relplot.
     """
     cell = (confidence * GRID).long().clamp_(max=GRID - 1)
     residual = torch.bincount(cell, weights=right.double() - confidence, minlength=GRID)
@@ -146,11 +132,9 @@ def posterior_metrics(
     true_calibration_error: mean |confidence - true probability of the predicted class|;
     true_kl: mean KL(posterior || softmax(logits / T)) in nats.
     """
-    logits, posterior = checked_scores(logits).double(), checked_probs(posterior, "the posterior")
+    logits, posterior = checked_scores(logits).double(), checked_probs(posterior)
     if logits.shape != posterior.shape:
-        raise ValueError(
-            f"logits {tuple(logits.shape)} and posterior {tuple(posterior.shape)} differ in shape"
-        )
+        raise ValueError(f"logits {tuple(logits.shape)} against posterior {tuple(posterior.shape)}")
     log_probs, posterior = (logits / temperature).log_softmax(dim=1), posterior.double()
     prediction = logits.argmax(dim=1, keepdim=True)
     confidence, truth = log_probs.gather(1, prediction).exp(), posterior.gather(1, prediction)
@@ -162,21 +146,12 @@ def posterior_metrics(
     }
 
 
-class _Rows(NamedTuple):
-    """Of each row, float64 (N,): p_k = exp(z_k / T - top) / mass; its label's log p and rank."""
-
-    top: Tensor
-    mass: Tensor
-    log_prob: Tensor
-    rank: Tensor
-
-
-def _softmax_rows(logits: Tensor, labels: Tensor, temperature: float) -> tuple[_Rows, float]:
-    """The rows, and the sum over them of the Brier score."""
+def _softmax_rows(logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """Of each row, float64 (5, N): top and mass, with which p_k is exp(z_k / T - top) / mass; log p
+    and rank of its label; Brier score."""
     # One tensor for all pieces: small ones, kept between large ones, would scatter the heap.
-    rows, squares = torch.empty(4, len(labels), dtype=torch.float64), 0.0
-    places = torch.arange(len(labels))
-    for z, y, place in in_pieces(logits, labels.unsqueeze(1), places):
+    rows = torch.empty(5, len(labels), dtype=torch.float64)
+    for z, y, place in in_pieces(logits, labels.unsqueeze(1), torch.arange(len(labels))):
         # Classes are ranked by their logits: probabilities that differ may underflow alike.
         own = z.gather(1, y)
         rank = (z > own).sum(dim=1)
@@ -191,87 +166,38 @@ def _softmax_rows(logits: Tensor, labels: Tensor, temperature: float) -> tuple[_
         log_prob -= mass.log()
         weight /= mass
         weight.scatter_add_(1, y, -torch.ones_like(log_prob))
-        squares += weight.square_().sum().item()
-        rows[:, place] = torch.cat([top, mass, log_prob, rank.unsqueeze(1)], dim=1).T
-    rows = _Rows(*rows)
-    if rows.mass.isnan().any():
+        square = weight.square_().sum(dim=1, keepdim=True)
+        rows[:, place] = torch.cat([top, mass, log_prob, rank.unsqueeze(1), square], dim=1).T
+    if rows.isnan().any():
         raise ValueError("the softmax of the logits is NaN: they hold infinite values")
-    return rows, squares
+    return rows
 
 
-def _checked(probs: Array, labels: Array) -> tuple[Tensor, Tensor]:
-    return checked(checked_probs(probs), labels)
-
-
-def _top_label(probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Confidences in rising order, and whether each prediction is right."""
-    confidence, order = probs.amax(dim=1).double().sort()
-    return confidence, (probs.argmax(dim=1) == labels)[order]
-
-
-class _Bins(NamedTuple):
-    """Per column and bin, float64 (C, bins): samples, those that are right, sum of the values."""
-
-    counts: Tensor
-    right: Tensor
-    values: Tensor
-
-    @property
-    def error(self) -> float:
-        """The mean over columns of sum n_b/N |gap_b|."""
-        return (self.right - self.values).abs().sum().item() / self.counts.sum().item()
-
-
-def _errors(
-    confidence: Tensor,
-    right: Tensor,
-    columns: Callable[[slice], Tensor],
-    labels: Tensor,
-    classes: int,
-    bins: int,
-) -> dict[str, float]:
-    """Of confidences in rising order; `columns` makes p (C, N) of some classes, to be sorted."""
-    width, mass = (
-        _of_confidence(confidence, right, bins, edges) for edges in (_equal_width, _equal_mass)
-    )
-    counts, hits, values = (part[width.counts > 0] for part in width)
-    gap, sd = (hits - values).abs(), (hits * (1 - hits / counts)).sqrt()
-    # E|gap + noise|, for normal noise of this standard deviation.
-    ratio = torch.where(sd > 0, gap / sd, math.inf) / math.sqrt(2)
-    noisy = gap * ratio.erf() + sd * math.sqrt(2 / math.pi) * torch.exp(-ratio.square())
-    sce = ace = 0.0
+def _classwise(logits, labels, temperature, top, mass, bins: int) -> tuple[float, float]:
+    """SCE and ACE, some classes at a time."""
+    classes, sce, ace = logits.shape[1], 0.0, 0.0
     step = max(1, COLUMNS_AT_ONCE // len(labels))
     for start in range(0, classes, step):
-        probs = columns(slice(start, start + step))
-        [rows] = torch.where((labels >= start) & (labels < start + step))
-        column = labels[rows] - start
-        own, share = probs[column, rows], len(probs) / classes
-        probs.numpy().sort(axis=1)  # numpy's is twice as fast, and in place
-        sce += share * _binned(probs, _equal_width(probs, bins), column, own).error
-        ace += share * _binned(probs, _equal_mass(probs, bins), column, own).error
-    return {
-        "ece": width.error,
-        "sce": sce,
-        "adaece": mass.error,
-        "mce": (gap / counts).max().item(),
-        "ace": ace,
-        "rmsce": math.sqrt((gap.square() / counts).sum().item() / len(labels)),
-        "smece": smooth_ece(confidence, right),
-        "debiased_ece": 2 * width.error - noisy.sum().item() / len(labels),
-        "aurc": _aurc(confidence, right),
-        "smallest_bin": counts.min().item(),
-    }
+        probs = logits[:, start : start + step].T.contiguous().double() / temperature
+        probs.sub_(top).exp_().div_(mass)
+        [members] = torch.where((labels >= start) & (labels < start + step))
+        column = labels[members] - start
+        own, share = probs[column, members], len(probs) / classes
+        probs.numpy().sort(axis=1)  # in place
+        sce += share * _error(_binned(probs, _equal_width(probs, bins), column, own))
+        ace += share * _error(_binned(probs, _equal_mass(probs, bins), column, own))
+    return sce, ace
 
 
-def _inner(bins: int) -> Tensor:
-    if bins < 1:
-        raise ValueError(f"there should be at least one bin, got {bins}")
-    return torch.arange(1, bins)
+def _error(found: Tensor) -> float:
+    """The mean over columns of sum n_b/N |gap_b|, of what `_binned` found."""
+    counts, right, values = found
+    return (right - values).abs().sum().item() / counts.sum().item()
 
 
 def _equal_width(ordered: Tensor, bins: int) -> Tensor:
     """Inner edges (C, bins - 1) of columns (C, N)."""
-    return (_inner(bins).double() / bins).repeat(len(ordered), 1)
+    return (torch.arange(1, bins).double() / bins).repeat(len(ordered), 1)
 
 
 def _equal_mass(ordered: Tensor, bins: int) -> Tensor:
@@ -279,13 +205,14 @@ def _equal_mass(ordered: Tensor, bins: int) -> Tensor:
     # Positions in whole numbers: a rounding could put a sample that is itself an edge on either
     # side of it.
     last = ordered.shape[1] - 1
-    position = _inner(bins) * last
+    position = torch.arange(1, bins) * last
     below, weight = position // bins, (position % bins).double() / bins
     return torch.lerp(ordered[:, below], ordered[:, (below + 1).clamp_max(last)], weight)
 
 
-def _binned(ordered: Tensor, edges: Tensor, column: Tensor, hits: Tensor) -> _Bins:
-    """Columns (C, N) in rising order, and those of their values that are right: column, value."""
+def _binned(ordered: Tensor, edges: Tensor, column: Tensor, hits: Tensor) -> Tensor:
+    """Samples, right ones and sum of the values, float64 (3, C, bins), of columns (C, N) in rising
+    order; of those that are right, column and value."""
     columns, samples = ordered.shape
     bins, zero = edges.shape[1] + 1, torch.zeros(columns, 1, dtype=torch.long)
     # An edge belongs to the bin below it.
@@ -294,12 +221,11 @@ def _binned(ordered: Tensor, edges: Tensor, column: Tensor, hits: Tensor) -> _Bi
     sums = ordered.cumsum(dim=1).gather(1, (ends - 1).clamp_min(0)).where(ends > 0, 0)
     index = torch.searchsorted(edges[column], hits.unsqueeze(1)).squeeze(1)
     right = torch.bincount(column * bins + index, minlength=columns * bins)
-    return _Bins(ends.diff().double(), right.view(columns, bins).double(), sums.diff())
+    return torch.stack([ends.diff().double(), right.view(columns, bins).double(), sums.diff()])
 
 
-def _of_confidence(
-    ordered: Tensor, right: Tensor, bins: int, edges_of: Callable[[Tensor, int], Tensor]
-) -> _Bins:
+def _of_confidence(ordered: Tensor, right: Tensor, bins: int, edges_of=_equal_width) -> Tensor:
+    """The same of confidences (N,) in rising order, and whether each is right; C = 1."""
     ordered, hits = ordered.unsqueeze(0), ordered[right]
     return _binned(ordered, edges_of(ordered, bins), torch.zeros_like(hits).long(), hits)
 

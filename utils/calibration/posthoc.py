@@ -19,8 +19,8 @@ from tqdm import tqdm
 from utils.calibration.scores import Array, checked
 from utils.calibration.temperature import fit_temperature
 
-# Of the gradient in units in which the curvature is about 1, where half its square is the distance
-# to the minimum: 1e-12 nats. Cross-validation need not be as exact.
+# Of the gradient where the curvature is about 1, so half its square is the distance to the minimum:
+# 1e-12 nats. Cross-validation need not be as exact.
 TOLERANCE, CV_TOLERANCE = 1e-6, 1e-4
 MAX_ITERATIONS = 1000
 AT_BOUND = "the temperature lies at the bound of its range, do not trust the row"
@@ -33,10 +33,10 @@ FOLDS = 5
 
 @dataclass(frozen=True)
 class Calibration:
-    """A fitted map of logits (N, K) to logits: weight (K, K), bias (K,), float64.
+    """A fitted map of logits, or where `of_log_probs` of log probabilities, (N, K) to logits.
 
-    It reads the log probabilities instead where `of_log_probs`. `facts` says how it was found,
-    ready for JSON; `notes` is what a reader must know before trusting it.
+    weight (K, K), bias (K,), float64. `facts` says how it was found, ready for JSON; `notes` is
+    what a reader must know before trusting it.
     """
 
     weight: Tensor
@@ -47,10 +47,8 @@ class Calibration:
 
     def __call__(self, logits: Array) -> Tensor:
         """The calibrated logits (N, K), float64."""
-        inputs = torch.as_tensor(logits).double()
-        if self.of_log_probs:
-            inputs = inputs.log_softmax(dim=1)
-        return inputs @ self.weight.T + self.bias
+        z = torch.as_tensor(logits).double()
+        return (z.log_softmax(dim=1) if self.of_log_probs else z) @ self.weight.T + self.bias
 
 
 def no_calibration(logits: Array, labels: Array) -> Calibration:
@@ -63,41 +61,33 @@ def temperature_scaling(logits: Array, labels: Array) -> Calibration:
     """softmax(z / T), T as `fit_temperature` finds it."""
     temperature, at_bound = fit_temperature(logits, labels)
     identity = no_calibration(logits, labels)
-    return Calibration(
-        identity.weight / temperature,
-        identity.bias,
-        facts={"temperature": temperature, "at_bound": at_bound},
-        notes=(AT_BOUND,) if at_bound else (),
-    )
+    facts, notes = {"temperature": temperature, "at_bound": at_bound}, (AT_BOUND,) * at_bound
+    return replace(identity, weight=identity.weight / temperature, facts=facts, notes=notes)
 
 
 def vector_scaling(logits: Array, labels: Array) -> Calibration:
     """softmax(w * z + b), a weight and a bias per class, of least NLL.
 
     Logits (N, K), labels (N,); raises ValueError as `fit_temperature`. The fit starts from
-    temperature scaling and is never worse. The biases' mean is 0. A class without a label keeps its
-    temperature-scaled logit, which the NLL would only ever lower; the others are fitted among
-    themselves.
-    Guo et al., ICML 2017, Section 4.2.
+    temperature scaling. The biases' mean is 0. A class without a label keeps its temperature-scaled
+    logit, which the NLL would only ever lower. Guo et al., ICML 2017, Section 4.2.
     """
     temperature, at_bound = fit_temperature(logits, labels)
-    logits, labels = _as_float64(logits, labels)
+    logits, labels = torch.as_tensor(logits).double(), torch.as_tensor(labels).long()
     present, label = labels.unique(return_inverse=True)
     scaled = logits[:, present] / temperature
     features = torch.stack([scaled, torch.ones_like(scaled)], dim=2)  # (N, K, 2)
-    spread = _spread(scaled.softmax(dim=1))
-    curvature = torch.einsum("nk,nki,nkj->kij", spread, features, features) / len(labels)
+    products = torch.einsum("nk,nki,nkj->kij", _spread(scaled), features, features)
 
     def loss(parameters: Tensor) -> Tensor:
         return F.cross_entropy(scaled * parameters[:, 0] + parameters[:, 1], label)
 
-    start = torch.tensor([1.0, 0.0]).double().repeat(len(present), 1)
-    parameters, facts = _minimise(loss, start, curvature, TOLERANCE)
-    weight, bias = torch.ones(logits.shape[1]).double(), torch.zeros(logits.shape[1]).double()
+    start = torch.tensor([[1.0, 0.0]]).double().repeat(len(present), 1)
+    parameters, facts = _minimise(loss, start, products / len(labels), TOLERANCE)
+    weight, bias = torch.tensor([[1.0], [0.0]]).double().repeat(1, logits.shape[1])
     weight[present], bias[present] = parameters[:, 0], parameters[:, 1] - parameters[:, 1].mean()
-    notes = _fit_notes(facts, at_bound) + _absent_notes(present, logits)
-    fitted = Calibration(torch.diag(weight / temperature), bias, facts=facts, notes=notes)
-    return _or_identity(fitted, logits, labels)
+    fitted = Calibration(torch.diag(weight / temperature), bias, facts=facts)
+    return _approved(fitted, at_bound, logits, labels)
 
 
 def dirichlet_calibration(logits: Array, labels: Array, folds: int = FOLDS) -> Calibration:
@@ -110,10 +100,11 @@ def dirichlet_calibration(logits: Array, labels: Array, folds: int = FOLDS) -> C
     A class without a label keeps its temperature-scaled log probability, as in `vector_scaling`.
     Kull et al., "Beyond temperature scaling", NeurIPS 2019, Sections 3 and 4.
     """
-    logits, labels = _as_float64(logits, labels)
+    logits, labels = checked(logits, labels)
+    logits = logits.double()
+    order = np.random.default_rng(0).permutation(len(labels))
     # One sample cannot be held out from itself.
-    parts = np.array_split(np.random.default_rng(0).permutation(len(labels)), folds)
-    parts = [part for part in parts if len(part)] if len(labels) > 1 else []
+    parts = np.array_split(order, min(folds, len(order))) if len(order) > 1 else []
     scores = _cross_validate(logits, labels, parts)
     identity = F.cross_entropy(logits, labels).item()
     best = min(scores, key=itemgetter("held_out_nll"), default={"held_out_nll": math.inf})
@@ -122,79 +113,63 @@ def dirichlet_calibration(logits: Array, labels: Array, folds: int = FOLDS) -> C
         return replace(no_calibration(logits, labels), facts=facts, notes=(IDENTITY,))
     problem = _Dirichlet(logits, labels)
     parameters, fit = problem.fit(best["lambda"], best["mu"], TOLERANCE)
-    fitted = Calibration(
-        parameters[:, :-1] / problem.temperature,
-        parameters[:, -1],
-        of_log_probs=True,
-        facts=best | facts | fit,
-        notes=_fit_notes(fit, problem.at_bound) + _absent_notes(problem.present, logits),
-    )
-    return _or_identity(fitted, logits, labels)
+    weight, bias = parameters[:, :-1] / problem.temperature, parameters[:, -1]
+    fitted = Calibration(weight, bias, of_log_probs=True, facts=best | facts | fit)
+    return _approved(fitted, problem.at_bound, logits, labels)
 
 
-def _as_float64(logits: Array, labels: Array) -> tuple[Tensor, Tensor]:
-    logits, labels = checked(logits, labels)
-    return logits.double(), labels
-
-
-def _absent_notes(present: Tensor, logits: Tensor) -> tuple[str, ...]:
-    absent = sorted(set(range(logits.shape[1])) - set(present.tolist()))
-    listed = ", ".join(map(str, absent))
-    note = f"no validation image of class {listed}: its temperature-scaled logit is kept"
-    return (note,) if absent else ()
-
-
-def _or_identity(fitted: Calibration, logits: Tensor, labels: Tensor) -> Calibration:
-    """What was fitted, if it is no worse than the identity on the same samples."""
+def _approved(fitted: Calibration, at_bound: bool, logits: Tensor, labels: Tensor) -> Calibration:
+    """What was fitted, with its notes, if it is no worse than the identity on the same samples."""
     before, after = (F.cross_entropy(z, labels).item() for z in (logits, fitted(logits)))
-    if after <= before:
-        return fitted
-    return replace(no_calibration(logits, labels), facts=fitted.facts, notes=(IDENTITY,))
+    if not after <= before:
+        return replace(no_calibration(logits, labels), facts=fitted.facts, notes=(IDENTITY,))
+    notes, facts = (AT_BOUND,) * at_bound, fitted.facts
+    if not facts["converged"]:
+        found = f"gradient {facts['gradient']:.1e} after {facts['iterations']} iterations"
+        notes += (f"did not converge: {found}, {TOLERANCE:.0e} wanted",)
+    if absent := sorted(set(range(logits.shape[1])) - set(labels.tolist())):
+        listed = ", ".join(map(str, absent))
+        notes += (f"no validation image of class {listed}: its temperature-scaled logit is kept",)
+    return replace(fitted, notes=notes)
 
 
 def _cross_validate(logits: Tensor, labels: Tensor, parts: list[np.ndarray]) -> list[dict]:
     """The mean held-out NLL per sample of the settings that were tried; `parts` are the folds."""
-    problems, held_out = [], []
+    problems, scores = [], []  # of each fold, its problem, and what is held out from it
     for part in parts:
-        out = torch.zeros(len(labels), dtype=torch.bool)
-        out[torch.from_numpy(part)] = True
-        problems.append(_Dirichlet(logits[~out], labels[~out]))
-        held_out.append((problems[-1].inputs(logits[out]), labels[out]))
-    scores = []
-    with tqdm(total=len(MUS) * len(LAMBDAS), desc="Dirichlet", leave=False, disable=None) as bar:
-        for mu in MUS if parts else ():
-            found, before = [None] * len(parts), math.inf
-            for strength in LAMBDAS:
-                nll = 0.0
-                for fold, problem in enumerate(problems):
-                    inputs, right = held_out[fold]
-                    # From the solution for the strength before, which is near.
-                    found[fold], _ = problem.fit(strength, mu, CV_TOLERANCE, found[fold])
-                    sum_out = F.cross_entropy(inputs @ found[fold].T, right, reduction="sum")
-                    nll += sum_out.item() / len(labels)
-                scores.append({"lambda": strength, "mu": mu, "held_out_nll": nll})
-                bar.update()
-                if nll > before:
-                    break
-                before = nll
+        out = torch.from_numpy(np.isin(np.arange(len(labels)), part))
+        problem = _Dirichlet(logits[~out], labels[~out])
+        problems.append((problem, problem.inputs(logits[out]), labels[out]))
+    for mu in tqdm(MUS if parts else (), desc="Dirichlet", leave=False, disable=None):
+        found, before = [None] * len(parts), math.inf
+        for strength in LAMBDAS:
+            nll = 0.0
+            for fold, (problem, inputs, right) in enumerate(problems):
+                # From the solution for the strength before, which is near.
+                found[fold], _ = problem.fit(strength, mu, CV_TOLERANCE, found[fold])
+                sum_out = F.cross_entropy(inputs @ found[fold].T, right, reduction="sum")
+                nll += sum_out.item() / len(labels)
+            scores.append({"lambda": strength, "mu": mu, "held_out_nll": nll})
+            if nll > before:
+                break
+            before = nll
     return scores
 
 
 class _Dirichlet:
     """The problem of one data set, whose solutions for several penalties share the curvature.
 
-    Parameters are (K, K + 1), weights of log p / T, then the bias. Temperature scaling is thus the
-    identity, whatever the scale of the logits.
+    Parameters are (K, K + 1): weights of log p / T, of which temperature scaling is the identity,
+    then the bias.
     """
 
     def __init__(self, logits: Tensor, labels: Tensor):
         self.temperature, self.at_bound = fit_temperature(logits, labels)
         self.present, self.labels = labels.unique(return_inverse=True)
         self.features, self.identity = self.inputs(logits), torch.eye(logits.shape[1]).double()
-        spread = _spread(self.features[:, self.present].softmax(dim=1)) / len(labels)
-        self.curvature = torch.stack(
-            [(self.features * column).T @ self.features for column in spread.T.unsqueeze(2)]
-        )
+        spread = (_spread(self.features[:, self.present]) / len(labels)).T.unsqueeze(2)
+        products = [(self.features * column).T @ self.features for column in spread]
+        self.curvature = torch.stack(products)
 
     def inputs(self, logits: Tensor) -> Tensor:
         log_probs = logits.log_softmax(dim=1) / self.temperature
@@ -205,16 +180,16 @@ class _Dirichlet:
     ) -> tuple[Tensor, dict]:
         """The parameters of least penalised NLL, and how the search for them ended."""
         count, present = len(self.identity), self.present
-        # Off the diagonal, and the bias: what is penalised. Rows of the classes that have labels.
+        # Off the diagonal, and the bias; rows of the classes that have labels.
         penalised = torch.cat([1 - self.identity, torch.ones(count, 1).double()], dim=1)[present]
         penalty = penalised * (strength / max(1, count * (count - 1)) / self.temperature**2)
         penalty[:, -1] = mu / count
 
         def centre(parameters: Tensor) -> Tensor:
-            # The softmax does not see a number added to a whole column. Of all such parameters
-            # these have the least penalty; left to the search, they are a flat valley.
-            means = (parameters * penalised).sum(dim=0) / penalised.sum(dim=0).clamp_min(1)
-            return parameters - means
+            # The softmax does not see a number added to a whole column: a flat valley for the
+            # search. Of all such parameters these have the least penalty.
+            counts = penalised.sum(dim=0).clamp_min(1)
+            return parameters - (parameters * penalised).sum(dim=0) / counts
 
         def objective(parameters: Tensor) -> Tensor:
             nll = F.cross_entropy(self.features @ parameters.T, self.labels)
@@ -227,8 +202,9 @@ class _Dirichlet:
         return fitted, facts
 
 
-def _spread(probs: Tensor) -> Tensor:
+def _spread(logits: Tensor) -> Tensor:
     """p (1 - p): the second derivative of the NLL by a logit."""
+    probs = logits.softmax(dim=1)
     return probs * (1 - probs)
 
 
@@ -237,8 +213,8 @@ def _minimise(
 ) -> tuple[Tensor, dict]:
     """L-BFGS on parameters (K, d) whose rows have about this curvature (K, d, d).
 
-    It works in units in which that is the identity: log probabilities are so correlated that it
-    would need thousands of steps in their own.
+    It works in units in which that is the identity: in their own, log probabilities are so
+    correlated that it would need thousands of steps.
     """
     size = curvature.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None]
     identity = torch.eye(curvature.shape[1]).double()
@@ -266,24 +242,9 @@ def _minimise(
     )
     search.step(closure)
     closure()
-    gradient = steps.grad.abs().max().item()
-    facts = {
-        "converged": gradient <= tolerance,
-        "gradient": gradient,
-        "iterations": search.state[steps]["n_iter"],
-    }
+    gradient, iterations = steps.grad.abs().max().item(), search.state[steps]["n_iter"]
+    facts = {"converged": gradient <= tolerance, "gradient": gradient, "iterations": iterations}
     return parameters().detach(), facts
-
-
-def _fit_notes(facts: dict, at_bound: bool) -> tuple[str, ...]:
-    notes = (AT_BOUND,) if at_bound else ()
-    if facts["converged"]:
-        return notes
-    return (
-        *notes,
-        f"did not converge: gradient {facts['gradient']:.1e} after {facts['iterations']} "
-        f"iterations, {TOLERANCE:.0e} wanted",
-    )
 
 
 # name in tables: how to fit it to validation logits (N, K) and labels (N,)

@@ -1,7 +1,7 @@
 """What the functions of this folder accept: scores (N, K) and labels (N,), checked.
 
-Scores are numpy arrays or tensors of any device and floating type, labels are integers. They are
-read in pieces that a core's cache holds, each in float64, so no copy of a whole split is made.
+Arrays or tensors of any device; labels are integers. Scores are read in pieces that a core's cache
+holds, each in float64, so no copy of a whole split is made.
 """
 
 from collections.abc import Iterator
@@ -15,11 +15,9 @@ PIECE = 1 << 16  # numbers
 
 
 def as_tensor(array: Array) -> Tensor:
-    """On the CPU, without its gradient."""
-    if isinstance(array, Tensor):
-        return array.detach().cpu()
-    # A copy is contiguous and writable, as torch wants it.
-    return torch.from_numpy(np.array(array, order="C"))
+    """On the CPU, without its gradient. Of an array a copy: contiguous and writable for torch."""
+    tensor = array if isinstance(array, Tensor) else torch.from_numpy(np.array(array, order="C"))
+    return tensor.detach().cpu()
 
 
 def checked_scores(scores: Array) -> Tensor:
@@ -37,23 +35,17 @@ def checked(scores: Array, labels: Array) -> tuple[Tensor, Tensor]:
     samples, classes = scores.shape
     if labels.shape != (samples,):
         raise ValueError(f"labels should be ({samples},), got {tuple(labels.shape)}")
-    if labels.is_floating_point() or labels.is_complex():
-        raise ValueError(f"labels should be integers, got {labels.dtype}")
-    labels = labels.long()
     low, high = labels.min().item(), labels.max().item()
-    if low < 0 or high >= classes:
-        raise ValueError(f"labels should lie in 0..{classes - 1}, got {low}..{high}")
-    return scores, labels
+    if labels.is_floating_point() or low < 0 or high >= classes:
+        raise ValueError(f"labels should be integers in 0..{classes - 1}, got {low}..{high}")
+    return scores, labels.long()
 
 
-def checked_probs(probs: Array, what: str = "probabilities") -> Tensor:
+def checked_probs(probs: Array) -> Tensor:
     """Rows (N, K) that are distributions up to rounding, or ValueError."""
     probs = checked_scores(probs)
-    # Some softmaxes overshoot 1 by a rounding.
-    if probs.amin() < 0 or probs.amax() > 1 + 1e-3:
-        raise ValueError(f"{what} should lie in 0..1; are these logits?")
-    if (probs.sum(dim=1, dtype=torch.float64) - 1).abs().max() > 1e-3:
-        raise ValueError(f"{what} should sum to 1 in every row")
+    if probs.amin() < 0 or (probs.sum(dim=1, dtype=torch.float64) - 1).abs().max() > 1e-3:
+        raise ValueError("probabilities should lie in 0..1, every row's sum be 1; logits?")
     return probs
 
 

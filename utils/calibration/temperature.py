@@ -8,17 +8,15 @@ from torch import Tensor
 from utils.calibration.scores import Array, checked, in_pieces
 
 T_MIN, T_MAX = 0.05, 20.0
-# A Newton step of this size, relative to 1/T, leaves an error of about its square.
-LAST_STEP = 1e-7
+LAST_STEP = 1e-7  # of Newton, relative to 1/T: it leaves an error of about its square
 
 
 def fit_temperature(logits: Array, labels: Array) -> tuple[float, bool]:
     """The T in [T_MIN, T_MAX] with the least NLL of softmax(logits / T), and whether it is a bound.
 
-    Logits (N, K), labels (N,). A bound is met where the true minimum lies beyond: T_MIN where every
-    prediction is right (the NLL falls with T without end), T_MAX where the logits are no better
-    than a guess. T = 1 where the NLL does not depend on T. The NLL is, up to rounding, never above
-    that at T = 1. Raises ValueError as the metrics do, and where a logit is infinite.
+    Logits (N, K), labels (N,). Met are T_MIN where every prediction is right (the NLL falls with T
+    without end), T_MAX where the logits are no better than a guess; T = 1 where the NLL does not
+    depend on T. Raises ValueError as the metrics do, and where a logit is infinite.
     Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, Section 4.2.
     """
     logits, labels = checked(logits, labels)
@@ -28,21 +26,11 @@ def fit_temperature(logits: Array, labels: Array) -> tuple[float, bool]:
     return temperature, temperature in (T_MIN, T_MAX)
 
 
-def refinement(logits: Array, labels: Array) -> float:
-    """The NLL that temperature scaling leaves on the split that it is fitted on.
-
-    What remains is the refinement error: what the net does not know, however well calibrated.
-    Berta et al., "Rethinking early stopping: refine, then calibrate", 2025.
-    """
-    return least_nll(*checked(logits, labels))[1]
-
-
 def least_nll(logits: Tensor, labels: Tensor) -> tuple[float, float]:
-    """T in [T_MIN, T_MAX] of least NLL, and that NLL, of checked logits and labels.
+    """The same T, and its NLL, of checked logits and labels.
 
     The NLL is convex in b = 1/T: Newton's method on its slope, which halves a bracket where its
-    steps do not shrink. It starts from the solution for every 16th row, near enough for three steps
-    on the whole.
+    steps do not shrink, from the solution for every 16th row: three more steps on the whole.
     """
     lowest, highest = 1 / T_MAX, 1 / T_MIN
     b = 1 / least_nll(logits[::16], labels[::16])[0] if len(labels) > 4096 else 1.0

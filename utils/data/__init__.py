@@ -2,8 +2,9 @@
 
 A data set is read as four arrays x_train, y_train, x_test, y_test, from torchvision, from an .npz
 file, from a folder of images, or made on the spot (`synthetic`). A tenth of the training images
-becomes the validation split. Images stay uint8: augmentation and normalisation happen on the device
-(utils/data/views.py).
+becomes the validation split; it depends on --split-seed alone, so that a student validates on
+images that its teacher never saw. Images stay uint8: augmentation and normalisation happen on the
+device (utils/data/views.py).
 """
 
 import difflib
@@ -86,23 +87,21 @@ class Source(NamedTuple):
     """A data set that torchvision reads; keywords of its class make each part."""
 
     reader: str
-    classes: int
     labels: str  # attribute of the class that holds them
     train: list[dict]
     test: dict
     files: str  # where it looks for them in --data_dir
-    flip: bool = True
 
 
-CIFAR = {"train": [{"train": True}], "test": {"train": False}, "labels": "targets"}
-SVHN = {"test": {"split": "test"}, "labels": "labels", "files": "*_32x32.mat", "flip": False}
+CIFAR = ("targets", [{"train": True}], {"train": False})
+SVHN, TEST, MATLAB = [{"split": "train"}], {"split": "test"}, "*_32x32.mat"
 SOURCES = {
-    "cifar10": Source("CIFAR10", 10, files="cifar-10-batches-py", **CIFAR),
-    "cifar100": Source("CIFAR100", 100, files="cifar-100-python", **CIFAR),
-    "svhn": Source("SVHN", 10, train=[{"split": "train"}], **SVHN),
-    "svhn_extra": Source("SVHN", 10, train=[{"split": "train"}, {"split": "extra"}], **SVHN),
+    "cifar10": Source("CIFAR10", *CIFAR, "cifar-10-batches-py"),
+    "cifar100": Source("CIFAR100", *CIFAR, "cifar-100-python"),
+    "svhn": Source("SVHN", "labels", SVHN, TEST, MATLAB),
+    "svhn_extra": Source("SVHN", "labels", [*SVHN, {"split": "extra"}], TEST, MATLAB),
 }
-TINY_IMAGENET = "tiny-imagenet-200"
+DIGITS = {"svhn", "svhn_extra"}
 NAMES = (*SOURCES, "tiny_imagenet", "synthetic")
 
 
@@ -123,86 +122,47 @@ def load_dataset(
     Raises UserError, in one line, for everything that can be wrong with a name or a file.
     """
     arrays = read_arrays(name, Path(data_dir), download, image_size, skip_unreadable)
-    train, val = (
-        take(arrays, "train", i) for i in split_indices(len(arrays["y_train"]), split_seed)
-    )
-    test = take(arrays, "test", slice(None))
+    indices = split_indices(len(arrays["y_train"]), split_seed)
+    train, val = (take(arrays, "train", index) for index in indices)
     mean, std = NORMALISATION[name] if name in NORMALISATION else pixel_statistics(train.images)
     classes = count_classes(arrays)
     unseen = classes - len(train.labels.unique())
     if unseen and download:
-        print(
-            f"--split-seed {split_seed}: {unseen} of {classes} classes have all their training "
-            "images in the validation split",
-            file=sys.stderr,
-        )
-    return Dataset(
-        name=dataset_label(name),
-        num_classes=classes,
-        train=train,
-        val=val,
-        test=test,
-        mean=mean,
-        std=std,
-        fingerprint=fingerprint(arrays),
-        split_seed=split_seed,
-        flip=(name not in SOURCES or SOURCES[name].flip) if flip is None else flip,
-    )
+        only = "have all their training images in the validation split"
+        print(f"--split-seed {split_seed}: {unseen} of {classes} classes {only}", file=sys.stderr)
+    flip = name not in DIGITS if flip is None else flip
+    splits = (train, val, take(arrays, "test", slice(None)))
+    about = (mean, std, fingerprint(arrays), split_seed, flip)
+    return Dataset(dataset_label(name), classes, *splits, *about)
 
 
 def read_arrays(
     name: str, data_dir: Path, download: bool, image_size: int | None, skip_unreadable: bool
 ) -> Arrays:
-    path, where = locate(name, data_dir)
-    if path is not None and path.is_dir():
+    where = f"--dataset {name}"
+    path = data_dir / f"{name}.npz" if name in NAMES else Path(name)
+    # os.path and not Path's methods: those raise for a name that is too long.
+    if name == "tiny_imagenet" and not os.path.isfile(path):
+        path = data_dir / "tiny-imagenet-200"
+        if not os.path.isdir(path):
+            way_out = "unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip there"
+            raise UserError(f"{where}: no {path.name} in --data_dir {data_dir}; {way_out}")
+    if os.path.isdir(path):
         return read_folder(path, data_dir, where, image_size, skip_unreadable)
     if image_size or skip_unreadable:
         flag = "--image_size" if image_size else "--skip_unreadable"
         raise UserError(f"{flag}: has an effect on a folder of images only; leave it out")
     if name == "synthetic":
         return make_synthetic()
-    arrays = read_npz(path, where) if path else from_torchvision(name, data_dir, download)
-    if name in SOURCES and count_classes(arrays) != SOURCES[name].classes:
-        raise UserError(
-            f"{where}: its labels make {count_classes(arrays)} classes, {name} has "
-            f"{SOURCES[name].classes}; give other data by its path, --dataset {path}"
-        )
-    return arrays
-
-
-def locate(name: str, data_dir: Path) -> tuple[Path | None, str]:
-    """The file or folder that holds a data set, and how messages name it.
-
-    None for one that torchvision reads or that is made.
-    """
-    where, stored = f"--dataset {name}", data_dir / f"{name}.npz"
-    if name not in NAMES:
-        return existing(name), where
-    # os.path and not Path's methods: those raise for a name that is too long.
-    if name != "synthetic" and os.path.exists(stored):
-        return stored, f"--data_dir {data_dir}, file {stored.name}"
-    if name != "tiny_imagenet":
-        return None, where
-    folder = data_dir / TINY_IMAGENET
-    if not os.path.isdir(folder):
-        raise UserError(
-            f"{where}: neither {stored.name} nor the folder {folder.name} is in --data_dir "
-            f"{data_dir}; unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip there"
-        )
-    return folder, where
-
-
-def existing(name: str) -> Path:
-    if os.path.isfile(name) or os.path.isdir(name):
-        return Path(name)
-    if name.endswith(".npz"):
-        raise UserError(f"--dataset {name}: there is no such file; check the path")
+    if os.path.isfile(path):
+        here = f"--data_dir {data_dir}, file {path.name}"
+        return read_npz(path, here if name in NAMES else where)
+    if name in SOURCES:
+        return from_torchvision(name, data_dir, download)
     close = difflib.get_close_matches(name.lower(), NAMES, 1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    raise UserError(
-        f"--dataset {name}: {hint}It is one of {', '.join(NAMES)}, or the path of an .npz file or "
-        "of a folder of images"
-    )
+    hint = f"did you mean {close[0]}? It" if close else "check the path; it"
+    known = f"one of {', '.join(NAMES)}, or the path of an .npz file or of a folder of images"
+    raise UserError(f"{where}: there is none; {hint} is {known}")
 
 
 def from_torchvision(name: str, data_dir: Path, download: bool) -> Arrays:
@@ -213,22 +173,16 @@ def from_torchvision(name: str, data_dir: Path, download: bool) -> Arrays:
     reader = getattr(datasets, source.reader)
     try:
         with unmade_on_failure(data_dir):
-            *train, test = (
-                reader(data_dir, **part, download=download) for part in (*source.train, source.test)
-            )
+            parts = [reader(data_dir, **k, download=download) for k in (*source.train, source.test)]
     except (OSError, RuntimeError, ImportError) as error:
         raise UserError(
             f"--dataset {name}: not found in --data_dir {data_dir} and not downloaded "
             f"({one_line(error)}); put {data_dir / name}.npz (x_train, y_train, x_test, y_test) "
             f"or torchvision's {data_dir / source.files} there"
         ) from error
-    arrays = {
-        "x_train": np.concatenate([part.data for part in train]),
-        "y_train": np.concatenate([getattr(part, source.labels) for part in train]),
-        "x_test": test.data,
-        "y_test": np.array(getattr(test, source.labels)),
-    }
-    return checked(arrays, f"--dataset {name}")
+    images, labels = ([getattr(part, kind) for part in parts] for kind in ("data", source.labels))
+    made = (np.concatenate(images[:-1]), np.concatenate(labels[:-1]), images[-1], labels[-1])
+    return checked(dict(zip(ARRAYS, map(np.asarray, made), strict=True)), f"--dataset {name}")
 
 
 def dataset_label(name: str) -> str:
@@ -239,24 +193,17 @@ def dataset_label(name: str) -> str:
 
 
 def split_indices(n: int, split_seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted indices of the training and of the validation split: a tenth of `n`, at least one.
-
-    They depend on nothing else, so a student validates on images that its teacher never saw.
-    """
+    """Sorted indices of the training and of the validation split: a tenth of `n`, at least one."""
     order = np.random.default_rng(split_seed).permutation(n)
     size = max(1, n // 10)
     return np.sort(order[size:]), np.sort(order[:size])
 
 
 def take(arrays: Arrays, part: str, index) -> Split:
-    # Pixels keep their channels last in memory, as they came and as convolutions like them; the
-    # tensor's dimensions are nevertheless (N, 3, H, W).
-    posterior = arrays.get(f"posterior_{part}")
-    return Split(
-        images=torch.from_numpy(arrays[f"x_{part}"][index]).permute(0, 3, 1, 2),
-        labels=torch.from_numpy(arrays[f"y_{part}"][index]),
-        posterior=None if posterior is None else torch.from_numpy(posterior[index]),
-    )
+    keys = (f"{kind}_{part}" for kind in ("x", "y", "posterior"))
+    images, *others = (torch.from_numpy(arrays[key][index]) for key in keys if key in arrays)
+    # (N, 3, H, W), in memory with the channels last, as they came and as convolutions like them.
+    return Split(images.permute(0, 3, 1, 2), *others)
 
 
 def pixel_statistics(images: torch.Tensor) -> tuple[Statistics, Statistics]:

@@ -27,9 +27,9 @@ def read_folder(
 ) -> Arrays:
     """The four arrays of a folder of images, as `checked` makes them.
 
-    With `image_size` the shorter side is resized to it and the middle cut out; without, all images
-    are squares of one size. The decoded images are kept in `data_dir`, under a name that depends on
-    the images' paths, sizes and dates. Raises UserError.
+    With `image_size` the shorter side is resized to it and the middle cut out; without, all are
+    squares of one size. They are kept in `data_dir`, under a name that depends on the files' paths,
+    sizes and dates. Raises UserError.
     """
     try:
         train, test = labelled_images(folder)
@@ -63,19 +63,15 @@ def read_folder(
 
 def labelled_images(folder: Path) -> tuple[Labelled, Labelled]:
     """The training and the test images. Raises OSError and ValueError."""
-    parts = {name: labelled_part(folder / name) for name in ("train", "test", "val")}
-    train, test = parts["train"], parts["test"] or parts["val"]
+    train, test, val = (labelled_part(folder / name) for name in ("train", "test", "val"))
+    test = test or val
     classes = {label for label, _ in train}
     if len(classes) < 2 or not test:
         raise ValueError(
             f"{len(train)} images of {len(classes)} classes in train/CLASS/ and {len(test)} in "
             "val/CLASS/ or test/CLASS/; images of two classes are needed in both"
         )
-    listed = folder / "wnids.txt"
-    names = {label for label, _ in test} | set(
-        listed.read_text().split() if listed.exists() else ()
-    )
-    absent = sorted(names - classes)
+    absent = sorted({label for label, _ in test} - classes)
     if absent:
         raise ValueError(
             f"class {absent[0]} (one of {len(absent)}) has no training image; put them into "
@@ -90,10 +86,9 @@ def labelled_part(part: Path) -> Labelled:
         rows = [line.split("\t")[:2] for line in annotations.read_text().splitlines()]
         return [(label, f"{part}/images/{name}") for name, label in rows]
     known = Image.registered_extensions()
-    classes = sorted(path for path in part.glob("[!.]*") if path.is_dir())
     return [
         (path.name, f"{at}/{name}")
-        for path in classes
+        for path in sorted(path for path in part.glob("[!.]*") if path.is_dir())
         for at, _, names in sorted(os.walk(path))
         for name in sorted(names)
         if name[0] != "." and known.get(os.path.splitext(name)[1].lower()) in Image.OPEN
@@ -124,10 +119,8 @@ def decode(files: list[str], image_size: int | None) -> tuple[np.ndarray, list[s
         if image_size:
             pixels = ImageOps.fit(pixels, (side, side), Image.Resampling.BILINEAR)
         if pixels.size != (side, side):
-            size = "{} x {}".format(*pixels.size)
-            raise ValueError(
-                f"{files[number]} is {size} pixels, not {side} x {side}; give --image_size"
-            )
+            size = "{} x {} pixels, not {} x {}".format(*pixels.size, side, side)
+            raise ValueError(f"{files[number]} is {size}; give --image_size")
         images[number] = np.asarray(pixels)
 
     # Threads: Pillow decodes without holding Python's lock.

@@ -16,11 +16,6 @@ from torch import Tensor
 STREAM = 1  # beside that of order and views
 
 
-def share_bits(shares: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
-    """The shares themselves: a plan holds whole numbers, these are the bits of float64."""
-    return shares[None].view(np.int64)
-
-
 def mixup(images: Tensor, others: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
     """share * images + (1 - share) * others: grey levels in float32. Zhang et al., ICLR 2018."""
     share = drawn[0].view(torch.float64).float()
@@ -48,6 +43,10 @@ class Mix(NamedTuple):
     draw: Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
     # Images uint8 (B, 3, H, W), their partners, the numbers: mixed images, share of the first
     apply: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def share_bits(shares: np.ndarray, *_) -> np.ndarray:
+    return shares[None].view(np.int64)  # of float64, for a plan holds whole numbers
 
 
 MIXES = {"mixup": Mix(1, share_bits, mixup), "cutmix": Mix(4, boxes, cutmix)}

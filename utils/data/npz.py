@@ -10,11 +10,10 @@ from utils.program import UserError
 Arrays = dict[str, np.ndarray]
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
-SMALLEST, LARGEST = 8, 512  # side of an image in pixels
 
 
 def count_classes(arrays: Arrays) -> int:
-    return int(max(arrays["y_train"].max(), arrays["y_test"].max())) + 1
+    return int(arrays["y_train"].max()) + 1
 
 
 def read_npz(path: Path, where: str) -> Arrays:
@@ -34,7 +33,7 @@ def read_npz(path: Path, where: str) -> Arrays:
 def checked(arrays: Arrays, where: str) -> Arrays:
     """The arrays as images uint8 (N, H, W, 3) and labels int64 (N,), else a UserError.
 
-    Images may come as (N, H, W), (N, H, W, 1) or (N, C, H, W), labels as (N, 1).
+    Images may come as `channels_last` takes them, labels as (N, 1).
     """
 
     def require(met: bool, fault: str) -> None:
@@ -45,69 +44,49 @@ def checked(arrays: Arrays, where: str) -> Arrays:
     require(not absent, f"has no {', '.join(absent)}; it must hold {', '.join(ARRAYS)}")
     made = {}
     for x, y in (("x_train", "y_train"), ("x_test", "y_test")):
-        images, labels = arrays[x], arrays[y]
-        require(images.size > 0, f"{x} is empty, its shape is {images.shape}")
-        require(images.dtype == np.uint8, f"{x} is {images.dtype}; {as_grey_levels(x, images)}")
-        require(
-            image_side(images.shape) is not None,
-            f"{x} has shape {images.shape}; images are square, {SMALLEST} to {LARGEST} pixels, "
-            "(N, H, W, 3), (N, H, W, 1), (N, H, W) or (N, C, H, W)",
-        )
+        try:
+            images, labels = channels_last(arrays[x]), arrays[y]
+        except ValueError as error:
+            raise UserError(f"{where}: {x} {error}") from None
         require(labels.dtype.kind in "iu", f"{y} is {labels.dtype}; save labels as integers")
         require(
             labels.shape in ((len(images),), (len(images), 1)),
             f"{y} has shape {labels.shape}; it must be ({len(images)},), a label for each image",
         )
-        made |= {x: channels_last(images), y: labels.reshape(-1).astype(np.int64)}
+        made |= {x: images, y: labels.reshape(-1).astype(np.int64)}
     train, test = made["x_train"].shape, made["x_test"].shape
-    require(train[0] > 1, "x_train holds one image; two are needed, one of them for validation")
     require(train[1:] == test[1:], f"x_train has shape {train} and x_test {test}; sizes must agree")
-    for key in ("y_train", "y_test"):
-        low, high = int(made[key].min()), int(made[key].max())
-        require(
-            low >= 0 and high < train[0] + test[0],
-            f"{key} has label {low if low < 0 else high}; number the classes 0, 1, 2, ... (and no "
-            "more classes than images)",
-        )
-    require(count_classes(made) > 1, "every label is 0; two classes are needed, 0 and 1")
-    fault = unseen_class(made)
-    require(fault is None, fault)
+    seen = np.unique(made["y_train"])
+    require(len(seen) > 1, f"every label in y_train is {seen[0]}; two classes are needed, 0 and 1")
+    require(
+        np.array_equal(seen, np.arange(len(seen))),
+        f"y_train has {len(seen)} classes, {seen[0]} to {seen[-1]}, not 0 to {len(seen) - 1}; save "
+        "numpy.searchsorted(numpy.unique(y_train), y) of y_train and of y_test",
+    )
+    unseen = np.setdiff1d(made["y_test"], seen)
+    if len(unseen):
+        way_out = "leave its images out, or move some to x_train"
+        raise UserError(f"{where}: class {unseen[0]} of y_test has no training image; {way_out}")
     return made
 
 
-def as_grey_levels(key: str, images: np.ndarray) -> str:
-    """What to save instead of images that are not uint8."""
-    if images.dtype.kind not in "iuf" or not (images.min() >= 0 and images.max() <= 255):
-        return "images are grey levels from 0 to 255, in uint8"
-    shares = images.dtype.kind == "f" and images.max() <= 1
-    return f"save ({255 if shares else 1} * {key}).round().astype('uint8')"
-
-
-def unseen_class(arrays: Arrays) -> str | None:
-    """The fault of labels of which one has no training image, None where each has one."""
-    train, classes = arrays["y_train"], count_classes(arrays)
-    unseen = np.setdiff1d(np.arange(classes), train)
-    if len(unseen) == 0:
-        return None
-    if unseen.tolist() == [0] and arrays["y_test"].min() > 0:
-        return "labels start at 1, not at 0; save y_train - 1 and y_test - 1"
-    fault = f"class {unseen[0]} of {classes} has no training image"
-    if np.isin(unseen, arrays["y_test"]).any():
-        return f"{fault}, and test images; leave these out, or move some to x_train"
-    return f"{fault}; save numpy.searchsorted(numpy.unique(y_train), y) of y_train and of y_test"
-
-
-def image_side(shape: tuple[int, ...]) -> int | None:
-    """Height of the square images that an array of this shape holds; None if it holds none."""
-    if len(shape) == 4:
-        shape = shape[:3] if shape[3] in (1, 3) else shape[:1] + shape[2:] * (shape[1] in (1, 3))
-    square = len(shape) == 3 and shape[1] == shape[2] and SMALLEST <= shape[1] <= LARGEST
-    return shape[1] if square else None
-
-
 def channels_last(images: np.ndarray) -> np.ndarray:
-    if images.ndim == 3:
-        images = images[..., None]
-    elif images.shape[3] not in (1, 3):
-        images = images.transpose(0, 2, 3, 1)
-    return np.ascontiguousarray(images if images.shape[3] == 3 else images.repeat(3, axis=3))
+    """Images uint8 (N, H, W), (N, H, W, C) or (N, C, H, W), C = 1 or 3, as (N, H, W, 3).
+
+    Raises ValueError, which says what is wrong with them.
+    """
+    if images.dtype != np.uint8:
+        raise ValueError(
+            f"is {images.dtype}; images are grey levels from 0 to 255: save them "
+            ".round().astype('uint8'), those from 0 to 1 times 255"
+        )
+    made = images[..., None] if images.ndim == 3 else images
+    if made.ndim == 4 and made.shape[3] not in (1, 3):
+        made = made.transpose(0, 2, 3, 1)
+    square = made.ndim == 4 and made.shape[1] == made.shape[2]
+    if not (square and len(made) and made.shape[3] in (1, 3) and 8 <= made.shape[1] <= 512):
+        raise ValueError(
+            f"has shape {images.shape}; images are square, 8 to 512 pixels, (N, H, W, 3), "
+            "(N, H, W, 1), (N, H, W) or (N, C, H, W)"
+        )
+    return np.ascontiguousarray(made if made.shape[3] == 3 else made.repeat(3, axis=3))

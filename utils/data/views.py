@@ -50,24 +50,21 @@ def view_numbers(flip: bool) -> range:
     return range(0, NUM_VIEWS, 1 if flip else 2)
 
 
-def epoch_plan(
-    num_images: int, seed: int, epoch: int, flip: bool = True
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Order (N,) and views (N,) of an epoch, int64 on the CPU; they depend on the arguments only.
+def epoch_plan(images: int, seed: int, epoch: int, flip: bool) -> torch.Tensor:
+    """Order and views of an epoch, int64 (2, N) on the CPU; they depend on the arguments only.
 
-    `views[i]` belongs to image `order[i]`.
+    Column i is the index of an image and the view that is taken of it.
     """
     rng, possible = np.random.default_rng([seed, epoch]), view_numbers(flip)
-    order = rng.permutation(num_images)
-    views = rng.integers(len(possible), size=num_images) * possible.step
-    return torch.from_numpy(order), torch.from_numpy(views)
+    order = rng.permutation(images)
+    views = rng.integers(len(possible), size=images) * possible.step
+    return torch.from_numpy(np.stack([order, views]))
 
 
 def view_windows(images: torch.Tensor) -> torch.Tensor:
     """All crops of images uint8 (N, 3, H, W), padded once: (N, 9, 9, H, 3 W), not copied.
 
-    The last dimension is a row of pixels, channels innermost: a crop's row is then one piece of
-    memory, and the views come out in the channels-last layout that convolutions prefer.
+    A crop's row, channels innermost, is one piece of memory, and views come out channels last.
     """
     height, width = images.shape[2:]
     pad = (0, 0, PADDING, PADDING, PADDING, PADDING)
@@ -100,19 +97,11 @@ class TrainLoader:
 
     A step takes `batch_size` images per process. With several processes each takes its piece of the
     batch that a single one would take with `world` times the batch size. `mix`: a key of MIXES and
-    the a of Beta(a, a).
+    the a of Beta(a, a), or None.
     """
 
     def __init__(
-        self,
-        split: Split,
-        batch_size: int,
-        seed: int,
-        device: torch.device | str,
-        rank: int = 0,
-        world: int = 1,
-        flip: bool = True,
-        mix: tuple[str, float] | None = None,
+        self, split: Split, batch_size: int, seed: int, device, rank=0, world=1, flip=True, mix=None
     ):
         self.windows = view_windows(split.images.to(device))
         self.labels = split.labels.to(device)
@@ -126,7 +115,7 @@ class TrainLoader:
     def epoch(self, epoch: int) -> Iterator[Draw]:
         images, side = len(self.labels), self.windows.shape[3]
         plan = epoch_plan(images, self.seed, epoch, self.flip)
-        plan = torch.stack([*plan, torch.arange(images)])
+        plan = torch.cat([plan, torch.arange(images)[None]])
         if self.mix:
             mixed = mix_plan(*self.mix, plan, self.step, self.seed, epoch, side)
             plan = torch.cat([plan, mixed])

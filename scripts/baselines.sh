@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# The whole comparison on one data set: a teacher of each loss, its student (KD), and the student's
+# net from scratch; of the NLL teacher also a student by each other distillation, one whose teacher
+# is calibrated by temperature (auto), and one of an ensemble of three.
+#   bash scripts/baselines.sh                                   synthetic: 46 short runs
+#   DATASET=cifar10 TEACHERS=resnet56 STUDENTS=resnet8 bash scripts/baselines.sh --epochs 160
+#   SEEDS="42 43 44" bash scripts/baselines.sh --epochs 2       anything behind goes to every command
+# --print, GPUS, SBATCH and ROOT: see runs.sh. T=4 and Lambda=0.9 are KD's; the losses' weights, and
+# those of the other distillations, are their defaults, but for a gamma of 3 in FL.
+set -euo pipefail
+
+dataset=${DATASET:-synthetic}
+teachers=${TEACHERS:-resnet14}
+students=${STUDENTS:-resnet8}
+recipe="--epochs 15 --train-batch-size 64"
+T=${T:-4} ensemble="42 43 44"
+repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+registered=$( # every base, every term, and the paper's own: the beginning of a run's name, its flags
+    PYTHONPATH=$repository python - <<'PYTHON'
+from losses import BASES, TERMS, loss_parameters
+from utils.runs import label_of
+for name in [*BASES, *(f"NLL+{term}" for term in TERMS), "FL+MDCA"]:
+    given = {"gamma": 3} if name in ("FL", "FL+MDCA") else {}
+    parameters = loss_parameters(name, given)
+    print(label_of(name, parameters), "--loss", name, *(f"--{k} {v:g}" for k, v in parameters.items()))
+PYTHON
+)
+mapfile -t losses <<<"$registered"
+source "$repository/scripts/grid.sh"
+
+for teacher in $teachers; do
+    run="$root/teachers/$(basename "$dataset" .npz)/$teacher/NLL_seed="
+    members=
+    for seed in $ensemble; do
+        members+=" $(quote "$run$seed")"
+        [[ " ${SEEDS:-42} " == *" $seed "* ]] || teaching+=("$train --model $teacher --loss NLL --seed $seed")
+    done
+    for seed in ${SEEDS:-42}; do
+        one=$(quote "$run$seed")
+        for model in $students; do
+            for taught in "$one --distill DKD" "$one --distill LSKD" "$one --distill DIST" \
+                "$one --T $T --teacher_temperature auto" "${members# } --T $T"; do
+                learning+=("$distil --model $model --seed $seed --teacher_path $taught")
+            done
+        done
+    done
+done
+run_stages teaching learning
