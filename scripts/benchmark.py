@@ -4,12 +4,10 @@
     accelerate launch --cpu --mixed_precision bf16 -m scripts.benchmark --quick
     python -m scripts.benchmark --at-once 1 2 4 8           what several runs on one device yield
 
-The conventional loop is what this field publishes: PIL images through torchvision's transforms in
-the workers of a DataLoader, loss and accuracy read back in every step, the teacher run for every
-student. Ours is the code that train_teacher.py and train_student.py run; a bare step is that
-without the loop, on one batch. Images are random bytes of CIFAR's shape. The contenders of a row
-take turns, so that whatever else a machine does slows all of them alike; a ratio is the median over
-the rounds. docs/performance.md says what the floor is.
+The conventional loop is what this field publishes, ours the code that train_teacher.py and
+train_student.py run, a bare step that without the loop, on one batch. Images are random bytes of
+CIFAR's shape. The contenders of a row take turns, so that whatever else a machine does slows all of
+them alike; a ratio is the median over the rounds. docs/performance.md says more.
 """
 
 import json
@@ -22,13 +20,13 @@ from argparse import Namespace
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
 from torch import nn
+from torch.utils.benchmark.utils.timer import timer  # waits for a GPU
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from tqdm import tqdm
@@ -53,17 +51,8 @@ QUICK = (NETS[:3], PAIRS[:1])
 HEAD = ["images/s", "conventional", "ours", "ratio", "of a bare step", "of the floor"]
 TEACHER = Path(__file__).parent.parent / "train_teacher.py"
 TOGETHER, EPOCHS = "resnet8", 6  # of several runs at once
-CLASSES, SIDE = 10, 32
+CLASSES, SIDE, ROUNDS = 10, 32, 3
 Pass = Callable[[int], None]  # trains for that many steps
-
-
-class Bench(NamedTuple):
-    accelerator: Accelerator
-    data: Dataset
-    args: Namespace  # of training
-    workers: int
-    rounds: int
-    seconds: float  # of a pass, roughly
 
 
 def options(argv: list[str] | None) -> Namespace:
@@ -73,16 +62,18 @@ def options(argv: list[str] | None) -> Namespace:
     add = parser.add_argument
     add("--quick", action="store_true", help="few nets and short passes: minutes on a CPU")
     add("--batch-size", type=count, default=128, help="images per training step")
-    add("--rounds", type=count, help="passes of each contender (default: 3)")
     add("--seconds", type=positive, help="of a pass, roughly (default: 5, or 1.5 with --quick)")
     add("--workers", type=whole, help="of the DataLoader (default: as many as there are cores)")
     add("--step", choices=MODES, default="auto", help="how ours launches a step; see the scripts")
     add("--at-once", type=count, nargs="+", metavar="N", help=at_once)
     args = parser.parse_args(argv)
-    for unread in ("quick", "rounds", "seconds", "workers"):
-        if args.at_once and getattr(args, unread) not in (None, False):
-            raise UserError(f"--{unread} has no effect with --at-once; leave it out")
-    return args
+    if args.at_once and args.workers is not None:
+        raise UserError("--workers has no effect with --at-once; leave it out")
+    args.seconds = args.seconds or (1.5 if args.quick else 5)
+    args.workers = os.cpu_count() if args.workers is None else args.workers
+    # A low rate: labels are random, and nothing here is to diverge.
+    training = f"--epochs 1 --lr 0.001 --step {args.step} --train-batch-size {args.batch_size}"
+    return Namespace(**vars(teacher_options(training.split())) | vars(args))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -95,56 +86,48 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{time.strftime('%Y-%m-%d')}, {about['hardware']}, threads: {about['threads']}")
     print(f"{versions}; precision: {precision}, --step {args.step}\n")
     # On a GPU, which is through in a second or two, about CIFAR's training split.
-    data = random_data(args.batch_size * (350 if accelerator.device.type == "cuda" else 40))
+    steps = 350 if accelerator.device.type == "cuda" else max(5, round(8 * args.seconds))
+    data = random_data(steps * args.batch_size)
     if args.at_once:
-        return print(runs_at_once(args.at_once, args.batch_size, args.step, data))
-    # A low rate: labels are random, and nothing here is to diverge.
-    flags = f"--epochs 1 --lr 0.001 --step {args.step} --train-batch-size {args.batch_size}"
-    workers = os.cpu_count() if args.workers is None else args.workers
-    rounds, seconds = args.rounds or 3, args.seconds or (1.5 if args.quick else 5)
-    bench = Bench(accelerator, data, teacher_options(flags.split()), workers, rounds, seconds)
+        return print(runs_at_once(args, data))
     products, copies = device_rates(accelerator)
     nets, pairs = QUICK if args.quick else (NETS, PAIRS)
     rows = [(net, None, False) for net in nets]
     rows += [(student, teacher, known) for teacher, student in pairs for known in (False, True)]
     lines = []
     for model, teacher, cached in tqdm(rows, "rows", disable=None):
-        rates = measure(bench, model, teacher, cached)
+        rates = measure(accelerator, data, args, model, teacher, cached)
         operations, numbers = cost(model, None if cached else teacher)
         size = DTYPES[precision].itemsize
         floor = 1 / max(operations / products, size * numbers / copies)  # images/s
         name = (f"{teacher} -> " if teacher else "") + model + ", cached" * cached
         lines.append([name, *cells(rates, floor)])
     print(text_table(HEAD, lines))
-    print(f"\n{rounds} rounds, median +- half the range; {args.batch_size} images a step, ", end="")
+    print(f"\n{ROUNDS} rounds, median +- half the range; {args.batch_size} images a step, ", end="")
     print(f"floor: {products / 1e9:,.0f} billion operations/s, {copies / 1e9:,.1f} GB/s")
 
 
-def measure(bench: Bench, model: str, teacher: str | None, cached: bool) -> dict[str, list[float]]:
+def measure(accelerator, data, args, model: str, teacher: str | None, cached: bool) -> dict:
     """Images/s of each contender in each round, all of which take about the same time."""
-    accelerator, data, args = bench[:3]
     accelerator.free_memory()
-    most, steps, rates = len(data.train.labels) // args.train_batch_size, {}, {}
+    most, steps, rates = len(data.train.labels) // args.batch_size, {}, {}
     with tempfile.TemporaryDirectory() as folder:
         objective = Objective(build_loss("NLL"))
         if teacher:
-            asked = random_teacher(teacher, data, accelerator)
-            loss, cache = (
-                build_distillation("KD").to(accelerator.device),
-                folder if cached else None,
-            )
+            loss = build_distillation("KD").to(accelerator.device)
+            asked, cache = random_teacher(teacher, data, accelerator), folder if cached else None
             objective = Distillation(loss, asked, data, accelerator, args.seed, cache)
-        contenders = {"conventional": conventional(bench, model, teacher)}
-        contenders |= ours(bench, model, objective)
+        contenders = {"conventional": conventional(accelerator, data, args, model, teacher)}
+        contenders |= ours(accelerator, data, args, model, objective)
         if cached:
             contenders["ours"](most)  # a whole epoch fills it
         for name, train in contenders.items():
             train(5)  # warms up
-            rate = 5 / seconds_of(accelerator, train, 5)
-            steps[name], rates[name] = min(max(5, round(rate * bench.seconds)), most), []
-        for name, train in [*contenders.items()] * bench.rounds:
-            seconds = seconds_of(accelerator, train, steps[name])
-            rates[name].append(steps[name] * args.train_batch_size / seconds)
+            rate = 5 / seconds_of(train, 5)
+            steps[name], rates[name] = min(max(1, round(rate * args.seconds)), most), []
+        for name, train in [*contenders.items()] * ROUNDS:
+            seconds = seconds_of(train, steps[name])
+            rates[name].append(steps[name] * args.batch_size / seconds)
     return rates
 
 
@@ -158,28 +141,26 @@ def cells(rates: dict[str, list[float]], floor: float) -> list[str]:
     return [spread(loop, ",.0f"), spread(ours, ",.0f"), *ratios, share]
 
 
-def seconds_of(accelerator: Accelerator, work: Callable, *given) -> float:
-    wait = torch.cuda.synchronize if accelerator.device.type == "cuda" else lambda: None
-    wait()
-    began = time.perf_counter()
+def seconds_of(work: Callable, *given) -> float:
+    began = timer()
     work(*given)
-    wait()
-    return time.perf_counter() - began
+    return timer() - began
 
 
 # The contenders
 
 
-def conventional(bench: Bench, model: str, teacher: str | None) -> Pass:
-    """The loop of this field's published trainers."""
-    accelerator, size, split = bench.accelerator, bench.args.train_batch_size, bench.data.train
-    teach = teacher and build_model(teacher, CLASSES).eval().to(accelerator.device)
-    loss_of = (build_distillation("KD") if teach else build_loss("NLL")).to(accelerator.device)
+def conventional(accelerator, data: Dataset, args, model: str, teacher: str | None) -> Pass:
+    """PIL images through torchvision's transforms in the workers of a DataLoader, loss and accuracy
+    read back in every step, the teacher run for every student."""
+    device, size, split = accelerator.device, args.batch_size, data.train
+    teach = teacher and build_model(teacher, CLASSES).eval().to(device)
+    loss_of = (build_distillation("KD") if teach else build_loss("NLL")).to(device)
     net = build_model(model, CLASSES)
     settings = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True}
     net, optimizer = accelerator.prepare(net, torch.optim.SGD(net.parameters(), **settings))
     augment = [transforms.RandomCrop(SIDE, 4), transforms.RandomHorizontalFlip()]
-    scale = [transforms.ToTensor(), transforms.Normalize(bench.data.mean, bench.data.std)]
+    scale = [transforms.ToTensor(), transforms.Normalize(data.mean, data.std)]
     transform = transforms.Compose(augment + scale)
     pixels, order = split.images.permute(0, 2, 3, 1).numpy(), []
 
@@ -187,21 +168,16 @@ def conventional(bench: Bench, model: str, teacher: str | None) -> Pass:
         images = [transform(Image.fromarray(pixels[i])) for i in index]
         return torch.stack(images), split.labels[index]
 
-    loader = DataLoader(
-        range(len(pixels)),
-        size,
-        sampler=order,  # the images of a pass
-        num_workers=bench.workers,
-        persistent_workers=bench.workers > 0,
-        pin_memory=accelerator.device.type == "cuda",
-        collate_fn=read,
-    )
+    how = {"num_workers": args.workers, "persistent_workers": args.workers > 0}
+    how |= {"pin_memory": device.type == "cuda", "collate_fn": read}
+    # `order` holds the images of a pass.
+    loader = DataLoader(range(len(pixels)), size, sampler=order, **how)
 
     def train(steps: int) -> None:
         order[:] = torch.randperm(steps * size).tolist()
         net.train()
         for batch in loader:
-            images, labels = (part.to(accelerator.device, non_blocking=True) for part in batch)
+            images, labels = (part.to(device, non_blocking=True) for part in batch)
             logits = net(images)
             with torch.no_grad(), accelerator.autocast():
                 known = [teach(images)] if teach else []
@@ -214,17 +190,14 @@ def conventional(bench: Bench, model: str, teacher: str | None) -> Pass:
     return train
 
 
-def ours(bench: Bench, model: str, objective: Objective) -> dict[str, Pass]:
+def ours(accelerator, data: Dataset, args, model: str, objective: Objective) -> dict[str, Pass]:
     """The steps of an epoch as `fit` runs them, and bare ones, on one fixed batch."""
-    accelerator, data, args = bench[:3]
-    loader = TrainLoader(data.train, args.train_batch_size, args.seed, accelerator.device)
+    loader = TrainLoader(data.train, args.batch_size, args.seed, accelerator.device)
 
-    def prepared():
-        return prepare(accelerator, build_model(model, CLASSES), args, len(loader))
-
-    _, net, optimizer, schedule = prepared()
+    nets = (build_model(model, CLASSES) for _ in range(2))
+    prepared = [prepare(accelerator, net, args, len(loader)) for net in nets]
+    (_, net, optimizer, schedule), (_, bare_net, bare_optimizer, _) = prepared
     step = Step(args.step, accelerator, net, optimizer, objective, loader, data)
-    _, bare_net, bare_optimizer, _ = prepared()
     batch = loader.batch(next(loader.epoch(1)))
     images = normalise(batch.images, data.mean, data.std)
 
@@ -272,7 +245,7 @@ def device_rates(accelerator: Accelerator) -> tuple[float, float]:
     target = torch.empty_like(source)
 
     def rate(amount: int, work: Callable) -> float:
-        return amount / min(seconds_of(accelerator, work) for _ in range(50))
+        return amount / min(seconds_of(work) for _ in range(50))
 
     # A convolution too: on CPUs it may be faster than the product of matrices.
     convolved = 2 * kernel.numel() * images.numel() // 64
@@ -305,17 +278,18 @@ def cost(model: str, teacher: str | None = None, passes: int = 3) -> tuple[int, 
 # Several runs on one device
 
 
-def runs_at_once(numbers: list[int], batch_size: int, step: str, data: Dataset) -> str:
+def runs_at_once(args: Namespace, data: Dataset) -> str:
     """A table: how many images a second N runs of train_teacher.py train on, all together."""
     arrays = {"x_train": data.train.images, "y_train": data.train.labels}
     arrays |= {"x_test": data.test.images, "y_test": data.test.labels}
-    flags = f"--model {TOGETHER} --epochs {EPOCHS} --train-batch-size {batch_size} --step {step}"
+    flags = f"--model {TOGETHER} --epochs {EPOCHS} --lr 0.001 --step {args.step}"
+    flags += f" --train-batch-size {args.batch_size} --dataset"
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "random.npz")
         np.savez(file, **{name: array.numpy() for name, array in arrays.items()})
-        command = [sys.executable, TEACHER, *flags.split(), "--lr", "0.001", "--dataset", file]
-        for number in tqdm(numbers, "runs at once", disable=None):
+        command = [sys.executable, TEACHER, *flags.split(), file]
+        for number in tqdm(args.at_once, "runs at once", disable=None):
             rate = total_rate(command, Path(folder, str(number)), number)
             rows.append([str(number), f"{rate:,.0f}"])
     return text_table(["runs at once", f"{TOGETHER}, images/s"], rows)

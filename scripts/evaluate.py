@@ -1,43 +1,32 @@
 """Finished runs under shift, on foreign data, and against known label distributions.
 
-    python -m scripts.evaluate RUN... --on cifar10c       CIFAR-10-C in --data_dir (or cifar100c)
-    python -m scripts.evaluate RUN... --on corruptions    six corruptions of the test split
-    python -m scripts.evaluate RUN... --on svhn           out of distribution (or FILE.npz)
-    python -m scripts.evaluate RUN... --on cifar10h       how people label CIFAR-10's test images
-    python -m scripts.evaluate RUN... --on synthetic      the posterior that the labels come from
+    python -m scripts.evaluate RUN... --on cifar10c       and more, as --help says
 
 Each net has a raw and a temperature-scaled row; the temperature is the run's own, fitted on its
-validation split. Images are run in the precision of the run. --write puts evaluation_*.json beside
-each run, --out draws corruptions as a box plot by severity.
+validation split. Images are run in the precision of the run.
 """
 
 import os
 from argparse import Namespace
 from pathlib import Path
 
+from utils.analysis import shift
 from utils.analysis.corruptions import OWN, PUBLISHED, SOURCES
 from utils.analysis.records import measured_nets, write_beside
-from utils.analysis.shift import (
-    against_people,
-    against_posterior,
-    draw_by_severity,
-    out_of_distribution,
-    under_corruptions,
-)
 from utils.data import dataset_label
 from utils.files import atomic
 from utils.options import CommandLine, count, location, name, path, whole
 from utils.program import UserError, one_line_errors
 
-CORRUPTED = dict.fromkeys((*SOURCES, "corruptions"), under_corruptions)
-STORED = {"cifar10h": against_people, "synthetic": against_posterior}  # from stored logits
-EVALUATIONS = {**CORRUPTED, "svhn": out_of_distribution, **STORED}
+CORRUPTED = dict.fromkeys((*SOURCES, "corruptions"), shift.under_corruptions)
+STORED = {"cifar10h": shift.against_people, "synthetic": shift.against_posterior}  # no net is run
+EVALUATIONS = {**CORRUPTED, "svhn": shift.out_of_distribution, **STORED}
 
 
 def main(argv: list[str] | None = None) -> None:
     args = options(argv)
     nets = measured_nets(args.runs, args.epoch, args.with_teacher or args.on in STORED)
-    table, measured = EVALUATIONS.get(args.on, out_of_distribution)(nets, args)
+    table, measured = EVALUATIONS.get(args.on, shift.out_of_distribution)(nets, args)
     print(table)
     for net in nets:
         if net.measured["temperature_at_bound"]:
@@ -45,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{title}: T lies at the bound of its range, do not trust its scaled rows")
     if args.out is not None:
         with atomic(args.out) as file:
-            draw_by_severity(nets, measured, file)
+            shift.draw_by_severity(nets, measured, file)
         print(f"written: {args.out}")
     if args.write:
         about = {"on": args.on, "corruptions": args.corruptions, "seed": args.seed}
@@ -64,11 +53,7 @@ def options(argv: list[str] | None) -> Namespace:
     )
     data_dir = Path(os.environ.get("KD_DATA") or "data")
     where = "where CIFAR-10-C/, cifar10h/, SVHN and the runs' data lie ($KD_DATA sets the default)"
-    teacher = (
-        "also run each student's teacher, from where its command found it (with cifar10h and "
-        "synthetic it is always there)"
-    )
-    ours = f"only these; ours are {', '.join(OWN)}"
+    teacher = "also run each student's teacher, from where its command found it"
     names = dict.fromkeys((*OWN, *PUBLISHED))
     add = parser.add_argument
     add("runs", nargs="+", type=location, metavar="RUN", help="run folders, or folders above them")
@@ -80,11 +65,23 @@ def options(argv: list[str] | None) -> Namespace:
     add("--test-batch-size", type=count, help="images per step (default: 1000, on a CPU 128)")
     add("--write", action="store_true", help="also write evaluation_*.json into the run folders")
     add = parser.add_argument_group("corruptions").add_argument
+    ours = f"only these; ours are {', '.join(OWN)}"
     add("--corruptions", nargs="+", choices=names, metavar="NAME", help=ours)
     add("--seed", type=whole, help="--on corruptions: of the noise (default: 0)")
     add("--out", type=location, metavar="FILE.png", help="a box plot by severity")
     args = parser.parse_args(argv)
-    check(args)
+    is_ours, is_shift = args.on == "corruptions", args.on in CORRUPTED
+    read = {"seed": is_ours, "corruptions": is_shift, "out": is_shift}
+    for flag, is_read in (read | {"dataset": args.on not in STORED}).items():
+        if getattr(args, flag) is not None and not is_read:
+            raise UserError(f"--{flag} has no effect with --on {args.on}; leave it out")
+    if is_shift:
+        known = list(OWN if is_ours else PUBLISHED)
+        args.corruptions, args.seed = list(dict.fromkeys(args.corruptions or known)), args.seed or 0
+        for one in set(args.corruptions).difference(known):
+            raise UserError(f"--corruptions {one}: --on {args.on} has {', '.join(known)}")
+    if args.out and (args.out.suffix != ".png" or not os.path.isdir(args.out.absolute().parent)):
+        raise UserError(f"--out {args.out}: give a .png file in a folder that exists")
     return args
 
 
@@ -93,24 +90,6 @@ def target(text: str) -> str:
         return text
     known = ", ".join(EVALUATIONS)
     raise ValueError(f"{text!r}: check the path, or give one of {known}, or an .npz file")
-
-
-def check(args: Namespace) -> None:
-    """Refuse flags that this --on does not read, and names that it does not know."""
-    ours, shift = args.on == "corruptions", args.on in CORRUPTED
-    read = {"seed": ours, "corruptions": shift, "out": shift, "dataset": args.on not in STORED}
-    for flag, is_read in read.items():
-        if getattr(args, flag) is not None and not is_read:
-            raise UserError(f"--{flag} has no effect with --on {args.on}; leave it out")
-    if shift:
-        known = list(OWN if ours else PUBLISHED)
-        args.corruptions = list(dict.fromkeys(args.corruptions or known))
-        args.seed = args.seed or 0
-        for one in args.corruptions:
-            if one not in known:
-                raise UserError(f"--corruptions {one}: --on {args.on} has {', '.join(known)}")
-    if args.out and (args.out.suffix != ".png" or not os.path.isdir(args.out.absolute().parent)):
-        raise UserError(f"--out {args.out}: give a .png file in a folder that exists")
 
 
 if __name__ == "__main__":

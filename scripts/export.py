@@ -1,13 +1,9 @@
 """A finished run as a file for other programs: uint8 images in, calibrated probabilities out.
 
-    python -m scripts.export RUN --format onnx --out net.onnx        or torchscript, safetensors
-    python -m scripts.export RUN --out net.onnx --calibration vector     of scripts.posthoc --write
-    python -m scripts.export RUN... --benchmark           size and latency of ONNX, on one CPU core
+    python -m scripts.export RUN --out net.onnx       and other formats and calibrations: --help
+    python -m scripts.export RUN... --benchmark       size and latency, on one CPU core
 
-A file is written only where it gives the right probabilities of the first 256 test images: to 1e-5
-those of the net in float32 and those of the run's stored predictions. The latter are coarse where
-the run computed in bf16 or fp16, or on a GPU (TF32): then up to 0.2 is allowed, which other weights
-or images exceed. Both differences are printed.
+docs/export.md says what is in a file, and what is checked before it is written.
 """
 
 import json
@@ -16,14 +12,14 @@ import time
 from argparse import Namespace
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
 
 import torch
 from torch import Tensor
+from torch.utils.benchmark import Timer
 
 from utils.analysis.records import MeasuredNet, measured_nets
 from utils.analysis.shift import test_split
-from utils.export import FORMATS, CalibratedNet
+from utils.export import FORMATS, ONNX_PACKAGES, CalibratedNet
 from utils.files import atomic, read_torch
 from utils.options import CommandLine, location, path
 from utils.program import UserError, one_line_errors
@@ -62,17 +58,14 @@ def options(argv: list[str] | None) -> Namespace:
     add("--epoch", choices=("best", "last"), default="best", help="best: by validation top-1")
     add("--data_dir", type=location, default=data_dir, help="where the run's data set lies")
     add("--dataset", type=path, help="the run's data set where it is no longer in its place")
-    add("--benchmark", action="store_true", help="write no file, measure size and latency of ONNX")
+    add("--benchmark", action="store_true", help="write no file, measure size and latency")
     args = parser.parse_args(argv)
     if args.benchmark == (args.out is not None):
         raise UserError("give either --out FILE or --benchmark")
-    if args.benchmark and args.format != "onnx":
-        raise UserError(f"--format {args.format} has no effect with --benchmark; leave it out")
     if args.out and (os.path.isdir(args.out) or not os.access(args.out.absolute().parent, os.W_OK)):
         raise UserError(f"--out {args.out}: give a file in a folder that you may write to")
-    missing = [package for package in FORMATS[args.format][2] if find_spec(package) is None]
-    if missing:
-        raise UserError(f"--format {args.format}: first run pip install {' '.join(missing)}")
+    if args.format == "onnx" and not all(map(find_spec, ONNX_PACKAGES)):
+        raise UserError(f"--format onnx: first run pip install {' '.join(ONNX_PACKAGES)}")
     return args
 
 
@@ -82,18 +75,13 @@ def export(net: MeasuredNet, images: Tensor, args: Namespace) -> tuple[bytes, st
     saved = read_torch(record.folder / f"model_{net.owner}.pth", "copy or train it again")
     del saved["state_dict"]
     weight, bias, ece = calibration(net, args.calibration)
-    metadata = {
-        "classes": record.result["num_classes"],
-        "dataset": record.result["dataset"],
-        "calibration": args.calibration,
-        "temperature": net.temperature,
-        "ece": ece,
-        "command": record.config.get("command", ""),
-        "checkpoint": saved | {"softmax": {"weight": weight, "bias": bias}},
-    }
+    checkpoint = saved | {"softmax": {"weight": weight, "bias": bias}}
+    metadata = {"calibration": args.calibration, "temperature": net.temperature, "ece": ece}
+    metadata |= {"classes": record.result["num_classes"], "dataset": record.result["dataset"]}
+    metadata |= {"command": record.config.get("command", ""), "checkpoint": checkpoint}
     metadata = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
     calibrated = CalibratedNet(*net.load_own(), weight, bias)
-    write, reopen, _ = FORMATS[args.format]
+    write, reopen = FORMATS[args.format]
     content = write(calibrated, images, metadata)
     found = reopen(content)(images)
     stored = net.test[0][:CHECKED].double() * torch.tensor(weight) + torch.tensor(bias)
@@ -112,8 +100,7 @@ def export(net: MeasuredNet, images: Tensor, args: Namespace) -> tuple[bytes, st
                 f"{allowed:g} is allowed; copy the run or its data again, or train it again"
             )
     eces = ", ".join(f"{key} {COLUMNS['ece'].text(value)} %" for key, value in ece.items())
-    differs = f"probabilities differ by up to {' and '.join(said)}"
-    return content, f"{net.title}: ECE {eces}; {differs}"
+    return content, f"{net.title}: ECE {eces}; probabilities differ by up to {' and '.join(said)}"
 
 
 def calibration(net: MeasuredNet, name: str) -> tuple[list, list, dict[str, float]]:
@@ -131,23 +118,20 @@ def calibration(net: MeasuredNet, name: str) -> tuple[list, list, dict[str, floa
 
 
 def latency_table(nets: list[MeasuredNet], images: Tensor, args: Namespace) -> str:
-    """Size of ONNX files and their milliseconds of processor time, the median, on one thread."""
+    """Size of the files and their milliseconds of processor time, the median, on one thread."""
     torch.set_num_threads(1)
     rows = []
     for net in nets:
         content, _ = export(net, images, args)
-        run = FORMATS["onnx"][1](content)
-        rows.append([net.title, f"{len(content) / 1e6:.2f}"])
+        run, row = FORMATS[args.format][1](content), [net.title, f"{len(content) / 1e6:.2f}"]
         for size in BATCHES:
-            batch, seconds = images[torch.arange(size) % len(images)], []
-            run(batch)
-            while sum(seconds) < SECONDS:
-                start = time.process_time()  # what else the machine does is not counted
-                run(batch)
-                seconds.append(time.process_time() - start)
-            rows[-1].append(f"{1000 * median(seconds):.2f}")
+            # Processor time: what else the machine does is not counted.
+            work = {"run": run, "batch": images[torch.arange(size) % len(images)]}
+            timer = Timer("run(batch)", globals=work, timer=time.process_time)
+            row.append(f"{1000 * timer.blocked_autorange(min_run_time=SECONDS).median:.2f}")
+        rows.append(row)
     heads = [f"ms, batch of {size}" for size in BATCHES]
-    return text_table(["ONNX, one CPU thread", "MB", *heads], rows)
+    return text_table([f"{args.format}, one CPU thread", "MB", *heads], rows)
 
 
 if __name__ == "__main__":

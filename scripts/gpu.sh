@@ -12,17 +12,16 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python}
 data=synthetic
 if [ -n "$dry" ]; then
-    device=--cpu net=resnet8 steps=eager judged=eager numbers=1 epochs=2 few=1
-    batch="--batch-size 8"
-    tests=--collect-only size="--quick --rounds 1 --seconds 0.05 --workers 0 $batch"
+    device=--cpu net=resnet8 steps=eager numbers=1 epochs=2 few=1
+    tests=--collect-only small="--seconds 0.01 --batch-size 8" workers="--workers 0"
 else
-    device= net=resnet56 steps="eager graph compile" judged=graph numbers="1 2 4 8" epochs=160 few=5
-    tests="-p no:randomly" size=--quick batch=
+    device= net=resnet56 steps="eager compile graph" numbers="1 2 4 8" epochs=160 few=5
+    tests="-p no:randomly" small= workers=
     [ ! -f "${KD_DATA:-data}/cifar10.npz" ] || data=cifar10
 fi
 mkdir -p "$out"
 rm -rf "$out/runs"
-failed=() slow=()
+failed=() slow=() runs=(--dataset $data --checkpoint "$out/runs")
 
 part() { # its name and its command; what it prints goes to a log
     local name=$1 began=$SECONDS
@@ -35,25 +34,15 @@ part() { # its name and its command; what it prints goes to a log
 rows() { # a log's text table as Markdown
     grep -E '^[^ ]+.*  ' "$1" | sed -E 's/ {2,}/ | /g; s/^/| /; s/$/ |/'
 }
-cell() { # of a log's table: the number in that row and column
-    awk -F'  +' -v row="$2" -v column="$3" \
-        '$1 == row { gsub(",", "", $column); print $column + 0 }' "$1"
-}
-at_least() { # what, as measured, its target
-    awk -v measured="$2" -v target="$3" 'BEGIN { exit !(measured >= target) }' ||
-        slow+=("$1: ${2:-not measured}, target $3")
-}
 
 part tests $python -m pytest -q $tests tests/test_steps.py tests/test_speed.py
 part fp16 $python -m accelerate.commands.launch $device --num_processes 1 --mixed_precision fp16 \
-    train_teacher.py --dataset $data --model $net --loss cross_entropy --epochs $few \
-    --checkpoint "$out/runs"
+    train_teacher.py "${runs[@]}" --model $net --loss cross_entropy --epochs $few
 for step in $steps; do
-    part "benchmark_$step" $python -m scripts.benchmark $size --step "$step"
+    part "benchmark_$step" $python -m scripts.benchmark --quick $small $workers --step "$step"
 done
-part at_once $python -m scripts.benchmark --at-once $numbers $batch
-part epochs $python train_teacher.py --dataset $data --model resnet8 --epochs $epochs \
-    --checkpoint "$out/runs"
+part at_once $python -m scripts.benchmark --at-once $numbers $small
+part epochs $python train_teacher.py "${runs[@]}" --model resnet8 --epochs $epochs
 
 {
     head -n 2 "$out/benchmark_eager.log"
@@ -66,15 +55,21 @@ part epochs $python train_teacher.py --dataset $data --model resnet8 --epochs $e
     printf '\n%s epochs of resnet8 on %s, the whole process: %s s.\n' $epochs $data $took
 } | tee "$out/performance.md"
 
-log="$out/benchmark_$judged.log"
-at_least "resnet20, images/s" "$(cell "$log" resnet20 3)" 3658 # a GTX 1080 with an ordinary loader
-at_least "resnet56, images/s" "$(cell "$log" resnet56 3)" 1372 # likewise
-at_least "resnet8 over the conventional loop" "$(cell "$log" resnet8 4)" 8
-at_least "resnet20 over the conventional loop" "$(cell "$log" resnet20 4)" 8
-at_least "resnet56 over the conventional loop" "$(cell "$log" resnet56 4)" 5
-at_least "a student over the conventional loop" "$(cell "$log" "resnet56 -> resnet8" 4)" 10
-at_least "cached, over the conventional loop" "$(cell "$log" "resnet56 -> resnet8, cached" 4)" 20
-at_least "cached, of a bare step" "$(cell "$log" "resnet56 -> resnet8, cached" 5)" 0.87
-at_least "seconds to spare of 60 for $epochs epochs of resnet8" $((60 - took)) 0
+while IFS='|' read -r row column target what; do # of the last way to launch a step
+    measured=$(awk -F'  +' -v row="$row" -v column="$column" \
+        '$1 == row { gsub(",", "", $column); print $column + 0 }' "$out/benchmark_$step.log")
+    awk -v measured="$measured" -v target="$target" 'BEGIN { exit !(measured >= target) }' ||
+        slow+=("$what: ${measured:-not measured}, target $target")
+done <<TARGETS
+resnet20|3|3658|resnet20, images/s; a GTX 1080 with an ordinary loader
+resnet56|3|1372|resnet56, images/s; likewise
+resnet8|4|8|resnet8 over the conventional loop
+resnet20|4|8|resnet20 over the conventional loop
+resnet56|4|5|resnet56 over the conventional loop
+resnet56 -> resnet8|4|10|a student over the conventional loop
+resnet56 -> resnet8, cached|4|20|cached, over the conventional loop
+resnet56 -> resnet8, cached|5|0.87|cached, of a bare step
+TARGETS
+[ $took -le 60 ] || slow+=("$epochs epochs of resnet8: $took s, target 60 s")
 [ ${#slow[@]} -eq 0 ] || printf 'slower than its target: %s\n' "${slow[@]}"
 [ ${#failed[@]} -eq 0 ] || { printf 'failed: %s\n' "${failed[@]}"; exit 1; }

@@ -104,8 +104,7 @@ NUMBERS = {
     "report": {"--resamples": ["1.5"]},
     "cache_teacher": {"--batch-size": ["0"], "--split-seed": []},
     "benchmark": {
-        **{"--batch-size": ["0"], "--rounds": ["0"], "--workers": [], "--at-once": ["0", "1.5"]},
-        **{"--seconds": ["0"]},
+        **{"--batch-size": ["0"], "--seconds": ["0"], "--workers": [], "--at-once": ["0", "1.5"]},
     },
 }
 
@@ -277,8 +276,8 @@ MISTAKES = {
         ("--batch_siz 3", "'--batch-?_?siz'.*--batch-size"),
     ],
     "benchmark": [
-        ("--round 3", "'--round'.*--rounds"),
-        ("--at-once 1 2 --quick", "--quick has no effect with --at-once; leave it out"),
+        ("--second 3", "'--second'.*--seconds"),
+        ("--at-once 1 2 --workers 0", "--workers has no effect with --at-once; leave it out"),
         ("stray", "'stray'.*--help"),
     ],
 }

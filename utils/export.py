@@ -37,14 +37,9 @@ class CalibratedNet(nn.Module):
 def to_onnx(net: CalibratedNet, images: Tensor, metadata: dict[str, str]) -> bytes:
     import onnx
 
-    exported = torch.onnx.export(
-        net,
-        (images[:2],),
-        input_names=["images"],
-        output_names=["probabilities"],
-        dynamic_shapes={"images": {0: torch.export.Dim("N")}},
-        verbose=False,
-    )
+    names = {"input_names": ["images"], "output_names": ["probabilities"]}
+    names["dynamic_shapes"] = {"images": {0: torch.export.Dim("N")}}
+    exported = torch.onnx.export(net, (images[:2],), **names, verbose=False)
     model = exported.model_proto
     onnx.helper.set_model_props(model, metadata)
     return model.SerializeToString()
@@ -86,10 +81,10 @@ def open_safetensors(content: bytes) -> Callable[[Tensor], Tensor]:
     return CalibratedNet(net, saved["mean"], saved["std"], **saved["softmax"])
 
 
-# format: what makes a file's content, what gives probabilities (N, K) of images with that, and the
-# packages that they need
-FORMATS: dict[str, tuple[Callable, Callable, tuple[str, ...]]] = {
-    "onnx": (to_onnx, open_onnx, ("onnx", "onnxscript", "onnxruntime")),
-    "safetensors": (to_safetensors, open_safetensors, ("safetensors",)),
-    "torchscript": (to_torchscript, open_torchscript, ()),
+# format: what makes a file's content, what gives probabilities (N, K) of images with that
+FORMATS: dict[str, tuple[Callable, Callable]] = {
+    "onnx": (to_onnx, open_onnx),
+    "safetensors": (to_safetensors, open_safetensors),
+    "torchscript": (to_torchscript, open_torchscript),
 }
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")

@@ -1,9 +1,9 @@
 """Corrupted test images: the published CIFAR-10-C and CIFAR-100-C, and a subset made here.
 
-Both have five severities. Our own corruptions take their constants, which are meant for 32 x 32
-pixels, from Hendrycks and Dietterich, "Benchmarking neural network robustness to common
-corruptions and perturbations", ICLR 2019 (the CIFAR-10-C variant), but not their images, libraries
-or random numbers: results on them are not results on CIFAR-10-C and must not be called so.
+Our own take their constants, which are meant for 32 x 32 pixels, from Hendrycks and Dietterich,
+"Benchmarking neural network robustness to common corruptions and perturbations", ICLR 2019 (the
+CIFAR-10-C variant), but not their images, libraries or random numbers: results on them are not
+results on CIFAR-10-C.
 """
 
 import io
@@ -36,43 +36,40 @@ Corrupted = tuple[str, int, Tensor]  # a corruption, its severity, images uint8 
 def make_noise(images: Tensor, sigma: float, rng: np.random.Generator) -> Tensor:
     """Gaussian noise, independent in every pixel and channel; sigma as a share of the range."""
     noise = rng.standard_normal(tuple(images.shape), dtype=np.float32)
-    return _rounded(images + 255 * sigma * torch.from_numpy(noise))
+    return images + 255 * sigma * torch.from_numpy(noise)
 
 
-def make_blur(images: Tensor, sigma: float, rng: np.random.Generator) -> Tensor:
+def make_blur(images: Tensor, sigma: float, rng) -> Tensor:
     """Gaussian blur, sigma in pixels, cut off at four of them."""
     size = 2 * int(4 * sigma + 0.5) + 1
     return gaussian_blur(images, [size, size], [sigma])
 
 
-def make_contrast(images: Tensor, share: float, rng: np.random.Generator) -> Tensor:
+def make_contrast(images: Tensor, share: float, rng) -> Tensor:
     """This share of the distance from the mean colour is left (torchvision: from the mean grey)."""
-    images = images.float()
-    mean = images.mean(dim=(2, 3), keepdim=True)
-    return _rounded(mean + share * (images - mean))
+    mean = images.float().mean(dim=(2, 3), keepdim=True)
+    return mean + share * (images - mean)
 
 
-def make_brightness(images: Tensor, shift: float, rng: np.random.Generator) -> Tensor:
+def make_brightness(images: Tensor, shift: float, rng) -> Tensor:
     """The V of HSV, as a share of the range, is raised (torchvision multiplies)."""
-    images = images.float()
-    value = images.amax(dim=1, keepdim=True)
+    value = images.amax(dim=1, keepdim=True).float()
     raised = (value + 255 * shift).clamp_max(255)
     # Black has neither hue nor saturation: it becomes grey.
-    return _rounded(torch.where(value > 0, images * raised / value.clamp_min(1), raised))
+    return torch.where(value > 0, images * raised / value.clamp_min(1), raised)
 
 
-def make_jpeg(images: Tensor, quality: int, rng: np.random.Generator) -> Tensor:
+def make_jpeg(images: Tensor, quality: int, rng) -> Tensor:
     """Compressed and unpacked again by Pillow, at this quality."""
 
     def compressed(image: Image.Image) -> Image.Image:
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=quality)
+        image.save(file := io.BytesIO(), "JPEG", quality=quality)
         return Image.open(file)
 
     return torch.stack([pil_to_tensor(compressed(to_pil_image(image))) for image in images])
 
 
-def make_pixels(images: Tensor, share: float, rng: np.random.Generator) -> Tensor:
+def make_pixels(images: Tensor, share: float, rng) -> Tensor:
     """Reduced to this share of the side, and enlarged again, by Pillow's box filter."""
     side, box = images.shape[2], Image.Resampling.BOX
     small = max(1, int(share * side))
@@ -80,12 +77,8 @@ def make_pixels(images: Tensor, share: float, rng: np.random.Generator) -> Tenso
     return torch.stack([pil_to_tensor(image.resize((side, side), box)) for image in reduced])
 
 
-def _rounded(images: Tensor) -> Tensor:
-    return images.round().clamp(0, 255).to(torch.uint8)
-
-
-# name: how to make it, and its constant at severity 1 to 5
-OWN: dict[str, tuple[Callable[[Tensor, float, np.random.Generator], Tensor], tuple]] = {
+# name: how to make it, from images uint8 (N, 3, H, W), and its constant at severity 1 to 5
+OWN: dict[str, tuple[Callable, tuple]] = {
     "gaussian_noise": (make_noise, (0.04, 0.06, 0.08, 0.09, 0.10)),
     "gaussian_blur": (make_blur, (0.4, 0.6, 0.7, 0.8, 1.0)),
     "contrast": (make_contrast, (0.75, 0.5, 0.4, 0.3, 0.15)),
@@ -104,7 +97,8 @@ def own_corruptions(images: Tensor, names: list[str], seed: int = 0) -> Iterator
         make, constants = OWN[name]
         for severity, constant in zip(SEVERITIES, constants, strict=True):
             rng = np.random.default_rng([seed, severity, *name.encode()])
-            yield name, severity, make(images, constant, rng)
+            made = make(images, constant, rng)
+            yield name, severity, made.round().clamp(0, 255).to(torch.uint8)
 
 
 def published_corruptions(
@@ -116,17 +110,16 @@ def published_corruptions(
     UserError, before the first image, where a file is absent or is something else.
     """
     title, address = SOURCES[source]
+    files = [data_dir / title / f"{name}.npy" for name in ("labels", *names)]
     way_out = (
         f"put the files of {title} ({address}) there, whole, name the folder above it by "
         "--data_dir, or choose by --corruptions those that are there"
     )
-    files = [data_dir / title / f"{name}.npy" for name in ("labels", *names)]
-    corrupted_labels, *arrays = (mapped(file, way_out) for file in files)
-    if not np.array_equal(corrupted_labels, np.tile(labels.numpy(), len(SEVERITIES))):
+    published, *arrays = (mapped(file, way_out) for file in files)
+    if not np.array_equal(published, np.tile(labels.numpy(), len(SEVERITIES))):
         raise UserError(
             f"--on {source}: {files[0]} is not the labels of the run's test split ({len(labels)} "
-            f"images), once for each of {len(SEVERITIES)} severities; evaluate a run that was "
-            "trained on the data set that was corrupted"
+            "images), once for each severity; evaluate a run on the data set that was corrupted"
         )
     return (
         (name, severity, torch.from_numpy(part.copy()).permute(0, 3, 1, 2))

@@ -1,9 +1,8 @@
 """Finished runs on corrupted images, on foreign images, and against known label distributions.
 
 Where images are run, the run's own test images are run as well, in the precision of the run and on
-the same machine, so that what differs comes from the images alone. Each net is measured raw and
-with the temperature that its run fitted on validation logits. Label distributions need no images:
-stored logits are compared with them. `args` are the flags of scripts/evaluate.py.
+the same machine, so that what differs comes from the images alone. `args` are the flags of
+scripts/evaluate.py.
 """
 
 from argparse import Namespace
@@ -20,28 +19,19 @@ from torch import Tensor
 from torchvision.datasets import SVHN
 from tqdm import tqdm
 
-from utils.analysis.corruptions import (
-    SEVERITIES,
-    SOURCES,
-    mapped,
-    own_corruptions,
-    published_corruptions,
-)
+from utils.analysis import corruptions
+from utils.analysis.corruptions import SEVERITIES
 from utils.analysis.figures import Series, severity_boxes
 from utils.analysis.records import MeasuredNet
-from utils.calibration.distributions import (
-    entropy,
-    label_distribution_metrics,
-    ood_metrics,
-    rank_correlation,
-)
+from utils.calibration import distributions
 from utils.calibration.metrics import classification_metrics
-from utils.data import Split, load_dataset
+from utils.data import Dataset, Split, load_dataset
 from utils.data.npz import channels_last
 from utils.evaluation import logits_of
 from utils.files import one_line, open_npz
 from utils.program import UserError
 from utils.tables import COLUMNS, Column, printable, text_table
+from utils.teacher_cache import DTYPES
 
 DISTRIBUTION_COLUMNS = {
     "kl": Column("KL", 1, 4),
@@ -62,9 +52,7 @@ FOREIGN_COLUMNS = {
 }
 DRAWN = ("top1", "ece", "nll")
 CLEAN, MEAN = "clean", "mean"
-HALF_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 AGREEMENT = 0.9  # of people's majority with the labels; 0.99 on CIFAR-10
-
 
 Evaluation = tuple[str, list[dict]]  # the table; what was measured of each net, ready for JSON
 
@@ -74,23 +62,24 @@ def raw_and_scaled(measure: Callable[[float], Any], net: MeasuredNet) -> dict[st
     return {"raw": measure(1.0), "scaled": measure(net.temperature)}
 
 
-def table(nets: list[MeasuredNet], measured: list[dict], columns: dict, heads: tuple = ()) -> str:
+def table(title: str, nets: list[MeasuredNet], measured: list, columns: dict, *heads) -> str:
     """`measured`, for each net: the row's first cells, under `heads` -> raw, scaled -> metrics.
 
     A metric that no net has gets no column, and neither does one that is not usual.
     """
-    every = [one["raw"] for rows in measured for one in rows.values()]
-    known = {n: c for n, c in columns.items() if c.usual and any(n in one for one in every)}
+    every = {name for rows in measured for one in rows.values() for name in one["raw"]}
+    known = {name: c for name, c in columns.items() if c.usual and name in every}
     lines = []
     for net, rows in zip(nets, measured, strict=True):
-        title = net.title
-        for logits, temperature in (("raw", 1.0), ("scaled", net.temperature)):
+        name = net.title
+        for logits, temperature in raw_and_scaled("{:.3f}".format, net).items():
             for first, one in rows.items():
-                values = one[logits]
-                cells = [known[n].text(values[n]) if n in values else "" for n in known]
-                lines.append([title, logits, f"{temperature:.3f}", *first, *cells])
-                title = ""
-    return text_table(["", "logits", "T", *heads, *(c.head for c in known.values())], lines)
+                of = one[logits]
+                cells = [c.text(of[n]) if n in of else "" for n, c in known.items()]
+                lines.append([name, logits, temperature, *first, *cells])
+                name = ""
+    head = ["", "logits", "T", *heads, *(c.head for c in known.values())]
+    return f"{title}\n{text_table(head, lines)}"
 
 
 # Against label distributions
@@ -98,43 +87,36 @@ def table(nets: list[MeasuredNet], measured: list[dict], columns: dict, heads: t
 
 def against_people(nets: list[MeasuredNet], args: Namespace) -> Evaluation:
     """CIFAR-10H: how people label the test images of CIFAR-10."""
-    distributions = [human_labels(args.data_dir, net.test[1]) for net in nets]
-    return against("CIFAR-10H: test images against how people label them", nets, distributions)
+    shares = [human_labels(args.data_dir, net.test[1]) for net in nets]
+    return against("CIFAR-10H: test images against how people label them", nets, shares)
 
 
 def against_posterior(nets: list[MeasuredNet], args: Namespace) -> Evaluation:
     """The distribution that the labels of `synthetic` are drawn from."""
-    data = load_dataset("synthetic", args.data_dir)
-    for net in nets:
-        if net.record.result["fingerprint"] != data.fingerprint:
-            raise UserError(
-                f"--on synthetic: the posterior of what {net.record.folder} was trained on is not "
-                "known; name a run of --dataset synthetic, of this version"
-            )
+    advice = "--on synthetic; name a run of --dataset synthetic, of this version"
+    split = trained_on(nets, load_dataset("synthetic", args.data_dir), advice)
     title = "synthetic: test images against the posterior that their labels are drawn from"
-    return against(title, nets, [data.test.posterior] * len(nets))
+    return against(title, nets, [split.posterior] * len(nets))
 
 
-def against(title: str, nets: list[MeasuredNet], distributions: list[Tensor]) -> Evaluation:
-    """Stored test logits against a distribution (N, K) over the labels of each image."""
+def against(title: str, nets: list[MeasuredNet], shares: list[Tensor]) -> Evaluation:
+    """Stored test logits against the true share (N, K) of each label of each image."""
     measured = []
-    for net, distribution in zip(nets, distributions, strict=True):
-        one = raw_and_scaled(partial(label_distribution_metrics, net.test[0], distribution), net)
+    for net, share in zip(nets, shares, strict=True):
+        measure = partial(distributions.label_distribution_metrics, net.test[0], share)
+        one = raw_and_scaled(measure, net)
         if net.owner != "teacher" and "teacher" in net.record.result:
-            own, teachers = (
-                entropies(each) for each in (net, MeasuredNet(net.record, "teacher", ""))
-            )
-            for logits, metrics in one.items():
-                correlation = rank_correlation(own[logits], teachers[logits])
-                metrics["teacher_entropy_correlation"] = correlation
+            teachers = entropies(MeasuredNet(net.record, "teacher", ""))
+            for logits, own in entropies(net).items():
+                correlation = distributions.rank_correlation(own, teachers[logits])
+                one[logits]["teacher_entropy_correlation"] = correlation
         measured.append(one)
     title += " (cal. error: mean |confidence - its true share|; entropy in nats, gap: net - truth)"
-    shown = table(nets, [{(): one} for one in measured], DISTRIBUTION_COLUMNS)
-    return f"{title}\n{shown}", measured
+    return table(title, nets, [{(): one} for one in measured], DISTRIBUTION_COLUMNS), measured
 
 
 def entropies(net: MeasuredNet) -> dict[str, Tensor]:
-    logits = net.test[0].double()
+    logits, entropy = net.test[0].double(), distributions.entropy
     return raw_and_scaled(lambda temperature: entropy((logits / temperature).softmax(dim=1)), net)
 
 
@@ -144,10 +126,10 @@ def human_labels(data_dir: Path, labels: Tensor) -> Tensor:
     `labels` (N,) are those of the run's test split, to tell whether it is CIFAR-10's in its own
     order. Raises UserError. Peterson et al., ICCV 2019.
     """
-    files = [*data_dir.glob("cifar10h/cifar10h-*.npy"), *data_dir.glob("cifar10h-*.npy")]
-    file = files[0] if files else data_dir / "cifar10h" / "cifar10h-counts.npy"
+    places = (data_dir.glob(name) for name in ("cifar10h/cifar10h-*.npy", "cifar10h-*.npy"))
+    file = next(chain(*places), data_dir / "cifar10h" / "cifar10h-counts.npy")
     way_out = "take it from https://github.com/jcpeterson/cifar-10h, or give another --data_dir"
-    votes = mapped(file, way_out).astype(np.float64)
+    votes = corruptions.mapped(file, way_out).astype(np.float64)
     fits = votes.ndim == 2 and len(votes) == len(labels)
     if not fits or (votes.argmax(axis=1) == labels.numpy()).mean() < AGREEMENT:
         raise UserError(
@@ -165,25 +147,26 @@ def test_split(nets: list[MeasuredNet], args: Namespace) -> Split:
     told = nets[0].record.config.get("arguments", {})
     name = args.dataset or told.get("dataset", nets[0].record.result["dataset"])
     folder_flags = {flag: told[flag] for flag in ("image_size", "skip_unreadable") if flag in told}
-    data = load_dataset(name, args.data_dir, **folder_flags)
+    advice = f"--dataset {name}; name its own by that or --data_dir, and one data set at a time"
+    return trained_on(nets, load_dataset(name, args.data_dir, **folder_flags), advice)
+
+
+def trained_on(nets: list[MeasuredNet], data: Dataset, advice: str) -> Split:
     for net in nets:
         if net.record.result["fingerprint"] != data.fingerprint:
-            raise UserError(
-                f"--dataset {name}: {net.record.folder} was trained on other data; name its own by "
-                "--dataset or --data_dir, and runs on one data set at a time"
-            )
+            raise UserError(f"{net.record.folder}: was trained on other data than {advice}")
     return data.test
 
 
 def in_precision(net: MeasuredNet, batch_size: int | None) -> Callable[[Tensor], Tensor]:
     """What gives a net's logits (N, K) of images uint8 (N, 3, H, W), in the run's precision."""
     accelerator = Accelerator(mixed_precision="no")
-    forward = net.forward(accelerator.device)
-    half = HALF_PRECISION.get(net.record.settings["mixed_precision"])
+    device, precision = accelerator.device, net.record.settings["mixed_precision"]
+    forward = net.forward(device)
 
     def logits(images: Tensor) -> Tensor:
         split = Split(images, torch.zeros(len(images), dtype=torch.int64))
-        with torch.autocast(accelerator.device.type, half, enabled=half is not None):
+        with torch.autocast(device.type, DTYPES[precision], enabled=precision != "no"):
             return logits_of(forward, split, batch_size, accelerator, net.title.strip())
 
     return logits
@@ -195,80 +178,72 @@ def out_of_distribution(nets: list[MeasuredNet], args: Namespace) -> Evaluation:
     measured = []
     for net in nets:
         logits = in_precision(net, args.test_batch_size)
-        measure = partial(ood_metrics, logits(test.images), logits(foreign))
+        measure = partial(distributions.ood_metrics, logits(test.images), logits(foreign))
         measured.append(raw_and_scaled(measure, net))
     title = (
         f"{printable(args.on)}: its {len(foreign)} images, out of distribution, mixed with "
         f"{len(test.labels)} of the test split, which are the positive class"
     )
-    shown = table(nets, [{(): one} for one in measured], FOREIGN_COLUMNS)
-    return f"{title}\n{shown}", measured
+    return table(title, nets, [{(): one} for one in measured], FOREIGN_COLUMNS), measured
 
 
 def foreign_images(name: str, data_dir: Path) -> Tensor:
     """The test images, uint8 (N, 3, H, W), of `svhn` or of the .npz file that `name` is.
 
-    Of a file the array x_test, or the only one that it holds. They are not resized. Raises
-    UserError.
+    Of a file x_test, or the only array. They are not resized. Raises UserError.
     """
     file = data_dir / "svhn.npz" if name == "svhn" else Path(name).expanduser()
     try:
         if name == "svhn" and not file.is_file():
             return torch.from_numpy(SVHN(data_dir, split="test", download=True).data)
         with open_npz(file) as archive:
-            keys = archive.files
-            images = channels_last(archive[keys[0] if len(keys) == 1 else "x_test"])
+            key = archive.files[0] if len(archive.files) == 1 else "x_test"
+            return torch.from_numpy(channels_last(archive[key])).permute(0, 3, 1, 2)
     # Any exception: damaged archives raise a dozen kinds, and each means the same to the user.
     except Exception as error:
-        others = f", or put torchvision's test_32x32.mat into {data_dir}" if name == "svhn" else ""
         raise UserError(
             f"--on {name}: no images in {file} ({type(error).__name__}: {one_line(error)}); write "
-            f"it with numpy.savez(file, x_test=images), uint8 (N, H, W, 3) and square{others}"
+            "it with numpy.savez(file, x_test=images), uint8 (N, H, W, 3) and square"
         ) from error
-    return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
 def under_corruptions(nets: list[MeasuredNet], args: Namespace) -> Evaluation:
-    """The --corruptions of --on, a key of SOURCES or `corruptions`, at every severity."""
+    """The --corruptions of --on, of the published ones or of our own, at every severity.
+
+    Measured: corruption -> severity -> raw and scaled, with the means over either and both.
+    """
     names, test = args.corruptions, test_split(nets, args)
-    if args.on in SOURCES:
-        title = SOURCES[args.on][0]
-        stream = published_corruptions(args.on, args.data_dir, test.labels, names)
+    if args.on in corruptions.SOURCES:
+        title, _ = corruptions.SOURCES[args.on]
+        stream = corruptions.published_corruptions(args.on, args.data_dir, test.labels, names)
     else:
         title = "own corruptions (not CIFAR-10-C)"
-        stream = own_corruptions(test.images, names, args.seed)
+        stream = corruptions.own_corruptions(test.images, names, args.seed)
     all_logits = [in_precision(net, args.test_batch_size) for net in nets]
     measured = [{name: {} for name in (CLEAN, *names)} for _ in nets]
     stream = chain([(CLEAN, 0, test.images)], stream)
-    steps = 1 + len(names) * len(SEVERITIES)
-    for name, severity, images in tqdm(stream, args.on, steps, leave=False, disable=None):
+    total = 1 + len(names) * len(SEVERITIES)
+    for name, severity, images in tqdm(stream, args.on, total, leave=False, disable=None):
         for net, logits, one in zip(nets, all_logits, measured, strict=True):
             measure = partial(classification_metrics, logits(images), test.labels)
             one[name][str(severity)] = raw_and_scaled(measure, net)
-    measured = [with_means(one, names) for one in measured]
+    for one in measured:
+        for name in names:
+            one[name][MEAN] = mean(list(one[name].values()))
+        one[MEAN] = mean([one[name] for name in names])
+    shown = []
     title += f": {len(names)} corruptions x {len(SEVERITIES)} severities"
-    every, means = (corruption_table(nets, measured, part) for part in (names, (CLEAN, MEAN)))
-    shown = f"{title}\n{every}\n\nmeans over corruptions\n{means}"
-    return shown, measured
+    for head, part in ((title, names), ("\nmeans over corruptions", (CLEAN, MEAN))):
+        rows = [{(name, s): by for name in part for s, by in one[name].items()} for one in measured]
+        shown.append(table(head, nets, rows, COLUMNS, "corruption", "severity"))
+    return "\n".join(shown), measured
 
 
-def with_means(measured: dict[str, dict], names: list[str]) -> dict[str, dict]:
-    """Corruption -> severity -> raw or scaled -> metrics, with the means over either and both."""
-
-    def mean(each: list[dict[str, dict]]) -> dict[str, dict]:
-        return {
-            logits: {key: sum(one[logits][key] for one in each) / len(each) for key in metrics}
-            for logits, metrics in each[0].items()
-        }
-
-    rows = {name: by | {MEAN: mean(list(by.values()))} for name, by in measured.items()}
-    over = {s: mean([rows[name][s] for name in names]) for s in rows[names[0]]}
-    return rows | {CLEAN: measured[CLEAN], MEAN: over}
-
-
-def corruption_table(nets: list[MeasuredNet], measured: list[dict], names: list[str]) -> str:
-    rows = [{(name, s): by for name in names for s, by in one[name].items()} for one in measured]
-    return table(nets, rows, COLUMNS, ("corruption", "severity"))
+def mean(values: list):
+    """Of numbers, or of dictionaries with the same keys, key by key."""
+    if isinstance(values[0], dict):
+        return {key: mean([one[key] for one in values]) for key in values[0]}
+    return sum(values) / len(values)
 
 
 def draw_by_severity(nets: list[MeasuredNet], measured: list[dict], file) -> None:
