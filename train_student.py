@@ -43,15 +43,15 @@ def main(argv: list[str] | None = None) -> None:
     parameters, naming = parameters_of(args.distill, args)
     label = f"{label_of(args.distill, naming)}_from_{teacher.model}_{teacher.label}"
     run = Run(args, identity_of(args, data, args.distill, naming, label), accelerator, teacher)
+    objective = None
+    if args.overwrite or not run.finished:  # before the run has a folder: the cache may be refused
+        loss = build_distillation(args.distill, **parameters)
+        objective = Distillation(loss, teacher, data, accelerator, args.seed, args.teacher_cache)
     with run.opened(args, data):
         if not run.finished:
             run.say(inspect_teacher(teacher, data, accelerator, args.test_batch_size))
             torch.manual_seed(args.seed)
             student = build_model(args.model, data.num_classes)
-            loss = build_distillation(args.distill, **parameters)
-            objective = Distillation(
-                loss, teacher, data, accelerator, args.seed, args.teacher_cache
-            )
             history = fit(run, accelerator, student, objective, data, args)
             conclude(run, accelerator, student, data, history, args.test_batch_size, teacher)
         run.say(f"{run.folder}\n{result_table(run.result())}")

@@ -34,7 +34,6 @@ class Flag(NamedTuple):
     range: tuple[str, Callable[[float], bool]] = NOT_NEGATIVE  # in words, and as a check
 
     def at(self, default: float | None, *grid: float) -> "Flag":
-        """The same flag of another loss."""
         return self._replace(default=default, grid=grid)
 
 
@@ -183,7 +182,7 @@ def build(entry: Entry, values: dict[str, float]) -> Callable:
 
 
 def build_loss(name: str, **parameters: float) -> Loss:
-    """The loss as a module of logits (B, K), labels (B,); `parameters` as in `loss_parameters`."""
+    """Its module; `parameters` as `given` in `loss_parameters`."""
     base, _, term = canonical_loss(name).partition("+")
     values = loss_parameters(name, parameters)
     beta = values.pop("beta", 0.0)
@@ -191,7 +190,7 @@ def build_loss(name: str, **parameters: float) -> Loss:
 
 
 def build_distillation(name: str, **parameters: float) -> Distillation:
-    """The same for one of DISTILLATIONS, of student's and teacher's logits (B, K) and labels."""
+    """The same for one of DISTILLATIONS."""
     entry, values = DISTILLATIONS[name], loss_parameters(name, parameters)
     Lambda = values.pop("Lambda")
     ce_weight = values.pop("ce_weight", usual_ce_weight(name, Lambda))
@@ -201,5 +200,5 @@ def build_distillation(name: str, **parameters: float) -> Distillation:
 def distillation_loss(
     student: Tensor, teacher: Tensor, labels: Tensor, T: float, Lambda: float
 ) -> Tensor:
-    """KD: Lambda T^2 KL(teacher || student), both at T, + (1 - Lambda) NLL of the student."""
+    """KD of logits (B, K): Lambda T^2 KL(teacher || student), both at T, + (1 - Lambda) NLL."""
     return build_distillation("KD", T=T, Lambda=Lambda)(student, teacher, labels)

@@ -65,11 +65,6 @@ WRN_PATTERN = "wrn_{depth}_{width}"
 TIMM = "timm/"
 
 
-def model_names() -> list[str]:
-    """The registered names, and last the pattern that all wide ResNets follow."""
-    return [*MODELS, WRN_PATTERN]
-
-
 def constructor(name: str) -> Callable[..., nn.Module]:
     """What makes the net of that name. Raises ValueError with the nearest."""
     if name in MODELS:

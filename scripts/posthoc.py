@@ -22,22 +22,14 @@ SHOWN = {"temperature": "T", "lambda": "lambda", "mu": "mu"}  # of what a fit fo
 
 
 def options(argv: list[str] | None):
-    parser = CommandLine(
-        prog="python -m scripts.posthoc",
-        description="Fit post-hoc calibration on the validation split of finished runs: "
-        "temperature scaling, vector scaling, Dirichlet calibration.",
-    )
-    add = parser.add_argument
+    about = "Fit temperature, vector and Dirichlet scaling to the validation split of runs."
+    parser = CommandLine(prog="python -m scripts.posthoc", description=about)
+    add, at_least_two = parser.add_argument, number(int, "a whole number above 1", lambda n: n > 1)
+    chooses = "of the cross-validation that chooses how strongly Dirichlet scaling is regularised"
     add("runs", nargs="+", type=location, metavar="RUN", help="run folders, or folders above them")
     add("--epoch", choices=("best", "last"), default="best", help="best: by validation top-1")
     add("--with-teacher", action="store_true", help="also a table for each student's teacher")
-    add(
-        "--folds",
-        type=number(int, "a whole number of at least 2", lambda n: n >= 2),
-        default=FOLDS,
-        help="of the cross-validation, inside the validation split, that chooses how strongly "
-        "Dirichlet calibration is regularised",
-    )
+    add("--folds", type=at_least_two, default=FOLDS, help=chooses)
     add("--write", action="store_true", help=f"also write {FILE} into the run folders")
     return parser.parse_args(argv)
 
@@ -46,15 +38,14 @@ def main(argv: list[str] | None = None) -> None:
     args = options(argv)
     methods = METHODS | {"Dirichlet ODIR": partial(dirichlet_calibration, folds=args.folds)}
     for net in measured_nets(args.runs, args.epoch, args.with_teacher):
-        fitted = {method: fit(*net.val) for method, fit in methods.items()}
-        found = {method: measure(net, fit) for method, fit in fitted.items()}
+        found = {method: measure(net, fit(*net.val)) for method, fit in methods.items()}
         print(f"\n{net.title}\n{table(found)}")
         for method, one in found.items():
             for note in one["notes"]:
                 print(f"{method}: {note}")
         if args.write:
-            about = {"folds": args.folds}
-            print(f"written: {write_beside(net.record, FILE, about, {net.owner: found})}")
+            path = write_beside(net.record, FILE, {"folds": args.folds}, {net.owner: found})
+            print(f"written: {path}")
 
 
 def measure(net: MeasuredNet, calibration: Calibration) -> dict:
@@ -73,18 +64,14 @@ def measure(net: MeasuredNet, calibration: Calibration) -> dict:
 
 
 def table(found: dict[str, dict]) -> str:
-    shown = found["none"]["test"]
-    metrics = [name for name, column in COLUMNS.items() if column.usual and name in shown]
+    known = found["none"]["test"]
+    metrics = [name for name, column in COLUMNS.items() if column.usual and name in known]
     head = ["test split", "val NLL", *(COLUMNS[name].head for name in metrics), "chosen"]
-    rows = [
-        [
-            method,
-            COLUMNS["nll"].text(one["val"]["nll"]),
-            *(COLUMNS[name].text(one["test"][name]) for name in metrics),
-            ", ".join(f"{text} = {one[key]:.4g}" for key, text in SHOWN.items() if key in one),
-        ]
-        for method, one in found.items()
-    ]
+    rows = []
+    for method, one in found.items():
+        values = [COLUMNS[name].text(one["test"][name]) for name in metrics]
+        chosen = ", ".join(f"{text} = {one[key]:.4g}" for key, text in SHOWN.items() if key in one)
+        rows.append([method, COLUMNS["nll"].text(one["val"]["nll"]), *values, chosen])
     return text_table(head, rows)
 
 

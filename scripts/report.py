@@ -15,11 +15,10 @@ import io
 import math
 import os
 import sys
-from pathlib import Path
 
 from utils.analysis.records import pack, read_runs
 from utils.analysis.statistics import SELECT, Row, Section, View, find_group, sections_of
-from utils.analysis.tables import Table, left_out_table, main_table, paired_table, render
+from utils.analysis.tables import left_out_table, main_table, paired_table, render
 from utils.files import atomic, unmade_on_failure
 from utils.options import CommandLine, count, location, whole
 from utils.program import UserError, one_line_errors
@@ -36,12 +35,10 @@ def options(argv: list[str] | None):
     columns = f"which and in which order: {', '.join(COLUMNS)}"
     add("--columns", nargs="+", choices=COLUMNS, metavar="METRIC", help=columns)
     add("--epoch", choices=("best", "last"), default="best", help="best: by validation")
-    select = "the validation metric that chooses the setting of a sweep"
-    add("--select", choices=SELECT, default="nll", help=select)
+    add("--select", choices=SELECT, default="nll", help="on validation, chooses a sweep's setting")
     draws = "draws behind the ECE's interval and the ECE of a calibrated net; 0 leaves both out"
     add("--resamples", type=whole, default=1000, help=draws)
-    nets = "print at most so many of a data set, those that validation prefers"
-    add("--nets", type=count, default=100, help=nets)
+    add("--nets", type=count, default=100, help="print at most so many, by validation's order")
     add("--against", metavar="ROW", help="also a table of the differences from this row")
     add("--pack", type=location, metavar="FILE.zip", help="also write what is printed as a ROOT")
     return parser.parse_args(argv)
@@ -59,24 +56,30 @@ def main(argv: list[str] | None = None) -> None:
         tables[sections.index(section)].append(paired_table(section, group))
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     shown = [table for own in tables for table in own]
-    for table in [*shown, *rest_tables(left_out, longest=70)]:
+    rest = [left_out_table(left_out)] if left_out else []
+    for table in shown + rest:
         print(render(table, "colour" if colour else "terminal"))
     if args.out is not None:
         from utils.analysis.page import page  # matplotlib takes a second to load
 
-        rest = rest_tables(left_out)
         roots = ", ".join(map(str, args.roots))
         about = f"{len(records)} finished runs below {roots}; not in the tables: {len(left_out)}"
+        markdown = [render(one, "markdown") for one in shown + rest]
         files = {
-            "report.md": "# Report\n\n"
-            + "\n".join(render(one, "markdown") for one in shown + rest),
+            "report.md": "\n".join(["# Report\n", *markdown]),
             "report.csv": csv_text(sections),
             "report.tex": "\n".join(render(one, "latex") for one in shown),
             "report.html": page(sections, tables, rest, about),
         }
-        write(args.out, files)
+        try:
+            with unmade_on_failure(args.out):
+                args.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out {args.out}: {error.strerror}; name a folder") from None
+        for name, content in files.items():
+            with atomic(args.out / name) as file:
+                file.write(content.encode())
         print(f"written: {', '.join(str(args.out / name) for name in files)}")
-
     if args.pack is not None:
         printed = [group for section in sections for group in section.printed]
         with atomic(args.pack) as file:
@@ -84,45 +87,29 @@ def main(argv: list[str] | None = None) -> None:
         print(f"written: {args.pack}")
 
 
-def rest_tables(left_out, longest: int | None = None) -> list[Table]:
-    return [left_out_table(left_out, longest)] if left_out else []
-
-
-def write(folder: Path, files: dict[str, str]) -> None:
-    try:
-        with unmade_on_failure(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {folder}: {error.strerror}; name a folder") from None
-    for name, content in files.items():
-        with atomic(folder / name) as file:
-            file.write(content.encode())
-
-
 def csv_text(sections: list[Section]) -> str:
     """Every metric, not only the chosen columns, with all digits; units in the heads."""
     lines = [csv_line(section, row) for section in sections for row in section.rows]
     heads = list(dict.fromkeys(head for line in lines for head in line))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, heads, restval="", lineterminator="\n")
+    writer = csv.DictWriter(text := io.StringIO(), heads, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     return text.getvalue()
 
 
 def csv_line(section: Section, row: Row) -> dict[str, str | int]:
-    group = row.group
+    group, result = row.group, row.group.first.result
     line = {
         "dataset": section.title,
-        "model": group.first.result["model"],
-        "label": group.first.result["label"],
+        "model": result["model"],
+        "label": result["label"],
         "net": printable(group.name),
         "teacher": printable(group.teacher.name) if group.teacher else "",
         "epoch": section.view.epoch,
         "logits": row.logits,
         "n": len(group.records),
         "seeds": " ".join(str(record.result["seed"]) for record in group.records),
-        "chosen": "yes" if group in {sweep.chosen for sweep in section.sweeps} else "",
+        "chosen": "yes" if any(sweep.chosen is group for sweep in section.sweeps) else "",
     }
     for metric, cell in row.cells.items():
         column = COLUMNS[metric]

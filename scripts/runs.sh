@@ -90,6 +90,6 @@ submit() {
 #!/usr/bin/env bash
 eval "\$(sed -n "\${SLURM_ARRAY_TASK_ID}p" $(quote "$list"))"
 SCRIPT
-    )
+    ) || stop "SBATCH='$SBATCH': sbatch has submitted nothing"
     echo "array job $submitted: ${#pending[@]} runs, in $list; squeue shows them"
 }

@@ -361,7 +361,7 @@ def test_images_are_run_in_the_precision_of_the_run(copies, tiny_npz, tmp_path, 
 def test_several_runs_and_teachers_in_one_table(copies, capsys):
     student, teacher = (run_of(copies, which) for which in ("students", "teachers"))
     arguments = json.loads((student / "config.json").read_text())["arguments"]
-    change(student / "config.json", arguments=arguments | {"teacher_path": str(teacher)})
+    change(student / "config.json", arguments=arguments | {"teacher_path": [str(teacher)]})
     command = ("--on", "corruptions", "--corruptions", "pixelate", "--with-teacher")
     evaluate(copies, *command, "--write")
     _, means = capsys.readouterr().out.split("means over corruptions")

@@ -73,10 +73,22 @@ def adafocal_formula(z, p, y):
     return -factor * torch.log(p[y])
 
 
+def flsd_formula(z, p, y):
+    return -((1 - p[y]) ** (5 if p[y] < 0.2 else 3)) * torch.log(p[y])
+
+
+def brier_formula(z, p, y):
+    return sum((p_k - int(k == y)) ** 2 for k, p_k in enumerate(p))
+
+
+def mbls_formula(z, p, y):  # of margin 1.5
+    return sum(max(max(z) - z_k - 1.5, 0 * z_k) for z_k in z) / len(z)
+
+
 def label_smoothing_loop(alpha):
     def formula(z, p, y):
-        target = [(1 - alpha) * (k == y) + alpha / len(p) for k in range(len(p))]
-        return -sum(q * torch.log(p_k) for q, p_k in zip(target, p, strict=True))
+        share = alpha / len(p)
+        return -(1 - alpha) * torch.log(p[y]) - share * sum(torch.log(p_k) for p_k in p)
 
     return mean(formula)
 
@@ -160,12 +172,12 @@ def dist_loop(student, teacher, labels, T, beta, gamma):
         r = [torch.corrcoef(torch.stack(pair))[0, 1] for pair in rows if len(pair[0]) > 1]
         return 1 - sum(r) / len(rows)
 
-    p_s, p_t = (
-        torch.stack([torch.stack(softmax_loop(row, T)) for row in z]) for z in (student, teacher)
-    )
-    over_classes = distance(list(zip(p_s, p_t, strict=True)))
-    over_images = distance(list(zip(p_s.T, p_t.T, strict=True)))
-    return T**2 * (beta * over_classes + gamma * over_images)
+    def softmaxes(logits):
+        return torch.stack([torch.stack(softmax_loop(row, T)) for row in logits])
+
+    p_s, p_t = softmaxes(student), softmaxes(teacher)
+    over_classes, over_images = list(zip(p_s, p_t)), list(zip(p_s.T, p_t.T))  # noqa: B905
+    return T**2 * (beta * distance(over_classes) + gamma * distance(over_images))
 
 
 GAMMAS = [(-1.0) ** k * (0.25 + k / 4) for k in range(15)]
@@ -188,30 +200,17 @@ CASES = {  # name: (the loss, its loop)
     "FL 0.5": (build_loss("FL", gamma=0.5), focal_loop(0.5)),
     "FL 3": (build_loss("FL", gamma=3.0), focal_loop(3)),
     "LS 0.1": (build_loss("LS"), label_smoothing_loop(0.1)),
-    "FLSD": (
-        build_loss("FLSD"),
-        mean(lambda z, p, y: -((1 - p[y]) ** (5 if p[y] < 0.2 else 3)) * torch.log(p[y])),
-    ),
+    "FLSD": (build_loss("FLSD"), mean(flsd_formula)),
     "DFL": (build_loss("DFL"), dual_focal_loop(5)),
     "DFL 0.5": (build_loss("DFL", gamma=0.5), dual_focal_loop(0.5)),
     "AdaFocal at first": (build_loss("AdaFocal"), focal_loop(1)),
     "AdaFocal": (ADAFOCAL, mean(adafocal_formula)),
-    "Brier": (
-        build_loss("Brier"),
-        mean(lambda z, p, y: sum((p_k - int(k == y)) ** 2 for k, p_k in enumerate(p))),
-    ),
+    "Brier": (build_loss("Brier"), mean(brier_formula)),
     "MDCA": (mdca, mdca_loop),
     "MMCE": (mmce, mmce_loop),
     "DCA": (dca, dca_loop),
-    "MbLS": (
-        lambda z, y: mbls(z, y, 1.5),
-        mean(lambda z, p, y: sum(max(max(z) - z_k - 1.5, 0 * z_k) for z_k in z) / len(z)),
-    ),
+    "MbLS": (lambda z, y: mbls(z, y, 1.5), mean(mbls_formula)),
     "CPC": (lambda z, y: cpc(z, y, 10.0), cpc_loop(10)),
-    "FL+MDCA": (
-        build_loss("FL+MDCA", gamma=2.0, beta=5.0),
-        lambda z, y: focal_loop(2)(z, y) + 5 * mdca_loop(z, y),
-    ),
     "LS+CPC": (
         build_loss("LS+CPC", alpha=0.2, beta=3.0, exclusion=2.0),
         lambda z, y: label_smoothing_loop(0.2)(z, y) + 3 * cpc_loop(2)(z, y),
@@ -230,15 +229,10 @@ def batch(kind, dtype=torch.float64):
     size = 1 if kind == "one" else 9
     logits = 2 * torch.randn(size, 5, generator=generator, dtype=torch.float64)
     labels = torch.randint(5, (size,), generator=generator)
-    if kind == "mixed":
-        labels[:4] = logits[:4].argmax(dim=1)
-    if kind == "right":
-        labels = logits.argmax(dim=1)
-    if kind == "wrong":
-        labels = logits.argmin(dim=1)
-    if kind == "absent classes":
-        labels = labels % 2
-    return logits.to(dtype).requires_grad_(), labels
+    right, wrong = logits.argmax(dim=1), logits.argmin(dim=1)
+    mixed = torch.cat([right[:4], labels[4:]])
+    kinds = {"mixed": mixed, "right": right, "wrong": wrong, "absent classes": labels % 2}
+    return logits.to(dtype).requires_grad_(), kinds.get(kind, labels)
 
 
 KINDS = ["mixed", "one", "right", "wrong", "absent classes"]

@@ -55,7 +55,6 @@ def aurc_loop(confidence, right):
 def metrics_loop(probs, labels, bins=BINS):
     probs, labels = np.asarray(probs, np.float64), np.asarray(labels)
     (N, K), edges = probs.shape, [b / bins for b in range(1, bins)]
-    quantiles = [b / bins for b in range(1, bins)]
     confidence = [max(row) for row in probs.tolist()]
     order = [sorted(range(K), key=lambda k, row=row: (-row[k], k)) for row in probs.tolist()]
     right = [float(classes[0] == y) for classes, y in zip(order, labels, strict=True)]
@@ -77,15 +76,12 @@ def metrics_loop(probs, labels, bins=BINS):
         "top1": math.fsum(right) / N,
         "top5": sum(y in classes[:5] for classes, y in zip(order, labels, strict=True)) / N,
         "nll": math.fsum(-math.log(probs[i, labels[i]]) for i in range(N)) / N,
-        "brier": math.fsum(
-            (probs[i, k] - (k == labels[i])) ** 2 for i in range(N) for k in range(K)
-        )
-        / N,
+        "brier": math.fsum(np.square(probs - np.eye(K)[labels]).ravel()) / N,
         "ece": error,
         "sce": classwise(lambda values: edges),
-        "adaece": error_loop(confidence, right, np.quantile(confidence, quantiles)),
+        "adaece": error_loop(confidence, right, np.quantile(confidence, edges)),
         "mce": max(abs(hit - value) for _, value, hit in reliability),
-        "ace": classwise(lambda values: np.quantile(values, quantiles)),
+        "ace": classwise(lambda values: np.quantile(values, edges)),
         "rmsce": math.sqrt(math.fsum(n * (hit - v) ** 2 for n, v, hit in reliability) / N),
         "debiased_ece": 2 * error - math.fsum(one[0] * noisy(*one) for one in reliability) / N,
         "aurc": aurc_loop(confidence, right),
@@ -143,17 +139,13 @@ def test_metrics_match_the_loops(n, classes, scale, bins):
 def test_metrics_match_torchmetrics(n, classes):
     # Its bins are [lo, hi): the same where no confidence falls on an edge.
     logits, labels = map(torch.from_numpy, sample(n, classes, 4.0))
-    probs = logits.softmax(dim=1)
-    ours = classification_metrics(logits, labels)
+    ours, probs = classification_metrics(logits, labels), logits.softmax(dim=1)
     for name, norm in (("ece", "l1"), ("mce", "max"), ("rmsce", "l2")):
         theirs = torchs_error(probs, labels, classes, n_bins=BINS, norm=norm)
         assert ours[name] == pytest.approx(theirs.item(), abs=1e-6)
     for name, k in (("top1", 1), ("top5", min(5, classes))):
         theirs = torchs_accuracy(probs, labels, classes, top_k=k, average="micro")
         assert ours[name] == pytest.approx(theirs.item(), abs=1e-6)
-    assert ours["nll"] == pytest.approx(
-        torch.nn.functional.cross_entropy(logits, labels).item(), abs=1e-12
-    )
 
 
 def test_torchmetrics_sums_in_float32_and_ours_does_not():
@@ -194,16 +186,6 @@ def test_debiased_ece_and_aurc_are_kumars():
     assert found["aurc"] == pytest.approx(1 - area, abs=1e-12)
 
 
-def test_debiasing_takes_a_part_of_the_noise_off():
-    """Of a calibrated net the ECE is noise alone, and the correction about 1 - sqrt(2) of it."""
-    found = []
-    for seed in range(20):
-        logits, labels = sample(500, 5, seed=seed)
-        found.append([classification_metrics(logits, labels)[k] for k in ("ece", "debiased_ece")])
-    plain, debiased = np.mean(found, axis=0)
-    assert debiased / plain == pytest.approx(2 - math.sqrt(2), abs=0.1)
-
-
 @pytest.mark.parametrize("n, factor", [(1, 1.0), (300, 0.4), (2000, 5.0), (6000, 3.0)])
 def test_refinement_and_calibration_are_the_parts_of_the_nll(n, factor):
     logits, labels = sample(n, 6, factor)
@@ -230,21 +212,6 @@ def test_adaece_where_the_quantiles_are_samples():
     gaps = [r - c for r, c in zip(right, confidence, strict=True)]
     expected = (abs(gaps[0] + gaps[1]) + sum(abs(gap) for gap in gaps[2:])) / 16
     assert adaece(*two_class(confidence, right)) == pytest.approx(expected, abs=1e-12)
-
-
-def test_posterior_metrics():
-    logits, _ = sample(200, 4, seed=1)
-    posterior = softmax(sample(200, 4, seed=2)[0])
-    posterior[0] = [1, 0, 0, 0]
-    metrics = posterior_metrics(logits, torch.from_numpy(posterior), temperature=2.0)
-    gaps, kls = [], []
-    for p, true in zip(softmax(logits / 2), posterior, strict=True):
-        gaps.append(abs(max(p) - true[p.argmax()]))
-        kls.append(sum(q * math.log(q / p_k) for q, p_k in zip(true, p, strict=True) if q > 0))
-    assert metrics["true_calibration_error"] == pytest.approx(np.mean(gaps), abs=1e-12)
-    assert metrics["true_kl"] == pytest.approx(np.mean(kls), abs=1e-12)
-    perfect = posterior_metrics(np.log(posterior[1:]), posterior[1:])
-    assert perfect == pytest.approx({"true_calibration_error": 0, "true_kl": 0}, abs=1e-12)
 
 
 # ---- edges -------------------------------------------------------------------------------------
@@ -290,13 +257,6 @@ def test_equal_logits_rank_by_class_number():
     found = of_probs(probs, np.arange(8))
     assert (found["top1"], found["top5"]) == (1 / 8, 5 / 8)
     assert found["ece"] == ece(probs, np.arange(8)) == 0
-
-
-def test_a_class_that_never_occurs_counts():
-    probs = np.array([[0.5, 0.1, 0.4]] * 10)
-    labels = np.array([0] * 5 + [1] * 5)
-    errors = of_probs(probs, labels)
-    assert errors["sce"] == errors["ace"] == pytest.approx((0 + 0.4 + 0.4) / 3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -422,15 +382,6 @@ def test_duplicating_every_sample_changes_nothing(split, times):
 
 
 @properties
-@given(splits(), st.floats(0.05, 20))
-def test_temperature_keeps_the_ranking(split, temperature):
-    logits, labels = split
-    raw = classification_metrics(logits, labels)
-    scaled = classification_metrics(logits, labels, temperature=temperature)
-    assert (scaled["top1"], scaled["top5"]) == (raw["top1"], raw["top5"])
-
-
-@properties
 @given(splits())
 def test_ranges(split):
     metrics = classification_metrics(*split)
@@ -441,16 +392,3 @@ def test_ranges(split):
     assert metrics["top1"] <= metrics["top5"]
     assert metrics["debiased_ece"] - 1e-12 <= metrics["ece"] <= metrics["rmsce"] + 1e-12
     assert metrics["rmsce"] <= metrics["mce"] + 1e-12
-
-
-@pytest.mark.parametrize("classes", [2, 10])
-def test_labels_drawn_from_the_probabilities_are_calibrated(classes):
-    rng = np.random.default_rng(3)
-    errors = []
-    for n in (300, 10_000, 200_000):
-        logits = 2 * rng.normal(size=(n, classes))
-        labels = (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)
-        metrics = classification_metrics(logits, labels)
-        errors.append([metrics[k] for k in ("ece", "sce", "adaece", "ace", "rmsce", "smece")])
-    for first, second, third in zip(*errors, strict=True):
-        assert first > second > third and third < 0.005

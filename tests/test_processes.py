@@ -37,14 +37,15 @@ def free_port() -> int:
 def launch(forks):
     """Start a command in several processes at once, as torchrun does."""
 
-    def launch(command, world: int = 2, hook=None) -> list:
+    def launch(command, world: int = 2, hook=None, **variables) -> list:
         group = {"WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+        group |= {"ACCELERATE_USE_CPU": "true"} | variables
         return [
             forks.start(
                 of_rank(command, rank),
                 hook=hook and of_rank(hook, rank),
                 **{name: str(value) for name, value in group.items()},
-                **{"RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"},
+                **{"RANK": str(rank), "LOCAL_RANK": str(rank)},
             )
             for rank in range(world)
         ]
@@ -138,14 +139,11 @@ def test_a_run_is_that_of_one_process_with_the_whole_batch(launch, tiny_npz, tmp
         line = ["test_processes:train_and_note", notes, *flags]
         wait_for_all(launch(line, processes, hook))
 
-    one, many = (weights(tmp_path / f"root{processes}" / NAME) for processes in (1, world))
-    for name in one:
-        torch.testing.assert_close(many[name], one[name], rtol=1e-4, atol=1e-6)
-    first, second = (
-        [json.loads(line) for line in (path / NAME / "metrics.jsonl").read_text().splitlines()]
-        for path in (tmp_path / "root1", tmp_path / f"root{world}")
-    )
-    for record, other in zip(first, second, strict=True):
+    first, second = (tmp_path / f"root{processes}" / NAME for processes in (1, world))
+    torch.testing.assert_close(weights(second), weights(first), rtol=1e-4, atol=1e-6)
+    records = ((path / "metrics.jsonl").read_text().splitlines() for path in (first, second))
+    for record, other in zip(*records, strict=True):
+        record, other = json.loads(record), json.loads(other)
         assert other["train_loss"] == pytest.approx(record["train_loss"], rel=1e-5)
         assert other["train_top1"] == pytest.approx(record["train_top1"])
 
@@ -176,12 +174,23 @@ def test_processes_that_are_killed_go_on(launch, tiny_npz, tmp_path):
     assert_same_run(tmp_path / "whole" / NAME, tmp_path / "cut" / NAME)
 
 
-def test_a_mistake_is_said_once(launch, tiny_npz, tmp_path):
+@pytest.mark.parametrize(
+    ("flags", "code", "cause"),
+    [
+        ("--checkpoint {}/file", 2, "--checkpoint"),
+        ("--sync_bn", 2, "--sync_bn"),
+        ("--lr 1e9 --wd 1e9 --train-batch-size 16", 1, "the loss is"),
+        ("--lr 1e9 --wd 1e9 --train-batch-size 72", 1, "outputs are not finite"),  # the only step
+    ],
+)
+def test_what_ends_all_processes_is_said_once(launch, tmp_path, flags, code, cause):
+    data = write_npz(tmp_path / "tiny.npz", 4, 160, 40)
     (tmp_path / "file").touch()
-    children = launch(["train_teacher.py", *command(tiny_npz, tmp_path / "file")])
-    assert [child.wait() for child in children] == [2, 2]
-    assert children[0].err.count("\n") == 1 and "--checkpoint" in children[0].err
-    assert children[1].err == ""
+    flags = flags.format(tmp_path).split()
+    children = launch(["train_teacher.py", *command(data, tmp_path / "runs", *flags)])
+    assert [child.wait() for child in children] == [code, code]
+    said = children[0].err + children[1].err
+    assert said.count("train_teacher.py: error: ") == said.count("\n") == 1 and cause in said
 
 
 @pytest.mark.parametrize("victim", [0, 1])
@@ -221,64 +230,49 @@ def test_only_the_main_process_downloads(launch, tmp_path):
     wait_for_all(launch(["test_processes:download", tmp_path / "data"], world=3))
 
 
-def test_sync_bn_is_refused_on_cpus(launch, tiny_npz, tmp_path):
-    children = launch(["train_teacher.py", *command(tiny_npz, tmp_path, "--sync_bn")])
-    assert [child.wait() for child in children] == [2, 2]
-    assert "--sync_bn" in children[0].err and not list(tmp_path.iterdir())
-
-
-# torchrun itself
-
-
-def torchrun(command: list, *flags, **variables) -> subprocess.Popen:
-    launcher = [sys.executable, "-m", "torch.distributed.run", *map(str, flags)]
-    line = [*launcher, str(ROOT / "train_teacher.py"), *command]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    variables = os.environ | {"OMP_NUM_THREADS": "1"} | variables
-    return subprocess.Popen(line, env=variables, start_new_session=True, **pipes)
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with GPUs it is right")
-def test_torchrun_never_starts_two_runs(tiny_npz, tmp_path):
-    process = torchrun(command(tiny_npz, tmp_path), "--nproc_per_node", 2)
-    said, errors = process.communicate(timeout=120)
-    if process.returncode == 0:  # with an older torch its processes find each other
-        config = json.loads((tmp_path / NAME / "config.json").read_text())
-        assert config["settings"]["processes"] == 2 and said.count("epoch   1/3") == 1
-        return
-    lines = [line for line in errors.splitlines() if line.startswith("train_teacher.py: ")]
-    assert len(lines) == 1 and "ACCELERATE_USE_CPU=true" in lines[0]
+def test_torchrun_never_starts_two_runs(launch, tiny_npz, tmp_path):
+    line = ["train_teacher.py", *command(tiny_npz, tmp_path)]
+    children = launch(line, ACCELERATE_USE_CPU="false")
+    assert [child.wait() for child in children] == [2, 2]
+    said = children[0].err + children[1].err
+    assert said.count("train_teacher.py: ") == said.count("say ACCELERATE_USE_CPU=true") == 1
     assert not list(tmp_path.iterdir())
-
-
-def two_machines(words: list) -> list[subprocess.Popen]:
-    port = free_port()
-    where = ("--nnodes", 2, "--nproc_per_node", 1, "--rdzv_backend", "c10d", "--rdzv_endpoint")
-    options = (*where, f"127.0.0.1:{port}", "--rdzv_id", port)
-    return [torchrun(words, *options, ACCELERATE_USE_CPU="true") for _ in range(2)]
 
 
 def test_two_machines_make_one_run(launch, tiny_npz, tmp_path):
     """One dies, the other ends and says why; the same commands go on, to one machine's result."""
-    flags = ("--epochs", "40")
-    machines = two_machines(command(tiny_npz, tmp_path / "two", *flags))
-    wait_for(tmp_path / "two" / NAME / "checkpoint.pth")
-    os.killpg(machines[1].pid, signal.SIGKILL)  # with its process, as a machine dies
-    children = Path(f"/proc/{machines[1].pid}/task/{machines[1].pid}/children").read_text()
-    for child in children.split():
-        os.kill(int(child), signal.SIGKILL)
-    _, errors = machines[0].communicate(timeout=60)
-    assert machines[0].returncode != 0
-    assert len(re.findall("^train_teacher.py: error: .*goes on", errors, re.M)) == 1
-    machines[1].communicate()
 
-    machines = two_machines(command(tiny_npz, tmp_path / "two", *flags))
+    def run(root: str) -> list[str]:
+        return ["train_teacher.py", *command(tiny_npz, tmp_path / root, "--epochs", "15")]
+
+    def start() -> list[subprocess.Popen]:
+        script, *flags = run("two")
+        words = "-m torch.distributed.run --nnodes 2 --nproc_per_node 1 --rdzv_backend c10d"
+        words = [*words.split(), "--rdzv_endpoint", f"127.0.0.1:{free_port()}"]
+        line = [sys.executable, *words, str(ROOT / script), *flags]
+        variables = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return [subprocess.Popen(line, env=variables, **pipes) for _ in range(2)]
+
+    left, dies = start()
+    folder = tmp_path / "two" / NAME
+    wait_for(folder / "checkpoint.pth")
+    process = Path(f"/proc/{dies.pid}/task/{dies.pid}/children").read_text()
+    for each in (dies.pid, int(process)):
+        os.kill(each, signal.SIGKILL)
+    _, errors = left.communicate(timeout=60)
+    assert left.returncode != 0
+    assert len(re.findall("^train_teacher.py: error: .*goes on", errors, re.M)) == 1
+    dies.communicate()
+
+    machines = start()
     said = [machine.communicate(timeout=120)[0] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0]
     assert sum(text.count("going on after epoch") for text in said) == 1
-    wait_for_all(launch(["train_teacher.py", *command(tiny_npz, tmp_path / "one", *flags)]))
-    assert_same_run(tmp_path / "one" / NAME, tmp_path / "two" / NAME)
-    result = json.loads((tmp_path / "two" / NAME / "result.json").read_text())
-    logits = torch.tensor(np.load(tmp_path / "two" / NAME / "predictions.npz")["last_test_logits"])
-    whole = evaluate(logits, load_dataset(str(tiny_npz), ".").test)
+    wait_for_all(launch(run("one")))
+    assert_same_run(tmp_path / "one" / NAME, folder)
+    logits = np.load(folder / "predictions.npz")["last_test_logits"]
+    whole = evaluate(torch.tensor(logits), load_dataset(str(tiny_npz), ".").test)
+    result = json.loads((folder / "result.json").read_text())
     assert result["last"]["test"]["raw"] == pytest.approx(whole, abs=1e-6)

@@ -2,7 +2,6 @@
 
 import base64
 import csv
-import fcntl
 import hashlib
 import html
 import json
@@ -26,7 +25,7 @@ from utils.analysis.tables import Entry, Table, main_table, render
 from utils.calibration.metrics import classification_metrics
 from utils.program import one_line_errors
 from utils.runs import label_of
-from utils.tables import COLUMNS, text_table
+from utils.tables import COLUMNS
 
 CLASSES = 3
 
@@ -35,90 +34,69 @@ def measured(val: dict | None = None, test: dict | None = None, scaled: dict | N
     """A part of a result, in which what is not given is one half."""
     every = dict.fromkeys(("top1", "top5", "nll", "brier", "ece", "sce", "adaece", "mce"), 0.5)
     test = every | (test or {})
-    return {
-        "temperature": 1.5,
-        "temperature_at_bound": False,
-        "val": every | (val or {}),
-        "test": {"raw": test, "scaled": test | (scaled or {})},
-    }
+    tests = {"raw": test, "scaled": test | (scaled or {})}
+    fitted = {"temperature": 1.5, "temperature_at_bound": False}
+    return fitted | {"val": every | (val or {}), "test": tests}
 
 
 def write_run(
-    root: Path,
-    loss: str = "NLL",
-    parameters: dict | None = None,
-    seed: int = 42,
-    model: str = "resnet8",
-    dataset: str = "toy",
-    teacher: dict | None = None,
-    exp_name: str | None = None,
-    settings: dict | None = None,
-    best: dict | None = None,
-    last: dict | None = None,
-    command: str = "python train_teacher.py",
+    root: Path, loss="NLL", parameters=None, seed=42, model="resnet8", dataset="toy", **more
 ) -> Path:
     """A run folder with config.json, metrics.jsonl and result.json."""
-    parameters = parameters or {}
+    parameters, exp_name, teacher = parameters or {}, more.get("exp_name"), more.get("teacher")
     label = label_of(loss, parameters)
     if teacher:
         label += f"_from_{teacher['model']}_{teacher['label']}"
     folder = root / dataset / model / f"{label}_seed={seed}{exp_name or ''}"
     folder.mkdir(parents=True)
-    own = {"lr": 0.1, "epochs": 2, "seed": seed, "label": label, **parameters, **(settings or {})}
+    own = {"lr": 0.1, "epochs": 2, "seed": seed, "label": label} | parameters
+    own |= more.get("settings", {})
     result = {"model": model, "dataset": dataset, "fingerprint": "f", "label": label, "seed": seed}
     result |= {"loss": loss, "loss_parameters": parameters, "settings": own, "seconds": 60.0}
     result |= {"num_classes": CLASSES, "split_seed": 0, "mean": [0.5] * 3, "std": [0.2] * 3}
-    result |= {"best": {"epoch": 1, **(best or measured())}}
-    result |= {"last": {"epoch": 2, **(last or measured())}}
+    result |= {name: {"epoch": 1} | more.get(name, measured()) for name in ("best", "last")}
     if teacher:
         own["teacher"] = teacher
         result["teacher"] = teacher | measured(test={"top1": 0.9})
+    command = more.get("command", "python train_teacher.py")
     config = {"arguments": {"exp_name": exp_name}, "settings": own, "command": command}
     (folder / "config.json").write_text(json.dumps(config))
-    epochs = [
-        dict.fromkeys(("val_top1", "val_ece", "val_nll", "val_refinement"), 0.5) for _ in (1, 2)
-    ]
-    epochs = [{"epoch": n} | one for n, one in enumerate(epochs, 1)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in epochs))
+    values = dict.fromkeys(("val_top1", "val_ece", "val_nll", "val_refinement"), 0.5)
+    epochs = [json.dumps({"epoch": epoch} | values) for epoch in (1, 2)]
+    (folder / "metrics.jsonl").write_text("\n".join(epochs) + "\n")
     (folder / "result.json").write_text(json.dumps(result))
     return folder
 
 
 def identity(model="resnet56", label="NLL", seed=42, sha256="unknown") -> dict:
     """What a student's settings say of its teacher."""
-    return {
-        **{"model": model, "label": label, "seed": seed, "sha256": sha256},
-        **{"mean": [0.5] * 3, "std": [0.2] * 3},
-    }
+    norm = {"mean": [0.5] * 3, "std": [0.2] * 3}
+    return {"model": model, "label": label, "seed": seed, "sha256": sha256} | norm
 
 
-def random_logits(rng, samples: int, classes: int = CLASSES, sharpness: float = 2.0):
-    labels = rng.integers(0, classes, samples)
-    logits = rng.normal(size=(samples, classes))
-    logits[np.arange(samples), labels] += 1.5
-    return (sharpness * logits).astype(np.float32), labels
-
-
-def random_tensors(*size, **options) -> tuple[torch.Tensor, torch.Tensor]:
-    logits, labels = random_logits(*size, **options)
-    return torch.from_numpy(logits), torch.from_numpy(labels)
-
-
-def write_predicted_run(root: Path, samples: int = 300, **options) -> Path:
-    """A run whose metrics are those of its predictions.npz."""
-    rng = np.random.default_rng(options.get("seed", 0))
-    arrays, parts = {}, {}
-    arrays["val_labels"] = arrays["test_labels"] = None
+def write_predicted_run(root: Path, **options) -> Path:
+    """A run whose metrics are those of its predictions.npz; labels are the same in all of them."""
+    rng, own = np.random.default_rng(7), np.random.default_rng(options.get("seed", 0))
+    labels = rng.integers(0, CLASSES, 300)
+    common = rng.normal(size=(300, CLASSES)) + 1.5 * np.eye(CLASSES)[labels]
+    arrays, parts = {"test_labels": labels, "val_labels": labels}, {}
     for owner in ("best", "last", "teacher"):
-        logits, labels = random_logits(np.random.default_rng(7), samples)
-        logits = logits + rng.normal(0, 0.1, logits.shape).astype(np.float32)
-        arrays |= {"test_labels": labels, "val_labels": labels}
+        logits = (2 * common + own.normal(0, 0.1, common.shape)).astype(np.float32)
         arrays |= {f"{owner}_test_logits": logits, f"{owner}_val_logits": logits}
         raw = classification_metrics(logits, labels)
         parts[owner] = measured(raw, raw, classification_metrics(logits, labels, 1.5))
     folder = write_run(root, best=parts["best"], last=parts["last"], **options)
     np.savez(folder / "predictions.npz", **arrays)
     return folder
+
+
+def write_posthoc(folder: Path, digest: str | None = None) -> None:
+    """What scripts.posthoc would write there; of other predictions where a digest is given."""
+    digest = digest or hashlib.sha256((folder / "predictions.npz").read_bytes()).hexdigest()
+    one = measured()["test"]["raw"]
+    found = {"val": one, "test": one | {"ece": 0.0456}, "notes": ["class 3 is <absent>"]}
+    best = dict.fromkeys(("none", "temperature", "vector", "Dirichlet ODIR"), found)
+    (folder / "posthoc.json").write_text(json.dumps({"predictions": digest, "best": best}))
 
 
 def read(*roots: Path):
@@ -141,520 +119,475 @@ def shown(section) -> str:
     return render(main_table(section), "terminal")
 
 
-class TestGroups:
-    def test_runs_that_differ_only_in_the_seed_are_one_row(self, tmp_path):
-        values = [0.90, 0.93, 0.94]
-        for seed, top1 in enumerate(values):
-            write_run(tmp_path, seed=seed, best=measured(test={"top1": top1}))
-        section = only_section(tmp_path)
-        [group] = section.groups
-        assert [record.result["seed"] for record in group.records] == [0, 1, 2]
-        cell = cells(section, "resnet8 NLL")["top1"]
-        assert cell.mean == pytest.approx(np.mean(values))
-        assert cell.sd == pytest.approx(np.std(values, ddof=1))
-
-    def test_other_settings_are_another_row_that_says_so(self, tmp_path):
-        write_run(tmp_path / "a", seed=1)
-        write_run(tmp_path / "b", seed=2, settings={"lr": 0.2})
-        names = [group.name for group in read(tmp_path)[0]]
-        assert names == ["resnet8 NLL lr=0.1", "resnet8 NLL lr=0.2"]
-
-    def test_another_exp_name_is_another_row(self, tmp_path):
-        write_run(tmp_path, seed=1)
-        write_run(tmp_path, seed=2, exp_name="try")
-        assert [group.name for group in read(tmp_path)[0]] == ["resnet8 NLL", "resnet8 NLL try"]
-
-    def test_seeds_of_the_teacher_are_seeds(self, tmp_path):
-        """Also where --exp_name had to tell the students' folders apart."""
-        for name in ("t{}", "same", ""):
-            for seed, own in product((1, 2), (3, 4)):
-                teacher, root = identity(seed=seed), tmp_path / name / str(seed)
-                exp_name = name.format(seed) or None
-                write_run(root, "KD", {"T": 4}, own, teacher=teacher, exp_name=exp_name)
-            students = [group for group in read(tmp_path / name)[0] if group.teacher]
-            assert [len(group.records) for group in students] == [4], name
-            shutil.rmtree(tmp_path / name)
-
-    def test_roots_that_overlap_count_once(self, tmp_path):
-        folder = write_run(tmp_path)
-        groups, apart = read(tmp_path, folder, tmp_path / "toy")
-        assert [len(group.records) for group in groups] == [1] and not apart
-
-    def test_a_copy_is_no_second_seed(self, tmp_path):
-        write_run(tmp_path / "a")
-        shutil.copytree(tmp_path / "a", tmp_path / "b")
-        groups, apart = read(tmp_path)
-        assert [len(group.records) for group in groups] == [1]
-        assert [one.reason.split()[0] for one in apart] == ["repeats"]
-
-    def test_data_sets_of_one_name_are_two_sections(self, tmp_path):
-        write_run(tmp_path / "a")
-        other = write_run(tmp_path / "b", seed=43) / "result.json"
-        other.write_text(other.read_text().replace('"fingerprint": "f"', '"fingerprint": "other"'))
-        sections, _ = sections_of(read_runs([tmp_path])[0], View(draws=0))
-        assert [section.title for section in sections] == ["toy (f)", "toy (other)"]
+# Groups
 
 
-class TestTeachers:
-    def test_students_stand_below_their_teacher(self, tmp_path):
-        for seed in (1, 2):
-            write_run(tmp_path, seed=seed)
-            write_run(tmp_path, seed=seed, model="resnet56")
-            for temperature in (10, 4):
-                knobs = {"T": temperature, "Lambda": 0.9}
-                write_run(tmp_path, "KD", knobs, seed, teacher=identity(seed=seed))
-        groups, _ = read(tmp_path)
-        assert [(len(group.teachers), group.name, len(group.records)) for group in groups] == [
-            (0, "resnet56 NLL", 2),
-            (1, "resnet8 KD T=4 Lambda=0.9", 2),
-            (1, "resnet8 KD T=10 Lambda=0.9", 2),
-            (0, "resnet8 NLL", 2),
-        ]
-
-    def test_a_student_may_teach(self, tmp_path):
-        write_run(tmp_path, model="resnet56")
-        first = write_run(tmp_path, "KD", {"T": 4}, model="resnet20", teacher=identity())
-        label = first.name.removesuffix("_seed=42")
-        write_run(tmp_path, "KD", {"T": 4}, teacher=identity("resnet20", label))
-        assert [len(group.teachers) for group in read(tmp_path)[0]] == [0, 1, 2]
-
-    def test_a_teacher_without_a_run_is_what_its_students_measured(self, tmp_path):
-        for seed in (1, 2):
-            file = identity(label="resnet56-4bfd9763", seed=None, sha256="abc")
-            write_run(tmp_path, "KD", {"T": 4}, seed, teacher=file)
-        section = only_section(tmp_path)
-        assert [group.name for group in section.groups] == [
-            "resnet56 resnet56-4bfd9763",
-            "resnet8 KD T=4",
-        ]
-        assert len(section.groups[0].records) == 1
-        assert cells(section, "resnet56 resnet56-4bfd9763")["top1"].mean == 0.9
-
-    def test_two_files_of_one_name_are_two_teachers(self, tmp_path):
-        for sha256 in ("abc", "def"):
-            file = identity(label="best", seed=None, sha256=sha256)
-            write_run(tmp_path / sha256, "KD", {"T": 4}, teacher=file)
-        assert [len(group.teachers) for group in read(tmp_path)[0]] == [0, 1, 0, 1]
-
-    def test_the_weights_decide_between_teachers_of_one_name(self, tmp_path):
-        for lr in (0.1, 0.2):
-            folder = write_run(tmp_path / str(lr), model="resnet56", settings={"lr": lr})
-            (folder / "model_best.pth").write_bytes(str(lr).encode())
-        sha256 = hashlib.sha256(b"0.2").hexdigest()
-        write_run(tmp_path, "KD", {"T": 4}, teacher=identity(sha256=sha256))
-        [student] = [group for group in read(tmp_path)[0] if group.teacher]
-        assert student.teacher.name == "resnet56 NLL lr=0.2"
+def test_runs_that_differ_only_in_the_seed_are_one_row(tmp_path):
+    values = [0.90, 0.93, 0.94]
+    for seed, top1 in enumerate(values):
+        write_run(tmp_path, seed=seed, best=measured(test={"top1": top1}))
+    section = only_section(tmp_path)
+    [group] = section.groups
+    assert [record.result["seed"] for record in group.records] == [0, 1, 2]
+    cell = cells(section, "resnet8 NLL")["top1"]
+    assert cell.mean == pytest.approx(np.mean(values))
+    assert cell.sd == pytest.approx(np.std(values, ddof=1))
 
 
-class TestMarks:
-    def write(self, root, rows: dict[str, list[float]]) -> None:
-        for loss, errors in rows.items():
-            for seed, error in enumerate(errors):
-                write_run(root, loss, seed=seed, best=measured(test={"ece": error, "top1": error}))
-
-    def test_the_best_and_those_within_the_spread_of_it(self, tmp_path):
-        self.write(tmp_path, {"NLL": [0.01, 0.03], "LS": [0.02, 0.05], "FL": [0.31, 0.32]})
-        section = only_section(tmp_path)
-        for name, mark in (("NLL", "best"), ("LS", "close"), ("FL", "")):
-            assert cells(section, f"resnet8 {name}")["ece"].mark == mark
-        assert cells(section, "resnet8 FL")["top1"].mark == "best"
-
-    def test_one_run_has_no_spread(self, tmp_path):
-        self.write(tmp_path, {"NLL": [0.02], "LS": [0.0201]})
-        section = only_section(tmp_path)
-        assert cells(section, "resnet8 LS")["ece"].mark == ""
-
-    def test_raw_and_scaled_are_compared_apart(self, tmp_path):
-        for loss, error in (("NLL", 0.1), ("LS", 0.2)):
-            best = measured(test={"ece": error}, scaled={"ece": 0.05 - error / 10})
-            write_run(tmp_path, loss, best=best)
-        section = only_section(tmp_path)
-        assert cells(section, "resnet8 NLL", "raw")["ece"].mark == "best"
-        assert cells(section, "resnet8 LS", "scaled")["ece"].mark == "best"
+def test_other_settings_or_names_are_another_row_that_says_so(tmp_path):
+    write_run(tmp_path / "a", seed=1)
+    write_run(tmp_path / "b", seed=2, settings={"lr": 0.2})
+    write_run(tmp_path / "c", seed=3, exp_name="try")
+    names = [group.name for group in read(tmp_path)[0]]
+    assert names == ["resnet8 NLL lr=0.1", "resnet8 NLL lr=0.2", "resnet8 NLL try"]
 
 
-class TestInterval:
-    def test_the_table_shows_it(self, tmp_path, capsys):
-        for seed in (1, 2):
-            write_predicted_run(tmp_path, seed=seed)
-        section = only_section(tmp_path, draws=100)
-        cell = cells(section, "resnet8 NLL")["ece"]
-        assert cell.interval[0] <= cell.mean <= cell.interval[1]
-        report.main([str(tmp_path), "--resamples", "100"])
-        low, high = (f"{100 * value:.2f}" for value in cell.interval)
-        assert f"[{low}, {high}]" in capsys.readouterr().out
-        report.main([str(tmp_path), "--resamples", "0"])
-        assert "95 % interval" not in capsys.readouterr().out
+@pytest.mark.parametrize("exp_name", ["t{}", "same", ""])
+def test_seeds_of_the_teacher_are_seeds(tmp_path, exp_name):
+    """Also where --exp_name had to tell the students' folders apart."""
+    for seed, own in product((1, 2), (3, 4)):
+        options = {"teacher": identity(seed=seed), "exp_name": exp_name.format(seed) or None}
+        write_run(tmp_path / str(seed), "KD", {"T": 4}, own, **options)
+    students = [group for group in read(tmp_path)[0] if group.teacher]
+    assert [len(group.records) for group in students] == [4]
 
 
-class TestChance:
-    def write(self, root: Path, loss: str, excess: float) -> None:
-        """A run of three classes whose confidence exceeds its accuracy by `excess`."""
-        rng = np.random.default_rng(1)
-        confidence = rng.uniform(0.6, 1 - 1e-6, 2000)
-        right = rng.random(2000) < confidence - excess
-        rest = (1 - confidence) / 2
-        logits = np.log(np.stack([confidence, rest, rest], 1)).astype(np.float32)
-        labels = np.where(right, 0, 1)
-        raw = classification_metrics(torch.from_numpy(logits), torch.from_numpy(labels))
-        folder = write_run(root, loss, best=measured(raw, raw))
-        arrays = {"test_labels": labels, "best_test_logits": logits}
-        np.savez(folder / "predictions.npz", **arrays)
-
-    def test_no_ece_is_best_that_a_calibrated_net_could_have(self, tmp_path):
-        for loss, excess in (("NLL", 0.0), ("LS", 0.1), ("FL", 0.2)):
-            self.write(tmp_path, loss, excess)
-        section = only_section(tmp_path, draws=200)
-        marks = {
-            loss: cells(section, f"resnet8 {loss}")["ece"].mark for loss in ("NLL", "LS", "FL")
-        }
-        assert marks == {"NLL": "chance", "LS": "", "FL": ""}
-        assert re.search(r"resnet8 NLL .*\d° +\[.*\] +\d\.\d\d \(< \d\.\d\d\)", shown(section))
-        (tmp_path / "toy/resnet8/NLL_seed=42/result.json").unlink()
-        section = only_section(tmp_path, draws=200)
-        assert cells(section, "resnet8 LS")["ece"].mark == "best"
-
-    def test_few_images_in_a_bin_are_said(self, tmp_path):
-        write_run(tmp_path, best=measured(test={"smallest_bin": 20}))
-        assert "MCE: beware" not in shown(only_section(tmp_path, columns=["mce"]))
-        write_run(tmp_path, "LS", best=measured(test={"smallest_bin": 19}))
-        assert "MCE: beware" in shown(only_section(tmp_path, columns=["mce"]))
-        assert "MCE: beware" not in shown(only_section(tmp_path))
-
-    def test_differences_from_a_row(self, tmp_path, capsys):
-        for loss, excess in (("NLL", 0.0), ("LS", 0.0), ("FL", 0.2)):
-            self.write(tmp_path, loss, excess)
-        report.main([str(tmp_path), "--against", "resnet8 NLL", "--columns", "ece", "sce"])
-        _, table = capsys.readouterr().out.split("Difference from resnet8 NLL")
-        rows = {line.split("raw")[0].strip(): line for line in table.splitlines() if "raw" in line}
-        assert rows.keys() == {"resnet8 LS", "resnet8 FL"}
-        assert re.search(r" -?0.00 \[-?0.00, 0.00\] +–", rows["resnet8 LS"])
-        value, low, high = re.findall(r"[-+]?\d+\.\d+", rows["resnet8 FL"])
-        assert 15 < float(low) < float(value) < float(high) < 25 and "]*" in rows["resnet8 FL"]
+def test_a_run_counts_once(tmp_path):
+    """Where roots overlap, and where a copy is no second seed."""
+    folder = write_run(tmp_path / "a")
+    groups, apart = read(tmp_path, folder, tmp_path / "a/toy")
+    assert [len(group.records) for group in groups] == [1] and not apart
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    groups, apart = read(tmp_path)
+    assert [len(group.records) for group in groups] == [1]
+    assert [one.reason.split()[0] for one in apart] == ["repeats"]
 
 
-class TestScale:
-    def test_many_runs(self, tmp_path, monkeypatch, capsys):
-        """As pairs and as one sweep: work grows with the runs, pictures with what is shown."""
-        compared = []
-        monkeypatch.setattr(Record, "can_teach", lambda *pair: compared.append(pair) or True)
-        for gamma in range(60):
-            write_run(tmp_path, "FL", {"gamma": gamma}, model="resnet56")
-            teacher = identity(label=f"FL_gamma={gamma}")
-            write_run(tmp_path, "KD", {"T": 4}, teacher=teacher)
-            write_run(tmp_path, "LS", {"alpha": gamma / 60}, best=measured({"nll": gamma + 1.0}))
-        report.main([str(tmp_path), "--nets", "10", "--out", str(tmp_path / "out")])
-        assert len(compared) == 60
-        text = capsys.readouterr().out
-        # The best by validation, of the sweep one alone; teachers of students; the rest is counted.
-        assert "resnet8 LS alpha=0 ←" not in text and text.count("resnet8 KD T=4") == 9
-        assert "162 further nets are in report.csv only" in text
-        with open(tmp_path / "out/report.csv") as file:
-            assert len(list(csv.DictReader(file))) == 2 * 180
-
-    def test_a_report_comes_again_from_its_pack(self, tmp_path, capsys):
-        write_predicted_run(tmp_path / "runs", model="resnet56")
-        teacher = identity("foreign", "best", None, "abc")
-        folder = write_predicted_run(tmp_path / "runs", loss="KD", teacher=teacher)
-        digest = hashlib.sha256((folder / "predictions.npz").read_bytes()).hexdigest()
-        TestPosthoc().write(folder, digest)
-        options = ["--columns", "top1", "nll", "--out", str(tmp_path / "out")]
-        pages = []
-        for root in ("runs", "runs.zip"):
-            pack = ["--pack", str(tmp_path / "runs.zip")] if root == "runs" else []
-            report.main([str(tmp_path / root), *options, *pack])
-            table = capsys.readouterr().out.split("written")[0]
-            pages.append((table, (tmp_path / "out/report.html").read_text().count("<img")))
-        assert pages[0] == pages[1] and "vector" in pages[0][0]
+def test_data_sets_of_one_name_are_two_sections(tmp_path):
+    write_run(tmp_path / "a")
+    other = write_run(tmp_path / "b", seed=43) / "result.json"
+    other.write_text(other.read_text().replace('"fingerprint": "f"', '"fingerprint": "other"'))
+    sections, _ = sections_of(read_runs([tmp_path])[0], View(draws=0))
+    assert [section.title for section in sections] == ["toy (f)", "toy (other)"]
 
 
-class TestSweeps:
-    def write(self, root: Path) -> None:
-        """Validation prefers T = 4, Lambda = 0.9; test prefers T = 1, Lambda = 1."""
-        write_run(root, model="resnet56", best=measured(test={"ece": 0.4}))
-        for temperature in (1, 4, 20):
-            for weight in (0.9, 1):
-                chosen = (temperature, weight) == (4, 0.9)
-                lure = (temperature, weight) == (1, 1)
-                val = {"nll": 0.2 if chosen else 0.6, "ece": 0.04 if chosen else 0.09}
-                test = {"nll": 0.1 if lure else 0.5, "ece": 0.01 if lure else 0.0765}
-                if (temperature, weight) != (20, 1):
-                    best = measured(val, test, scaled={"ece": 0.0123})
-                    knobs = {"T": temperature, "Lambda": weight}
-                    write_run(root, "KD", knobs, best=best, teacher=identity())
-
-    @pytest.mark.parametrize("select", ["nll", "ece"])
-    def test_validation_chooses_and_its_test_value_is_quoted(self, tmp_path, select):
-        self.write(tmp_path)
-        section = only_section(tmp_path, select=select)
-        [sweep] = section.sweeps
-        assert sweep.chosen.name == "resnet8 KD T=4 Lambda=0.9"
-        assert sweep.parameters == ["T", "Lambda"] and len(sweep.groups) == 5
-        text = shown(section)
-        [sentence] = [line for line in text.splitlines() if line.startswith("Sweep of")]
-        assert "T = 4, Lambda = 0.9 has the best validation" in sentence
-        assert "ECE % 7.65 → 1.23" in sentence
-        assert re.search(r"T=4 Lambda=0.9 ←", text) and text.count("=0.9 ←") == 1
-
-    def test_no_mark_goes_to_what_only_test_prefers(self, tmp_path):
-        self.write(tmp_path)
-        section = only_section(tmp_path)
-        teacher = "resnet56 NLL"
-        assert cells(section, f"resnet8 KD T=1 Lambda=1 from {teacher}")["ece"].mark == ""
-        assert cells(section, f"resnet8 KD T=4 Lambda=0.9 from {teacher}")["ece"].mark == "best"
-
-    def test_no_mark_goes_to_a_temperature_at_its_bound(self, tmp_path):
-        lucky = measured(scaled={"ece": 0.01}) | {"temperature_at_bound": True}
-        write_run(tmp_path, "NLL", best=lucky)
-        for gamma, error in ((1, 0.2), (2, 0.3)):
-            write_run(tmp_path, f"FL{gamma}", best=measured(scaled={"ece": error}))
-        marks = {
-            row.group.name: row.cells["ece"].mark
-            for row in only_section(tmp_path).rows
-            if row.logits == "scaled"
-        }
-        assert marks == {"resnet8 NLL": "", "resnet8 FL1": "best", "resnet8 FL2": ""}
-
-    def test_the_grid_holds_validation_and_leaves_gaps(self, tmp_path):
-        self.write(tmp_path)
-        [sweep] = only_section(tmp_path).sweeps
-        errors = {tuple(sweep.place(g)): g.values("ece", "best", "val")[0] for g in sweep.groups}
-        settings = {*product((1, 4, 20), (0.9, 1))} - {(20, 1)}
-        assert errors == dict.fromkeys(settings, 0.09) | {(4, 0.9): 0.04}
-        assert is_grid(sweep) and sweep.place(sweep.chosen) == [4, 0.9]
-
-    def test_a_sweep_over_one_parameter(self, tmp_path):
-        for beta, nll in ((1, 0.4), (5, 0.3), (10, 0.35)):
-            write_run(tmp_path, "NLL+MDCA", {"beta": beta}, best=measured({"nll": nll}))
-        [sweep] = only_section(tmp_path).sweeps
-        assert sweep.name == "resnet8 NLL+MDCA over beta"
-        assert sweep.place(sweep.chosen) == [5] and not is_grid(sweep)
-
-    def test_any_set_of_settings(self, tmp_path):
-        """Three parameters at random: no map, but the best by validation and its picture."""
-        rng = np.random.default_rng(0)
-        for nll in (0.5, 0.3, 0.4, 0.6):
-            knobs = dict(zip(("T", "Lambda"), rng.uniform(1, 9, 2), strict=True))
-            lr, best = rng.uniform(), measured({"nll": nll})
-            write_run(tmp_path, "KD", knobs, best=best, settings={"lr": lr}, teacher=identity())
-        section = only_section(tmp_path)
-        [sweep] = section.sweeps
-        assert sweep.parameters == ["T", "Lambda", "lr"] and not is_grid(sweep)
-        assert sweep.chosen.values("nll", "best", "val") == [0.3]
-        report.main([str(tmp_path), "--out", str(tmp_path / "out")])
-        # Points, scatter, curves.
-        assert (tmp_path / "out/report.html").read_text().count("<img") == 3
-
-    def test_other_seeds_losses_or_settings_are_no_sweep(self, tmp_path):
-        write_run(tmp_path, seed=1)
-        write_run(tmp_path, seed=2)
-        write_run(tmp_path, "LS", {"alpha": 0.1})
-        write_run(tmp_path / "b", "FL", {"gamma": 1})
-        write_run(tmp_path / "c", "FL", {"gamma": 2}, settings={"epochs": 1})
-        assert only_section(tmp_path).sweeps == []
+# Teachers
 
 
-class TestLeftOut:
-    def test_unfinished_and_damaged_runs_are_listed(self, tmp_path, capsys):
-        """Whatever is wrong with one run, the others are in the table."""
-        write_run(tmp_path, seed=1)
-        stopped = write_run(tmp_path, seed=2)
-        (stopped / "result.json").unlink()
-        (stopped / "train_log.txt").write_text("epoch 1/2\nepoch 2/2 \033[1mtrain loss 0.3\n\n")
-        damage = {
-            "result.json": ['{"answer"', '{"answer": 42}', "[]", "[" * 10**5],
-            "config.json": ['{"arguments": null}', "[1]", "\x80"],
-            "metrics.jsonl": ['{"epoch": 1}\n{"epoch"', '{"loss": 1}', "[]"],
-            "predictions.npz": ["PK\3\4 nonsense", ""],
-            "posthoc.json": ["{}", '{"predictions": 1}\n}'],
-        }
-        for file, contents in damage.items():
-            for number, content in enumerate(contents):
-                folder = write_predicted_run(tmp_path, loss=file, seed=number)
-                (folder / file).write_text(content, encoding="latin1")
-        report.main([str(tmp_path), "--out", str(tmp_path / "out")])
-        shown = capsys.readouterr().out
-        assert "resnet8 NLL" in shown and "2/2  epoch 2/2  [1mtrain loss 0.3" in shown
-        for file, contents in damage.items():
-            assert shown.count(f"  {file} is damaged (") == len(contents), (file, shown)
-        for name in ("report.html", "report.md"):
-            assert "train loss 0.3" in (tmp_path / "out" / name).read_text()
-
-    @pytest.mark.parametrize("content", ['{"settings": null}', '["a"]', '{"settings": "dark"}'])
-    def test_a_config_of_another_program(self, tmp_path, content):
-        write_run(tmp_path)
-        (tmp_path / "config.json").write_text(content)
-        groups, left_out = read(tmp_path)
-        assert len(groups) == 1 and [one.reason for one in left_out] == ["stopped"]
-
-    def test_runs_behind_symbolic_links(self, tmp_path):
-        """Once each, though a link leads back up."""
-        write_run(tmp_path / "elsewhere")
-        (tmp_path / "runs").mkdir()
-        (tmp_path / "runs/linked").symlink_to(tmp_path / "elsewhere")
-        (tmp_path / "elsewhere/loop").symlink_to(tmp_path)
-        for root in (tmp_path / "runs", tmp_path):
-            assert [len(group.records) for group in read(root)[0]] == [1]
-
-    def test_a_run_that_goes_on_is_running(self, tmp_path):
-        folder = write_run(tmp_path)
-        (folder / "result.json").unlink()
-        with open(folder / ".lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            [one] = read(tmp_path)[1]
-            assert one.reason == "running"
-        [one] = read(tmp_path)[1]
-        assert one.reason == "stopped"
-
-    def test_nothing_finished_is_no_error(self, tmp_path, capsys):
-        (write_run(tmp_path) / "result.json").unlink()
-        report.main([str(tmp_path)])
-        assert "stopped" in capsys.readouterr().out
-
-    @pytest.mark.parametrize(
-        ("arguments", "said"),
-        [
-            ("missing", "missing: no such folder"),
-            ("empty", "empty: no run below it"),
-            ("", "ROOT"),
-            ("runs --columns top1 ece_", "--columns.*ece_"),
-            ("runs --epoch first", "--epoch.*first"),
-            ("runs --resamples -1", "--resamples"),
-            ("runs --against NLX", "--against NLX.*mean resnet8 NLL"),
-            ("runs --out runs/toy/resnet8/NLL_seed=42/result.json", "--out.*name a folder"),
-        ],
-    )
-    def test_mistakes_are_one_line(self, tmp_path, monkeypatch, capsys, arguments, said):
-        monkeypatch.chdir(tmp_path)
-        (tmp_path / "empty").mkdir()
-        write_run(tmp_path / "runs")
-        with pytest.raises(SystemExit) as stop, one_line_errors("report"):
-            report.main(arguments.split())
-        assert stop.value.code == 2
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1 and re.search(said, error), error
+def test_students_stand_below_their_teacher(tmp_path):
+    for seed in (1, 2):
+        write_run(tmp_path, seed=seed)
+        write_run(tmp_path, seed=seed, model="resnet56")
+        for temperature in (10, 4):
+            knobs = {"T": temperature, "Lambda": 0.9}
+            write_run(tmp_path, "KD", knobs, seed, teacher=identity(seed=seed))
+    label = "KD_T=4_Lambda=0.9_from_resnet56_NLL"
+    write_run(tmp_path, "KD", {"T": 4}, 1, "convnet2", teacher=identity("resnet8", label, 1))
+    groups, _ = read(tmp_path)
+    assert [(len(group.teachers), group.name, len(group.records)) for group in groups] == [
+        (0, "resnet56 NLL", 2),
+        (1, "resnet8 KD T=4 Lambda=0.9", 2),
+        (2, "convnet2 KD T=4", 1),
+        (1, "resnet8 KD T=10 Lambda=0.9", 2),
+        (0, "resnet8 NLL", 2),
+    ]
 
 
-class TestPosthoc:
-    def write(self, folder: Path, digest: str) -> None:
-        names = ("none", "temperature", "vector", "Dirichlet ODIR")
-        methods = {name: measured()["test"]["raw"] for name in names}
-        best = {
-            name: {"val": one, "test": one | {"ece": 0.0456}, "notes": ["class 3 is <absent>"]}
-            for name, one in methods.items()
-        }
-        (folder / "posthoc.json").write_text(json.dumps({"predictions": digest, "best": best}))
-
-    def test_what_was_written_beside_a_run_is_a_row(self, tmp_path):
-        folder = write_predicted_run(tmp_path)
-        digest = hashlib.sha256((folder / "predictions.npz").read_bytes()).hexdigest()
-        self.write(folder, digest)
-        section = only_section(tmp_path)
-        ways = ["raw", "scaled", "vector", "Dirichlet ODIR"]
-        assert [row.logits for row in section.rows] == ways
-        assert cells(section, "resnet8 NLL", "vector")["ece"].mean == 0.0456
-        assert "vector, Dirichlet ODIR: fitted on the validation split" in shown(section)
-        for form, text in (("terminal", "<absent>"), ("html", "&lt;absent&gt;")):
-            assert f"vector, class 3 is {text}" in render(main_table(section), form)
-
-    def test_but_not_where_it_is_of_other_predictions(self, tmp_path):
-        self.write(write_predicted_run(tmp_path), "of an earlier run")
-        assert [row.logits for row in only_section(tmp_path).rows] == ["raw", "scaled"]
+def test_a_teacher_without_a_run_is_what_its_students_measured(tmp_path):
+    """An ensemble, and two files of one name."""
+    files = [identity("resnet56", "best", None, sha256) for sha256 in ("abc", "def")]
+    ensemble = identity("2xresnet20", "NLL", "42+43") | {"members": [{"seed": 42}, {"seed": 43}]}
+    for seed, (place, teacher) in product((1, 2), enumerate([*files, ensemble])):
+        write_run(tmp_path / str(place), "KD", {"T": 4}, seed, teacher=teacher)
+    section = only_section(tmp_path)
+    student, file = "resnet8 KD T=4", "resnet56 best sha256={}"
+    names = ["2xresnet20 NLL", student, file.format("abc"), student, file.format("def"), student]
+    assert [group.name for group in section.groups] == names
+    assert [len(group.records) for group in section.groups] == [1, 2] * 3
+    assert cells(section, file.format("abc"))["top1"].mean == 0.9
+    assert "A teacher without a run here" in shown(section)
 
 
-class TestFormats:
-    @pytest.fixture
-    def written(self, tmp_path, capsys):
-        """Two data sets, a sweep, several seeds, and the four files of their report."""
-        for seed, top1 in ((1, 0.9), (2, 0.94)):
-            teacher = identity(seed=seed)
-            test = {"top1": top1, "ece": 0.0321, "true_kl": 0.25}
-            best = measured(test=test, scaled={"ece": 0.01})
-            write_run(tmp_path / "runs", seed=seed, model="resnet56", best=best)
-            for gamma in (1, 2):
-                write_run(tmp_path / "runs", "KD", {"T": gamma}, seed, teacher=teacher)
-        write_predicted_run(tmp_path / "runs", dataset="a_b & 50%")
-        report.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
-        capsys.readouterr()
-        return tmp_path / "out"
+def test_the_weights_decide_between_teachers_of_one_name(tmp_path):
+    for lr in (0.1, 0.2):
+        folder = write_run(tmp_path / str(lr), model="resnet56", settings={"lr": lr})
+        (folder / "model_best.pth").write_bytes(str(lr).encode())
+    sha256 = hashlib.sha256(b"0.2").hexdigest()
+    write_run(tmp_path, "KD", {"T": 4}, teacher=identity(sha256=sha256))
+    [student] = [group for group in read(tmp_path)[0] if group.teacher]
+    assert student.teacher.name == "resnet56 NLL lr=0.2"
 
-    def test_nothing_but_the_files_is_left(self, written):
-        names = {path.name for path in written.iterdir()}
-        assert names == {"report.html", "report.md", "report.csv", "report.tex"}
 
-    def test_csv_has_every_digit_and_every_metric(self, written):
-        with open(written / "report.csv") as file:
-            rows = list(csv.DictReader(file))
-        assert len(rows) == 2 * (1 + 2 + 1)
-        [row] = [one for one in rows if one["net"] == "resnet56 NLL" and one["logits"] == "raw"]
-        assert float(row["top-1 %"]) == pytest.approx(92)
-        assert float(row["top-1 % sd"]) == pytest.approx(100 * np.std([0.9, 0.94], ddof=1))
-        assert (row["n"], row["seeds"], row["dataset"]) == ("2", "1 2", "toy")
-        assert float(row["true KL"]) == 0.25 and "Brier sd" in row
-        students = [one for one in rows if one["teacher"] == "resnet56 NLL"]
-        assert len(students) == 4 and sum(one["chosen"] == "yes" for one in students) == 2
-        [row] = [one for one in rows if one["dataset"] != "toy" and one["logits"] == "scaled"]
-        assert float(row["ECE % low"]) <= float(row["ECE %"]) <= float(row["ECE % high"])
+# Marks
 
-    def test_latex_is_whole_tables(self, written):
-        text = (written / "report.tex").read_text()
-        assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 2
-        for table in re.findall(r"\\begin{tabular}.*?\\end{tabular}", text, re.DOTALL):
-            columns = len(re.search(r"{(lr+)}", table)[1])
-            rows = [line for line in table.splitlines() if line.endswith(r"\\")]
-            assert {len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows} == {columns}
-        assert r"a\_b \& 50\%" in text
-        assert r"92.00 $\pm$ 2.83" in text and r"\quad resnet8 KD T=1" in text
-        text.encode("ascii")
 
-    def test_markdown_reads_back(self, written):
-        text = (written / "report.md").read_text()
-        tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
-        assert len(tables) == 2
-        for table in tables:
-            widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
-            assert len(widths) == 1
-        assert "**92.00 ± 2.83**" in text
+def test_the_best_and_those_within_the_spread_of_it(tmp_path):
+    """Raw and scaled apart; a single run has no spread."""
+    errors = {"NLL": [0.01, 0.03], "LS": [0.02, 0.05], "FL": [0.31, 0.32], "DFL": [0.0201]}
+    for loss, values in errors.items():
+        for seed, error in enumerate(values):
+            test = {"ece": error, "top1": error}
+            best = measured(test=test, scaled={"ece": 0.05 - error / 10})
+            write_run(tmp_path, loss, seed=seed, best=best)
+    section = only_section(tmp_path)
+    marks = {(row.group.first.result["loss"], row.logits): row.cells for row in section.rows}
+    raw = {loss: marks[loss, "raw"]["ece"].mark for loss in errors}
+    assert raw == {"NLL": "best", "LS": "close", "FL": "", "DFL": ""}
+    assert marks["FL", "raw"]["top1"].mark == marks["FL", "scaled"]["ece"].mark == "best"
 
-    def test_columns_and_epoch(self, tmp_path, capsys):
-        write_run(tmp_path, best=measured(), last=measured(test={"brier": 0.1234}))
-        report.main([str(tmp_path), "--columns", "brier", "top1", "--epoch", "last"])
-        head, _, row = capsys.readouterr().out.splitlines()[:3]
-        assert head.split() == ["toy", "logits", "n", "Brier", "top-1", "%"]
-        assert row.split() == ["resnet8", "NLL", "raw", "1", "0.1234", "50.00"]
 
-    def test_a_column_that_no_run_has(self, tmp_path, capsys):
-        write_run(tmp_path)
-        report.main([str(tmp_path), "--columns", "true_kl", "--out", str(tmp_path / "out")])
-        assert "–" in capsys.readouterr().out
+def test_no_mark_goes_to_a_temperature_at_its_bound(tmp_path):
+    lucky = measured(scaled={"ece": 0.01}) | {"temperature_at_bound": True}
+    write_run(tmp_path, "NLL", best=lucky)
+    for gamma, error in ((1, 0.2), (2, 0.3)):
+        write_run(tmp_path, f"FL{gamma}", best=measured(scaled={"ece": error}))
+    rows = [row for row in only_section(tmp_path).rows if row.logits == "scaled"]
+    marks = {row.group.name: row.cells["ece"].mark for row in rows}
+    assert marks == {"resnet8 NLL": "", "resnet8 FL1": "best", "resnet8 FL2": ""}
 
-    def test_terminal_table(self):
-        rows = [[Entry("a", indent=1), Entry("1.00 ± 0.10", "best")], [Entry("b"), Entry("2.00")]]
-        table = Table(["net", "ECE %"], rows)
-        assert render(table, "terminal").splitlines()[:4] == [
-            "net      ECE %",
-            "---  ----------",
-            "  a  1.00±0.10*",
-            "b         2.00",
-        ]
-        bold = render(table, "colour").splitlines()
-        assert bold[2] == "  a  \033[1m1.00±0.10*\033[0m"
 
-    def test_text_table_is_aligned(self):
-        lines = text_table(["a", "bb"], [["ccc", "d"], ["", "eee"]]).splitlines()
-        assert lines == ["a     bb", "---  ---", "ccc    d", "     eee"]
+# What a number is worth
 
-    def test_names_are_no_markup(self):
-        nasty = [[Entry(r"a|b*c_d<e>\f`g`"), Entry("~50%&#$^{}", "close")]]
-        table = Table(["x", "y"], nasty)
-        assert r"a\|b\*c\_d\<e\>\\f\`g\`" in render(table, "markdown")
-        latex = render(table, "latex")
-        assert r"a$|$b*c\_d$<$e$>$\textbackslash{}f`g`" in latex
-        assert r"\textasciitilde{}50\%\&\#\$\textasciicircum{}\{\}" in latex
 
-    def test_every_column_has_a_unit_or_is_a_score(self):
-        for column in COLUMNS.values():
-            assert column.head.endswith("%") == (column.factor == 100)
+def test_the_interval_of_the_ece(tmp_path, capsys):
+    for seed in (1, 2):
+        write_predicted_run(tmp_path, seed=seed)
+    cell = cells(only_section(tmp_path, draws=100), "resnet8 NLL")["ece"]
+    assert cell.interval[0] <= cell.mean <= cell.interval[1]
+    report.main([str(tmp_path), "--resamples", "100"])
+    low, high = (f"{100 * value:.2f}" for value in cell.interval)
+    assert f"[{low}, {high}]" in capsys.readouterr().out
+    report.main([str(tmp_path), "--resamples", "0"])
+    assert "95 % interval" not in capsys.readouterr().out
+
+
+def write_overconfident(root: Path, loss: str, excess: float) -> None:
+    """A run of three classes whose confidence exceeds its accuracy by `excess`."""
+    rng = np.random.default_rng(1)
+    confidence = rng.uniform(0.6, 1 - 1e-6, 2000)
+    labels = np.where(rng.random(2000) < confidence - excess, 0, 1)
+    rest = (1 - confidence) / 2
+    logits = np.log(np.stack([confidence, rest, rest], 1)).astype(np.float32)
+    raw = classification_metrics(torch.from_numpy(logits), torch.from_numpy(labels))
+    folder = write_run(root, loss, best=measured(raw, raw))
+    np.savez(folder / "predictions.npz", test_labels=labels, best_test_logits=logits)
+
+
+def test_no_ece_is_best_that_a_calibrated_net_could_have(tmp_path):
+    for loss, excess in (("NLL", 0.0), ("LS", 0.1), ("FL", 0.2)):
+        write_overconfident(tmp_path, loss, excess)
+    section = only_section(tmp_path, draws=200)
+    marks = {loss: cells(section, f"resnet8 {loss}")["ece"].mark for loss in ("NLL", "LS", "FL")}
+    assert marks == {"NLL": "chance", "LS": "", "FL": ""}
+    assert re.search(r"resnet8 NLL .*\d° +\[.*\] +\d\.\d\d \(< \d\.\d\d\)", shown(section))
+    (tmp_path / "toy/resnet8/NLL_seed=42/result.json").unlink()
+    assert cells(only_section(tmp_path, draws=200), "resnet8 LS")["ece"].mark == "best"
+
+
+def test_few_images_in_a_bin_are_said(tmp_path):
+    for loss, images, said in (("NLL", 20, False), ("LS", 19, True)):
+        write_run(tmp_path, loss, best=measured(test={"smallest_bin": images}))
+        assert ("MCE: beware" in shown(only_section(tmp_path, columns=["mce"]))) == said
+    assert "MCE: beware" not in shown(only_section(tmp_path))
+
+
+def test_differences_from_a_row(tmp_path, capsys):
+    for loss, excess in (("NLL", 0.0), ("LS", 0.0), ("FL", 0.2)):
+        write_overconfident(tmp_path, loss, excess)
+    report.main([str(tmp_path), "--against", "resnet8 NLL", "--columns", "ece", "sce"])
+    _, table = capsys.readouterr().out.split("Difference from resnet8 NLL")
+    rows = {line.split("raw")[0].strip(): line for line in table.splitlines() if "raw" in line}
+    assert rows.keys() == {"resnet8 LS", "resnet8 FL"}
+    assert re.search(r" -?0.00 \[-?0.00, 0.00\] +–", rows["resnet8 LS"])
+    value, low, high = re.findall(r"[-+]?\d+\.\d+", rows["resnet8 FL"])
+    assert 15 < float(low) < float(value) < float(high) < 25 and "]*" in rows["resnet8 FL"]
+
+
+def test_posthoc_is_a_row_where_it_is_of_these_predictions(tmp_path):
+    folder = write_predicted_run(tmp_path)
+    write_posthoc(folder)
+    section = only_section(tmp_path)
+    ways = ["raw", "scaled", "vector", "Dirichlet ODIR"]
+    assert [row.logits for row in section.rows] == ways
+    assert cells(section, "resnet8 NLL", "vector")["ece"].mean == 0.0456
+    assert "vector, Dirichlet ODIR: fitted on the validation split" in shown(section)
+    for form, text in (("terminal", "<absent>"), ("html", "&lt;absent&gt;"), ("latex", "$<$abs")):
+        assert f"vector, class 3 is {text}" in render(main_table(section), form)
+    write_posthoc(folder, "of an earlier run")
+    assert [row.logits for row in only_section(tmp_path).rows] == ["raw", "scaled"]
+
+
+# Scale
+
+
+def test_many_runs(tmp_path, monkeypatch, capsys):
+    """As pairs and as one sweep: work grows with the runs, pictures with what is shown."""
+    compared = []
+    monkeypatch.setattr(Record, "can_teach", lambda *pair: compared.append(pair) or True)
+    for gamma in range(60):
+        write_run(tmp_path, "FL", {"gamma": gamma}, model="resnet56")
+        teacher = identity(label=f"FL_gamma={gamma}")
+        write_run(tmp_path, "KD", {"T": 4}, teacher=teacher)
+        write_run(tmp_path, "LS", {"alpha": gamma / 60}, best=measured({"nll": gamma + 1.0}))
+    report.main([str(tmp_path), "--nets", "10", "--out", str(tmp_path / "out")])
+    assert len(compared) == 60
+    text = capsys.readouterr().out
+    # The best by validation, of the sweep one alone; teachers of students; the rest is counted.
+    assert "resnet8 LS alpha=0 ←" not in text and text.count("resnet8 KD T=4") == 9
+    assert "162 further nets are in report.csv only" in text
+    with open(tmp_path / "out/report.csv") as file:
+        assert len(list(csv.DictReader(file))) == 2 * 180
+
+
+def test_a_report_comes_again_from_its_pack(tmp_path, capsys):
+    write_predicted_run(tmp_path / "runs", model="resnet56")
+    teacher = identity("foreign", "best", None, "abc")
+    write_posthoc(write_predicted_run(tmp_path / "runs", loss="KD", teacher=teacher))
+    options = ["--columns", "top1", "nll", "--out", str(tmp_path / "out"), "--resamples", "50"]
+    pages = []
+    for root in ("runs", "runs.zip"):
+        pack = ["--pack", str(tmp_path / "runs.zip")] if root == "runs" else []
+        report.main([str(tmp_path / root), *options, *pack])
+        table = capsys.readouterr().out.split("written")[0]
+        pages.append((table, (tmp_path / "out/report.html").read_text().count("<img")))
+    assert pages[0] == pages[1] and "vector" in pages[0][0]
+
+
+# Sweeps
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory) -> Path:
+    """Validation prefers T = 4, Lambda = 0.9; test prefers T = 1, Lambda = 1; one is missing."""
+    root = tmp_path_factory.mktemp("grid")
+    write_run(root, model="resnet56", best=measured(test={"ece": 0.4}))
+    for temperature, weight in {*product((1, 4, 20), (0.9, 1))} - {(20, 1)}:
+        chosen, lure = ((temperature, weight) == one for one in ((4, 0.9), (1, 1)))
+        val = {"nll": 0.2 if chosen else 0.6, "ece": 0.04 if chosen else 0.09}
+        test = {"nll": 0.1 if lure else 0.5, "ece": 0.01 if lure else 0.0765}
+        best = measured(val, test, scaled={"ece": 0.0123})
+        knobs = {"T": temperature, "Lambda": weight}
+        write_run(root, "KD", knobs, best=best, teacher=identity())
+    return root
+
+
+@pytest.mark.parametrize("select", ["nll", "ece"])
+def test_validation_chooses_and_its_test_value_is_quoted(grid, select):
+    section = only_section(grid, select=select)
+    [sweep] = section.sweeps
+    assert sweep.chosen.name == "resnet8 KD T=4 Lambda=0.9"
+    assert sweep.parameters == ["T", "Lambda"] and len(sweep.groups) == 5 and is_grid(sweep)
+    text = shown(section)
+    [sentence] = [line for line in text.splitlines() if line.startswith("Sweep of")]
+    assert "T = 4, Lambda = 0.9 has the best validation" in sentence
+    assert "ECE % 7.65 → 1.23" in sentence
+    assert re.search(r"T=4 Lambda=0.9 ←", text) and text.count("=0.9 ←") == 1
+    for setting, mark in (("T=1 Lambda=1", ""), ("T=4 Lambda=0.9", "best")):
+        assert cells(section, f"resnet8 KD {setting} from resnet56 NLL")["ece"].mark == mark
+
+
+def test_any_set_of_settings(tmp_path):
+    """Three parameters at random, and one alone: no map, but the best by validation."""
+    rng = np.random.default_rng(0)
+    for nll in (0.5, 0.3, 0.4, 0.6):
+        knobs = dict(zip(("T", "Lambda"), rng.uniform(1, 9, 2), strict=True))
+        lr, best = rng.uniform(), measured({"nll": nll})
+        write_run(tmp_path, "KD", knobs, best=best, settings={"lr": lr}, teacher=identity())
+        write_run(tmp_path, "NLL+MDCA", {"beta": 10 * nll}, best=best)
+    section = only_section(tmp_path)
+    three, one = section.sweeps
+    assert (three.parameters, one.name) == (["T", "Lambda", "lr"], "resnet8 NLL+MDCA over beta")
+    for sweep in (three, one):
+        assert sweep.chosen.validation("nll", "best") == [0.3] and not is_grid(sweep)
+    assert "beta = 3 has the best validation NLL" in shown(section)
+    report.main([str(tmp_path), "--out", str(tmp_path / "out")])
+    # Scatter and curves.
+    assert (tmp_path / "out/report.html").read_text().count("<img") == 2
+
+
+def test_other_seeds_losses_or_settings_are_no_sweep(tmp_path):
+    write_run(tmp_path, seed=1)
+    write_run(tmp_path, seed=2)
+    write_run(tmp_path, "LS", {"alpha": 0.1})
+    write_run(tmp_path / "b", "FL", {"gamma": 1})
+    write_run(tmp_path / "c", "FL", {"gamma": 2}, settings={"epochs": 1})
+    assert only_section(tmp_path).sweeps == []
+
+
+# Runs that are not in the tables
+
+
+def test_unfinished_and_damaged_runs_are_listed(tmp_path, capsys):
+    """Whatever is wrong with one run, the others are in the table."""
+    write_run(tmp_path, seed=1)
+    stopped = write_run(tmp_path, seed=2)
+    (stopped / "result.json").unlink()
+    (stopped / "train_log.txt").write_text("epoch 1/2\nepoch 2/2 \033[1mtrain loss 0.3\n\n")
+    damage = {
+        "result.json": ['{"answer"', '{"answer": 42}', "[]", "[" * 10**5],
+        "config.json": ['{"arguments": null}', "[1]", "\x80"],
+        "metrics.jsonl": ['{"epoch": 1}\n{"epoch"', '{"loss": 1}', "[]"],
+        "predictions.npz": ["PK\3\4 nonsense", ""],
+        "posthoc.json": ["{}", '{"predictions": 1}\n}'],
+    }
+    for file, contents in damage.items():
+        for number, content in enumerate(contents):
+            folder = write_predicted_run(tmp_path, loss=file, seed=number)
+            (folder / file).write_text(content, encoding="latin1")
+    report.main([str(tmp_path), "--out", str(tmp_path / "out"), "--resamples", "50"])
+    shown = capsys.readouterr().out
+    assert "resnet8 NLL" in shown and "unfinished; its log ends: epoch 2/2  [1mtrain" in shown
+    for file, contents in damage.items():
+        assert shown.count(f"  {file} is damaged (") == len(contents), (file, shown)
+    for name in ("report.html", "report.md"):
+        assert "train loss 0.3" in (tmp_path / "out" / name).read_text()
+
+
+def test_runs_behind_symbolic_links(tmp_path):
+    """Once each, though a link leads back up."""
+    write_run(tmp_path / "elsewhere")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/loop").symlink_to(tmp_path)
+    for root in (tmp_path / "runs", tmp_path):
+        assert [len(group.records) for group in read(root)[0]] == [1]
+
+
+@pytest.mark.parametrize("config", ['{"settings": null}', '["a"]', '{"settings": "dark"}'])
+def test_nothing_finished_is_no_error(tmp_path, capsys, config):
+    """Not even beside a config.json of another program."""
+    (write_run(tmp_path) / "result.json").unlink()
+    (tmp_path / "config.json").write_text(config)
+    report.main([str(tmp_path)])
+    assert capsys.readouterr().out.count("unfinished") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("missing", "missing: no such folder"),
+        ("empty", "empty: .* no run below it"),
+        ("x" * 300, "no such folder"),
+        ("", "ROOT"),
+        ("runs --columns top1 ece_", "--columns.*ece_"),
+        ("runs --epoch first", "--epoch.*first"),
+        ("runs --resamples -1", "--resamples"),
+        ("runs --against NLX", "--against NLX.*mean resnet8 NLL"),
+        ("runs --out runs/toy/resnet8/NLL_seed=42/result.json", "--out.*name a folder"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    write_run(tmp_path / "runs")
+    with pytest.raises(SystemExit) as stop, one_line_errors("report"):
+        report.main(arguments.split())
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and re.search(said, error), error
+
+
+# Formats
+
+
+def test_columns_and_epoch(tmp_path, capsys):
+    write_run(tmp_path, best=measured(), last=measured(test={"brier": 0.1234}))
+    report.main([str(tmp_path), "--columns", "brier", "top1", "true_kl", "--epoch", "last"])
+    head, _, row = capsys.readouterr().out.splitlines()[:3]
+    assert head.split() == ["toy", "logits", "n", "Brier", "top-1", "%", "true", "KL"]
+    assert row.split() == ["resnet8", "NLL", "raw", "1", "0.1234", "50.00", "–"]
+
+
+def test_terminal_table():
+    rows = [[Entry("a", indent=1), Entry("1.00 ± 0.10", "best")], [Entry("b"), Entry("2.00")]]
+    table = Table(["net", "ECE %"], rows)
+    shown = ["net      ECE %", "---  ----------", "  a  1.00±0.10*", "b         2.00"]
+    assert render(table, "terminal").splitlines()[:4] == shown
+    assert render(table, "colour").splitlines()[2] == "  a  \033[1m1.00±0.10*\033[0m"
+
+
+def test_names_are_no_markup():
+    nasty = [[Entry(r"a|b*c_d<e>\f`g`"), Entry("~50%&#$^{}", "close")]]
+    table = Table(["x", "y"], nasty)
+    assert r"a\|b\*c\_d\<e\>\\f\`g\`" in render(table, "markdown")
+    latex = render(table, "latex")
+    assert r"a$|$b*c\_d$<$e$>$\textbackslash{}f`g`" in latex
+    assert r"\textasciitilde{}50\%\&\#\$\textasciicircum{}\{\}" in latex
+
+
+def test_every_column_has_a_unit_or_is_a_score():
+    for column in COLUMNS.values():
+        assert column.head.endswith("%") == (column.factor == 100)
+
+
+# Maps of five metrics; scatter and curves of two data sets; reliability of teacher, student, other.
+PICTURES = 5 + 2 * 2 + 3
+HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>$\\frac{1&amp;'
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    """A report with a sweep, several seeds, curves, and names that try to be markup."""
+    folder = tmp_path_factory.mktemp("written")
+    runs = folder / "runs"
+    for seed in (1, 2):
+        top1 = measured(test={"top1": 0.86 + seed / 25, "true_kl": 0.25})
+        write_run(runs, seed=seed, model="resnet20", best=top1)
+        write_predicted_run(runs, seed=seed, model="resnet56")
+        for temperature, weight in product((1, 4), (0.9, 1)):
+            knobs = {"T": temperature, "Lambda": weight}
+            options = {"seed": seed, "teacher": identity(seed=seed)}
+            write_predicted_run(runs, loss="KD", parameters=knobs, **options)
+    # A folder's name cannot hold a slash, but what a file says can be anything.
+    hostile = write_predicted_run(runs / "<b>bold", command=HOSTILE)
+    for name in ("result.json", "config.json"):
+        content = json.loads((hostile / name).read_text())
+        content |= {"model": HOSTILE, "loss": HOSTILE, "dataset": "a_b & 50%" + HOSTILE}
+        content |= {"arguments": {"exp_name": HOSTILE}, "label": HOSTILE}
+        (hostile / name).write_text(json.dumps(content))
+    stopped = write_run(runs, seed=9)
+    (stopped / "result.json").unlink()
+    (stopped / "train_log.txt").write_text(HOSTILE)
+    report.main([str(runs), "--out", str(folder / "out"), "--resamples", "50"])
+    return folder / "out"
+
+
+def test_csv_has_every_digit_and_every_metric(written):
+    names = {f"report.{kind}" for kind in ("html", "md", "csv", "tex")}
+    assert {path.name for path in written.iterdir()} == names
+    with open(written / "report.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * (1 + 1 + 4 + 1)
+    [row] = [one for one in rows if one["net"] == "resnet20 NLL" and one["logits"] == "raw"]
+    assert float(row["top-1 %"]) == pytest.approx(92)
+    assert float(row["top-1 % sd"]) == pytest.approx(100 * np.std([0.9, 0.94], ddof=1))
+    assert (row["n"], row["seeds"], row["dataset"]) == ("2", "1 2", "toy")
+    assert float(row["true KL"]) == 0.25 and "Brier sd" in row
+    students = [one for one in rows if one["teacher"] == "resnet56 NLL"]
+    assert len(students) == 8 and sum(one["chosen"] == "yes" for one in students) == 2
+    [row] = [one for one in rows if one["dataset"] != "toy" and one["logits"] == "scaled"]
+    assert float(row["ECE % low"]) <= float(row["ECE %"]) <= float(row["ECE % high"])
+
+
+def test_latex_is_whole_tables(written):
+    text = (written / "report.tex").read_text()
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 2
+    for table in re.findall(r"\\begin{tabular}.*?\\end{tabular}", text, re.DOTALL):
+        columns = len(re.search(r"{(lr+)}", table)[1])
+        rows = [line for line in table.splitlines() if line.endswith(r"\\")]
+        assert {len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows} == {columns}
+    assert r"a\_b \& 50\%" in text
+    assert r"92.00 $\pm$ 2.83" in text and r"\quad resnet8 KD T=1" in text
+    text.encode("ascii")
+
+
+def test_markdown_reads_back(written):
+    text = (written / "report.md").read_text()
+    tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    assert len(tables) == 3  # two data sets, the unfinished run
+    for table in tables:
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+    assert "**92.00 ± 2.83**" in text
 
 
 class Page(HTMLParser):
@@ -678,69 +611,39 @@ class Page(HTMLParser):
         self.text += data
 
 
-HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>$\\frac{1&amp;'
-
-
 @pytest.fixture(scope="module")
-def hostile_page(tmp_path_factory) -> str:
-    """A report with sweeps, students, curves, and names that try to be markup."""
-    folder = tmp_path_factory.mktemp("hostile")
-    runs = folder / "runs"
-    for seed in (1, 2):
-        teacher = identity(seed=seed, label="NLL")
-        write_predicted_run(runs, seed=seed, model="resnet56")
-        for temperature in (1, 4):
-            for weight in (0.9, 1):
-                knobs = {"T": temperature, "Lambda": weight}
-                write_predicted_run(runs, loss="KD", parameters=knobs, seed=seed, teacher=teacher)
-    # A folder's name cannot hold a slash, but what a file says can be anything.
-    hostile = write_predicted_run(runs / "<b>bold", command=HOSTILE)
-    for name in ("result.json", "config.json"):
-        content = json.loads((hostile / name).read_text())
-        content |= {"model": HOSTILE, "loss": HOSTILE, "dataset": HOSTILE}
-        content |= {"arguments": {"exp_name": HOSTILE}, "label": HOSTILE}
-        (hostile / name).write_text(json.dumps(content))
-    stopped = write_run(runs, seed=9)
-    (stopped / "result.json").unlink()
-    (stopped / "train_log.txt").write_text(HOSTILE)
-    report.main([str(runs), "--out", str(folder / "out"), "--resamples", "50"])
-    return (folder / "out" / "report.html").read_text()
+def page(written) -> str:
+    return (written / "report.html").read_text()
 
 
-class TestPage:
-    def test_names_are_text(self, hostile_page):
-        page = Page(hostile_page)
-        assert not page.open, "every tag is closed"
-        assert "script" not in {tag for tag, _ in page.tags}
-        attributes = {name for _, own in page.tags for name in own}
-        assert not {name for name in attributes if name.startswith("on")}
-        assert page.text.count(HOSTILE) >= 4
-        assert "<b>bold" in page.text
+def test_names_are_text_and_nothing_is_fetched(page):
+    parsed = Page(page)
+    assert not parsed.open, "every tag is closed"
+    assert "script" not in {tag for tag, _ in parsed.tags}
+    for tag, attributes in parsed.tags:
+        assert not [name for name in attributes if name.startswith("on")]
+        for name in ("src", "href"):
+            assert attributes.get(name, "data:").startswith("data:"), (tag, attributes)
+    assert "url(" not in page and "@import" not in page
+    assert parsed.text.count(HOSTILE) >= 4 and "<b>bold" in parsed.text
+    assert parsed.text.count("python train_teacher.py") == 12  # the command of every run
 
-    def test_it_fetches_nothing(self, hostile_page):
-        for tag, attributes in Page(hostile_page).tags:
-            for name in ("src", "href"):
-                assert attributes.get(name, "data:").startswith("data:"), (tag, attributes)
-        assert "url(" not in hostile_page and "@import" not in hostile_page
 
-    def test_pictures_are_whole_svg(self, hostile_page):
-        pictures = re.findall(r"data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)", hostile_page)
-        # Five maps; scatter and curves twice; reliability of teacher, chosen student, the other.
-        assert len(pictures) == 5 + 2 * 2 + 3
-        for picture in pictures:
-            text = base64.b64decode(picture).decode()
-            assert text.rstrip().endswith("</svg>") and "<script" not in text
+def test_pictures_are_whole_svg(page):
+    pictures = re.findall(r"data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)", page)
+    assert len(pictures) == PICTURES
+    for picture in pictures:
+        text = base64.b64decode(picture).decode()
+        assert text.rstrip().endswith("</svg>") and "<script" not in text
 
-    def test_it_says_the_command_of_every_run(self, hostile_page):
-        assert Page(hostile_page).text.count("python train_teacher.py") == 10
 
-    @pytest.mark.parametrize("width", [1280, 360])
-    def test_a_browser_renders_it(self, hostile_page, tmp_path, width):
-        """No console message, no broken picture, nothing wider than the page."""
-        seen, errors = in_chromium(hostile_page, tmp_path, width)
-        assert seen["pictures"] == 12 and seen["broken"] == 0
-        assert seen["inner"] == width and seen["content"] <= width
-        assert not [line for line in errors.splitlines() if "CONSOLE" in line]
+@pytest.mark.parametrize("width", [1280, 360])
+def test_a_browser_renders_it(page, tmp_path, width):
+    """No console message, no broken picture, nothing wider than the page."""
+    seen, errors = in_chromium(page, tmp_path, width)
+    assert seen["pictures"] == PICTURES and seen["broken"] == 0
+    assert seen["inner"] == width and seen["content"] <= width
+    assert not [line for line in errors.splitlines() if "CONSOLE" in line]
 
 
 PROBE = """

@@ -194,7 +194,7 @@ def test_unflipped_students_need_and_read_unflipped_views(
     names = {path.name.split("_")[0] for path in half.rglob("view=*.bin")}
     assert names == {f"view={view}" for view in range(0, 162, 2)}
     calls.clear()
-    for root, views in (("from half", half), ("from all", filled)):
+    for root, views in (("first", half), ("second", filled)):
         assert_same_run(plain, train(root, "--no_flip", *one, "--teacher_cache", views))
     assert not calls
     train("flipped", *one, "--teacher_cache", half)

@@ -16,7 +16,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from losses import BASES, DISTILLATIONS, TERMS, Entry, canonical_loss, loss_parameters
-from models import check_name, model_names
+from models import MODELS, WRN_PATTERN, check_name
 from utils.data import NAMES, NORMALISATION, Dataset, normalisation
 from utils.data.mixing import MIXES
 from utils.program import UserError
@@ -153,47 +153,24 @@ below_one = number(float, "a number from 0 to below 1", lambda x: 0 <= x < 1)
 
 def add_data(parser: CommandLine) -> None:
     flag, setting = parser.group("data")
-    flag(
-        "--dataset",
-        path,
-        "cifar10",
-        f"{', '.join(NAMES)}, or the path of an .npz file that holds x_train, y_train, x_test, "
-        "y_test, or of a folder of images: train/CLASS/*, and val/CLASS/* or test/CLASS/*",
-    )
-    flag(
-        "--data_dir",
-        path,
-        os.environ.get("KD_DATA") or "data",
-        "where data sets lie or are downloaded to; <dataset>.npz in it is used first ($KD_DATA "
-        "sets the default)",
-    )
-    flag(
-        "--flip",
-        bool,
-        None,
-        "draw mirrored views too, as suits objects but not digits (default: yes, for svhn no)",
-        action=argparse.BooleanOptionalAction,
-    )
-    flag(
-        "--image_size",
-        count,
-        None,
-        "folder of images: resize the shorter side to this and cut out the middle",
-        metavar="PIXELS",
-    )
+    data_dir = os.environ.get("KD_DATA") or "data"
+    flag("--dataset", path, "cifar10", f"{', '.join(NAMES)}, an .npz file or a folder of images")
+    flag("--data_dir", path, data_dir, "where data lie or are downloaded to ($KD_DATA sets it)")
+    mirrored = "draw mirrored views too, not for digits (default: yes, for svhn no)"
+    flag("--flip", bool, None, mirrored, action=argparse.BooleanOptionalAction)
+    side = "folder of images: resize the shorter side to so many pixels and cut out the middle"
+    flag("--image_size", count, None, side)
     flag("--skip_unreadable", bool, None, "folder of images: leave out those that cannot be read")
-    setting(
-        "--split-seed",
-        whole,
-        0,
-        "which tenth of the training images validates; the same for a teacher and its students",
-    )
+    setting("--split-seed", whole, 0, "which tenth validates; a teacher's and its students' alike")
 
 
 def add_model(parser: CommandLine) -> None:
     _, setting = parser.group("model")
-    names = ", ".join(model_names())
-    setting("--model", name(check_name), "resnet20", f"{names}, or timm/NAME; README says whose")
+    owned: dict[str, list[str]] = {}
+    for net, entry in MODELS.items():
+        owned.setdefault(entry.origin, []).append(net)
+    nets = "; ".join(f"{', '.join(names)} ({origin})" for origin, names in owned.items())
+    setting("--model", name(check_name), "resnet20", f"{nets}; any {WRN_PATTERN}; timm/NAME")
 
 
 def add_loss_flags(flag: Callable, entries: dict[str, Entry]) -> None:
@@ -219,42 +196,17 @@ def add_optimisation_and_run(parser: CommandLine) -> None:
     setting("--weight-decay --wd", weight, 5e-4, "of all weights")
     schedules = ("multistep", "cosine", "warmupcosine")
     setting("--scheduler", schedules, "multistep", "how the learning rate falls")
-    setting(
-        "--schedule-steps",
-        count,
-        None,
-        "multistep: epochs after which the rate is multiplied by --lr-decay-factor (default: half "
-        "and three quarters of --epochs)",
-        nargs="+",
-        metavar="EPOCH",
-    )
-    setting("--lr-decay-factor", fraction, None, "multistep: the factor (default: 0.1)")
-    warmup = "warmupcosine: iterations of linear warm-up (default: 0)"
-    setting("--warmup", whole, None, warmup)
+    milestones = "multistep: epochs after which the rate falls (default: half and three quarters)"
+    setting("--schedule-steps", count, None, milestones, nargs="+", metavar="EPOCH")
+    setting("--lr-decay-factor", fraction, None, "multistep: what it falls to (default: 0.1)")
+    setting("--warmup", whole, None, "warmupcosine: iterations of linear warm-up (default: 0)")
     setting("--train-batch-size", count, 128, "images per step and per process")
-    flag(
-        "--mix",
-        MIXES,
-        None,
-        "train on mixtures of two images; the label's loss is mixed alike, and a teacher sees what "
-        "its student sees",
-    )
-    shares = "mixtures have the share Beta(a, a) of the first image (default: 1)"
-    flag("--mix_alpha", positive, None, shares)
+    flag("--mix", MIXES, None, "train on mixtures of two images, a teacher and its student alike")
+    flag("--mix_alpha", positive, None, "of Beta(a, a), the first image's share (default: 1)")
     setting("--seed", whole, 42, "of initial weights, order and augmentation; report several")
-    setting(
-        "--select",
-        SELECTIONS,
-        "top1",
-        "what makes an epoch the best one, on the validation split: the highest top-1, the least "
-        "NLL, or the least NLL after temperature scaling (refinement)",
-    )
-    setting(
-        "--sync_bn",
-        bool,
-        None,
-        "several GPUs: batch norm over the images of all processes instead of each its own",
-    )
+    best = "the best epoch by validation: top-1, NLL, or NLL after temperature scaling (refinement)"
+    setting("--select", SELECTIONS, "top1", best)
+    setting("--sync_bn", bool, None, "several GPUs: batch norm over the images of all processes")
     flag, _ = parser.group("run")
     flag("--checkpoint", path, "checkpoint", "root of the run folders")
     flag("--exp_name", name(suffix), None, "a suffix of the run's name, to keep two apart")
@@ -262,13 +214,10 @@ def add_optimisation_and_run(parser: CommandLine) -> None:
     flag("--log_with", ("tensorboard",), None, "also write the epochs' metrics to this")
     evaluated = "images per evaluation step (default: 1000, on a CPU 128)"
     flag("--test-batch-size", count, None, evaluated)
-    flag(
-        "--step",
-        MODES,
-        "auto",
-        "how a step is launched: auto replays it as one CUDA graph on a single GPU, and else it is "
-        "eager, kernel by kernel; compile also fuses kernels, which takes a while to prepare",
+    launched = (
+        "auto: one CUDA graph on a single GPU, else eager, kernel by kernel; compile also fuses"
     )
+    flag("--step", MODES, "auto", launched)
     same = "the same bits in every run on the same GPU, more slowly; the CPU does so anyway"
     flag("--deterministic", bool, None, same)
 
@@ -285,60 +234,30 @@ def auto_or_positive(text: str) -> str | float:
 def add_teacher(parser: CommandLine, for_cache: bool = False) -> None:
     """`for_cache`: the cache is required, and holds logits that have no temperature yet."""
     flag, _ = parser.group("teacher")
-    flag(
-        "--teacher_path",
-        path,
-        None,
+    paths = (
         "a run folder, a folder with exactly one finished run below it, or a weights file (.pth, "
-        ".safetensors, ...); several teach together as an ensemble; `pretrained` lets timm "
-        "download --teacher timm/NAME",
-        nargs="+",
-        required=True,
-        metavar="PATH",
+        ".safetensors, ...); several are an ensemble; `pretrained` lets timm download"
     )
-    flag(
-        "--teacher",
-        name(check_name),
-        None,
-        "its architecture (of several paths: one for all or one each); may be left out where the "
-        "checkpoint names it",
-        nargs="+",
-        metavar="MODEL",
-    )
+    flag("--teacher_path", path, None, paths, nargs="+", required=True, metavar="PATH")
+    nets = "its architecture (one for all paths or one each); a checkpoint of ours names its own"
+    flag("--teacher", name(check_name), None, nets, nargs="+", metavar="MODEL")
     trained = "the loss it was trained with: checked where the checkpoint says it, else recorded"
     flag("--teacher_loss", printable(80), None, trained)
     flag("--teacher_select", ("best", "last"), "best", "which epoch of a run folder")
-    flag(
-        "--teacher_norm",
-        name(norm),
-        None,
+    inputs = (
         "how a third party's teacher wants its inputs (default: as the data): "
-        f"{', '.join(NORMALISATION)}, or mean and std of pixels / 255 as six numbers, such as "
-        "0.49,0.48,0.45/0.25,0.24,0.26",
+        f"{', '.join(NORMALISATION)}, or six numbers, such as 0.49,0.48,0.45/0.25,0.24,0.26"
     )
+    flag("--teacher_norm", name(norm), None, inputs)
     several = "which weights of a third party's file that holds several, e.g. model or ema"
     flag("--teacher_key", printable(200), None, several)
     larger = "enlarge the teacher's images to this side, e.g. 224; the student's stay"
     flag("--teacher_size", count, None, larger, metavar="PIXELS")
     if not for_cache:
-        flag(
-            "--teacher_temperature",
-            auto_or_positive,
-            1.0,
-            "divide the teacher's logits by this before anything else; auto: by what suits its "
-            "validation logits, so that it is calibrated after training",
-            metavar="auto|T",
-        )
-    flag(
-        "--teacher_cache",
-        path,
-        None,
-        "keep the teacher's logits here and use those of earlier students: a sweep runs its "
-        "teacher once per seed. An epoch takes images x classes x 4 bytes (2 in half precision): "
-        "CIFAR-10 1.8 MB, CIFAR-100 18 MB",
-        metavar="DIR",
-        required=for_cache,
-    )
+        divided = "divide its logits by this first; auto: by what suits its validation logits"
+        flag("--teacher_temperature", auto_or_positive, 1.0, divided, metavar="auto|T")
+    kept = "keep the teacher's logits here, and use those of earlier students (README, Sweeps)"
+    flag("--teacher_cache", path, None, kept, metavar="DIR", required=for_cache)
 
 
 def teacher_options(argv: list[str] | None = None) -> argparse.Namespace:
@@ -347,13 +266,8 @@ def teacher_options(argv: list[str] | None = None) -> argparse.Namespace:
     add_data(parser)
     add_model(parser)
     flag, _ = parser.group("loss")
-    flag(
-        "--loss",
-        name(canonical_loss),
-        "NLL",
-        f"one of {', '.join(BASES)}, alone or with +{', +'.join(TERMS)}; FL+MDCA is the strongest "
-        "teacher in the literature",
-    )
+    grammar = f"one of {', '.join(BASES)}, alone or with +{', +'.join(TERMS)}"
+    flag("--loss", name(canonical_loss), "NLL", grammar)
     add_loss_flags(flag, BASES | TERMS)
     add_optimisation_and_run(parser)
     args = complete(parser, argv)

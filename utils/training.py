@@ -6,6 +6,7 @@ import sys
 import time
 from argparse import Namespace
 from dataclasses import replace
+from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -148,8 +149,8 @@ def fit(
     step = Step(args.step, accelerator, prepared, optimizer, objective, loader, data)
     run.log(
         f"{device}, steps: {step.said}, mixed precision: {accelerator.mixed_precision}, "
-        "float32 products: "
-        f"{torch.get_float32_matmul_precision()}, threads: {torch.get_num_threads()}"
+        f"float32 products: {torch.get_float32_matmul_precision()}, "
+        f"threads: {torch.get_num_threads()}"
     )
     accelerator.project_configuration.logging_dir = str(run.folder)
     accelerator.init_trackers("tensorboard")
@@ -171,7 +172,7 @@ def fit(
         record["images_per_second"] = len(data.train.labels) / (time.perf_counter() - started)
         share_buffers(accelerator, net)
         logits = predict(net, val, data.mean, data.std, args.test_batch_size, accelerator)
-        check_logits(logits, epoch, record["lr"])
+        on_main(accelerator, partial(check_logits, logits, epoch, record["lr"]))
         metrics = evaluate(logits, data.val)
         record |= {f"val_{name}": metrics[name] for name in EPOCH_METRICS}
         objective.after_validation(logits, val.labels)

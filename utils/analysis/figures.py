@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from cycler import cycler
 from matplotlib import rc_context
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Rectangle
 
 from utils.analysis.groups import Group
 from utils.analysis.statistics import Section, Sweep
@@ -18,25 +18,22 @@ COLOURS = [BLUE, "#e08a1e", "#3a9d6e", RED, "#7d5ba6", "#8c6d4f", "#c6699f", "#6
 DASHES = ["solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2))]
 LINES = list(cycler(linestyle=DASHES) * cycler(color=COLOURS))  # 32 that differ
 CURVES = {
-    "val_top1": "top-1 %",
-    "val_ece": "ECE %",
-    "val_nll": "NLL",
-    "val_refinement": "NLL, scaled",
+    "val_top1": ("top-1 %", 100),
+    "val_ece": ("ECE %", 100),
+    "val_nll": ("NLL", 1),
+    "val_refinement": ("NLL, scaled", 1),
 }
+GRID = {"grid.color": "#e5e7eb", "grid.linewidth": 0.6, "axes.axisbelow": True}
 LARGEST = 20  # values along a side of a heat map
 
 
 @contextmanager
 def drawing(file, *size, format: str = "svg", **options):
     """A figure and its axes, which go into `file` at the end; arguments as of `new_figure`."""
-    with rc_context(STYLE):
+    with rc_context(STYLE | GRID):
         figure, axes = new_figure(*size, **options)
         yield figure, axes
         figure.savefig(file, format=format, dpi=110)
-
-
-def colour_of(place: int) -> str:
-    return COLOURS[place % len(COLOURS)]
 
 
 def is_grid(sweep: Sweep) -> bool:
@@ -51,7 +48,7 @@ def heat_map(sweep: Sweep, metric: str, epoch: str, file) -> None:
     across, down = (sorted(set(values)) for values in zip(*places, strict=True))
     values = np.full((len(down), len(across)), np.nan)
     for group, (x, y) in zip(sweep.groups, places, strict=True):
-        values[down.index(y), across.index(x)] = group.values(metric, epoch, "val").mean()
+        values[down.index(y), across.index(x)] = group.validation(metric, epoch).mean()
     with drawing(file, 1.1 + 0.56 * len(across), 1.0 + 0.42 * len(down)) as (figure, [[axes]]):
         axes.set_facecolor("#d5d9de")
         shade = np.ma.masked_invalid(values if column.best == "max" else -values)
@@ -69,21 +66,6 @@ def heat_map(sweep: Sweep, metric: str, epoch: str, file) -> None:
         axes.set_yticks(range(len(down)), map(number_text, down), fontsize=8)
         axes.set(xlabel=sweep.parameters[0], ylabel=sweep.parameters[1])
         axes.set_title(f"{column.head}, validation", fontsize=9)
-
-
-def settings_points(sweep: Sweep, metric: str, epoch: str, file) -> None:
-    """The validation mean of every setting against each parameter; the chosen one is red."""
-    column = COLUMNS[metric]
-    values = [column.factor * group.values(metric, epoch, "val").mean() for group in sweep.groups]
-    chosen = sweep.groups.index(sweep.chosen)
-    count = len(sweep.parameters)
-    with drawing(file, 3.0 * count, 2.6, 1, count, sharey=True) as (figure, [row]):
-        places = zip(*map(sweep.place, sweep.groups), strict=True)
-        for axes, name, places_of_one in zip(row, sweep.parameters, places, strict=True):
-            axes.plot(places_of_one, values, "o", color=BLUE, alpha=0.6, markersize=4)
-            axes.plot(places_of_one[chosen], values[chosen], "o", color=RED)
-            axes.set_xlabel(name)
-        row[0].set_ylabel(f"{column.head}, validation")
 
 
 def with_legend(figure, axes, count: int) -> None:
@@ -112,41 +94,41 @@ def top1_against_ece(section: Section, file) -> None:
                 axes.errorbar(error, top1, top1_sd, sd, mfc=fill, label=label, **style)
         axes.set(xlabel="ECE %", ylabel="top-1 %")
         axes.set_xlim(left=0)
-        axes.grid(color="#e5e7eb", linewidth=0.6)
+        axes.grid()
         with_legend(figure, axes, len(section.drawn))
 
 
 def learning_curves(section: Section, file) -> None:
     """Validation by epoch: the mean of a group's runs, shaded from the lowest to the highest."""
-    known = [group for group in section.drawn if all(run.history for run in group.records)]
-    lines = [line for group in known for run in group.records for line in run.history]
+    drawn = zip(section.drawn, LINES, strict=False)
+    known = [(group, style) for group, style in drawn if group.has_history]
+    lines = [line for group, _ in known for run in group.records for line in run.history]
     curves = [key for key in CURVES if any(key in line for line in lines)]
-    with drawing(file, 3.4 * len(curves), 3.0, 1, len(curves)) as (figure, [row]):
-        for group, style in zip(section.drawn, LINES, strict=False):
+    with drawing(file, 2.6 * len(curves), 2.6, 1, len(curves)) as (figure, [row]):
+        for group, style in known:
             for key, axes in zip(curves, row, strict=True):
                 runs = [[e[key] for e in run.history if key in e] for run in group.records]
                 epochs = [line["epoch"] for line in group.first.history]
                 steps = min(map(len, [epochs, *runs]))
-                values = np.array([run[:steps] for run in runs])
-                values *= COLUMNS[key.removeprefix("val_")].factor if key != "val_refinement" else 1
+                values = CURVES[key][1] * np.array([run[:steps] for run in runs])
                 marker = "o" if steps == 1 else None
                 mean, low, high = values.mean(0), values.min(0), values.max(0)
                 axes.plot(epochs[:steps], mean, marker=marker, label=label_of(group), **style)
                 band = {"color": style["color"], "alpha": 0.15, "linewidth": 0}
                 axes.fill_between(epochs[:steps], low, high, **band)
         for key, axes in zip(curves, row, strict=True):
-            axes.set_title(f"{CURVES[key]}, validation", fontsize=9)
+            axes.set_title(f"{CURVES[key][0]}, validation", fontsize=9)
             axes.set_xlabel("epoch")
             axes.xaxis.get_major_locator().set_params(integer=True)
-            axes.grid(color="#e5e7eb", linewidth=0.6)
+            axes.grid()
         with_legend(figure, row[0], len(known))
 
 
 class Series(NamedTuple):
-    """One net, raw or temperature-scaled.
+    """One net, raw or temperature-scaled, which is drawn hollow.
 
-    `boxes` holds, for each metric, a list for each severity: the values (fractions) over
-    corruptions. `place` gives the colour; a scaled net is drawn hollow.
+    `place` gives the colour; `boxes` holds for each metric a list for each severity: the values
+    (fractions) over corruptions.
     """
 
     title: str
@@ -163,44 +145,32 @@ def severity_boxes(
     A box spans the quartiles over corruptions, its line is the median, the whiskers reach to the
     extremes. After Ovadia et al., "Can you trust your model's uncertainty?", NeurIPS 2019.
     """
+    width, centres = 0.8 / len(series), np.arange(len(severities))
     # Room for the key above the panels: a line for each series.
     height = 2.5 * len(metrics) + 0.18 * len(series)
     with drawing(file, 8, height, len(metrics), 1, format="png", sharex=True) as (figure, axes):
         for (metric, column), panel in zip(metrics.items(), axes[:, 0], strict=True):
             for place, one in enumerate(series):
-                boxes = [[column.factor * x for x in values] for values in one.boxes[metric]]
-                draw_boxes(panel, one, boxes, place, len(series))
-            panel.set_ylabel(column.head)
-            panel.grid(axis="y", color="#e5e7eb", linewidth=0.6)
-            panel.set_axisbelow(True)
-            panel.set_xticks(range(len(severities)), severities)
-            for edge in range(1, len(severities)):
+                colour = COLOURS[one.place % len(COLOURS)]
+                face, line = "white" if one.scaled else (colour, 0.5), {"color": colour}
+                panel.boxplot(
+                    [[column.factor * x for x in values] for values in one.boxes[metric]],
+                    positions=centres - 0.4 + (place + 0.5) * width,
+                    widths=0.8 * width,
+                    whis=(0, 100),
+                    manage_ticks=False,
+                    patch_artist=True,
+                    label=one.title,
+                    boxprops={"facecolor": face, "edgecolor": colour},
+                    medianprops={"linewidth": 1.6} | line,
+                    whiskerprops=line,
+                    capprops=line,
+                )
+            for edge in centres[1:]:
                 panel.axvline(edge - 0.5, color=GREY, linewidth=0.4)
-        axes[-1, 0].set_xlabel("severity")
-        handles = [
-            Patch(label=one.title, facecolor=face(one), edgecolor=colour_of(one.place))
-            for one in series
-        ]
-        figure.legend(handles=handles, loc="outside upper left", fontsize=8, frameon=False)
-
-
-def draw_boxes(panel, one: Series, boxes: list[list[float]], place: int, count: int) -> None:
-    """One box at each severity, side by side with those of the other series."""
-    width = 0.8 / count
-    colour = colour_of(one.place)
-    panel.boxplot(
-        boxes,
-        positions=[at - 0.4 + (place + 0.5) * width for at in range(len(boxes))],
-        widths=0.8 * width,
-        whis=(0, 100),
-        manage_ticks=False,
-        patch_artist=True,
-        boxprops={"facecolor": face(one), "edgecolor": colour},
-        medianprops={"color": colour, "linewidth": 1.6},
-        whiskerprops={"color": colour},
-        capprops={"color": colour},
-    )
-
-
-def face(one: Series) -> str | tuple[str, float]:
-    return "white" if one.scaled else (colour_of(one.place), 0.5)
+            panel.grid(axis="y")
+            panel.set_xticks(centres, severities)
+            panel.set_ylabel(column.head)
+        panel.set_xlabel("severity")
+        key = panel.get_legend_handles_labels()
+        figure.legend(*key, loc="outside upper left", fontsize=8, frameon=False)

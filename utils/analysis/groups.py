@@ -12,15 +12,9 @@ from utils.files import safe_name
 
 
 def same_but_for_seed(record: Record) -> tuple:
-    """Equal for runs that differ only in the seed, their own and their teachers'.
-
-    --exp_name is left to `by_exp_name`.
-    """
-    result = record.result
-    names = [result[name] for name in ("dataset", "fingerprint", "model", "label")]
-    settings = {
-        name: record.settings[name] for name in record.settings.keys() - {"seed", "teacher"}
-    }
+    """Equal for runs that differ only in the seed, their own and their teachers', or --exp_name."""
+    names = [record.result[name] for name in ("dataset", "fingerprint", "model", "label")]
+    settings = {key: x for key, x in record.settings.items() if key not in ("seed", "teacher")}
     teacher = record.teacher and (record.teacher.exp_name, same_but_for_seed(record.teacher))
     return json.dumps([names, settings], sort_keys=True), teacher
 
@@ -32,27 +26,22 @@ def seeds_of(record: Record) -> tuple:
     return record.result["seed"], record.teacher and seeds_of(record.teacher)
 
 
-def by_exp_name(records: list[Record]) -> dict[str | None, list[Record]]:
-    """Runs that are the same but for the seed, by --exp_name, which sets a group apart.
+def named_apart(records: list[Record]) -> bool:
+    """Whether --exp_name sets runs apart that are otherwise the same but for the seed.
 
-    Not where each --exp_name stands for one teacher's seed and the students' own seeds repeat:
-    there it had to tell folders apart that would have had one name.
+    Not where each --exp_name stands for one teacher's seed: there it only told folders apart.
     """
-    named: dict[str | None, list[Record]] = {}
-    for record in records:
-        named.setdefault(record.exp_name, []).append(record)
-    if len(named) > 1 and all(record.teacher for record in records):
-        teachers = [{seeds_of(record.teacher) for record in runs} for runs in named.values()]
-        own = [{record.result["seed"] for record in runs} for runs in named.values()]
-        apart = len(set().union(*teachers)) == len(named) == sum(map(len, teachers))
-        if apart and all(seeds == own[0] for seeds in own):
-            return {None: records}
-    return named
+    pairs = {(record.exp_name, record.teacher and seeds_of(record.teacher)) for record in records}
+    names, teachers = map(set, zip(*pairs, strict=True))
+    return None in teachers or not len(pairs) == len(names) == len(teachers)
 
 
 @dataclass(eq=False)
 class Group:
-    """Runs that differ only in the seed, in its order. `difference` sets it apart by its name."""
+    """Runs that differ only in the seed, in its order; `first` stands for all where they agree.
+
+    `difference`: what sets its name apart from another's.
+    """
 
     records: list[Record]
     exp_name: str | None = None
@@ -61,7 +50,6 @@ class Group:
 
     @property
     def first(self) -> Record:
-        """The run that stands for all where they agree."""
         return self.records[0]
 
     @property
@@ -79,9 +67,13 @@ class Group:
         """Those that stand above it, the nearest first."""
         return [] if self.teacher is None else [self.teacher, *self.teacher.teachers]
 
-    def values(self, metric: str, epoch: str, logits: str) -> np.ndarray:
-        """A metric of every run, as `Record.metrics` has it; empty where it is unknown."""
-        measured = [record.metrics(epoch, logits) for record in self.records]
+    @property
+    def has_history(self) -> bool:
+        return all(record.history for record in self.records)
+
+    def validation(self, metric: str, epoch: str) -> np.ndarray:
+        """A metric of every run, raw, on validation (fractions); empty where it is unknown."""
+        measured = [record.measured(epoch)["val"] for record in self.records]
         return np.array([one[metric] for one in measured if metric in one])
 
 
@@ -97,13 +89,15 @@ def group_runs(records: list[Record]) -> tuple[list[Group], list[LeftOut]]:
     group_of: dict[Record, Group] = {}
     repeated = []
     for same in alike.values():
-        for exp_name, runs in by_exp_name(same).items():
-            kept: dict[tuple, Record] = {}
-            for record in runs:
-                first = kept.setdefault(seeds_of(record), record)
-                if first is not record:
-                    repeated.append(LeftOut(record.folder, f"repeats {first.folder}"))
-            group_of |= dict.fromkeys(runs, Group(list(kept.values()), exp_name))
+        apart, named, first_of = named_apart(same), {}, {}
+        for record in same:
+            name = record.exp_name if apart else None
+            group = group_of[record] = named.setdefault(name, Group([], name))
+            first = first_of.setdefault((name, seeds_of(record)), record)
+            if first is record:
+                group.records.append(record)
+            else:
+                repeated.append(LeftOut(record.folder, f"repeats {first.folder}"))
     groups = list(dict.fromkeys(group_of.values()))
     for group in groups:
         group.teacher = group_of.get(group.first.teacher)
@@ -125,14 +119,9 @@ def find_teachers(records: list[Record]) -> list[Record]:
     for student in (record for record in records if record.taught_by):
         teacher, data = student.result["teacher"], student.result["fingerprint"]
         name = (teacher["model"], teacher["label"], teacher["seed"], data)
-        student.teacher = next(
-            (
-                record
-                for record in named.get(name, [])
-                if record is not student and record.can_teach(teacher["sha256"])
-            ),
-            None,
-        )
+        others = (record for record in named.get(name, []) if record is not student)
+        found = (record for record in others if record.can_teach(teacher["sha256"]))
+        student.teacher = next(found, None)
         if student.teacher is None:
             known = json.dumps([data, student.settings["teacher"]], sort_keys=True)
             student.teacher = borrowed.setdefault(known, student.taught_by)
@@ -147,17 +136,13 @@ def tell_apart(groups: Iterable[Group]) -> None:
         place = (result["dataset"], result["fingerprint"], group.teacher, group.name)
         namesakes.setdefault(place, []).append(group)
     for same in namesakes.values():
-        for key in differing([group.first.settings for group in same]):
-            for group in same:
-                text = str(group.first.settings.get(key)).replace(" ", "")
-                text = f"{key}={text if len(text) <= 20 else text[:12]}"
-                group.difference = f"{group.difference} {text}".strip()
-
-
-def differing(settings: list[dict]) -> list[str]:
-    """The names of those that are not the same everywhere, but for the seed's."""
-    names = sorted(set().union(*settings) - {"seed", "teacher"}) if len(settings) > 1 else []
-    return [name for name in names if len({json.dumps(one.get(name)) for one in settings}) > 1]
+        settings = [group.first.settings for group in same]
+        for key in sorted(set().union(*settings) - {"seed", "teacher"}):
+            texts = [str(one.get(key)).replace(" ", "") for one in settings]
+            for group, text in zip(same, texts, strict=True):
+                if len(set(texts)) > 1:
+                    text = text if len(text) <= 20 else text[:12]
+                    group.difference = f"{group.difference} {key}={text}".strip()
 
 
 def in_order(groups: list[Group]) -> list[Group]:
@@ -180,8 +165,5 @@ def in_order(groups: list[Group]) -> list[Group]:
 
 def natural(name) -> list[tuple]:
     """A sort key that puts resnet8 before resnet20 and T=1.5 before T=10."""
-    parts = re.split(r"(\d+(?:\.\d+)?)", str(name))
-    # A split at numbers leaves them at the odd places.
-    return [
-        (0, float(part), "") if place % 2 else (1, 0.0, part) for place, part in enumerate(parts)
-    ]
+    parts = re.findall(r"(\D*)(\d+(?:\.\d+)?)?", str(name))
+    return [(text, float(number or 0)) for text, number in parts]

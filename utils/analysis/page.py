@@ -8,36 +8,13 @@ from functools import partial
 from html import escape
 from pathlib import Path
 
-from utils.analysis.figures import (
-    heat_map,
-    is_grid,
-    learning_curves,
-    settings_points,
-    top1_against_ece,
-)
+from utils.analysis.figures import heat_map, is_grid, learning_curves, top1_against_ece
 from utils.analysis.groups import Group
 from utils.analysis.records import LOGITS
 from utils.analysis.statistics import Section, Sweep
 from utils.analysis.tables import Entry, Table, render
 from utils.calibration.diagram import reliability_diagrams
 from utils.tables import COLUMNS, printable
-
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,">
-<title>Accuracy and calibration</title>
-<style>{style}</style>
-</head>
-<body>
-<h1>Accuracy and calibration</h1>
-<p class="soft">{about}</p>
-{content}
-</body>
-</html>
-"""
 
 
 def page(sections: list[Section], tables: list[list[Table]], rest: list[Table], about: str) -> str:
@@ -46,9 +23,9 @@ def page(sections: list[Section], tables: list[list[Table]], rest: list[Table], 
     for section, own in zip(sections, tables, strict=True):
         parts += [render(table, "html") for table in own] + pictures(section)
     parts += [commands(sections), *(render(table, "html") for table in rest)]
-    style = Path(__file__).with_name("page.css").read_text()
+    frame, style = (Path(__file__).with_suffix(kind).read_text() for kind in (".html", ".css"))
     about = escape(f"{printable(about)}. {datetime.now():%Y-%m-%d %H:%M}.")
-    return PAGE.format(style=style, about=about, content="\n".join(parts))
+    return frame.format(style=style, about=about, content="\n".join(parts))
 
 
 def picture(draw: Callable, description: str, kind: str = "", caption: str = "") -> str:
@@ -63,58 +40,48 @@ def picture(draw: Callable, description: str, kind: str = "", caption: str = "")
 
 def pictures(section: Section) -> list[str]:
     drawn = section.drawn
-    parts = [sweep_html(section, sweep) for sweep in section.sweeps if sweep.chosen in drawn]
+    grids = [one for one in section.sweeps if one.chosen in drawn and is_grid(one)]
+    parts = [heat_maps(section, sweep) for sweep in grids]
     parts += [
         "<h3>Top-1 against ECE</h3>",
         '<p class="soft">Upper left is best. Filled: raw; white: temperature-scaled. Circles: '
         "trained on labels; triangles: distilled. Bars: standard deviation.</p>",
         picture(partial(top1_against_ece, section), "top-1 against ECE", "wide"),
     ]
-    if any(record.history for group in drawn for record in group.records):
+    if any(group.has_history for group in drawn):
         draw = partial(learning_curves, section)
         parts += ["<h3>Learning curves</h3>", picture(draw, "validation by epoch", "wide")]
         parts.append('<p class="soft">Mean of the runs; shaded: from lowest to highest.</p>')
-    cards = "".join(reliability(section, group) for group in drawn)
-    if cards:
-        parts.append(
-            f'<h3>Reliability on the test split</h3>\n<div class="grid pairs">{cards}</div>'
-        )
+    if cards := "".join(reliability(section, group) for group in drawn):
+        parts.append("<h3>Reliability on the test split</h3>")
+        parts.append(f'<div class="grid pairs">{cards}</div>')
     return parts
 
 
-def sweep_html(section: Section, sweep: Sweep) -> str:
-    """Pictures of validation values; of test values only those of the chosen setting."""
-    epoch, select = section.view.epoch, section.view.select
-    known = sweep.chosen.first.metrics(epoch, "val")
-    draw, metrics = settings_points, [select]
-    if is_grid(sweep):
-        draw, metrics = heat_map, [metric for metric in section.columns if metric in known]
-    pictures = "".join(
-        picture(
-            partial(draw, sweep, metric, epoch),
-            f"{COLUMNS[metric].head} on validation, {sweep.name}",
-            "map",
-        )
-        for metric in metrics
+def heat_maps(section: Section, sweep: Sweep) -> str:
+    """Pictures of validation values: the report shows test values of the chosen setting alone."""
+    epoch, name = section.view.epoch, printable(sweep.name)
+    known = sweep.chosen.first.measured(epoch)["val"]
+    maps = "".join(
+        picture(partial(heat_map, sweep, metric, epoch), f"{COLUMNS[metric].head} of {name}", "map")
+        for metric in section.columns
+        if metric in known
     )
     return (
-        f"<h3>Sweep of {escape(printable(sweep.name))}</h3>\n"
-        '<p class="soft">Validation alone is shown; in maps darker is better; red: chosen.</p>\n'
-        f'<div class="grid maps">{pictures}</div>'
+        f"<h3>Sweep of {escape(name)}</h3>\n"
+        '<p class="soft">Validation alone is shown; darker is better; red: chosen.</p>\n'
+        f'<div class="grid maps">{maps}</div>'
     )
 
 
 def reliability(section: Section, group: Group) -> str:
     """Diagrams of its first run, raw and scaled; empty without stored predictions."""
     record, epoch = group.first, section.view.epoch
-    panels = []
-    for logits in LOGITS:
-        predicted = record.probabilities(epoch, logits)
-        if predicted is None:
-            return ""
-        temperature = record.measured(epoch)["temperature"]
-        title = logits if logits == "raw" else f"scaled, T = {temperature:.2f}"
-        panels.append((title, *predicted))
+    known = [record.probabilities(epoch, logits) for logits in LOGITS]
+    if None in known:
+        return ""
+    heads = ("raw", f"scaled, T = {record.measured(epoch)['temperature']:.2f}")
+    panels = [(head, *one) for head, one in zip(heads, known, strict=True)]
     seed = record.result["seed"]
     caption = printable(group.full_name + (f", seed {seed}" if seed is not None else ""))
     draw = partial(reliability_diagrams, panels, format="svg")
@@ -123,13 +90,11 @@ def reliability(section: Section, group: Group) -> str:
 
 def commands(sections: list[Section]) -> str:
     groups = [group for section in sections for group in section.groups]
-    records = [one for group in groups for one in group.records if not one.borrowed]
     rows = []
-    for record in records:
+    for record in (one for group in groups for one in group.records if not one.borrowed):
         minutes = f"{record.result['seconds'] / 60:.1f}" if "seconds" in record.result else "–"
         known = [record.config.get(key, "–") for key in ("hardware", "command")]
         rows.append([Entry(printable(text)) for text in (record.folder, minutes, *known)])
-    table = render(
-        Table(["Commands", "minutes", "hardware", "command"], rows, kind="words code"), "html"
-    )
+    head = ["Commands", "minutes", "hardware", "command"]
+    table = render(Table(head, rows, kind="words code"), "html")
     return f"<details><summary>The commands of {len(rows)} runs</summary>{table}</details>"

@@ -8,11 +8,10 @@ import io
 import json
 import math
 import os
-import re
 import zipfile
 from argparse import Namespace
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,14 +25,14 @@ from tqdm import tqdm
 from models import build_model
 from utils.data import Dataset
 from utils.data.views import normalise
-from utils.files import one_line, open_npz, read_torch, safe_name, sha256, write_json
+from utils.files import files_below, one_line, open_npz, read_torch, safe_name, sha256, write_json
 from utils.program import UserError
 from utils.runs import is_complete, number_text
 from utils.tables import printable
 from utils.teachers import Teacher, teacher_of
 
 LOGITS = ("raw", "scaled")
-MARKS = {"result.json", "config.json", ".lock"}  # any of them makes a run folder
+MARKS = ("result.json", "config.json", ".lock")  # any of them makes a run folder
 
 
 @dataclass(eq=False)
@@ -62,6 +61,7 @@ class Record:
             for metrics in (measured["val"], *map(measured["test"].get, LOGITS)):
                 math.fsum([metrics["top1"], metrics["ece"], *metrics.values()])
         self.taught_by = self.borrow_teacher() if self.settings.get("teacher") else None
+        self.predictions = self.folder / "predictions.npz"
 
     def borrow_teacher(self) -> "Record":
         """The teacher as this run describes it. A third party's file stands for itself."""
@@ -69,10 +69,9 @@ class Record:
         settings = {name: teacher[name] for name in ("mean", "std")}
         if teacher["seed"] is None:
             settings["sha256"] = teacher["sha256"]
-        result = {name: self.result[name] for name in ("dataset", "num_classes", "fingerprint")}
-        result |= {name: teacher[name] for name in ("model", "label", "seed")}
-        result |= {"loss": teacher["label"].replace("_", " "), "loss_parameters": {}}
-        result |= {"settings": settings, "teacher": teacher}
+        own = {name: teacher[name] for name in ("model", "label", "seed")}
+        own |= {"loss": teacher["label"].replace("_", " "), "loss_parameters": {}}
+        result = self.result | own | {"settings": settings}
         return Record(self.folder, result, {}, borrowed=True)
 
     def owner(self, epoch: str) -> str:
@@ -84,11 +83,9 @@ class Record:
         return self.result[self.owner(epoch)]
 
     def metrics(self, epoch: str, logits: str) -> dict[str, float]:
-        """Fractions. val: raw, on validation; else of `logits` (see `kinds`) on test."""
-        measured = self.measured(epoch)
-        if logits in measured["test"]:
-            return measured["test"][logits]
-        return measured["val"] if logits == "val" else self.posthoc(epoch)[logits]["test"]
+        """Of `logits` (see `kinds`) on test; fractions."""
+        test = self.measured(epoch)["test"]
+        return test[logits] if logits in test else self.posthoc(epoch)[logits]["test"]
 
     def kinds(self, epoch: str) -> list[str]:
         """Of logits that were measured: raw, scaled, a teacher's tempered ones, post-hoc."""
@@ -112,10 +109,6 @@ class Record:
         """What the fits of `posthoc` had to say."""
         methods = self.posthoc(epoch).items()
         return [f"{name}, {note}" for name, found in methods for note in found.get("notes", [])]
-
-    @property
-    def predictions(self) -> Path:
-        return self.folder / "predictions.npz"
 
     def stored(self, owner: str, split: str) -> tuple[Tensor, Tensor]:
         """Logits, float32 (N, K), and labels (N,), of predictions.npz. Raises UserError.
@@ -145,24 +138,24 @@ class Record:
         if self.borrowed or not path.exists():
             return []
         with naming(path):
-            lines = [json.loads(line) for line in path.read_text().splitlines() if line]
-            numbers = [{k: v for k, v in line.items() if isinstance(v, float)} for line in lines]
-            return [{"epoch": int(e["epoch"])} | one for e, one in zip(lines, numbers, strict=True)]
+            return [
+                {k: x for k, x in line.items() if isinstance(x, float)}
+                | {k: line[k] for k in ("epoch", "val_nll")}
+                for line in map(json.loads, path.read_text().splitlines())
+            ]
 
     def can_teach(self, digest: str) -> bool:
         """Whether it has weights of that SHA-256, or none that could tell."""
         files = [self.folder / f"model_{which}.pth" for which in ("best", "last")]
         files = [file for file in files if file.exists()]
-        return not files or any(sha256(file) == digest for file in files)
+        return not files or digest in map(sha256, files)
 
 
 class LeftOut(NamedTuple):
-    """A run that is in no table: why, how many epochs it has done, the last line of its log."""
+    """A run that is in no table, and why."""
 
     folder: Path
     reason: str
-    epochs: str = ""
-    last_line: str = ""
 
 
 @contextmanager
@@ -178,15 +171,13 @@ def naming(path: Path):
 
 
 def read_runs(roots: list[Path]) -> tuple[list[Record], list[LeftOut]]:
-    """Every run below `roots`. Raises UserError where a root is no folder or holds no run."""
-    folders: dict[tuple, Path] = {}
+    """Every run below `roots`. Raises UserError where there is none below one of them."""
+    folders: dict[str, Path] = {}
     for root in roots:
-        # os.path and not Path's methods: those raise for a name that is too long.
-        if not (os.path.isdir(root) or os.path.isfile(root) and zipfile.is_zipfile(root)):
-            raise UserError(f"{root}: no such folder; name a --checkpoint folder or a run folder")
-        found = run_folders(root)
+        found = {os.path.realpath(str(folder)): folder for folder in run_folders(root)}
         if not found:
-            raise UserError(f"{root}: no run below it; name a --checkpoint folder or a run folder")
+            advice = "name a --checkpoint folder or a run folder"
+            raise UserError(f"{root}: no such folder, or no run below it; {advice}")
         folders = found | folders  # once each, though roots may overlap
     ordered = sorted(folders.values(), key=str)
     runs = [read_run(folder) for folder in tqdm(ordered, "reading runs", leave=False, disable=None)]
@@ -194,27 +185,23 @@ def read_runs(roots: list[Path]) -> tuple[list[Record], list[LeftOut]]:
     return finished, [run for run in runs if isinstance(run, LeftOut)]
 
 
-def run_folders(root: Path) -> dict[tuple, Path]:
+def run_folders(root: Path) -> list[Path]:
     """The run folders at or below a folder, also behind symbolic links, or in a .zip file."""
-    if not os.path.isdir(root):
-        archive = zipfile.ZipFile(root)
-        results = [name for name in archive.namelist() if name.endswith("/result.json")]
-        return {(root, name): zipfile.Path(archive, name).parent for name in results}
-    entered: dict[tuple, Path | None] = {}
-    for folder, below, files in os.walk(root, followlinks=True):
-        status = os.stat(folder)
-        key = status.st_dev, status.st_ino
-        if key in entered:  # a link has led back
-            below.clear()
-        else:
-            entered[key] = Path(folder) if MARKS & set(files) else None
-    return {key: folder for key, folder in entered.items() if folder is not None}
+    if not zipfile.is_zipfile(root):
+        return [file.parent for mark in MARKS for file in files_below(root, mark)]
+    archive = zipfile.ZipFile(root)
+    results = [name for name in archive.namelist() if name.endswith("/result.json")]
+    return [zipfile.Path(archive, name).parent for name in results]
 
 
 def read_run(folder: Path) -> Record | LeftOut:
     path, config = folder / "result.json", folder / "config.json"
     if not path.exists():
-        return leave_out(folder, "running" if is_locked(folder / ".lock") else "stopped")
+        last = []
+        with suppress(OSError):
+            log = (folder / "train_log.txt").read_text(errors="replace")
+            last = [f"its log ends: {line.strip()}" for line in log.splitlines() if line.strip()]
+        return LeftOut(folder, "; ".join(["unfinished", *last[-1:]]))
     try:
         with naming(path):
             result = json.loads(path.read_text())
@@ -224,30 +211,11 @@ def read_run(folder: Path) -> Record | LeftOut:
         with naming(config):
             return Record(folder, result, json.loads(config.read_text()) if config.exists() else {})
     except UserError as error:
-        return leave_out(folder, error)
+        return LeftOut(folder, reason_of(error, folder))
 
 
-def leave_out(folder: Path, reason: str | Exception) -> LeftOut:
-    def text(name: str) -> str:
-        try:
-            return (folder / name).read_text(encoding="utf-8", errors="replace")
-        except Exception:  # what is wrong with the run has been said
-            return ""
-
-    done = text("metrics.jsonl").count("\n")
-    planned = re.search(r'"epochs": (\d+)', text("config.json"))
-    epochs = f"{done}/{planned[1] if planned else '?'}"
-    lines = [line.strip() for line in text("train_log.txt").split("\n") if line.strip()]
-    return LeftOut(folder, str(reason).replace(f"{folder}/", ""), epochs, *lines[-1:])
-
-
-def is_locked(lock: Path) -> bool:
-    """Whether a process of this machine holds it. Trying to lock could turn a starting run away."""
-    try:
-        held = Path("/proc/locks").read_text()
-        return re.search(rf"FLOCK .*:{lock.stat().st_ino} ", held) is not None
-    except OSError:
-        return False
+def reason_of(error: Exception, folder: Path) -> str:
+    return one_line(error).replace(f"{folder}/", "")
 
 
 def pack(records: Iterable[Record], epoch: str, file) -> None:
@@ -271,19 +239,12 @@ def pack(records: Iterable[Record], epoch: str, file) -> None:
                 archive.writestr(f"{title}/{name}", content)
 
 
-class Net(NamedTuple):
-    """In eval mode, and the mean and std that its inputs are normalised with."""
-
-    net: nn.Module
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-
 @dataclass(eq=False)
 class MeasuredNet:
     """A net that a finished run measured: its own of the best or last epoch, or its teacher.
 
-    `owner` is the key of its part of the result: best, last or teacher.
+    `owner` is the key of its part of the result: best, last or teacher. `temperature` was fitted on
+    validation logits; `val` and `test` are stored logits, float32 (N, K), and labels (N,).
     """
 
     record: Record
@@ -296,17 +257,14 @@ class MeasuredNet:
 
     @property
     def temperature(self) -> float:
-        """The one fitted on the validation logits."""
         return self.measured["temperature"]
 
     @cached_property
     def val(self) -> tuple[Tensor, Tensor]:
-        """Stored logits, float32 (N, K), and labels (N,) of the validation split."""
         return self.record.stored(self.owner, "val")
 
     @cached_property
     def test(self) -> tuple[Tensor, Tensor]:
-        """Stored logits, float32 (N, K), and labels (N,) of the test split."""
         return self.record.stored(self.owner, "test")
 
     def forward(self, device: torch.device) -> Callable[[Tensor], Tensor]:
@@ -322,39 +280,32 @@ class MeasuredNet:
         net.to(device)
         return lambda images: net(normalise(images, mean, std))
 
-    def load_own(self) -> Net:
+    def load_own(self) -> tuple[nn.Module, list[float], list[float]]:
+        """In eval mode; mean and std that its inputs are normalised with."""
         path = self.record.folder / f"model_{self.owner}.pth"
         saved = read_torch(path, "copy it again or train the run again")
         with naming(path):
             net = build_model(saved["model"], saved["num_classes"])
             net.load_state_dict(saved["state_dict"])
         net.to(memory_format=torch.channels_last).eval()
-        return Net(net, saved["mean"], saved["std"])
+        return net, saved["mean"], saved["std"]
 
     def load_teacher(self) -> Teacher:
         """The student's teacher, from where its command found it; checked by its hash."""
-        folder, result = self.record.folder, self.record.result
-        given = self.record.config.get("arguments", {})
-        facts = {name: result[name] for name in ("num_classes", "mean", "std", "fingerprint")}
+        record, given = self.record, self.record.config.get("arguments", {})
+        facts = {key: record.result[key] for key in ("num_classes", "mean", "std", "fingerprint")}
         # What a teacher is checked against; its images are not needed.
-        data = Dataset(result["dataset"], train=None, val=None, test=None, **facts)
-        names = ("path", "loss", "select", "norm", "key", "size", "temperature")
-        flags = {"teacher": None} | {f"teacher_{name}": None for name in names}
-        flags |= {"teacher_select": "best", "teacher_temperature": 1.0, **given}
-        for name in ("teacher", "teacher_path"):  # one, in runs from before there were several
-            flags[name] = [flags[name]] if isinstance(flags[name], str) else flags[name]
+        data = Dataset(record.result["dataset"], train=None, val=None, test=None, **facts)
         try:
-            teacher = teacher_of(Namespace(**flags | {"split_seed": result["split_seed"]}), data)
-        except UserError as error:
+            teacher = teacher_of(Namespace(**given), data)
+            if teacher.identity["sha256"] != self.measured["sha256"]:
+                raise UserError(f"{given['teacher_path']} is no longer what it learned from")
+        except Exception as error:  # also where config.json is not one of this version
             raise UserError(
-                f"{folder}: its teacher is not where its command found it ({error}); put it back, "
-                "run in the folder where the student was trained, or leave out --with-teacher"
+                f"{record.folder}: its teacher is not where its command found it "
+                f"({one_line(error)}); put it back, run in the folder where the student was "
+                "trained, or leave out --with-teacher"
             ) from None
-        if teacher.identity["sha256"] != self.measured["sha256"]:
-            raise UserError(
-                f"{folder}: {given['teacher_path']} is no longer what it learned from; "
-                "put that back or leave out --with-teacher"
-            )
         return teacher
 
 
@@ -398,10 +349,9 @@ def write_beside(record: Record, name: str, about: dict, measured: dict[str, dic
     """
     path = record.folder / name
     about = {"predictions": sha256(record.predictions), **about}
-    try:
+    kept = {}
+    with suppress(Exception):  # absent, or not as it is written here
         before = json.loads(path.read_text())
-        same = all(before[key] == value for key, value in about.items())
-    except Exception:  # absent, or not as it is written here
-        same = False
-    write_json(path, (before if same else {}) | about | measured)
+        kept = before if before.items() >= about.items() else {}
+    write_json(path, kept | about | measured)
     return path

@@ -3,10 +3,10 @@
 A section holds one data set. Nothing here is chosen by a test value.
 """
 
-import difflib
 import json
 import math
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -16,18 +16,9 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.analysis.groups import Group, group_runs
-from utils.analysis.records import LOGITS, LeftOut, Record
-from utils.calibration.bootstrap import (
-    PAIRED,
-    Difference,
-    basic_interval,
-    calibrated_ece,
-    gaps,
-    holm,
-    paired_difference,
-    resampled_ece,
-)
-from utils.files import one_line
+from utils.analysis.records import LOGITS, LeftOut, Record, reason_of
+from utils.calibration import bootstrap
+from utils.calibration.bootstrap import PAIRED, Difference
 from utils.program import UserError
 from utils.tables import COLUMNS
 
@@ -50,10 +41,10 @@ class View(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """Mean and sample standard deviation over the runs of a group; the latter NaN for one run.
+    """Mean and sample standard deviation over a group's runs, NaN for one run; fractions.
 
-    Fractions. `interval`: of the mean, over test samples. `calibrated`: what the ECE of calibrated
-    nets of the same confidences would be, its mean and what 95 % of draws stay below.
+    `interval`: of the mean, over test samples. `calibrated`: what the ECE of calibrated nets of the
+    same confidences would be, its mean and what 95 % of draws stay below.
     """
 
     mean: float
@@ -90,8 +81,7 @@ class Sweep:
 
     def place(self, group: Group) -> list[float]:
         """Its value of each of the parameters."""
-        numbers = numbers_of(group)
-        return [numbers[name] for name in self.parameters]
+        return [numbers_of(group)[name] for name in self.parameters]
 
 
 @dataclass
@@ -109,7 +99,8 @@ class Section:
     @property
     def compared(self) -> list[Group]:
         """Of a sweep only the chosen group."""
-        beaten = losers(self.sweeps)
+        swept = {group for sweep in self.sweeps for group in sweep.groups}
+        beaten = swept - {sweep.chosen for sweep in self.sweeps}
         return [group for group in self.printed if group not in beaten]
 
     @property
@@ -126,23 +117,17 @@ def sections_of(records: list[Record], view: View) -> tuple[list[Section], list[
     while True:
         groups, repeated = group_runs([run for run in records if run.folder not in unreadable])
         sections, found = split(groups, view), len(unreadable)
-        shown = [
-            (run, len(group.records) <= MANY or run is group.first)
-            for section in sections
-            for group in section.printed
-            for run in group.records
-        ]
-        for run, in_full in tqdm(shown, "measuring", leave=False, disable=None):
+        printed = dict.fromkeys(group for section in sections for group in section.printed)
+        shown = [(group, run) for group in printed for run in group.records]
+        for group, run in tqdm(shown, "measuring", leave=False, disable=None):
             try:
-                rows_of(Group([run]), view, in_full)
+                rows_of(Group([run]), view, len(group.records) <= MANY or run is group.first)
                 len(run.history)
             except Exception as error:  # whatever it is, it concerns this run alone
-                reason = one_line(error).replace(f"{run.folder}/", "")
-                unreadable[run.folder] = LeftOut(run.folder, reason)
+                unreadable[run.folder] = LeftOut(run.folder, reason_of(error, run.folder))
         if found == len(unreadable):
             break
     for section in sections:
-        printed = set(section.printed)
         for group in section.groups:
             section.rows += rows_of(group, view, group in printed)
         mark(section)
@@ -160,31 +145,18 @@ def split(groups: list[Group], view: View) -> list[Section]:
         title = name if names.count(name) == 1 else f"{name} ({fingerprint[:8]})"
         known = set().union(*(group.first.metrics(view.epoch, "raw") for group in part))
         columns = view.columns or [metric for metric in USUAL if metric in known]
-        sweeps = find_sweeps(part, view)
-        sections.append(
-            Section(title, view, columns, part, sweeps, groups_to_print(part, sweeps, view))
-        )
+        section = Section(title, view, columns, part, find_sweeps(part, view), part)
+        if len(part) > view.nets:  # the best by validation, and their teachers
+            ranked = sorted(section.compared, key=lambda group: validation_loss(group, view))
+            kept = {one for group in ranked[: view.nets] for one in (group, *group.teachers)}
+            section.printed = [group for group in part if group in kept]
+        sections.append(section)
     return sections
-
-
-def groups_to_print(groups: list[Group], sweeps: list[Sweep], view: View) -> list[Group]:
-    """All of them; where they are too many, the best by validation, and their teachers."""
-    if len(groups) <= view.nets:
-        return groups
-    beaten = losers(sweeps)
-    fair = [group for group in groups if group not in beaten]
-    ranked = sorted(fair, key=lambda group: validation_loss(group, view))
-    kept = {one for group in ranked[: view.nets] for one in (group, *group.teachers)}
-    return [group for group in groups if group in kept]
-
-
-def losers(sweeps: list[Sweep]) -> set[Group]:
-    return {group for sweep in sweeps for group in sweep.groups if group is not sweep.chosen}
 
 
 def validation_loss(group: Group, view: View) -> float:
     """The mean of the metric that selects, raw, on validation; the lower the better."""
-    values = group.values(view.select, view.epoch, "val")
+    values = group.validation(view.select, view.epoch)
     sign = -1 if COLUMNS[view.select].best == "max" else 1
     return sign * values.mean() if len(values) else math.inf
 
@@ -200,13 +172,11 @@ def find_sweeps(groups: list[Group], view: View) -> list[Sweep]:
     """Two or more groups that differ only in numbers, and the one that validation prefers."""
     alike: dict[tuple, list[Group]] = {}
     for group in groups:
-        result, settings, numbers = group.first.result, group.first.settings, numbers_of(group)
-        fixed = settings.keys() - {"seed", "teacher", "label", *numbers}
-        same = {name: settings[name] for name in fixed}
-        names = [result["model"], result["loss"], group.exp_name, sorted(numbers)]
-        if not result["loss_parameters"]:  # what sets a label apart then is no number
-            names.append(result["label"])
-        key = json.dumps([names, same], sort_keys=True), group.teacher
+        result, numbers = group.first.result, numbers_of(group)
+        free = {"seed", "teacher", "label", *numbers}
+        fixed = {key: x for key, x in group.first.settings.items() if key not in free}
+        same = [result["model"], result["loss"], group.exp_name, sorted(numbers), fixed]
+        key = json.dumps(same, sort_keys=True), group.teacher
         alike.setdefault(key, []).append(group)
     sweeps = []
     for same in alike.values():
@@ -219,75 +189,64 @@ def find_sweeps(groups: list[Group], view: View) -> list[Sweep]:
 
 
 @cache
-def chance(
-    record: Record, epoch: str, logits: str, draws: int
-) -> tuple[np.ndarray, tuple[float, float]] | None:
-    """What a run's ECE owes to the test split's being a sample; None without stored predictions.
+def chance(record: Record, epoch: str, logits: str, draws: int) -> tuple | None:
+    """The ECE of every bootstrap resample, (draws,), and that of a calibrated net, see Cell.
 
-    The ECE of every bootstrap resample, (draws,); and that of a calibrated net, see Cell.
+    None without stored predictions.
     """
     predicted = record.probabilities(epoch, logits)
     if predicted is None or not draws:
         return None
-    return resampled_ece(gaps(*predicted), draws), calibrated_ece(predicted[0], draws)
+    resampled = bootstrap.resampled_ece(bootstrap.gaps(*predicted), draws)
+    return resampled, bootstrap.calibrated_ece(predicted[0], draws)
 
 
 def rows_of(group: Group, view: View, in_full: bool) -> list[Row]:
     """One for each kind of logits that all its runs have; `in_full`: with what takes time."""
-    if not in_full:
-        return [make_row(group, logits, view, []) for logits in LOGITS]
-    first, *others = [record.kinds(view.epoch) for record in group.records]
-    rows = []
+    records, epoch, rows = group.records, view.epoch, []
+    first, *others = [one.kinds(epoch) if in_full else list(LOGITS) for one in records]
     for logits in (kind for kind in first if all(kind in other for other in others)):
-        known = []
-        if logits in LOGITS and len(group.records) <= MANY:
-            known = [chance(record, view.epoch, logits, view.draws) for record in group.records]
-        rows.append(make_row(group, logits, view, known))
+        measured = [record.metrics(epoch, logits) for record in records]
+        metrics = [name for name in COLUMNS if all(name in one for one in measured)]
+        values = np.array([[one[name] for name in metrics] for one in measured])
+        spreads = values.std(axis=0, ddof=1) if len(values) > 1 else [math.nan] * len(metrics)
+        cells = dict(zip(metrics, map(Cell, values.mean(axis=0), spreads), strict=True))
+        if in_full and logits in LOGITS and len(records) <= MANY:
+            known = [chance(record, epoch, logits, view.draws) for record in records]
+            if None not in known:
+                resampled, calibrated = (np.mean(part, axis=0) for part in zip(*known, strict=True))
+                ece = cells["ece"]
+                cells["ece"] = ece._replace(
+                    mark="chance" if ece.mean <= calibrated[1] else "",
+                    interval=bootstrap.basic_interval(ece.mean, resampled),
+                    calibrated=tuple(calibrated),
+                )
+        bounds = (record.measured(epoch)["temperature_at_bound"] for record in records)
+        few = any(one.get("smallest_bin", FEW) < FEW for one in measured)
+        rows.append(Row(group, logits, cells, logits == "scaled" and any(bounds), few))
     return rows
-
-
-def make_row(group: Group, logits: str, view: View, known: list) -> Row:
-    """`known`: the `chance` of its runs."""
-    measured = [record.metrics(view.epoch, logits) for record in group.records]
-    metrics = [name for name in COLUMNS if all(name in one for one in measured)]
-    values = np.array([[one[name] for name in metrics] for one in measured])
-    means, spreads = values.mean(axis=0), np.full(len(metrics), math.nan)
-    if len(values) > 1:
-        spreads = values.std(axis=0, ddof=1)
-    cells = {name: Cell(*pair) for name, *pair in zip(metrics, means, spreads, strict=True)}
-    if known and None not in known:
-        resampled, calibrated = (np.mean(parts, axis=0) for parts in zip(*known, strict=True))
-        ece, interval = cells["ece"], basic_interval(cells["ece"].mean, resampled)
-        mark = "chance" if ece.mean <= calibrated[1] else ""
-        cells["ece"] = Cell(ece.mean, ece.sd, mark, interval, tuple(calibrated))
-    bounds = (record.measured(view.epoch)["temperature_at_bound"] for record in group.records)
-    few = any(one.get("smallest_bin", FEW) < FEW for one in measured)
-    return Row(group, logits, cells, logits == "scaled" and any(bounds), few)
 
 
 def mark(section: Section) -> None:
     """Mark the best of each metric, and those whose difference from it is within the spread.
 
-    Only rows of equal logits are compared, and only groups that no sweep has beaten: a setting that
-    validation did not choose must not win by its test value, nor a temperature at the bound of its
-    range. The spread of a difference is the root of the sum of both variances; it is unknown for
-    single runs. An ECE that a calibrated net could have is marked as "chance", and where one of
-    these is the lowest, none is best.
+    Only rows of equal logits are compared, none that a sweep has beaten: a setting that validation
+    did not choose must not win by its test value, nor a temperature at the bound of its range. The
+    spread of a difference is the root of the sum of both variances, unknown for single runs. An ECE
+    that a calibrated net could have is marked "chance"; where one of these is lowest, none is best.
     """
     compared = set(section.compared)
-    for logits in dict.fromkeys(row.logits for row in section.rows):
-        fair = [
-            row.cells
-            for row in section.rows
-            if row.logits == logits and row.group in compared and not row.at_bound
-        ]
-        for metric, column in COLUMNS.items():
-            known = [cells for cells in fair if metric in cells]
+    for metric, column in COLUMNS.items():
+        families: dict[str, list[dict[str, Cell]]] = {}
+        for row in section.rows:
+            if row.group in compared and not row.at_bound and metric in row.cells:
+                families.setdefault(row.logits, []).append(row.cells)
+        for family in families.values():
             best_of = max if column.best == "max" else min
-            best = best_of((one[metric] for one in known), key=lambda cell: cell.mean, default=None)
-            if len(known) < 2 or best.mark:
+            best = best_of((cells[metric] for cells in family), key=lambda cell: cell.mean)
+            if len(family) < 2 or best.mark:
                 continue
-            for cells in known:
+            for cells in family:
                 cell = cells[metric]
                 if cell.mark == "" and cell.mean == best.mean:
                     cells[metric] = cell._replace(mark="best")
@@ -298,10 +257,9 @@ def mark(section: Section) -> None:
 def find_group(sections: list[Section], name: str) -> tuple[Section, Group]:
     """The row that --against names, with or without its teacher. Raises UserError."""
     rows = [(section, group) for section in sections for group in section.groups]
-    named = {group.name: (section, group) for section, group in rows}
-    named |= {group.full_name: (section, group) for section, group in rows}
+    named = {row[1].name: row for row in rows} | {row[1].full_name: row for row in rows}
     if name not in named:
-        close = difflib.get_close_matches(name, named, 1, 0)
+        close = get_close_matches(name, named, 1, 0)
         raise UserError(f"--against {name}: there is no such row; did you mean {''.join(close)}?")
     return named[name]
 
@@ -317,15 +275,15 @@ def differences(section: Section, against: Group) -> dict[tuple[Group, str, str]
         predicted = [record.probabilities(section.view.epoch, logits) for record in group.records]
         return None if None in predicted else [PAIRED[metric](*one) for one in predicted]
 
-    found = {}
+    found, draws = {}, section.view.draws or 1000
     for logits, metric in product(LOGITS, filter(PAIRED.__contains__, section.columns)):
         base = matrices(against, logits, metric)
         family = {
-            (group, logits, metric): paired_difference(own, base, section.view.draws or 1000)
+            (group, logits, metric): bootstrap.paired_difference(own, base, draws)
             for group in section.printed
             if base and group is not against and (own := matrices(group, logits, metric))
         }
-        adjusted = holm([one.p for one in family.values()])
+        adjusted = bootstrap.holm([one.p for one in family.values()])
         for (key, one), p in zip(family.items(), adjusted, strict=True):
             found[key] = one._replace(p=p)
     return found

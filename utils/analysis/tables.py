@@ -47,7 +47,7 @@ MEANING = {
 
 def main_table(section: Section) -> Table:
     """Name, kind of logits, number of runs, then the section's columns."""
-    groups = set(section.printed)
+    groups, chosen = set(section.printed), {sweep.chosen for sweep in section.sweeps}
     rows = [row for row in section.rows if row.group in groups]
     has_chance = any(row.cells["ece"].interval for row in rows)
     head = [printable(section.title), "logits", "n"]
@@ -55,26 +55,26 @@ def main_table(section: Section) -> Table:
         head.append(COLUMNS[metric].head)
         if metric == "ece" and has_chance:
             head += ["95 % interval", "ECE of a calibrated net %"]
-    chosen = {sweep.chosen for sweep in section.sweeps}
     entries = []
     for row in rows:
-        entries.append(row_head(row, chosen))
+        group, opens = row.group, row.logits == "raw"
+        name = printable(group.name) + (" ←" if group in chosen else "")
+        line = [
+            Entry(name if opens else "", indent=len(group.teachers) if opens else 0),
+            Entry(row.logits + (" †" if row.at_bound else "")),
+            Entry(str(len(group.records)) if opens else ""),
+        ]
         for metric in section.columns:
             cell, column = row.cells.get(metric), COLUMNS[metric]
-            entries[-1].append(metric_entry(cell, column))
+            line.append(metric_entry(cell, column))
             if metric == "ece" and has_chance:
-                entries[-1] += chance_entries(cell, column)
+                texts = ["–", "–"]
+                if cell.interval:
+                    ends, floor = map(column.text, cell.interval), map(column.text, cell.calibrated)
+                    texts = ["[{}, {}]".format(*ends), "{} (< {})".format(*floor)]
+                line += map(Entry, texts)
+        entries.append(line)
     return Table(head, entries, legend(section, rows, has_chance), "metrics")
-
-
-def row_head(row: Row, chosen: set) -> list[Entry]:
-    group, opens = row.group, row.logits == "raw"
-    name = printable(group.name) + (" ←" if group in chosen else "")
-    return [
-        Entry(name if opens else "", indent=len(group.teachers) if opens else 0),
-        Entry(row.logits + (" †" if row.at_bound else "")),
-        Entry(str(len(group.records)) if opens else ""),
-    ]
 
 
 def metric_entry(cell: Cell | None, column: Column) -> Entry:
@@ -84,33 +84,22 @@ def metric_entry(cell: Cell | None, column: Column) -> Entry:
     return Entry(column.text(cell.mean) + spread, cell.mark)
 
 
-def chance_entries(cell: Cell, column: Column) -> list[Entry]:
-    """The interval; mean and 95 % of what a calibrated net would measure."""
-    if cell.interval is None:
-        return [Entry("–"), Entry("–")]
-    interval, calibrated = map(column.text, cell.interval), map(column.text, cell.calibrated)
-    return [Entry("[{}, {}]".format(*interval)), Entry("{} (< {})".format(*calibrated))]
-
-
 def legend(section: Section, rows: list[Row], has_chance: bool) -> list[str]:
     """What a reader needs to know of the table, a sentence each; only what occurs in it."""
     view, groups = section.view, section.printed
-    sizes = [len(group.records) for group in groups]
     select = COLUMNS[view.select].head.removesuffix(" %")
     epoch = {"best": "the epoch that validation chose", "last": "the last epoch"}[view.epoch]
-    further = dict.fromkeys(row.logits for row in rows if row.logits not in (*LOGITS, TEMPERED))
+    kinds = dict.fromkeys(row.logits for row in rows)
+    further = [kind for kind in kinds if kind not in (*LOGITS, TEMPERED)]
     few = "mce" in section.columns and any(row.few for row in rows)
+    at_bound = any(row.at_bound for row in rows)
     borrowed = any(group.first.borrowed for group in groups)
     unprinted = len(section.groups) - len(groups)
     sentences = {
         f"Test split, {epoch}; scaled: logits divided by the temperature that fits the validation "
-        "split best.": True,
+        "split best. Mean ± standard deviation of n runs that differ only in the seed.": True,
         f"{', '.join(further)}: fitted on the validation split (scripts.posthoc).": further,
-        f"{TEMPERED}: divided by --teacher_temperature, as its students saw them.": any(
-            row.logits == TEMPERED for row in rows
-        ),
-        "n runs differ only in the seed: mean ± standard deviation over them.": max(sizes) > 1,
-        "n = 1: no spread is known.": min(sizes) == 1,
+        "tempered: divided by --teacher_temperature, as its students saw them.": TEMPERED in kinds,
         "95 % interval: of the mean ECE, bootstrap over test images. ECE of a calibrated net: "
         "labels drawn from the net's own probabilities give this mean, and 95 % of draws less than "
         "the value in brackets.": has_chance,
@@ -118,15 +107,12 @@ def legend(section: Section, rows: list[Row], has_chance: bool) -> list[str]:
         "mostly chance.": few,
         f"←: chosen from its sweep by validation {select}; the sweep's other settings do not take "
         "part in the comparison.": section.sweeps,
-        "†: the temperature lies at the bound of its range; do not trust the row.": any(
-            row.at_bound for row in rows
-        ),
+        "†: the temperature lies at the bound of its range; do not trust the row.": at_bound,
         "A teacher without a run here is shown as its students' runs measured it.": borrowed,
         f"{unprinted} further nets are in report.csv only (--nets prints more).": unprinted,
     }
     said = [sentence for sentence, holds in sentences.items() if holds]
-    chosen = [sweep for sweep in section.sweeps if sweep.chosen in set(groups)]
-    said += [sweep_sentence(section, sweep) for sweep in chosen]
+    said += [sweep_sentence(section, one) for one in section.sweeps if one.chosen in groups]
     fits = [note for group in groups for one in group.records for note in one.notes(view.epoch)]
     return said + list(map(printable, dict.fromkeys(fits)))
 
@@ -174,12 +160,10 @@ def difference_entry(one: Difference | None, column: Column) -> Entry:
     return Entry(f"{sign}{value} [{low}, {high}]", "differs" if one.p <= 0.05 else "")
 
 
-def left_out_table(left_out: list[LeftOut], longest: int | None = None) -> Table:
-    """The runs that are in no other table; a log's line may be cut."""
-    head = ["Not in the tables", "why", "epochs", "last line of its log"]
-    cut = [one._replace(last_line=one.last_line[:longest]) for one in left_out]
-    rows = [[Entry(printable(text)) for text in one] for one in cut]
-    return Table(head, rows, kind="words")
+def left_out_table(left_out: list[LeftOut]) -> Table:
+    """The runs that are in no other table."""
+    rows = [[Entry(printable(text)) for text in one] for one in left_out]
+    return Table(["Not in the tables", "why"], rows, kind="words")
 
 
 # How it is written
@@ -201,19 +185,20 @@ class Format(NamedTuple):
 
 
 def render(table: Table, form: str) -> str:
+    """As text of a form in FORMATS."""
     format = FORMATS[form]
     marks = format.marks | {"differs": format.marks["best"]}
+    found = {entry.mark for row in table.rows for entry in row}
     marked = [any(row[place].mark for row in table.rows) for place in range(len(table.head))]
 
     def cells(entries: list[Entry]) -> list[str]:
         unmarked = [format.blank if has_marks else "{}" for has_marks in marked]
-        return [
-            format.indent * entry.indent
-            + marks.get(entry.mark, plain).format(format.escape(entry.text))
-            for entry, plain in zip(entries, unmarked, strict=True)
-        ]
+        texts = []
+        for entry, plain in zip(entries, unmarked, strict=True):
+            text = marks.get(entry.mark, plain).format(format.escape(entry.text))
+            texts.append(format.indent * entry.indent + text)
+        return texts
 
-    found = {entry.mark for row in table.rows for entry in row}
     notes = list(map(format.escape, table.notes))
     notes += [f"{marks[m].format(m)}: {MEANING[m]}" for m in MEANING if m in found]
     return format.whole.format(
@@ -240,10 +225,6 @@ LATEX |= {"±": r"$\pm$", "≈": r"$\approx$", "←": r"$\leftarrow$", "→": r"
 LATEX |= {"–": "--", "†": r"\dag{}", "°": r"$^\circ$", "<": "$<$", ">": "$>$", "|": "$|$"}
 
 
-def latex_text(text: str) -> str:
-    return "".join(LATEX.get(char, char) for char in text)
-
-
 def latex_table(head: list[str], rows: list[list[str]]) -> str:
     first, *others = (" & ".join(line) + r" \\" for line in [head, *rows])
     top = [rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", r"\toprule", first, r"\midrule"]
@@ -252,10 +233,7 @@ def latex_table(head: list[str], rows: list[list[str]]) -> str:
 
 def html_table(head: list[str], rows: list[list[str]]) -> str:
     heads = "".join(f"<th>{name}</th>" for name in head)
-    lines = (
-        f"<tr><th>{first}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
-        for first, *cells in rows
-    )
+    lines = [f"<tr><th>{row[0]}</th><td>{'</td><td>'.join(row[1:])}</td></tr>" for row in rows]
     body = "\n".join(lines)
     return f"<table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{body}\n</tbody></table>"
 
@@ -279,7 +257,7 @@ FORMATS = {
         whole="## {title}\n\n{table}\n\n{notes}",
     ),
     "latex": Format(  # for \\input where booktabs is loaded
-        escape=latex_text,
+        escape=lambda text: text.translate(str.maketrans(LATEX)),
         marks={"best": r"\textbf{{{}}}", "close": r"{}$^\approx$", "chance": r"{}$^\circ$"},
         indent=r"\quad ",
         lay_out=latex_table,
@@ -289,11 +267,7 @@ FORMATS = {
     ),
     "html": Format(
         escape=html.escape,
-        marks={
-            "best": "<strong>{}</strong>",
-            "close": "{}<sup>≈</sup>",
-            "chance": "{}<sup>°</sup>",
-        },
+        marks={"best": "<b>{}</b>", "close": "{}<sup>≈</sup>", "chance": "{}<sup>°</sup>"},
         indent="&emsp;",
         lay_out=html_table,
         note="<li>{}</li>",

@@ -1,11 +1,11 @@
 """How far a number could be off because the test split is a sample, and what follows from that.
 
-A metric here is a sum over columns of |mean over images| of a matrix (N, columns): one column for
-means over images, one for each bin for calibration errors. So its value on a resample that takes
-image i c_i times is one product with that matrix, and a thousand resamples are a matrix product.
+A metric here is a sum over columns of |mean over images| of a matrix (N, columns): one column, or
+for calibration errors one for each bin. So a thousand resamples of it are a matrix product.
 """
 
 import math
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -32,21 +32,20 @@ def gaps(probs: Tensor, labels: Tensor, bins: int = 15, equal_mass: bool = False
     return torch.zeros(len(gap), bins).scatter_(1, columns, gap.float()[:, None]).numpy()
 
 
-def _column(values: Tensor) -> np.ndarray:
-    return values.float().unsqueeze(1).numpy()
+def _of_images(values: Callable) -> Callable:
+    """A metric that is the mean of values (N,) of the images: (N, 1)."""
+    return lambda probs, labels: values(probs.double(), labels).float().unsqueeze(1).numpy()
 
 
 def _label_prob(probs: Tensor, labels: Tensor) -> Tensor:
-    return probs.double().gather(1, labels[:, None]).squeeze(1)
+    return probs.gather(1, labels[:, None]).squeeze(1)
 
 
 # Metrics that two nets can be compared in: of probabilities (N, K), labels (N,) to (N, columns).
 PAIRED = {
-    "top1": lambda probs, labels: _column(probs.argmax(dim=1) == labels),
-    "nll": lambda probs, labels: _column(-_label_prob(probs, labels).clamp_min(1e-300).log()),
-    "brier": lambda probs, labels: _column(
-        1 - 2 * _label_prob(probs, labels) + probs.double().square().sum(dim=1)
-    ),
+    "top1": _of_images(lambda p, y: p.argmax(dim=1) == y),
+    "nll": _of_images(lambda p, y: -_label_prob(p, y).clamp_min(1e-300).log()),
+    "brier": _of_images(lambda p, y: 1 - 2 * _label_prob(p, y) + p.square().sum(dim=1)),
     "ece": gaps,
     "adaece": partial(gaps, equal_mass=True),
 }

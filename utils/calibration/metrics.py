@@ -11,6 +11,7 @@ the last above: no sample is dropped. An empty bin adds 0, a class that no label
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from utils.calibration.scores import Array, checked, checked_probs, checked_scores, in_pieces
@@ -202,8 +203,7 @@ def _equal_width(ordered: Tensor, bins: int) -> Tensor:
 
 def _equal_mass(ordered: Tensor, bins: int) -> Tensor:
     """Inner edges (C, bins - 1) of columns (C, N) in rising order: their quantiles."""
-    # Positions in whole numbers: a rounding could put a sample that is itself an edge on either
-    # side of it.
+    # Positions in whole numbers: a rounding could put a sample that is an edge on either side.
     last = ordered.shape[1] - 1
     position = torch.arange(1, bins) * last
     below, weight = position // bins, (position % bins).double() / bins
@@ -214,10 +214,9 @@ def _binned(ordered: Tensor, edges: Tensor, column: Tensor, hits: Tensor) -> Ten
     """Samples, right ones and sum of the values, float64 (3, C, bins), of columns (C, N) in rising
     order; of those that are right, column and value."""
     columns, samples = ordered.shape
-    bins, zero = edges.shape[1] + 1, torch.zeros(columns, 1, dtype=torch.long)
-    # An edge belongs to the bin below it.
-    inner = torch.searchsorted(ordered, edges, right=True)
-    ends = torch.cat([zero, inner, zero + samples], dim=1)
+    bins = edges.shape[1] + 1
+    inner = torch.searchsorted(ordered, edges, right=True)  # an edge belongs to the bin below it
+    ends = F.pad(F.pad(inner, (1, 0)), (0, 1), value=samples)
     sums = ordered.cumsum(dim=1).gather(1, (ends - 1).clamp_min(0)).where(ends > 0, 0)
     index = torch.searchsorted(edges[column], hits.unsqueeze(1)).squeeze(1)
     right = torch.bincount(column * bins + index, minlength=columns * bins)

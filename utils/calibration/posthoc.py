@@ -140,21 +140,19 @@ def _cross_validate(logits: Tensor, labels: Tensor, parts: list[np.ndarray]) -> 
         out = torch.from_numpy(np.isin(np.arange(len(labels)), part))
         problem = _Dirichlet(logits[~out], labels[~out])
         problems.append((problem, problem.inputs(logits[out]), labels[out]))
-    with tqdm(total=len(MUS) * len(LAMBDAS), desc="Dirichlet", leave=False, disable=None) as bar:
-        for mu in MUS if parts else ():
-            found, before = [None] * len(parts), math.inf
-            for strength in LAMBDAS:
-                nll = 0.0
-                for fold, (problem, inputs, right) in enumerate(problems):
-                    # From the solution for the strength before, which is near.
-                    found[fold], _ = problem.fit(strength, mu, CV_TOLERANCE, found[fold])
-                    sum_out = F.cross_entropy(inputs @ found[fold].T, right, reduction="sum")
-                    nll += sum_out.item() / len(labels)
-                scores.append({"lambda": strength, "mu": mu, "held_out_nll": nll})
-                bar.update()
-                if nll > before:
-                    break
-                before = nll
+    for mu in tqdm(MUS if parts else (), desc="Dirichlet", leave=False, disable=None):
+        found, before = [None] * len(parts), math.inf
+        for strength in LAMBDAS:
+            nll = 0.0
+            for fold, (problem, inputs, right) in enumerate(problems):
+                # From the solution for the strength before, which is near.
+                found[fold], _ = problem.fit(strength, mu, CV_TOLERANCE, found[fold])
+                sum_out = F.cross_entropy(inputs @ found[fold].T, right, reduction="sum")
+                nll += sum_out.item() / len(labels)
+            scores.append({"lambda": strength, "mu": mu, "held_out_nll": nll})
+            if nll > before:
+                break
+            before = nll
     return scores
 
 
