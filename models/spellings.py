@@ -30,12 +30,6 @@ def standard_names(state: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor
     return found
 
 
-def head(state: dict[str, Tensor]) -> Tensor | None:
-    """The weights (K, C) or (K, C, 1, 1) of the last layer, known by its name or as the last."""
-    named = {renamed(key): value for key, value in state.items() if value.ndim > 1}
-    return named.get("fc.weight", next(reversed(named.values()), None))
-
-
 def variant(state: dict[str, Tensor], name: str) -> dict[str, str | bool]:
     """Options of `build_model(name)` that foreign names show and tensors do not."""
     if name.startswith("resnet") and not any(re.search("downsample|shortcut", k) for k in state):
