@@ -13,7 +13,7 @@ python=${PYTHON:-python}
 data=synthetic
 if [ -n "$dry" ]; then
     device=--cpu net=wrn_10_1 steps=eager numbers=1 epochs=2 few=1
-    tests=--collect-only small="--seconds 0.01 --batch-size 8" workers="--workers 0"
+    tests=--collect-only small="--seconds 0.01 --batch-size 4" workers="--workers 0"
 else
     device= net=resnet56 steps="eager compile graph" numbers="1 2 4 8" epochs=160 few=5
     tests="-p no:randomly" small= workers=

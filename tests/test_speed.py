@@ -163,5 +163,5 @@ def test_the_day_of_a_gpu_rehearsed(tmp_path):
     assert "| resnet56 -> resnet8, cached |" in page
     assert re.search(r"\| runs at once .*\n.*\n\| 1 \| [1-9]", page)
     assert "torch" in page and "2 epochs of resnet8 on synthetic" in page
-    # A CPU at batches of 8 is slower than a GPU is to be.
+    # A CPU at batches of 4 is slower than a GPU is to be.
     assert "slower than its target: resnet20, images/s" in done.stdout
