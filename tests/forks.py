@@ -184,6 +184,8 @@ def become(request: dict) -> None:
         os.dup2(file, number)
     os.chdir(request["cwd"])
     os.environ.update(request["environment"])
+    # The suite may run in the background, where shells have SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     code = 0
     try:
         if request["hook"]:
