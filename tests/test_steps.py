@@ -113,6 +113,15 @@ def test_a_captured_student_with_and_without_a_cache(
     assert [graph.replays for graph in graphs] == [13] * 3
 
 
+@pytest.mark.parametrize("distill", ["DKD", "LSKD", "DIST"])
+def test_a_captured_student_of_each_distillation(tiny_npz, tmp_path, graphs, teacher, distill):
+    """DKD's weight rises from epoch to epoch, which a captured step has to follow."""
+    flags = ("--distill", distill)
+    eager = student_run(tiny_npz, tmp_path / "eager", teacher, "--step", "eager", *flags)
+    assert_agree(eager, student_run(tiny_npz, tmp_path / "graph", teacher, *flags))
+    assert [graph.replays for graph in graphs] == [13]
+
+
 def test_epochs_of_both_kinds_have_a_graph_each(tiny_npz, tmp_path, graphs, teacher):
     cache = tmp_path / "cache"
     flags = ("--teacher_cache", str(cache), "--step", "auto")
