@@ -129,10 +129,10 @@ class Run:
         }
         seeds = f"seed={args.seed}"
         if teacher is not None:
-            said = teacher.identity  # where it lies and what is said of it change no number
-            self.settings["teacher"] = {k: said[k] for k in said.keys() - {"path", "loss"}}
-            if said["seed"] not in (None, args.seed):
-                seeds = f"teacher-seed={said['seed']}_{seeds}"
+            known = teacher.identity  # where it lies and what it is said to be change no number
+            self.settings["teacher"] = {k: known[k] for k in known.keys() - {"path", "loss"}}
+            if known["seed"] not in (None, args.seed):
+                seeds = f"teacher-seed={known['seed']}_{seeds}"
         self.name = safe_name("_".join(filter(None, (identity["label"], seeds, args.exp_name))))
         self.folder = Path(args.checkpoint, identity["dataset"], identity["model"], self.name)
         self.identity = identity

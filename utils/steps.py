@@ -58,10 +58,10 @@ class Step:
             self.graphs, self.calls = {}, Counter()
 
     @property
-    def said(self) -> str:
+    def launch(self) -> str:
         """How steps are launched, for the log."""
-        launch = "one CUDA graph" if self.captured else "kernel by kernel"
-        return f"{launch}, compiled" if self.compiled is not self.net else launch
+        how = "one CUDA graph" if self.captured else "kernel by kernel"
+        return f"{how}, compiled" if self.compiled is not self.net else how
 
     def __call__(self, draw: Draw, kind=None) -> torch.Tensor:
         """The step's sums, float64 (4,) on the device, which the next call may overwrite.
@@ -74,7 +74,7 @@ class Step:
         if kind not in self.graphs:
             self.calls[kind] += 1
             if self.calls[kind] <= EAGER_STEPS:  # cuDNN chooses its algorithms
-                with self.aside():
+                with self.on_side_stream():
                     return self.run(draw)
             self.graphs[kind] = self.capture()
             if not self.captured:
@@ -108,7 +108,7 @@ class Step:
         self.optimizer.zero_grad()
 
     @contextmanager
-    def aside(self):
+    def on_side_stream(self):
         """Work on another stream than the default one, as a capture demands."""
         current = torch.cuda.current_stream()
         self.stream.wait_stream(current)
@@ -121,7 +121,7 @@ class Step:
         graph, group = torch.cuda.CUDAGraph(), self.optimizer.param_groups[0]
         rate, group["lr"] = group["lr"], self.rate
         try:
-            with self.aside(), torch.cuda.graph(graph, stream=self.stream):
+            with self.on_side_stream(), torch.cuda.graph(graph, stream=self.stream):
                 sums = self.run(Draw(self.plan, 1.0))
         except RuntimeError as error:
             reason = f"a step cannot be captured as a CUDA graph: {str(error).splitlines()[0]}"

@@ -148,7 +148,7 @@ def fit(
     history, best = resume(run, parts)
     step = Step(args.step, accelerator, prepared, optimizer, objective, loader, data)
     run.log(
-        f"{device}, steps: {step.said}, mixed precision: {accelerator.mixed_precision}, "
+        f"{device}, steps: {step.launch}, mixed precision: {accelerator.mixed_precision}, "
         f"float32 products: {torch.get_float32_matmul_precision()}, "
         f"threads: {torch.get_num_threads()}"
     )
