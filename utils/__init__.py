@@ -2,6 +2,8 @@
 
 import os
 
-# Threads that spin at torch's barriers starve each other where a machine has other work to do: with
-# neighbours a step of a resnet8 took 11 times as long. libgomp reads this when torch loads it.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# By default threads spin so long at torch's barriers that they starve each other on a busy machine:
+# a step took 11 times as long. A short spin costs nothing on an idle one. libgomp reads this when
+# torch loads it; docs/performance.md has the measurements.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
