@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from safetensors.torch import load as load_safetensors
 
@@ -158,11 +159,8 @@ def one_line(error: Exception) -> str:
 
 
 def available_memory() -> float:
-    """Free memory in GiB; all of it where the system does not say how much is free."""
-    free = Path("/proc/meminfo")
-    if free.exists():
-        return int(re.search(r"MemAvailable:\s+(\d+)", free.read_text())[1]) / 2**20
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    """GiB."""
+    return psutil.virtual_memory().available / 2**30
 
 
 def require_memory(size: int) -> None:
