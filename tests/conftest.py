@@ -12,6 +12,7 @@ import pytest
 import torch
 from forks import Forks
 
+import train_teacher
 from utils.program import one_line_errors
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,6 +58,14 @@ def cifar100_dir(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cifar100")
     write_npz(folder / "cifar100.npz", 100, 320, 100)
     return folder
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory, tiny_npz) -> Path:
+    """The folder of an undisturbed run of three epochs, alone in its root; nothing changes it."""
+    root = tmp_path_factory.mktemp("teacher")
+    train_teacher.main(command(tiny_npz, root))
+    return root / "tiny/resnet8/NLL_seed=42"
 
 
 @pytest.fixture(scope="session")

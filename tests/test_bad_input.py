@@ -104,7 +104,7 @@ NUMBERS = {
     "report": {"--resamples": ["1.5"]},
     "cache_teacher": {"--batch-size": ["0"], "--split-seed": []},
     "benchmark": {
-        **{"--batch-size": ["0"], "--seconds": ["0"], "--workers": [], "--at-once": ["0", "1.5"]},
+        **{"--batch-size": ["0"], "--seconds": ["0"], "--workers": [], "--at-once": ["0", "1.5"]}
     },
 }
 
@@ -220,10 +220,7 @@ MISTAKES = {
         ("--teacher_path weights.pth", "--teacher_path weights.pth.*give --teacher"),
         ("--teacher_path weights.pth --teacher resnet20", "weights.pth.*does not fit resnet20"),
         ("--teacher_path weights.pth --teacher_select last", "weights.pth.*--teacher_select"),
-        (
-            "--teacher_path seven.pth --teacher resnet8",
-            r"seven.pth: .*of 4 classes.*is \(7, 64\)",
-        ),
+        ("--teacher_path seven.pth --teacher resnet8", r"seven.pth: .*of 4 classes.*is \(7, 64\)"),
         ("--teacher_path teachers", "2 finished runs.*FL_gamma=1_seed=42.*NLL_seed=42"),
         ("--teacher resnet20", "resnet8.*not --teacher resnet20"),
         ("--teacher_loss FL+MDCA", r"NLL.*--teacher_loss FL\+MDCA"),

@@ -3,8 +3,8 @@
 import json
 import os
 import pty
+import shutil
 import sys
-from pathlib import Path
 
 import pytest
 from conftest import ROOT, assert_same_run, command, run_script
@@ -16,25 +16,16 @@ from utils.program import UserError
 NAME = "tiny/resnet8/NLL_seed=42"
 
 
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory, tiny_npz) -> Path:
-    root = tmp_path_factory.mktemp("teacher")
-    train_teacher.main(command(tiny_npz, root))
-    return root / NAME
-
-
 # Streams
 
 
-@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-"])
-def test_streams_closed_from_the_start(tiny_npz, tmp_path, closed):
-    line = f"python {ROOT}/train_teacher.py {' '.join(command(tiny_npz, tmp_path))} {closed}"
+def test_streams_closed_from_the_start(tiny_npz, tmp_path):
+    line = f"python {ROOT}/train_teacher.py {' '.join(command(tiny_npz, tmp_path))} >&- 2>&-"
     run_script("bash", "-c", line, cwd=tmp_path)
     assert (tmp_path / NAME / "result.json").exists()
 
 
-@pytest.mark.parametrize("stream", [1, 2])
-@pytest.mark.parametrize("writes", [1, 6])
+@pytest.mark.parametrize("stream, writes", [(1, 1), (2, 6)])
 def test_a_disk_that_fills_below_the_output(teacher, tiny_npz, tmp_path, forks, stream, writes):
     hook = ["at_rename", writes, "after", "stream_to", stream, "/dev/full"]
     assert forks.run(["train_teacher.py", *command(tiny_npz, tmp_path)], hook=hook).code == 0
@@ -75,12 +66,10 @@ def test_a_tilde_that_no_shell_has_expanded(tiny_npz, tmp_path, forks):
     def run(*words) -> int:
         return forks.run(words, cwd=str(work), HOME=str(home)).code
 
-    teacher = "~/runs/cifar10/resnet8/NLL_seed=42"
-    data = "--dataset=~/data/cifar10.npz"
-    assert run("train_teacher.py", *flags, data, "--checkpoint=~/runs") == 0
-    more = (f"--teacher_path={teacher}", "--teacher_cache=~/cache", "--checkpoint=~/runs")
-    assert run("train_student.py", *flags, data, *more) == 0
-    assert run("scripts.report:main") is not None
+    flags += ["--dataset=~/data/cifar10.npz", "--checkpoint=~/runs"]
+    assert run("train_teacher.py", *flags) == 0
+    taught = ("--teacher_path=~/runs/cifar10/resnet8/NLL_seed=42", "--teacher_cache=~/cache")
+    assert run("train_student.py", *flags, *taught) == 0
     assert not list(work.iterdir())
     assert {path.name for path in home.iterdir()} == {"data", "runs", "cache"}
 
@@ -89,25 +78,22 @@ def test_a_tilde_that_no_shell_has_expanded(tiny_npz, tmp_path, forks):
 
 
 @pytest.mark.parametrize(
-    "variable, value, said",
+    "said, variable",
     [
-        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "gradient accumulation"),
-        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "--step compile"),
+        ("gradient accumulation", {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}),
+        ("--step compile", {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}),
     ],
 )
-def test_what_a_foreign_configuration_would_change(
-    tiny_npz, tmp_path, forks, variable, value, said
-):
-    line = ["train_teacher.py", *command(tiny_npz, tmp_path)]
-    child = forks.run(line, **{variable: value})
+def test_what_a_foreign_configuration_would_change(tiny_npz, tmp_path, forks, said, variable):
+    child = forks.run(["train_teacher.py", *command(tiny_npz, tmp_path)], **variable)
     assert child.code == 2 and child.err.count("\n") == 1
     assert said in child.err and "accelerate config" in child.err
     assert not list(tmp_path.iterdir())
 
 
-def test_the_recorded_command_repeats_the_run(tiny_npz, tmp_path):
-    line = f"python {ROOT}/train_teacher.py {' '.join(command(tiny_npz, tmp_path))}"
-    run_script("bash", "-c", line, cwd=tmp_path, ACCELERATE_MIXED_PRECISION="bf16")
+def test_the_recorded_command_repeats_the_run(tiny_npz, tmp_path, forks):
+    line = [f"{ROOT}/train_teacher.py", *command(tiny_npz, tmp_path, "--epochs", "1")]
+    assert forks.run(line, ACCELERATE_MIXED_PRECISION="bf16").code == 0
     recorded = json.loads((tmp_path / NAME / "config.json").read_text())["command"]
     assert "--mixed_precision bf16" in recorded
     done = run_script("bash", "-c", recorded, cwd=tmp_path)
@@ -118,11 +104,8 @@ def test_the_recorded_command_repeats_the_run(tiny_npz, tmp_path):
 
 
 def test_a_finished_student_needs_no_teacher(teacher, tiny_npz, tmp_path, capsys):
-    (tmp_path / "teacher").mkdir()
-    for file in ("result.json", "model_best.pth"):
-        (tmp_path / "teacher" / file).write_bytes((teacher / file).read_bytes())
-    flags = ("--epochs", "1", "--teacher_path", str(tmp_path / "teacher"))
-    line = command(tiny_npz, tmp_path / "runs", *flags)
+    copy = shutil.copytree(teacher, tmp_path / "teacher")
+    line = command(tiny_npz, tmp_path / "runs", "--epochs", "1", "--teacher_path", str(copy))
     train_student.main(line)
     (tmp_path / "teacher/model_best.pth").unlink()
     capsys.readouterr()

@@ -492,8 +492,7 @@ def published(model: str, data: Dataset, norm: str) -> Teacher:
 
 
 @pytest.mark.parametrize(
-    ("model", "error", "calibration_error"),
-    [("resnet20", 8.27, 5.32), ("resnet56", 6.61, 4.64)],
+    ("model", "error", "calibration_error"), [("resnet20", 8.27, 5.32), ("resnet56", 6.61, 4.64)]
 )
 def test_published_teachers(cifar10, model, error, calibration_error):
     teacher = published(model, cifar10, "imagenet")
