@@ -7,16 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from conftest import assert_same_run, command, weights
 
 import train_teacher
-from models import build_model
 from utils import training
-from utils.data import load_dataset
 from utils.data.views import TrainLoader
-from utils.evaluation import evaluate, predict
 
 NAME = "tiny/resnet8/NLL_seed=42"
 
@@ -57,18 +52,6 @@ def test_the_test_batch_size(teacher, tiny_npz, tmp_path, size):
     assert second["test"]["raw"] == pytest.approx(first["test"]["raw"], abs=1e-5)
 
 
-def logits_of(teacher: Path, data: Path, precision: str = "no") -> torch.Tensor:
-    """Of the test split, computed anew."""
-    data = load_dataset(str(data), ".")
-    net = build_model("resnet8", 4)
-    net.load_state_dict(weights(teacher))
-    AcceleratorState._reset_state()
-    accelerator = Accelerator(cpu=True, mixed_precision=precision)
-    logits = predict(net, data.test, data.mean, data.std, 16, accelerator)
-    AcceleratorState._reset_state()
-    return logits
-
-
 class Enough(Exception):
     pass
 
@@ -90,12 +73,3 @@ def test_what_a_seed_reaches(tiny_npz, tmp_path, monkeypatch):
     plain, seed, split = seen
     assert [a == b for a, b in zip(plain, seed, strict=True)] == [False, False, True]
     assert [a == b for a, b in zip(plain, split, strict=True)] == [True, True, False]
-
-
-def test_bfloat16_measures_what_float32_does(teacher, tiny_npz):
-    test = load_dataset(str(tiny_npz), ".").test
-    whole, half = (logits_of(teacher, tiny_npz, precision) for precision in ("no", "bf16"))
-    assert not torch.equal(whole, half)
-    whole, half = evaluate(whole, test), evaluate(half, test)
-    for name in ("top1", "nll", "brier"):
-        assert half[name] == pytest.approx(whole[name], abs=1e-3)

@@ -47,9 +47,11 @@ def test_a_terminal_that_is_closed(teacher, tiny_npz, tmp_path):
     assert_same_run(teacher, tmp_path / NAME)
 
 
-def test_tracebacks_on_request(tiny_npz, tmp_path, forks):
-    line = ["train_teacher.py", *command(tiny_npz, tmp_path, "--model", "resnet9")]
-    assert "Traceback" not in forks.run(line).err
+def test_a_mistake_is_one_line_and_a_traceback_on_request(tiny_npz, tmp_path, forks):
+    line = ["train_teacher.py", *command(tiny_npz, tmp_path, "--loss", "MDAC")]
+    child = forks.run(line)
+    assert child.code == 2 and child.out == "" and child.err.count("\n") == 1
+    assert child.err.startswith("train_teacher.py: error: --loss")
     assert "Traceback" in forks.run(line, KD_TRACEBACK="1").err
 
 

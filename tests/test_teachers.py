@@ -7,9 +7,9 @@ import os
 import re
 from argparse import Namespace
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -98,9 +98,12 @@ def refused(path, *words, **options) -> str:
     return message
 
 
+def same_state(state, other):
+    return all(torch.equal(value, other[key]) for key, value in state.items())
+
+
 def same_net(net, other):
-    state = other.state_dict()
-    return all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+    return same_state(net.state_dict(), other.state_dict())
 
 
 # --- our own runs ---------------------------------------------------------------------------------
@@ -116,8 +119,7 @@ def test_a_run_folder_says_everything(tmp_path):
     assert (teacher.mean, teacher.std) == (MEAN, STD)
     assert not any(part.training for part in teacher.net.modules())
     assert not any(weight.requires_grad for weight in teacher.net.parameters())
-    for key, value in checkpoint()["state_dict"].items():
-        assert torch.equal(teacher.net.state_dict()[key], value)
+    assert same_state(teacher.net.state_dict(), checkpoint()["state_dict"])
     first = load_all(run).identity
     run.rename(tmp_path / "moved")
     moved = first | {"path": str(tmp_path / "moved/model_best.pth")}
@@ -133,17 +135,13 @@ def test_best_or_last(tmp_path):
     refused(run, str(run), "model_last.pth", "--teacher_select", select="last")
 
 
-def test_the_only_finished_run_below_a_folder(tmp_path):
-    run = make_run(tmp_path / "cifar10" / "resnet8" / "a")
-    make_run(tmp_path / "cifar10" / "resnet8" / "b", finished=False)
-    assert load(tmp_path).path == run / "model_best.pth"
-
-
-def test_an_unfinished_run_is_no_teacher(tmp_path):
-    run = make_run(tmp_path / "run", finished=False)
+def test_only_a_finished_run_is_a_teacher(tmp_path):
+    run = make_run(tmp_path / "cifar10" / "run", finished=False)
     for path in (run, tmp_path):
         refused(path, "--teacher_path", str(path), "no finished run")
     assert load(run / "model_best.pth").model == "resnet8"
+    other = make_run(tmp_path / "cifar10" / "other")
+    assert load(tmp_path).path == other / "model_best.pth"
 
 
 CIFAR100 = {"name": "cifar100", "num_classes": 100, "fingerprint": "e" * 64}
@@ -159,7 +157,6 @@ CIFAR100 = {"name": "cifar100", "num_classes": 100, "fingerprint": "e" * 64}
         ({"dataset": make_dataset(**CIFAR100)}, ("cifar10 (10 cl", "--dataset cifar100 (100 cl")),
         ({"dataset": make_dataset(fingerprint="e" * 64)}, ("other data, cifar10",)),
         ({"loss": "MDCA"}, (LABEL, "not --teacher_loss NLL+MDCA")),
-        ({"loss": "FL+MDCX"}, (LABEL, "not --teacher_loss FL+MDCX")),
         ({"loss": "FL+MDCA_gamma=1_beta=1"}, (LABEL, "not --teacher_loss FL+MDCA_gamma=1")),
     ],
 )
@@ -168,25 +165,18 @@ def test_what_contradicts_our_checkpoint(tmp_path, options, words):
 
 
 @pytest.mark.parametrize(
-    ("changes", "options"),
-    [
-        ({}, {"model": "resnet8"}),
-        ({}, {"loss": LABEL}),
-        ({"loss": "NLL+MDCA"}, {"loss": "MDCA"}),
-        ({"loss": "KD"}, {"loss": "KD"}),
-        ({}, {"dataset": make_dataset(name="moved")}),
-    ],
+    ("loss", "options"),
+    [("FL+MDCA", {"model": "resnet8"}), ("FL+MDCA", {"dataset": make_dataset(name="moved")})]
+    + [("FL+MDCA", {"loss": LABEL}), ("NLL+MDCA", {"loss": "MDCA"}), ("KD", {"loss": "KD"})],
 )
-def test_what_agrees_with_our_checkpoint(tmp_path, changes, options):
-    assert load(make_run(tmp_path / "run", **changes), **options).label == LABEL
+def test_what_agrees_with_our_checkpoint(tmp_path, loss, options):
+    assert load(make_run(tmp_path / "run", loss=loss), **options).label == LABEL
 
 
 def test_weights_that_belie_their_own_checkpoint(tmp_path):
     run = make_run(tmp_path / "run", state_dict=build_model("resnet14").state_dict())
-    refused(
-        run,
-        "does not fit resnet8 of 10 classes: layer1.1.conv1.weight is (16, 16, 3, 3) where none",
-    )
+    reason = "layer1.1.conv1.weight is (16, 16, 3, 3) where none"
+    refused(run, f"does not fit resnet8 of 10 classes: {reason}")
 
 
 # --- third parties' files -------------------------------------------------------------------------
@@ -242,9 +232,8 @@ def test_their_normalisation(tmp_path):
             normalisation(text)
 
 
-@pytest.mark.parametrize("options", [{}, {"shortcut": "pad"}])
-def test_weights_of_another_architecture(tmp_path, options):
-    file, _ = third_party(tmp_path, **options)
+def test_weights_of_another_architecture(tmp_path):
+    file, _ = third_party(tmp_path)
     reason = "does not fit wrn_16_2 of 10 classes: layer1.0.conv1.weight"
     refused(file, str(file), reason, model="wrn_16_2")
 
@@ -278,12 +267,8 @@ def test_several_sets_of_weights_are_listed_and_one_is_named(tmp_path):
 
     file, net = third_party(tmp_path, change=change)
     refused(file, "sets of weights are model, ema.shadow; --teacher_key", model="resnet8")
-    refused(
-        file,
-        "are model, ema.shadow; --teacher_key names one, and not net",
-        model="resnet8",
-        key="net",
-    )
+    one_of = "are model, ema.shadow; --teacher_key names one, and not net"
+    refused(file, one_of, model="resnet8", key="net")
     assert same_net(net, load(file, model="resnet8", key="model").net)
     assert same_net(ema, load(file, model="resnet8", key="ema.shadow").net)
     both = {load_all(file, model="resnet8", key=key).label for key in ("model", "ema.shadow")}
@@ -291,8 +276,7 @@ def test_several_sets_of_weights_are_listed_and_one_is_named(tmp_path):
 
 
 def test_safetensors(tmp_path):
-    _, net = third_party(tmp_path)
-    file = tmp_path / "net.safetensors"
+    (_, net), file = third_party(tmp_path), tmp_path / "net.safetensors"
     save_safetensors(net.state_dict(), file)
     assert same_net(net, load(file, model="resnet8").net)
     content = file.read_bytes()
@@ -324,48 +308,28 @@ def test_timm_downloads_what_fits_the_data(monkeypatch):
 # --- files that are none --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("thing", "named"),
-    [
-        (build_model("resnet8"), "models.resnet.ResNet"),
-        ({"state_dict": {}, "args": Namespace(lr=1)}, "argparse.Namespace"),
-    ],
-)
-def test_more_than_tensors_is_refused_by_name(tmp_path, thing, named):
-    torch.save(thing, tmp_path / "net.pth")
-    refused(tmp_path / "net.pth", named, "could run code", "state_dict", model="resnet8")
+def test_more_than_tensors_is_refused_by_name(tmp_path):
+    file, net = tmp_path / "net.pth", build_model("resnet8")
+    for named, thing in (("models.resnet.ResNet", net), ("argparse.Namespace", {"a": Namespace()})):
+        torch.save(thing, file)
+        refused(file, named, "could run code", "state_dict", model="resnet8")
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), file)
+    refused(file, "TorchScript", "torch.jit.load", model="resnet8")
 
 
-def test_torchscript_is_told_from_damage(tmp_path):
-    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "net.pt")
-    message = refused(tmp_path / "net.pt", "TorchScript", "torch.jit.load", model="resnet8")
-    assert "damaged" not in message
+def test_no_state_dict(tmp_path):
+    for thing in (torch.zeros(3), [1, 2], {}, {"epoch": 3}, {"state_dict": {}}):
+        torch.save(thing, tmp_path / "net.pth")
+        refused(tmp_path / "net.pth", "--teacher_path", "state dict", model="resnet8")
 
 
-@pytest.mark.parametrize("thing", [torch.zeros(3), [1, 2], {}, {"epoch": 3}, {"state_dict": {}}])
-def test_no_state_dict(tmp_path, thing):
-    torch.save(thing, tmp_path / "net.pth")
-    refused(tmp_path / "net.pth", "--teacher_path", "state dict", model="resnet8")
-
-
-def test_other_content_and_damage_anywhere(tmp_path):
+def test_other_content_and_files_cut_short(tmp_path):
     run = make_run(tmp_path / "run")
     data = (run / "model_best.pth").read_bytes()
     cut_short = (data[:kept] for kept in (1, 100, 5000, len(data) // 2, -10))
     for content in (b"", b"hello", bytes(100), b"PK\x03\x04", b"<html>", b"\x80\x02", *cut_short):
         (run / "model_best.pth").write_bytes(content)
         refused(run, "--teacher_path", "model_best.pth", "damaged")
-    rng = np.random.default_rng(0)
-    for _ in range(40):
-        # The front holds the pickled names, the end the archive's table: where damage hurts.
-        at = rng.choice([rng.integers(2000), rng.integers(len(data)), -rng.integers(1, 4000)])
-        damaged = bytearray(data)
-        damaged[at] ^= int(rng.integers(1, 256))
-        (run / "model_best.pth").write_bytes(damaged)
-        try:
-            load(run)
-        except UserError as error:
-            assert "\n" not in str(error)
 
 
 # --- one teacher or several, and their temperature ------------------------------------------------
@@ -374,20 +338,16 @@ IMAGES = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
 LABELS = torch.tensor([1, 2, 3, 1, 2])
 
 
-def three_runs(tmp_path) -> list[Path]:
-    runs = []
+def three_runs(tmp_path) -> Iterator[Path]:
     for seed in (44, 42, 43):
-        runs.append(make_run(tmp_path / str(seed), seed=seed))
-        state = {
-            k: v + 0.1 * seed * (k == "fc.bias") for k, v in checkpoint()["state_dict"].items()
-        }
-        torch.save(checkpoint(seed=seed, state_dict=state), runs[-1] / "model_best.pth")
-    return runs
+        state = checkpoint()["state_dict"]
+        state["fc.bias"] += 0.1 * seed
+        yield make_run(tmp_path / str(seed), seed=seed, state_dict=state)
 
 
 def test_an_ensemble_teaches_its_mean_probabilities(tmp_path):
     """The log of the mean over teachers of softmax, in float64."""
-    runs = three_runs(tmp_path)
+    runs = list(three_runs(tmp_path))
     teacher = load_all(*runs)
     each = [load_all(run).logits(IMAGES).double() for run in runs]
     expected = sum(logits.softmax(1) for logits in each).div(3).log()
@@ -396,7 +356,7 @@ def test_an_ensemble_teaches_its_mean_probabilities(tmp_path):
 
 
 def test_an_ensemble_says_who_is_in_it(tmp_path):
-    runs = three_runs(tmp_path)
+    runs = list(three_runs(tmp_path))
     file, _ = third_party(tmp_path)
     teacher = load_all(*runs)
     assert (teacher.model, teacher.label) == ("3xresnet8", LABEL)
@@ -419,9 +379,7 @@ def test_temperature(tmp_path):
     assert torch.equal(warm.tempered(warm.logits(IMAGES)), logits / 2.5)
     assert (warm.label, auto.label) == (f"{LABEL}_Tcal=2.5", f"{LABEL}_Tcal=auto")
     before = auto.identity
-    data = dataclasses.replace(
-        make_dataset(), val=Split(IMAGES.repeat(9, 1, 1, 1), LABELS.repeat(9))
-    )
+    data = make_dataset(val=Split(IMAGES.repeat(9, 1, 1, 1), LABELS.repeat(9)))
     line = inspect_teacher(auto, data, Accelerator(cpu=True), None)
     assert auto.temperature == fit_temperature(logits.repeat(9, 1), data.val.labels)[0]
     assert f"with T = {auto.temperature:.4g}" in line and "\n" not in line
@@ -463,43 +421,33 @@ def test_a_student_in_the_teachers_root_is_not_its_teacher(tmp_path):
     refused(tmp_path, "2 finished runs lie below it: a, c")
 
 
-def test_runs_behind_links_are_found_once(tmp_path):
-    run = make_run(tmp_path / "disk" / "run")
-    root = tmp_path / "root"
-    root.mkdir()
-    (root / "link").symlink_to(tmp_path / "disk")
-    (root / "again").symlink_to(tmp_path / "disk")
-    (run / "up").symlink_to(tmp_path)  # and back: a loop
-    assert load(root).sha256 == load(run).sha256
-
-
 # --- the published teachers -----------------------------------------------------------------------
+
+
+def given_file(variable: str, pattern: str) -> Path:
+    found = sorted(Path(os.environ.get(variable) or "/nonexistent").glob(pattern))
+    if not found:
+        pytest.skip(f"needs {pattern} in the folder that {variable} names")
+    return found[0]
 
 
 @pytest.fixture(scope="module")
 def cifar10():
-    folder = Path(os.environ.get("KD_DATA", ""))
-    if not (folder / "cifar10.npz").is_file():
-        pytest.skip("needs cifar10.npz in the folder that KD_DATA names")
-    return load_dataset("cifar10", folder, download=False)
+    return load_dataset("cifar10", given_file("KD_DATA", "cifar10.npz").parent, download=False)
 
 
 def published(model: str, data: Dataset, norm: str) -> Teacher:
-    files = sorted(Path(os.environ.get("KD_CHECKPOINTS", "/nonexistent")).glob(f"{model}-*.th"))
-    if not files:
-        pytest.skip(f"needs {model}-*.th in the folder that KD_CHECKPOINTS names")
-    return load_all(files[0], dataset=data, model=model, norm=norm)
+    file = given_file("KD_CHECKPOINTS", f"{model}-*.th")
+    return load_all(file, dataset=data, model=model, norm=norm)
 
 
-@pytest.mark.parametrize(
-    ("model", "error", "calibration_error"), [("resnet20", 8.27, 5.32), ("resnet56", 6.61, 4.64)]
-)
-def test_published_teachers(cifar10, model, error, calibration_error):
+@pytest.mark.parametrize("model, error, ece", [("resnet20", 8.27, 5.32), ("resnet56", 6.61, 4.64)])
+def test_published_teachers(cifar10, model, error, ece):
     teacher = published(model, cifar10, "imagenet")
     logits = torch.cat([teacher.logits(images) for images in cifar10.test.images.split(256)])
     metrics = classification_metrics(logits, cifar10.test.labels)
     assert 100 * (1 - metrics["top1"]) == pytest.approx(error, abs=0.005)
-    assert 100 * metrics["ece"] == pytest.approx(calibration_error, abs=0.01)
+    assert 100 * metrics["ece"] == pytest.approx(ece, abs=0.01)
 
 
 def test_a_teacher_that_is_fed_wrongly_is_said_to_be(cifar10):
