@@ -83,6 +83,11 @@ def command(data: Path, root: Path, *flags: str) -> list[str]:
     return [*common.split(), *flags]
 
 
+def folder_of(root: Path) -> Path:
+    """The folder of the one finished run below `root`."""
+    return next(root.rglob("result.json")).parent
+
+
 def weights(folder: Path, which: str = "last") -> dict[str, torch.Tensor]:
     return torch.load(folder / f"model_{which}.pth", weights_only=True)["state_dict"]
 
@@ -103,6 +108,14 @@ def assert_same_run(one: Path, other: Path) -> None:
     results = [json.loads((folder / "result.json").read_text()) for folder in (one, other)]
     for which in ("best", "last"):
         assert results[0][which] == results[1][which]
+
+
+def given_file(variable: str, pattern: str) -> Path:
+    """The first such file of the folder that an environment variable names."""
+    found = sorted(Path(os.environ.get(variable) or "/nonexistent").glob(pattern))
+    if not found:
+        pytest.skip(f"needs {pattern} in the folder that {variable} names")
+    return found[0]
 
 
 def wait_for(path: Path, seconds: float = 60) -> None:

@@ -1,12 +1,16 @@
+"""The order and the views of an epoch: frozen, the same on any number of processes; mixing."""
+
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import command
 from scipy import stats
 from torchvision.transforms import functional as TF
 
+import train_teacher
 from utils.data import NORMALISATION, Split
 from utils.data.mixing import MIXES, mix_plan, mixed_loss
 from utils.data.views import (
@@ -68,8 +72,7 @@ def test_plan_depends_on_seed_and_epoch_alone():
     for key, plan in plans.items():
         assert torch.equal(plan, epoch_plan(1000, *key, True)) and plan.dtype == torch.int64
         assert torch.equal(plan[0].sort().values, torch.arange(1000))
-    for which in (0, 1):
-        assert len({tuple(plan[which].tolist()) for plan in plans.values()}) == 4
+    assert len({tuple(row.tolist()) for plan in plans.values() for row in plan}) == 8
 
 
 @pytest.mark.parametrize("flip", [True, False])
@@ -131,7 +134,23 @@ def test_ranks_share_the_batch_of_one_process(n, batch, world, mix):
         torch.testing.assert_close(mean, whole.places.double().mean())
 
 
-# mixing
+def test_what_a_seed_reaches(tiny_npz, tmp_path, monkeypatch):
+    """--seed: weights, order and views; --split-seed: the split."""
+    seen = []
+
+    def stop(run, accelerator, net, batch_loss, data, args):
+        draws = TrainLoader(data.train, 64, args.seed, "cpu").epoch(1)
+        plan, split = [draw.plan.tolist() for draw in draws], data.val.images.sum((1, 2, 3))
+        seen.append((net.state_dict()["conv1.weight"].tolist(), plan, split.tolist()))
+        raise InterruptedError
+
+    monkeypatch.setattr(train_teacher, "fit", stop)
+    for flag in ("--lr", "--seed", "--split-seed"):
+        with pytest.raises(InterruptedError):
+            train_teacher.main(command(tiny_npz, tmp_path / flag, flag, "1"))
+    plain, seed, split = seen
+    assert [a == b for a, b in zip(plain, seed, strict=True)] == [False, False, True]
+    assert [a == b for a, b in zip(plain, split, strict=True)] == [True, True, False]
 
 
 @pytest.fixture(params=sorted(MIXES))
@@ -142,20 +161,19 @@ def mix(request):
 def test_a_mix_changes_neither_order_nor_views(mix):
     plain, mixed = TrainLoader(*LOADED), TrainLoader(*LOADED, mix=mix)
     for one, other in zip(plain.epoch(3), mixed.epoch(3), strict=True):
-        assert torch.equal(one.plan, other.plan[:3])
-        assert one.plan.shape[0] == plain.rows and other.plan.shape[0] == mixed.rows
+        assert torch.equal(one.plan, other.plan[:3]) and len(other.plan) == mixed.rows
         assert torch.equal(plain.batch(one).labels, mixed.batch(other).labels)
     assert plain.batch(one).partners is None and plain.batch(one).share is None
 
 
 def test_partners_are_views_of_the_epoch(mix):
-    order, views = epoch_plan(50, 7, 3, True)
-    plan = torch.cat([draw.plan for draw in TrainLoader(*LOADED, mix=mix).epoch(3)], dim=1)
+    def plan(epoch):
+        draws = TrainLoader(*LOADED, mix=mix).epoch(epoch)
+        return torch.cat([draw.plan for draw in draws], dim=1)
+
     # A permutation of the epoch: each image is a partner once, in its own view.
-    assert sorted(plan[3:5].T.tolist()) == sorted(torch.stack([order, views]).T.tolist())
-    again = [draw.plan for draw in TrainLoader(*LOADED, mix=mix).epoch(3)]
-    assert torch.equal(plan, torch.cat(again, dim=1))
-    assert not torch.equal(plan[3], next(TrainLoader(*LOADED, mix=mix).epoch(4)).plan[3])
+    assert sorted(plan(3)[3:5].T.tolist()) == sorted(epoch_plan(50, 7, 3, True).T.tolist())
+    assert torch.equal(plan(3), plan(3)) and not torch.equal(plan(3)[3], plan(4)[3])
 
 
 def test_mixup_is_the_weighted_sum_of_both_views():

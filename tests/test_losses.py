@@ -226,9 +226,6 @@ def test_value_and_gradient_match_the_formula(case, kind, dtype, tolerance):
         assert torch.autograd.gradcheck(lambda z: loss(z, labels), logits)
 
 
-# ---- equalities --------------------------------------------------------------------------------
-
-
 def test_mmce_is_zero_with_a_finite_gradient_where_its_root_is():
     # All confidences 0.5, half of the predictions right: the square is exactly 0.
     logits = torch.zeros(4, 2, requires_grad=True)
@@ -336,9 +333,6 @@ def test_extreme_logits_stay_finite(name, kind, scale):
     logits = (logits.detach() * scale).requires_grad_()
     value, gradient = value_and_gradient(loss, logits, labels)
     assert value.isfinite() and gradient.isfinite().all()
-
-
-# ---- precision ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("autocast", [True, False])

@@ -124,9 +124,6 @@ def test_threads_wait_without_spinning(module, monkeypatch):
     assert "OMP_WAIT_POLICY = 'PASSIVE'" in said
 
 
-# The benchmark
-
-
 def test_a_run_at_once_that_fails_is_no_rate(tmp_path):
     with pytest.raises(RunFailed, match="a run has ended with an error"):
         benchmark.total_rate([sys.executable, "-c", "raise SystemExit(2)"], tmp_path, 2)

@@ -1,6 +1,5 @@
 """Files from strangers run no code, fill no memory and name no place outside the run folders."""
 
-import copy
 import json
 import pickle
 import re
@@ -59,8 +58,7 @@ def shifted(root: Path, on: str):
 
 
 def student(root: Path, data: Path, teacher: Path):
-    flags = ("--teacher_path", str(teacher), "--exp_name", "s")
-    return train_student.main, command(data, root, *flags)
+    return train_student.main, command(data, root, "--teacher_path", str(teacher))
 
 
 def resume(root: Path, data: Path):
@@ -108,9 +106,6 @@ def test_no_code_is_run(refuses, tmp_path, save):
     assert not trace.exists()
     pickle.loads(pickle.dumps(RunsCode(trace)))
     assert trace.exists()  # so it would have run
-
-
-# Files that would fill the memory, or the disk elsewhere
 
 
 def npy(shape: str, kind: str = "|u1", content: bytes = bytes(64)) -> bytes:
@@ -166,9 +161,6 @@ def test_no_memory_is_filled(refuses, monkeypatch, save):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < peak + 200e3  # kB
 
 
-# Names and values
-
-
 def test_no_name_leaves_the_root_or_becomes_markup(tiny_npz, tmp_path):
     """A data set, a teacher's file and a teacher's label with names as bad as a file may have."""
     worst = "..;\"><script>alert('x')&"
@@ -192,34 +184,29 @@ def test_no_name_leaves_the_root_or_becomes_markup(tiny_npz, tmp_path):
 
 
 def test_wrong_types_in_a_checkpoint(root, tiny_npz):
-    path, (_, flags) = root / NAME / "checkpoint.pth", resume(root, tiny_npz)
+    path, (main, flags) = root / NAME / "checkpoint.pth", resume(root, tiny_npz)
     content = torch.load(path)
     for key in ("net", "optimizer", "random", "history", "best"):
         for value in ("x", -1, float("nan"), 10**30):
             torch.save(content | {key: value}, path)
             with pytest.raises(UserError, match="--overwrite"):
-                train_teacher.main(flags)
+                main(flags)
 
 
-def values_of(content: dict, path=()) -> Iterator[tuple]:
-    for key, value in content.items():
-        yield *path, key
-        if isinstance(value, dict):
-            yield from values_of(value, (*path, key))
+def with_one_value(content: dict, value) -> Iterator[dict]:
+    """Copies of a nested dictionary, in each of which another value is that one."""
+    for key, kept in content.items():
+        yield content | {key: value}
+        for changed in with_one_value(kept, value) if isinstance(kept, dict) else ():
+            yield content | {key: changed}
 
 
 def test_wrong_types_in_a_result(root, capsys):
     """It stands among the runs that are in no table, or what is wrong is not read."""
     path = root / NAME / "result.json"
-    result = json.loads(path.read_text())
-    apart = 0
-    for place in values_of(result):
-        for value in (None, [], "<script>", {}, -1, ["a"]):
-            changed = copy.deepcopy(result)
-            part = changed
-            for key in place[:-1]:
-                part = part[key]
-            part[place[-1]] = value
+    result, apart = json.loads(path.read_text()), 0
+    for value in (None, [], "<script>", {}, -1, ["a"]):
+        for changed in with_one_value(result, value):
             path.write_text(json.dumps(changed))
             report.main([str(root), "--resamples", "0"])
             apart += "result.json is damaged" in capsys.readouterr().out

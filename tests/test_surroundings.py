@@ -1,5 +1,6 @@
 """What surrounds a program: streams and terminals that go away, ~, accelerate's configuration."""
 
+import io
 import json
 import os
 import pty
@@ -11,12 +12,10 @@ from conftest import ROOT, assert_same_run, command, run_script
 
 import train_student
 import train_teacher
+from utils import training
 from utils.program import UserError
 
 NAME = "tiny/resnet8/NLL_seed=42"
-
-
-# Streams
 
 
 def test_streams_closed_from_the_start(tiny_npz, tmp_path):
@@ -55,28 +54,35 @@ def test_a_mistake_is_one_line_and_a_traceback_on_request(tiny_npz, tmp_path, fo
     assert "Traceback" in forks.run(line, KD_TRACEBACK="1").err
 
 
-# Paths
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e9])
+def test_the_progress_bar_and_how_often_it_moves(teacher, tiny_npz, tmp_path, monkeypatch, seconds):
+    """The teacher was trained without a terminal, and so without a bar."""
+    terminal = Terminal()
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "REPORT_SECONDS", seconds)
+        patch.setattr("sys.stderr", terminal)
+        train_teacher.main(command(tiny_npz, tmp_path))
+    shown = terminal.getvalue()
+    assert "epoch 2/3" in shown and ("left of the run" in shown) == (seconds == 0)
+    assert_same_run(teacher, tmp_path / NAME)
 
 
 def test_a_tilde_that_no_shell_has_expanded(tiny_npz, tmp_path, forks):
     home, work = tmp_path / "home", tmp_path / "work"
     for folder in (home / "data", work):
         folder.mkdir(parents=True)
-    (home / "data/cifar10.npz").write_bytes(tiny_npz.read_bytes())
-    flags = ["--model", "resnet8", "--epochs", "1", "--train-batch-size", "64"]
-
-    def run(*words) -> int:
-        return forks.run(words, cwd=str(work), HOME=str(home)).code
-
-    flags += ["--dataset=~/data/cifar10.npz", "--checkpoint=~/runs"]
-    assert run("train_teacher.py", *flags) == 0
+    shutil.copy(tiny_npz, home / "data/cifar10.npz")
+    common = command("~/data/cifar10.npz", "~/runs", "--epochs", "1")
     taught = ("--teacher_path=~/runs/cifar10/resnet8/NLL_seed=42", "--teacher_cache=~/cache")
-    assert run("train_student.py", *flags, *taught) == 0
+    for line in (["train_teacher.py", *common], ["train_student.py", *common, *taught]):
+        assert forks.run(line, cwd=str(work), HOME=str(home)).code == 0
     assert not list(work.iterdir())
     assert {path.name for path in home.iterdir()} == {"data", "runs", "cache"}
-
-
-# accelerate
 
 
 @pytest.mark.parametrize(
@@ -100,9 +106,6 @@ def test_the_recorded_command_repeats_the_run(tiny_npz, tmp_path, forks):
     assert "--mixed_precision bf16" in recorded
     done = run_script("bash", "-c", recorded, cwd=tmp_path)
     assert "best, scaled" in done.stdout
-
-
-# The same command
 
 
 def test_a_finished_student_needs_no_teacher(teacher, tiny_npz, tmp_path, capsys):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import assert_same_run, command
+from conftest import assert_same_run, command, folder_of
 
 import train_student
 import train_teacher
@@ -38,7 +38,7 @@ def train(tiny_npz, teacher, tmp_path):
 
     def run(root: str, *flags) -> Path:
         train_student.main(student_command(tiny_npz, tmp_path / root, teacher, *flags))
-        return next((tmp_path / root).rglob("result.json")).parent
+        return folder_of(tmp_path / root)
 
     return run
 
@@ -50,8 +50,7 @@ def students(tmp_path_factory, tiny_npz, teacher) -> tuple[Path, Path, Path]:
     train_student.main(student_command(tiny_npz, root / "plain", teacher))
     cache = ("--teacher_cache", root / "cache")
     train_student.main(student_command(tiny_npz, root / "first", teacher, *cache))
-    plain, first = (next((root / name).rglob("result.json")).parent for name in ("plain", "first"))
-    return plain, first, root / "cache"
+    return folder_of(root / "plain"), folder_of(root / "first"), root / "cache"
 
 
 @pytest.fixture
@@ -116,7 +115,7 @@ def test_bfloat16_is_exact_and_half_as_large(tiny_npz, teacher, tmp_path, forks)
         cache = () if root == "plain" else ("--teacher_cache", tmp_path / "cache")
         line = student_command(tiny_npz, tmp_path / root, teacher, *cache, "--epochs", 1)
         assert forks.run(["train_student.py", *line], **bf16).code == 0
-        folders.append(next((tmp_path / root).rglob("result.json")).parent)
+        folders.append(folder_of(tmp_path / root))
         assert_same_run(folders[0], folders[-1])
     [file] = (tmp_path / "cache").rglob("*.bin")
     assert file.stat().st_size == 135 * 4 * 2
@@ -154,10 +153,9 @@ def test_an_ensemble_costs_once_what_one_teacher_does(train, tiny_npz, teacher, 
     assert not calls
     sizes = [file.stat().st_size for file in (tmp_path / "cache").rglob("*.bin")]
     assert sizes == [135 * 4 * 4] * 3
-    result = json.loads((expected / "result.json").read_text())
-    assert "from_2xresnet8_NLL_Tcal=auto" in expected.name
-    taught, T = result["teacher"], result["teacher"]["temperature"]
-    assert taught["teacher_temperature"] == "auto" and taught["seed"] == "1+42" and T != 1
+    taught = json.loads((expected / "result.json").read_text())["teacher"]
+    assert "from_2xresnet8_NLL_Tcal=auto" in expected.name and taught["temperature"] != 1
+    assert taught["teacher_temperature"] == "auto" and taught["seed"] == "1+42"
     assert taught["test"]["tempered"]["nll"] == pytest.approx(taught["test"]["scaled"]["nll"])
 
 
@@ -222,18 +220,19 @@ def changed(teacher: Teacher, **facts) -> Teacher:
 
 def test_whatever_the_logits_depend_on_names_the_folder(parts, tmp_path):
     teacher, data = parts
+
+    def folder(of=teacher, data=data, **facts) -> Path:
+        return LogitFiles(tmp_path, of, data, Namespace(**vars(ONE_PROCESS) | facts)).folder
+
     facts = {"sha256": "0" * 64, "mean": (0.5,) * 3, "std": (0.5,) * 3, "model": "resnet20"}
     others = [changed(teacher, **{name: fact}) for name, fact in [*facts.items(), ("size", 16)]]
-    others += [Teacher(teacher.members * 2)]
-    variants = [(other, data, ONE_PROCESS) for other in (teacher, *others)]
+    found = {folder(of) for of in (teacher, *others, Teacher(teacher.members * 2))}
+    found |= {folder(mixed_precision="bf16"), folder(device=torch.device("cuda"))}
     for fact in ({"split_seed": 1}, {"fingerprint": "0" * 64}):
-        variants.append((teacher, dataclasses.replace(data, **fact), ONE_PROCESS))
-    for fact in ({"mixed_precision": "bf16"}, {"device": torch.device("cuda")}):
-        variants.append((teacher, data, Namespace(**vars(ONE_PROCESS) | fact)))
-    folders = [LogitFiles(tmp_path, *variant).folder for variant in variants]
-    assert len(set(folders)) == len(variants) == 11
-    for same in (changed(teacher, path=Path("moved.pth"), loss="NLL"), Teacher(teacher.members, 2)):
-        assert LogitFiles(tmp_path, same, data, ONE_PROCESS).folder == folders[0]
+        found.add(folder(data=dataclasses.replace(data, **fact)))
+    assert len(found) == 11
+    moved = changed(teacher, path=Path("moved.pth"), loss="NLL")
+    assert folder(moved) == folder(Teacher(teacher.members, 2)) == folder()
 
 
 def test_other_views_and_another_plan_are_other_files(parts, tmp_path, monkeypatch):
@@ -278,9 +277,6 @@ def test_damage_is_found_said_and_mended(train, students, cache, calls, capsys):
     assert calls == [67, 67, 1] * 3 and [path.read_bytes() for path in paths] == contents
 
 
-# Several runs at once
-
-
 def test_temporary_names_are_never_shared(tmp_path, monkeypatch):
     """In containers that share a folder every process may have the same number."""
     names, replace = set(), os.replace
@@ -303,5 +299,4 @@ def test_several_runs_at_once_share_one_cache(train, tiny_npz, teacher, tmp_path
     assert [child.wait() for child in children] == [0] * 3
     files = [path.name for path in next((tmp_path / "cache").glob("*/*")).iterdir()]
     assert len(files) == 3 and not any(name.endswith(".tmp") for name in files)
-    expected = train("plain", "--T", 3)
-    assert_same_run(expected, next((tmp_path / "T=3").rglob("result.json")).parent)
+    assert_same_run(train("plain", "--T", 3), folder_of(tmp_path / "T=3"))
