@@ -174,6 +174,8 @@ def test_partners_are_views_of_the_epoch(mix):
     # A permutation of the epoch: each image is a partner once, in its own view.
     assert sorted(plan(3)[3:5].T.tolist()) == sorted(epoch_plan(50, 7, 3, True).T.tolist())
     assert torch.equal(plan(3), plan(3)) and not torch.equal(plan(3)[3], plan(4)[3])
+    order = plan(3)[0]
+    assert not torch.equal(plan(3)[3], order[order])  # the draws that made the order once more
 
 
 def test_mixup_is_the_weighted_sum_of_both_views():

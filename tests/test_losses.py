@@ -339,7 +339,7 @@ def test_extreme_logits_stay_finite(name, kind, scale):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", NAMES)
 def test_half_precision_is_computed_in_float32(name, dtype, autocast):
-    (logits, labels), loss = batch("mixed", dtype), loss_of(name)
+    (logits, labels), loss = batch("mixed", dtype), loss_of(name, margin=0.1)
     with torch.autocast("cpu", dtype=dtype, enabled=autocast):
         value, gradient = value_and_gradient(loss, logits, labels)
     assert value.dtype == torch.float32 and value == loss(logits.float(), labels)
