@@ -12,6 +12,7 @@ import pytest
 import torch
 from forks import Forks
 
+import train_teacher
 from utils.program import one_line_errors
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,6 +61,14 @@ def cifar100_dir(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def teacher(tmp_path_factory, tiny_npz) -> Path:
+    """The folder of an undisturbed run of three epochs, alone in its root; nothing changes it."""
+    root = tmp_path_factory.mktemp("teacher")
+    train_teacher.main(command(tiny_npz, root))
+    return root / "tiny/resnet8/NLL_seed=42"
+
+
+@pytest.fixture(scope="session")
 def forks():
     """Runs in processes of their own, without the seconds of importing torch."""
     forks = Forks()
@@ -72,6 +81,11 @@ def command(data: Path, root: Path, *flags: str) -> list[str]:
         f"--dataset {data} --model resnet8 --epochs 3 --train-batch-size 64 --checkpoint {root}"
     )
     return [*common.split(), *flags]
+
+
+def folder_of(root: Path) -> Path:
+    """The folder of the one finished run below `root`."""
+    return next(root.rglob("result.json")).parent
 
 
 def weights(folder: Path, which: str = "last") -> dict[str, torch.Tensor]:
@@ -94,6 +108,14 @@ def assert_same_run(one: Path, other: Path) -> None:
     results = [json.loads((folder / "result.json").read_text()) for folder in (one, other)]
     for which in ("best", "last"):
         assert results[0][which] == results[1][which]
+
+
+def given_file(variable: str, pattern: str) -> Path:
+    """The first such file of the folder that an environment variable names."""
+    found = sorted(Path(os.environ.get(variable) or "/nonexistent").glob(pattern))
+    if not found:
+        pytest.skip(f"needs {pattern} in the folder that {variable} names")
+    return found[0]
 
 
 def wait_for(path: Path, seconds: float = 60) -> None:

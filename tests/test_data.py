@@ -1,17 +1,17 @@
 import os
 import re
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import given_file
 from PIL import Image
 from torchvision.transforms import functional as TF
 
 import utils.data
-from utils.data import NORMALISATION, dataset_label, load_dataset, pixel_statistics, split_indices
+from utils.data import NORMALISATION, load_dataset, pixel_statistics, split_indices
 from utils.data import synthetic as synthetic_module
 from utils.program import UserError
 
@@ -36,6 +36,11 @@ def save(tmp_path):
         return str(tmp_path / name)
 
     return write
+
+
+def as_saved(images):
+    """As an .npz file has them, (N, H, W, 3)."""
+    return images.permute(0, 2, 3, 1).numpy()
 
 
 def refused(name, data_dir="nowhere", source="--da"):
@@ -68,9 +73,9 @@ def test_splits_hold_the_images_of_their_indices(save):
     arrays = small_arrays()
     data = load_dataset(save(arrays), "nowhere", split_seed=5)
     for split, index in zip((data.train, data.val), split_indices(40, 5), strict=True):
-        assert np.array_equal(split.images.permute(0, 2, 3, 1).numpy(), arrays["x_train"][index])
+        assert np.array_equal(as_saved(split.images), arrays["x_train"][index])
         assert np.array_equal(split.labels.numpy(), arrays["y_train"][index])
-    assert np.array_equal(data.test.images.permute(0, 2, 3, 1).numpy(), arrays["x_test"])
+    assert np.array_equal(as_saved(data.test.images), arrays["x_test"])
     assert data.train.images.shape == (36, 3, 8, 8) and data.train.images.dtype == torch.uint8
     assert data.train.labels.dtype == torch.int64 and data.train.posterior is None
 
@@ -84,14 +89,11 @@ def test_fingerprint_tells_data_apart_but_not_splits(save):
         assert load_dataset(save(**{key: changed}), "nowhere").fingerprint != data.fingerprint
 
 
-# statistics
-
-
 def test_measured_statistics_are_those_of_the_training_split(save):
     data = load_dataset(save(), "nowhere")
-    pixels = data.train.images.double() / 255
-    np.testing.assert_allclose(data.mean, pixels.mean((0, 2, 3)), rtol=1e-12)
-    np.testing.assert_allclose(data.std, pixels.std((0, 2, 3), correction=0), rtol=1e-12)
+    shares = data.train.images.double() / 255
+    np.testing.assert_allclose(data.mean, shares.mean((0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(data.std, shares.std((0, 2, 3), correction=0), rtol=1e-12)
     mean, std = pixel_statistics(torch.full((4, 3, 8, 8), 255, dtype=torch.uint8))
     assert mean == (1.0, 1.0, 1.0) and min(std) > 0  # a channel that never varies
 
@@ -104,19 +106,18 @@ def test_grey_images_and_channels_first(save, channels):
     last = small_arrays(size=33, channels=channels)
     images = load_dataset(save(last), "nowhere").test.images
     expected = np.broadcast_to(last["x_test"].reshape(10, 33, 33, -1), (10, 33, 33, 3))
-    assert np.array_equal(images.permute(0, 2, 3, 1).numpy(), expected)
+    assert np.array_equal(as_saved(images), expected)
     if channels:
         moved = {key: last[key].transpose(0, 3, 1, 2) for key in ("x_train", "x_test")}
-        assert torch.equal(load_dataset(save({**last, **moved}), "nowhere").test.images, images)
+        assert torch.equal(load_dataset(save(last, **moved), "nowhere").test.images, images)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", ">i8", "uint64"])
 def test_labels_of_any_integer_type_and_in_a_column(save, dtype):
-    arrays = small_arrays()
+    arrays, plain = small_arrays(), load_dataset(save(), "nowhere").fingerprint
     labels = {key: arrays[key].astype(dtype)[:, None] for key in ("y_train", "y_test")}
     data = load_dataset(save(arrays, **labels), "nowhere")
-    assert data.train.labels.dtype == torch.int64 and data.num_classes == 4
-    assert data.fingerprint == load_dataset(save(arrays), "nowhere").fingerprint
+    assert data.train.labels.dtype == torch.int64 and data.fingerprint == plain
 
 
 def test_a_class_that_only_validates_is_said(save, capsys):
@@ -129,54 +130,33 @@ def test_a_class_that_only_validates_is_said(save, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_thousand_classes(save):
-    data = load_dataset(save(small_arrays(3000, 1000, 1000)), "nowhere")
-    assert data.num_classes == 1000
-
-
 def test_other_arrays_compression_and_fortran_order_are_welcome(save):
     arrays, plain = small_arrays(), load_dataset(save(), "nowhere").fingerprint
     other = {"x_train": np.asfortranarray(arrays["x_train"]), "names": np.array(["a", 1], object)}
     assert load_dataset(save(arrays, compress=True, **other), "nowhere").fingerprint == plain
 
 
-def test_labels_in_folder_names(save):
-    assert dataset_label("cifar10") == "cifar10"
-    assert dataset_label("/some/where/tiny100.npz") == "tiny100"
-    assert dataset_label("my data: v2.npz") == "my_data__v2"
-    assert dataset_label("...npz") == "data"
-    assert dataset_label("/some/where/photos.v2/") == "photos.v2"
-    assert load_dataset(save(name="my set.npz"), "nowhere").name == "my_set"
+def empty(*shape, kind="u1"):
+    return np.zeros(shape, kind)
 
-
-# what is refused
 
 BAD_ARRAYS = {
-    "shares": (dict(x_train=np.ones((40, 8, 8, 3))), "is float64; .*round.*times 255"),
-    "int images": (dict(x_test=np.zeros((10, 8, 8, 3), int)), "x_test is int64; images are grey"),
-    "oblong": (dict(x_train=np.zeros((40, 8, 9, 3), "u1")), r"shape \(40, 8, 9, 3\); .*square"),
-    "two channels": (dict(x_train=np.zeros((40, 8, 8, 2), "u1")), "x_train has shape"),
-    "flat": (dict(x_train=np.zeros((40, 192), "u1")), "x_train has shape"),
-    "too small": (dict(x_train=np.zeros((40, 7, 7, 3), "u1")), "8 to 512"),
-    "too large": (dict(x_train=np.zeros((40, 513, 513), "u1")), "8 to 512"),
-    "scalar": (dict(x_train=np.uint8(3)), "x_train has shape"),
-    "empty": (
-        dict(x_test=np.zeros((0, 8, 8, 3), "u1"), y_test=np.zeros(0, int)),
-        r"x_test has shape \(0, 8",
-    ),
-    "one image": (dict(x_train=np.zeros((1, 8, 8), "u1"), y_train=np.zeros(1, int)), "two classes"),
-    "sizes differ": (dict(x_test=np.zeros((10, 9, 9, 3), "u1")), "sizes must agree"),
-    "float labels": (dict(y_train=np.zeros(40)), "y_train is float64"),
-    "text labels": (dict(y_train=np.full(40, "cat")), "y_train is <U3"),
-    "one-hot": (dict(y_train=np.eye(40, dtype=int)), r"it must be \(40,\)"),
-    "too few labels": (dict(y_test=np.zeros(9, int)), r"it must be \(10,\)"),
-    "negative": (dict(y_train=np.arange(40) - 1), "y_train has 40 classes, -1 to 38, not 0 to 39"),
-    "far too large": (dict(y_test=np.full(10, 10**9)), "class 1000000000 of y_test has no train"),
-    "one class": (dict(y_train=np.zeros(40, int)), "every label in y_train is 0"),
-    "1 to K": (dict(y_train=np.arange(40) % 4 + 1), "1 to 4, not 0 to 3; .*numpy.searchsorted"),
-    "a gap": (dict(y_train=np.arange(40) % 4 * 2), "0 to 6, not 0 to 3; save numpy.searchsorted"),
-    "only in test": (dict(y_test=np.full(10, 4)), "class 4 of y_test has no training image"),
-    "two missing": (dict(y_train=None, y_test=None), "has no y_train, y_test"),
+    "shares": ({"x_train": np.ones((40, 8, 8, 3))}, "is float64; .*round.*times 255"),
+    "oblong": ({"x_train": empty(40, 8, 9, 3)}, r"shape \(40, 8, 9, 3\); .*square"),
+    "too small": ({"x_train": empty(40, 7, 7, 3)}, "8 to 512"),
+    "too large": ({"x_train": empty(40, 513, 513)}, "8 to 512"),
+    "scalar": ({"x_train": np.uint8(3)}, "x_train has shape"),
+    "empty": ({"x_test": empty(0, 8, 8), "y_test": empty(0)}, r"x_test has shape \(0, 8"),
+    "sizes differ": ({"x_test": empty(10, 9, 9, 3)}, "sizes must agree"),
+    "float labels": ({"y_train": empty(40, kind=float)}, "y_train is float64"),
+    "text labels": ({"y_train": np.full(40, "cat")}, "y_train is <U3"),
+    "one-hot": ({"y_train": np.eye(40, dtype=int)}, r"it must be \(40,\)"),
+    "too few labels": ({"y_test": empty(9)}, r"it must be \(10,\)"),
+    "negative": ({"y_train": np.arange(40) - 1}, "y_train has 40 classes, -1 to 38, not 0 to 39"),
+    "far too large": ({"y_test": np.full(10, 10**9)}, "class 1000000000 of y_test has no train"),
+    "one class": ({"y_train": empty(40)}, "every label in y_train is 0"),
+    "1 to K": ({"y_train": np.arange(40) % 4 + 1}, "1 to 4, not 0 to 3; .*numpy.searchsorted"),
+    "two missing": ({"y_train": None, "y_test": None}, "has no y_train, y_test"),
 }
 
 
@@ -184,33 +164,16 @@ BAD_ARRAYS = {
 def test_bad_arrays_are_refused(save, case):
     changes, expected = BAD_ARRAYS[case]
     path = save(**changes)
-    message = refused(path)
-    assert re.search(expected, message), message
-    assert message.startswith(f"--dataset {path}: ")
-
-
-def test_more_than_memory_holds_is_refused_before_it_is_unpacked(save, monkeypatch):
-    monkeypatch.setattr(utils.files, "available_memory", lambda: 1e-6)
-    monkeypatch.setattr(np, "load", None)
-    assert "of memory" in refused(save(compress=True))
+    assert re.match(f"--dataset {path}: .*{expected}", refused(path))
 
 
 @pytest.mark.parametrize("compress", [False, True])
-@pytest.mark.filterwarnings("ignore")
-def test_truncated_and_damaged_files(save, compress):
+def test_truncated_files(save, compress):
     path = Path(save(compress=compress))
-    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    whole = path.read_bytes()
     for length in np.linspace(0, len(whole) - 1, 60).astype(int):
         path.write_bytes(whole[:length])
         refused(str(path))
-    for _ in range(100):  # read or refused, never a traceback
-        damaged = bytearray(whole)
-        damaged[rng.integers(len(whole))] = rng.integers(256)
-        path.write_bytes(damaged)
-        try:
-            load_dataset(str(path), "nowhere")
-        except UserError as error:
-            assert "\n" not in str(error)
 
 
 def test_an_npy_and_a_folder_are_not_npz(tmp_path):
@@ -222,15 +185,9 @@ def test_an_npy_and_a_folder_are_not_npz(tmp_path):
 
 
 def test_unknown_names_suggest_the_nearest():
-    assert "did you mean cifar10?" in refused("cfar10")
-    assert "did you mean cifar100?" in refused("CIFAR-100")
-    assert "did you mean synthetic?" in refused("syntetic")
-    message = refused("mnist")
-    assert "did you mean" not in message and "cifar10, cifar100, svhn" in message
-    assert "there is none; check the path" in refused("absent.npz")
-
-
-# CIFAR
+    assert "there is none; did you mean cifar100? It is one of" in refused("CIFAR-100")
+    for name in ("mnist", "absent.npz"):
+        assert "check the path; it is one of cifar10, cifar100, svhn" in refused(name)
 
 
 def test_an_npz_in_data_dir_serves_as_cifar(save, tmp_path):
@@ -240,11 +197,11 @@ def test_an_npz_in_data_dir_serves_as_cifar(save, tmp_path):
     assert data.name == "cifar10" and data.num_classes == 10
     own = load_dataset(path, "nowhere")
     assert own.mean != data.mean and own.fingerprint == data.fingerprint
-
-
-def test_faults_in_data_dir_name_the_file(save, tmp_path):
     save(name="cifar10.npz", x_test=None)
     assert refused("cifar10", tmp_path).startswith(f"--data_dir {tmp_path}, file cifar10.npz: has")
+
+
+ARRAYS = small_arrays(classes=10, size=32)
 
 
 class Fake:
@@ -258,18 +215,13 @@ class Fake:
             self.data, self.labels = self.data.transpose(0, 3, 1, 2), np.array(self.targets)
 
 
-ARRAYS = small_arrays(classes=10, size=32)
-
-
-@pytest.mark.parametrize(
-    "name, copies, flip", [("cifar10", 1, True), ("svhn", 1, False), ("svhn_extra", 2, False)]
-)
+@pytest.mark.parametrize("name, copies, flip", [("cifar10", 1, True), ("svhn_extra", 2, False)])
 def test_torchvision_arrays(monkeypatch, tmp_path, name, copies, flip):
     import torchvision
 
     monkeypatch.setattr(torchvision.datasets, name.split("_")[0].upper(), Fake)
     data = load_dataset(name, tmp_path)
-    assert np.array_equal(data.test.images.permute(0, 2, 3, 1).numpy(), ARRAYS["x_test"])
+    assert np.array_equal(as_saved(data.test.images), ARRAYS["x_test"])
     assert data.test.labels.tolist() == ARRAYS["y_test"].tolist()
     assert len(data.train.labels) + len(data.val.labels) == 40 * copies
     assert data.flip is flip and load_dataset(name, tmp_path, flip=not flip).flip is not flip
@@ -278,18 +230,17 @@ def test_torchvision_arrays(monkeypatch, tmp_path, name, copies, flip):
 # folders of images
 
 
-def write_images(folder, classes=("cat", "dog"), train=3, test=2, size=(16, 16), suffix=".png"):
-    """Images of random grey levels; the arrays that they make."""
-    rng, made = np.random.default_rng(0), {"train": [], "val": []}
-    for part, count in (("train", train), ("val", test)):
-        for label in classes:
-            (folder / part / label / "deep").mkdir(parents=True)
-            for n in range(count):
-                pixels = rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-                place = folder / part / label / ("deep" if n == 0 else "") / f"{n}{suffix}"
-                Image.fromarray(pixels).save(place)
-                made[part].append(pixels)
-    return {part: np.stack(pixels) for part, pixels in made.items()}
+def write_images(folder, classes=("cat", "dog"), side=16, suffix=".png"):
+    """Images of random grey levels, 3 of a class to train and 2 to test; the arrays they make."""
+    rng, made = np.random.default_rng(0), {}
+    for part, count in (("train", 3), ("val", 2)):
+        made[part] = rng.integers(0, 256, (count * len(classes), side, side, 3), dtype=np.uint8)
+        for n, image in enumerate(made[part]):
+            label, number = classes[n // count], n % count
+            place = folder / part / label / ("" if number else "deep")
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(place / f"{number}{suffix}")
+    return made
 
 
 @pytest.fixture
@@ -307,9 +258,8 @@ def test_a_folder_of_images_is_what_its_files_hold(tmp_path):
     assert data.name == "photos" and data.num_classes == 2 and data.flip
     assert data.test.labels.tolist() == [0, 0, 1, 1]
     # Sorted by path: 1.png, then deep/0.png.
-    order = [[1, 0], [3, 2]]
-    assert np.array_equal(data.test.images.permute(0, 2, 3, 1), made["val"][np.ravel(order)])
-    train = torch.cat([data.train.images, data.val.images]).permute(0, 2, 3, 1).numpy()
+    assert np.array_equal(as_saved(data.test.images), made["val"][[1, 0, 3, 2]])
+    train = as_saved(torch.cat([data.train.images, data.val.images]))
     assert {image.tobytes() for image in train} == {image.tobytes() for image in made["train"]}
 
 
@@ -324,22 +274,21 @@ def test_the_shorter_side_is_resized_and_the_middle_cut_out(photos, tmp_path, si
     image = Image.fromarray(np.stack([x, y, y], axis=2).astype(np.uint8))
     image.save(photos / "val/cat/1.png")
     made = load_dataset(str(photos), tmp_path, image_size=16).test.images[0]
-    expected = TF.pil_to_tensor(TF.center_crop(TF.resize(image, 16), 16))
-    # Of the middle: TF cuts whole pixels.
+    expected = TF.pil_to_tensor(TF.center_crop(TF.resize(image, 16), 16))  # cuts whole pixels
     assert made.shape == expected.shape and (made.int() - expected.int()).abs().max() < 9
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".JPEG", ".bmp", ".webp", ".gif", ".tiff", ".ppm"])
+@pytest.mark.parametrize("suffix", [".JPEG", ".bmp", ".webp", ".gif", ".ppm"])
 def test_any_format_that_pillow_reads(tmp_path, suffix):
-    made = write_images(tmp_path / "photos", suffix=suffix)["val"]
-    assert load_dataset(str(tmp_path / "photos"), tmp_path).test.images.shape[0] == len(made)
+    write_images(tmp_path / "photos", suffix=suffix)
+    assert len(load_dataset(str(tmp_path / "photos"), tmp_path).test.images) == 4
 
 
 def test_grey_and_transparent_images(photos, tmp_path):
     pixels = np.random.default_rng(1).integers(0, 256, (16, 16, 4), dtype=np.uint8)
     Image.fromarray(pixels).save(photos / "val/cat/1.png")
     Image.fromarray(pixels[..., 0]).save(photos / "val/dog/1.png")
-    images = load_dataset(str(photos), tmp_path).test.images.permute(0, 2, 3, 1).numpy()
+    images = as_saved(load_dataset(str(photos), tmp_path).test.images)
     assert np.array_equal(images[0], pixels[..., :3])
     assert np.array_equal(images[2], pixels[..., :1].repeat(3, axis=2))
 
@@ -368,7 +317,7 @@ def test_a_data_folder_that_one_may_only_read_is_enough(photos, tmp_path, capsys
 
 def test_tiny_imagenet_has_its_own_layout(save, tmp_path):
     folder = tmp_path / "tiny-imagenet-200"
-    made = write_images(folder, ("n02", "n01"), size=(64, 64))["val"]
+    made = write_images(folder, ("n02", "n01"), side=64)["val"]
     (folder / "val/images").mkdir()
     for label, name in (("n02", "val_1.png"), ("n01", "val_0.png")):
         (folder / "val" / label / "1.png").rename(folder / "val/images" / name)
@@ -376,7 +325,7 @@ def test_tiny_imagenet_has_its_own_layout(save, tmp_path):
     (folder / "val/val_annotations.txt").write_text("\n".join(rows) + "\n")
     data = load_dataset("tiny_imagenet", tmp_path)
     assert data.name == "tiny_imagenet" and data.test.labels.tolist() == [1, 0]
-    assert np.array_equal(data.test.images.permute(0, 2, 3, 1), made[[1, 3]])
+    assert np.array_equal(as_saved(data.test.images), made[[1, 3]])
     assert "tiny-imagenet-200.zip" in refused("tiny_imagenet", tmp_path / "nowhere")
     save(name="tiny_imagenet.npz")
     assert load_dataset("tiny_imagenet", tmp_path).num_classes == 4
@@ -388,38 +337,25 @@ def cut_short(folder):
         (folder / name).write_bytes(content[: len(content) // 2])
 
 
-def too_small(folder):
-    for file in folder.rglob("*.png"):
-        Image.new("RGB", (4, 4)).save(file)
+def paint(*size):
+    return lambda file: Image.new("RGB", size).save(file)
 
 
-BAD_FOLDERS = {
-    "one class": (
-        lambda folder: shutil.rmtree(folder / "train/dog"),
-        "3 images of 1 classes in tr",
-    ),
-    "no test": (lambda folder: shutil.rmtree(folder / "val"), "2 classes in train/CLASS/ and 0 in"),
-    "unknown class": (
-        lambda folder: shutil.copytree(folder / "val/dog", folder / "val/emu"),
-        "class emu .* no training image; .*train/emu/",
-    ),
-    "other size": (
-        lambda folder: Image.new("RGB", (20, 16)).save(folder / "train/cat/wide.png"),
-        "wide.png is 20 x 16 pixels, not 16 x 16; give --image_size",
-    ),
-    "too small": (too_small, "x_train has shape .* 8 to 512 pixels"),
-    "cut short": (
-        cut_short,
-        "2 of 10 images cannot be read, first .*cat/1.png .*--skip_unreadable",
-    ),
-}
+BAD_FOLDERS = [  # what is done to which files or folders, and what is said
+    ("train/dog", shutil.rmtree, "3 images of 1 classes in tr"),
+    ("val", shutil.rmtree, "2 classes in train/CLASS/ and 0 in"),
+    ("val/dog", lambda folder: folder.rename(folder.parent / "emu"), "class emu .*; .*train/emu/"),
+    ("val/cat/1.png", paint(20, 16), "1.png is 20 x 16 pixels, not 16 x 16; give --image_size"),
+    ("**/*.png", paint(4, 4), "x_train has shape .* 8 to 512 pixels"),
+    (".", cut_short, "2 of 10 images cannot be read, first .*cat/1.png .*--skip_unreadable"),
+]
 
 
-@pytest.mark.parametrize("damage, expected", BAD_FOLDERS.values(), ids=BAD_FOLDERS)
-def test_bad_folders_are_refused(photos, tmp_path, damage, expected):
-    damage(photos)
-    message = refused(str(photos), tmp_path)
-    assert re.search(expected, message), message
+@pytest.mark.parametrize("place, damage, expected", BAD_FOLDERS)
+def test_bad_folders_are_refused(photos, tmp_path, place, damage, expected):
+    for path in list(photos.glob(place)) if "*" in place else [photos / place]:
+        damage(path)
+    assert re.search(expected, refused(str(photos), tmp_path))
     assert not (tmp_path / "decoded").exists()
 
 
@@ -441,9 +377,6 @@ def test_more_images_than_memory_holds(photos, tmp_path, monkeypatch):
 # synthetic
 
 
-KINDS = ("posterior", "labels")
-
-
 @pytest.fixture(scope="module")
 def synthetic():
     return load_dataset("synthetic", "nowhere")
@@ -457,48 +390,35 @@ def test_synthetic_is_the_same_every_time(synthetic):
     assert torch.equal(again.test.posterior, synthetic.test.posterior)
     assert not torch.equal(again.val.images, synthetic.val.images)
     assert synthetic.test.images.shape == (2000, 3, 32, 32) and synthetic.num_classes == 10
-    assert len(synthetic.train.labels) + len(synthetic.val.labels) == 2000
 
 
 def test_synthetic_labels_are_drawn_from_the_posterior(synthetic):
     splits = (synthetic.train, synthetic.val, synthetic.test)
-    posterior, labels = (torch.cat([getattr(s, kind) for s in splits]) for kind in KINDS)
-    assert posterior.dtype == torch.float64 and posterior.min() >= 0
+    posterior = torch.cat([split.posterior for split in splits])
+    onehot = torch.nn.functional.one_hot(torch.cat([split.labels for split in splits]), 10)
     torch.testing.assert_close(posterior.sum(1), torch.ones(4000).double())
-    assert (posterior > 0).sum(1).max() <= 2
-    onehot = torch.nn.functional.one_hot(labels, 10).double()
+    assert posterior.min() >= 0 and (posterior > 0).sum(1).max() <= 2
+    assert not onehot[posterior == 0].any()
     for low in np.arange(0, 1, 0.1):
         inside = (posterior > low) & (posterior <= low + 0.1)
         p = posterior[inside]
         # Four standard deviations of a sum of independent draws.
-        tolerance = 4 * (p * (1 - p)).sum().sqrt() / len(p)
-        assert abs(onehot[inside].mean() - p.mean()) < tolerance
-    assert torch.all(posterior[torch.arange(len(labels)), labels] > 0)
+        assert abs((onehot[inside] - p).sum()) < 4 * (p * (1 - p)).sum().sqrt()
 
 
 def test_synthetic_blend_can_be_read_off_the_pixels(synthetic):
     # Least squares on the true patterns: what a net could at best do, and nearly exact.
     rng = np.random.default_rng(synthetic_module.SEED)
     patterns = synthetic_module.class_patterns(rng).reshape(10, -1)
-    pixels = synthetic.test.images.permute(0, 2, 3, 1).reshape(2000, -1).double().numpy()
+    pixels = as_saved(synthetic.test.images).reshape(2000, -1).astype(float)
     pixels -= pixels.mean(1, keepdims=True)
     parts = np.linalg.lstsq(patterns.T, pixels.T, rcond=None)[0].T.clip(0)
     estimate = parts / parts.sum(1, keepdims=True)
     assert np.abs(estimate - synthetic.test.posterior.numpy()).sum(1).mean() < 0.1
 
 
-# real data
-
-
-def real(name):
-    folder = os.environ.get("KD_DATA", "")
-    if not folder or not (Path(folder) / name).exists():
-        pytest.skip(f"needs {name} in the folder that the environment variable KD_DATA names")
-    return Path(folder)
-
-
 def test_real_cifar10():
-    data = load_dataset("cifar10", real("cifar10.npz"), download=False)
+    data = load_dataset("cifar10", given_file("KD_DATA", "cifar10.npz").parent, download=False)
     assert len(data.train.labels) + len(data.val.labels) in (39_536, 50_000)
     assert data.test.labels.bincount().tolist() == [1000] * 10
     measured = pixel_statistics(data.train.images)
@@ -506,13 +426,9 @@ def test_real_cifar10():
 
 
 def test_real_tiny_imagenet(tmp_path):
-    real("tiny-imagenet-200/wnids.txt")
-    (tmp_path / "tiny-imagenet-200").symlink_to(Path(os.environ["KD_DATA"]) / "tiny-imagenet-200")
-    started = time.monotonic()
+    folder = given_file("KD_DATA", "tiny-imagenet-200/wnids.txt").parent
+    (tmp_path / "tiny-imagenet-200").symlink_to(folder)
     first = load_dataset("tiny_imagenet", tmp_path)
-    between = time.monotonic()
-    second = load_dataset("tiny_imagenet", tmp_path)
-    assert first.fingerprint == second.fingerprint
-    assert time.monotonic() - between < (between - started) / 2
+    assert load_dataset("tiny_imagenet", tmp_path).fingerprint == first.fingerprint
     assert first.train.images.shape == (45_000, 3, 64, 64) and first.num_classes == 100
     assert first.test.labels.bincount().tolist() == [50] * 100

@@ -1,8 +1,6 @@
 """Nothing in a step waits for the device, and the benchmark measures what it says."""
 
-import os
 import re
-import subprocess
 import sys
 from contextlib import contextmanager
 
@@ -116,31 +114,15 @@ def test_evaluation_takes_what_suits_the_device_or_what_it_is_told(given, most):
 
 
 @pytest.mark.parametrize("module", ["train_teacher", "train_student", "scripts.benchmark"])
-def test_threads_spin_only_shortly(module):
-    """What libgomp says it has read."""
-    ours = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-    environment = {name: os.environ[name] for name in os.environ if name not in ours}
-    command = [sys.executable, "-c", f"import {module}"]
-    environment |= {"OMP_DISPLAY_ENV": "verbose"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    if "GOMP_SPINCOUNT" not in done.stderr:
+def test_threads_spin_only_shortly(module, monkeypatch):
+    """What libgomp says it has read, when the module has loaded it."""
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    line = ["python", "-c", f"import {module}"]
+    said = run_script(*line, cwd=ROOT, OMP_DISPLAY_ENV="verbose").stderr
+    if "GOMP_SPINCOUNT" not in said:
         pytest.skip("this torch has other threads than libgomp's")
-    assert "GOMP_SPINCOUNT = '3000'" in done.stderr
-
-
-# The benchmark
-
-
-def test_the_benchmark_runs_what_fit_runs(monkeypatch, capsys):
-    monkeypatch.setattr(benchmark, "QUICK", (("resnet8",), (("resnet14", "resnet8"),)))
-    assert benchmark.train_epoch is training.train_epoch
-    benchmark.main(["--quick", "--seconds", "0.01", "--batch-size", "8", "--workers", "0"])
-    out = capsys.readouterr().out
-    rates = dict(re.findall(r"^(resnet.*?)  +[\d,]+ \+- .*?  +([\d,]+) \+- ", out, re.MULTILINE))
-    taught = "resnet14 -> resnet8"
-    assert rates.keys() == {"resnet8", taught, f"{taught}, cached"}
-    alone, cached = (float(rates[name].replace(",", "")) for name in (taught, f"{taught}, cached"))
-    assert cached > alone > 0
+    assert "GOMP_SPINCOUNT = '3000'" in said
 
 
 def test_a_run_at_once_that_fails_is_no_rate(tmp_path):
@@ -157,7 +139,8 @@ def test_the_cost_of_a_net():
 
 
 def test_the_day_of_a_gpu_rehearsed(tmp_path):
-    """Every part of gpu.sh, made small, on the CPU."""
+    """Every part of gpu.sh, made small, on the CPU; the benchmark trains as `fit` does."""
+    assert benchmark.train_epoch is training.train_epoch
     command = ["bash", ROOT / "scripts/gpu.sh", "--dry", "out"]
     done = run_script(*command, cwd=tmp_path, PYTHON=sys.executable)
     page = (tmp_path / "out/performance.md").read_text()

@@ -9,11 +9,11 @@ import shutil
 import cuda_graphs
 import pytest
 import torch
-from conftest import assert_same_run, command, fails, run_script, weights
+from conftest import assert_same_run, command, fails, folder_of, run_script, weights
 
 import train_student
 import train_teacher
-from losses import Loss
+from losses import Loss, nll
 from utils import options, steps
 from utils.program import RunFailed
 from utils.runs import Run
@@ -55,10 +55,6 @@ def assert_agree(one, other, bits=not HAS_GPU) -> None:
         torch.testing.assert_close(first[name], second[name], rtol=5e-2, atol=5e-3)
 
 
-def folder_of(root):
-    return next(root.rglob("result.json")).parent
-
-
 def teacher_run(data, root, *flags):
     train_teacher.main(command(data, root, *FLAGS, *flags))
     return folder_of(root)
@@ -94,23 +90,25 @@ def student_run(data, root, teacher, *flags):
     return folder_of(root)
 
 
-def test_a_captured_student_with_and_without_a_cache(
-    tiny_npz, tmp_path, graphs, teacher, monkeypatch
-):
+def test_a_captured_student_and_its_cache(tiny_npz, tmp_path, graphs, teacher, monkeypatch):
     eager = student_run(tiny_npz, tmp_path / "eager", teacher, "--step", "eager")
     assert_agree(eager, student_run(tiny_npz, tmp_path / "graph", teacher))
     cache = ("--teacher_cache", str(tmp_path / "cache"))
     assert_agree(eager, student_run(tiny_npz, tmp_path / "filling", teacher, *cache))
-    assert len(list((tmp_path / "cache").rglob("*.bin"))) == 4
     logits = Teacher.logits
 
     def only_evaluated(self, images):
         assert torch.is_inference_mode_enabled(), "the teacher runs in training"
         return logits(self, images)
 
-    monkeypatch.setattr(Teacher, "logits", only_evaluated)
-    assert_agree(eager, student_run(tiny_npz, tmp_path / "reading", teacher, *cache))
+    with monkeypatch.context() as patch:
+        patch.setattr(Teacher, "logits", only_evaluated)
+        assert_agree(eager, student_run(tiny_npz, tmp_path / "reading", teacher, *cache))
     assert [graph.replays for graph in graphs] == [13] * 3
+    for epoch in (2, 3):  # epochs of both kinds have a graph each
+        next((tmp_path / "cache").rglob(f"seed=42_epoch={epoch}_*.bin")).unlink()
+    assert_agree(eager, student_run(tiny_npz, tmp_path / "both", teacher, *cache))
+    assert [graph.replays for graph in graphs[3:]] == [8 - 3, 8 - 3]
 
 
 @pytest.mark.parametrize("distill", ["DKD", "LSKD", "DIST"])
@@ -122,26 +120,17 @@ def test_a_captured_student_of_each_distillation(tiny_npz, tmp_path, graphs, tea
     assert [graph.replays for graph in graphs] == [13]
 
 
-def test_epochs_of_both_kinds_have_a_graph_each(tiny_npz, tmp_path, graphs, teacher):
-    cache = tmp_path / "cache"
-    flags = ("--teacher_cache", str(cache), "--step", "auto")
-    eager = student_run(tiny_npz, tmp_path / "first", teacher, "--step", "eager", *flags[:2])
-    for epoch in (2, 3):
-        next(cache.rglob(f"seed=42_epoch={epoch}_*.bin")).unlink()
-    assert_agree(eager, student_run(tiny_npz, tmp_path / "second", teacher, *flags))
-    assert [graph.replays for graph in graphs] == [8 - 3, 8 - 3]
-
-
 @pytest.mark.parametrize("stop", [1, 3])
 def test_a_resumed_run_captures_anew(tiny_npz, tmp_path, graphs, teacher, monkeypatch, stop):
-    def save(self, checkpoint, improved):
-        original(self, checkpoint, improved)
+    save = Run.save
+
+    def save_and_stop(self, checkpoint, improved):
+        save(self, checkpoint, improved)
         if len(checkpoint["history"]) == stop:
             raise KeyboardInterrupt
 
-    original = Run.save
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Run, "save", save)
+        patch.setattr(Run, "save", save_and_stop)
         teacher_run(tiny_npz, tmp_path)
     assert_agree(teacher, teacher_run(tiny_npz, tmp_path))
     assert [graph.replays for graph in graphs] == [4 * stop - 3, 4 * (4 - stop) - 3]
@@ -149,46 +138,37 @@ def test_a_resumed_run_captures_anew(tiny_npz, tmp_path, graphs, teacher, monkey
 
 def test_a_captured_step_counts_what_the_scaler_skips(tiny_npz, tmp_path, graphs, monkeypatch):
     """The loss turns bad once the steps are captured: Python sees none of that."""
-    bad = torch.zeros(())
+    bad, start, save = torch.zeros(()), train_teacher.start, Run.save
 
-    def start(*given):
-        accelerator = original_start(*given)
+    def start_scaled(*given):
+        accelerator = start(*given)
         bad.data = bad.data.to(accelerator.device)
         accelerator.scaler = torch.amp.GradScaler(accelerator.device.type)
         return accelerator
 
-    def build_loss(name):
-        criterion = original_loss(name)
+    def loss(logits, labels):
         # The root's slope at 0 is infinite; times the 0 within, the gradient is NaN.
-        broken = lambda logits: (1 - bad + 0 * logits.sum()).sqrt()  # noqa: E731
-        return Loss(lambda logits, labels: criterion(logits, labels) + broken(logits))
+        return nll(logits, labels) + (1 - bad + 0 * logits.sum()).sqrt()
 
-    def save(self, checkpoint, improved):
-        original_save(self, checkpoint, improved)
+    def save_and_break(self, checkpoint, improved):
+        save(self, checkpoint, improved)
         bad.fill_(len(checkpoint["history"]) >= 2)
 
-    original_start, original_loss = train_teacher.start, train_teacher.build_loss
-    original_save = Run.save
-    monkeypatch.setattr(train_teacher, "start", start)
-    monkeypatch.setattr(train_teacher, "build_loss", build_loss)
-    monkeypatch.setattr(Run, "save", save)
+    monkeypatch.setattr(train_teacher, "start", start_scaled)
+    monkeypatch.setattr(train_teacher, "build_loss", lambda name: Loss(loss))
+    monkeypatch.setattr(Run, "save", save_and_break)
     with pytest.raises(RunFailed, match=r"100 steps in a row.*epoch 22, step 5"):
         teacher_run(tiny_npz, tmp_path, "--epochs", "40")
     assert graphs[0].replays > 50
 
 
-# Where a step cannot be captured
-
-
 def test_what_cannot_be_captured(tiny_npz, tmp_path, graphs, teacher, capsys, monkeypatch):
     """A loss that looks at its own value: auto goes on without graphs, graph says how to go on."""
 
-    def build_loss(name):
-        criterion = original(name)
-        return Loss(lambda *given: (loss := criterion(*given)) * (1 if loss.item() > 0 else -1))
+    def loss(*given):
+        return nll(*given) * (1 if nll(*given).item() > 0 else -1)
 
-    original = train_teacher.build_loss
-    monkeypatch.setattr(train_teacher, "build_loss", build_loss)
+    monkeypatch.setattr(train_teacher, "build_loss", lambda name: Loss(loss))
     assert_agree(teacher, teacher_run(tiny_npz, tmp_path / "auto"))
     out = capsys.readouterr().out
     assert out.count("cannot be captured as a CUDA graph") == 1 and "kernel by kernel" in out
@@ -204,17 +184,11 @@ def test_graph_needs_a_gpu(tiny_npz, tmp_path, capsys):
     assert "--step graph: needs one GPU" in fails(capsys, tmp_path, train_teacher.main, line)
 
 
-# Compiled
-
-
 @pytest.mark.skipif(shutil.which("c++") is None and not HAS_GPU, reason="no compiler here")
 def test_a_compiled_run_trains_alike(tiny_npz, tmp_path, teacher):
     compiled = teacher_run(tiny_npz, tmp_path, "--step", "compile")
     assert_agree(teacher, compiled, bits=False)
     assert re.search("steps: .*compiled", (compiled / "train_log.txt").read_text())
-
-
-# What only a GPU has
 
 
 @pytest.mark.skipif(not HAS_GPU, reason="needs a GPU")

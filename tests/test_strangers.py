@@ -1,6 +1,5 @@
 """Files from strangers run no code, fill no memory and name no place outside the run folders."""
 
-import copy
 import json
 import pickle
 import re
@@ -8,6 +7,7 @@ import resource
 import shutil
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,18 +34,10 @@ class RunsCode:
         return Path.touch, (self.trace,)
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, tiny_npz) -> Path:
-    """The root of a finished run."""
-    root = tmp_path_factory.mktemp("run")
-    train_teacher.main(command(tiny_npz, root, "--epochs", "1"))
-    return root
-
-
 @pytest.fixture
-def root(run, tmp_path) -> Path:
-    """A copy of it."""
-    return Path(shutil.copytree(run, tmp_path / "root"))
+def root(teacher, tmp_path) -> Path:
+    """The root of a finished run."""
+    return Path(shutil.copytree(teacher.parents[2], tmp_path / "root"))
 
 
 # What each file is read by: its place, what is run
@@ -66,13 +58,12 @@ def shifted(root: Path, on: str):
 
 
 def student(root: Path, data: Path, teacher: Path):
-    flags = ("--teacher_path", str(teacher), "--exp_name", "s")
-    return train_student.main, command(data, root, *flags)
+    return train_student.main, command(data, root, "--teacher_path", str(teacher))
 
 
 def resume(root: Path, data: Path):
     (root / NAME / "result.json").unlink(missing_ok=True)
-    return train_teacher.main, command(data, root, "--epochs", "1")
+    return train_teacher.main, command(data, root)
 
 
 def save_zip(thing, path: Path) -> None:
@@ -94,21 +85,27 @@ def save_arrays(thing, path: Path) -> None:
             np.savez(file, **dict.fromkeys(names, content))
 
 
-@pytest.mark.parametrize("save", [save_zip, save_pickle, save_arrays])
-@pytest.mark.parametrize("reader", READERS)
-def test_no_code_is_run(root, tiny_npz, monkeypatch, capsys, reader, save):
+@pytest.fixture(params=READERS)
+def refuses(request, root, tiny_npz, monkeypatch, capsys):
+    """Writes a file and has it read, which must end in a line that names it."""
     monkeypatch.chdir(root)
-    place, make = READERS[reader]
+    place, make = READERS[request.param]
     main, argv = make(root, tiny_npz)
-    trace = root.parent / "trace"
-    save(RunsCode(trace), root / place)
-    assert Path(place).name in fails(capsys, root, main, argv)
+
+    def refuses(write) -> None:
+        write(root / place)
+        assert Path(place).name in fails(capsys, root, main, argv)
+
+    return refuses
+
+
+@pytest.mark.parametrize("save", [save_zip, save_pickle, save_arrays])
+def test_no_code_is_run(refuses, tmp_path, save):
+    trace = tmp_path / "trace"
+    refuses(partial(save, RunsCode(trace)))
     assert not trace.exists()
     pickle.loads(pickle.dumps(RunsCode(trace)))
     assert trace.exists()  # so it would have run
-
-
-# Files that would fill the memory, or the disk elsewhere
 
 
 def npy(shape: str, kind: str = "|u1", content: bytes = bytes(64)) -> bytes:
@@ -140,7 +137,13 @@ def bomb(path: Path) -> None:
     path.write_bytes(data.replace(small, (2**32 - 2).to_bytes(4, "little")))
 
 
+def sparse(path: Path) -> None:
+    with open(path, "wb") as file:
+        file.truncate(2**43)
+
+
 SAVES = {
+    "8 TiB": sparse,
     "no such memory": declaring("(10000000000000, 8, 8, 3)"),
     "no such integer": declaring(f"({10**30}, 8, 8, 3)"),
     "negative": declaring("(-1, 8, 8, 3)"),
@@ -150,30 +153,12 @@ SAVES = {
 }
 
 
-@pytest.mark.parametrize("reader", READERS)
-@pytest.mark.parametrize("save", SAVES)
-def test_no_memory_is_filled(root, tiny_npz, monkeypatch, capsys, reader, save):
-    monkeypatch.chdir(root)
+@pytest.mark.parametrize("save", SAVES.values(), ids=SAVES)
+def test_no_memory_is_filled(refuses, monkeypatch, save):
     monkeypatch.setattr("utils.files.available_memory", lambda: 1.0)
-    place, make = READERS[reader]
-    main, argv = make(root, tiny_npz)
-    SAVES[save](root / place)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert Path(place).name in fails(capsys, root, main, argv)
+    refuses(save)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < peak + 200e3  # kB
-
-
-@pytest.mark.parametrize("reader", ["a teacher", "a checkpoint", "a data set", "predictions"])
-def test_a_file_of_8_tib(root, tiny_npz, monkeypatch, capsys, reader):
-    monkeypatch.chdir(root)
-    place, make = READERS[reader]
-    main, argv = make(root, tiny_npz)
-    with open(root / place, "wb") as file:
-        file.truncate(2**43)
-    assert Path(place).name in fails(capsys, root, main, argv)
-
-
-# Names and values
 
 
 def test_no_name_leaves_the_root_or_becomes_markup(tiny_npz, tmp_path):
@@ -198,38 +183,30 @@ def test_no_name_leaves_the_root_or_becomes_markup(tiny_npz, tmp_path):
     assert "<script" not in (tmp_path / "out/report.html").read_text()
 
 
-WRONG = [None, [], "x", {}, -1, float("nan"), 10**30, torch.zeros(3), ["a"], [float("nan")] * 3]
-
-
 def test_wrong_types_in_a_checkpoint(root, tiny_npz):
-    path, (_, flags) = root / NAME / "checkpoint.pth", resume(root, tiny_npz)
+    path, (main, flags) = root / NAME / "checkpoint.pth", resume(root, tiny_npz)
     content = torch.load(path)
     for key in ("net", "optimizer", "random", "history", "best"):
-        for value in filter(bool, WRONG[:7]):
+        for value in ("x", -1, float("nan"), 10**30):
             torch.save(content | {key: value}, path)
             with pytest.raises(UserError, match="--overwrite"):
-                train_teacher.main(flags)
+                main(flags)
 
 
-def values_of(content: dict, path=()) -> Iterator[tuple]:
-    for key, value in content.items():
-        yield *path, key
-        if isinstance(value, dict):
-            yield from values_of(value, (*path, key))
+def with_one_value(content: dict, value) -> Iterator[dict]:
+    """Copies of a nested dictionary, in each of which another value is that one."""
+    for key, kept in content.items():
+        yield content | {key: value}
+        for changed in with_one_value(kept, value) if isinstance(kept, dict) else ():
+            yield content | {key: changed}
 
 
 def test_wrong_types_in_a_result(root, capsys):
     """It stands among the runs that are in no table, or what is wrong is not read."""
     path = root / NAME / "result.json"
-    result = json.loads(path.read_text())
-    apart = 0
-    for place in values_of(result):
-        for value in (None, [], "<script>", {}, -1, ["a"]):
-            changed = copy.deepcopy(result)
-            part = changed
-            for key in place[:-1]:
-                part = part[key]
-            part[place[-1]] = value
+    result, apart = json.loads(path.read_text()), 0
+    for value in (None, [], "<script>", {}, -1, ["a"]):
+        for changed in with_one_value(result, value):
             path.write_text(json.dumps(changed))
             report.main([str(root), "--resamples", "0"])
             apart += "result.json is damaged" in capsys.readouterr().out

@@ -1,40 +1,30 @@
 """What surrounds a program: streams and terminals that go away, ~, accelerate's configuration."""
 
+import io
 import json
 import os
 import pty
+import shutil
 import sys
-from pathlib import Path
 
 import pytest
 from conftest import ROOT, assert_same_run, command, run_script
 
 import train_student
 import train_teacher
+from utils import training
 from utils.program import UserError
 
 NAME = "tiny/resnet8/NLL_seed=42"
 
 
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory, tiny_npz) -> Path:
-    root = tmp_path_factory.mktemp("teacher")
-    train_teacher.main(command(tiny_npz, root))
-    return root / NAME
-
-
-# Streams
-
-
-@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-"])
-def test_streams_closed_from_the_start(tiny_npz, tmp_path, closed):
-    line = f"python {ROOT}/train_teacher.py {' '.join(command(tiny_npz, tmp_path))} {closed}"
+def test_streams_closed_from_the_start(tiny_npz, tmp_path):
+    line = f"python {ROOT}/train_teacher.py {' '.join(command(tiny_npz, tmp_path))} >&- 2>&-"
     run_script("bash", "-c", line, cwd=tmp_path)
     assert (tmp_path / NAME / "result.json").exists()
 
 
-@pytest.mark.parametrize("stream", [1, 2])
-@pytest.mark.parametrize("writes", [1, 6])
+@pytest.mark.parametrize("stream, writes", [(1, 1), (2, 6)])
 def test_a_disk_that_fills_below_the_output(teacher, tiny_npz, tmp_path, forks, stream, writes):
     hook = ["at_rename", writes, "after", "stream_to", stream, "/dev/full"]
     assert forks.run(["train_teacher.py", *command(tiny_npz, tmp_path)], hook=hook).code == 0
@@ -56,73 +46,71 @@ def test_a_terminal_that_is_closed(teacher, tiny_npz, tmp_path):
     assert_same_run(teacher, tmp_path / NAME)
 
 
-def test_tracebacks_on_request(tiny_npz, tmp_path, forks):
-    line = ["train_teacher.py", *command(tiny_npz, tmp_path, "--model", "resnet9")]
-    assert "Traceback" not in forks.run(line).err
+def test_a_mistake_is_one_line_and_a_traceback_on_request(tiny_npz, tmp_path, forks):
+    line = ["train_teacher.py", *command(tiny_npz, tmp_path, "--loss", "MDAC")]
+    child = forks.run(line)
+    assert child.code == 2 and child.out == "" and child.err.count("\n") == 1
+    assert child.err.startswith("train_teacher.py: error: --loss")
     assert "Traceback" in forks.run(line, KD_TRACEBACK="1").err
 
 
-# Paths
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e9])
+def test_the_progress_bar_and_how_often_it_moves(teacher, tiny_npz, tmp_path, monkeypatch, seconds):
+    """The teacher was trained without a terminal, and so without a bar."""
+    terminal = Terminal()
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "REPORT_SECONDS", seconds)
+        patch.setattr("sys.stderr", terminal)
+        train_teacher.main(command(tiny_npz, tmp_path))
+    shown = terminal.getvalue()
+    assert "epoch 2/3" in shown and ("left of the run" in shown) == (seconds == 0)
+    assert_same_run(teacher, tmp_path / NAME)
 
 
 def test_a_tilde_that_no_shell_has_expanded(tiny_npz, tmp_path, forks):
     home, work = tmp_path / "home", tmp_path / "work"
     for folder in (home / "data", work):
         folder.mkdir(parents=True)
-    (home / "data/cifar10.npz").write_bytes(tiny_npz.read_bytes())
-    flags = ["--model", "resnet8", "--epochs", "1", "--train-batch-size", "64"]
-
-    def run(*words) -> int:
-        return forks.run(words, cwd=str(work), HOME=str(home)).code
-
-    teacher = "~/runs/cifar10/resnet8/NLL_seed=42"
-    data = "--dataset=~/data/cifar10.npz"
-    assert run("train_teacher.py", *flags, data, "--checkpoint=~/runs") == 0
-    more = (f"--teacher_path={teacher}", "--teacher_cache=~/cache", "--checkpoint=~/runs")
-    assert run("train_student.py", *flags, data, *more) == 0
-    assert run("scripts.report:main") is not None
+    shutil.copy(tiny_npz, home / "data/cifar10.npz")
+    common = command("~/data/cifar10.npz", "~/runs", "--epochs", "1")
+    taught = ("--teacher_path=~/runs/cifar10/resnet8/NLL_seed=42", "--teacher_cache=~/cache")
+    for line in (["train_teacher.py", *common], ["train_student.py", *common, *taught]):
+        assert forks.run(line, cwd=str(work), HOME=str(home)).code == 0
     assert not list(work.iterdir())
     assert {path.name for path in home.iterdir()} == {"data", "runs", "cache"}
 
 
-# accelerate
-
-
 @pytest.mark.parametrize(
-    "variable, value, said",
+    "said, variable",
     [
-        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "gradient accumulation"),
-        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "--step compile"),
+        ("gradient accumulation", {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}),
+        ("--step compile", {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}),
     ],
 )
-def test_what_a_foreign_configuration_would_change(
-    tiny_npz, tmp_path, forks, variable, value, said
-):
-    line = ["train_teacher.py", *command(tiny_npz, tmp_path)]
-    child = forks.run(line, **{variable: value})
+def test_what_a_foreign_configuration_would_change(tiny_npz, tmp_path, forks, said, variable):
+    child = forks.run(["train_teacher.py", *command(tiny_npz, tmp_path)], **variable)
     assert child.code == 2 and child.err.count("\n") == 1
     assert said in child.err and "accelerate config" in child.err
     assert not list(tmp_path.iterdir())
 
 
-def test_the_recorded_command_repeats_the_run(tiny_npz, tmp_path):
-    line = f"python {ROOT}/train_teacher.py {' '.join(command(tiny_npz, tmp_path))}"
-    run_script("bash", "-c", line, cwd=tmp_path, ACCELERATE_MIXED_PRECISION="bf16")
+def test_the_recorded_command_repeats_the_run(tiny_npz, tmp_path, forks):
+    line = [f"{ROOT}/train_teacher.py", *command(tiny_npz, tmp_path, "--epochs", "1")]
+    assert forks.run(line, ACCELERATE_MIXED_PRECISION="bf16").code == 0
     recorded = json.loads((tmp_path / NAME / "config.json").read_text())["command"]
     assert "--mixed_precision bf16" in recorded
     done = run_script("bash", "-c", recorded, cwd=tmp_path)
     assert "best, scaled" in done.stdout
 
 
-# The same command
-
-
 def test_a_finished_student_needs_no_teacher(teacher, tiny_npz, tmp_path, capsys):
-    (tmp_path / "teacher").mkdir()
-    for file in ("result.json", "model_best.pth"):
-        (tmp_path / "teacher" / file).write_bytes((teacher / file).read_bytes())
-    flags = ("--epochs", "1", "--teacher_path", str(tmp_path / "teacher"))
-    line = command(tiny_npz, tmp_path / "runs", *flags)
+    copy = shutil.copytree(teacher, tmp_path / "teacher")
+    line = command(tiny_npz, tmp_path / "runs", "--epochs", "1", "--teacher_path", str(copy))
     train_student.main(line)
     (tmp_path / "teacher/model_best.pth").unlink()
     capsys.readouterr()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import assert_same_run, command
+from conftest import assert_same_run, command, folder_of
 
 import train_student
 import train_teacher
@@ -21,19 +21,11 @@ from utils.data.views import NUM_VIEWS, TrainLoader, epoch_plan
 from utils.files import atomic
 from utils.options import student_options
 from utils.program import UserError
-from utils.runs import Run
 from utils.teacher_cache import CachedTeacher, LogitFiles
 from utils.teachers import Teacher, teacher_of
 
 LONE = ("--train-batch-size", "67")  # 135 = 2 x 67 + 1: the last step has one image
 ONE_PROCESS = Namespace(mixed_precision="no", device=torch.device("cpu"), num_processes=1)
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory, tiny_npz) -> Path:
-    root = tmp_path_factory.mktemp("teacher")
-    train_teacher.main(command(tiny_npz, root, "--epochs", "1"))
-    return root
 
 
 def student_command(data: Path, root: Path, teacher: Path, *flags) -> list[str]:
@@ -46,7 +38,7 @@ def train(tiny_npz, teacher, tmp_path):
 
     def run(root: str, *flags) -> Path:
         train_student.main(student_command(tiny_npz, tmp_path / root, teacher, *flags))
-        return next((tmp_path / root).rglob("result.json")).parent
+        return folder_of(tmp_path / root)
 
     return run
 
@@ -58,13 +50,7 @@ def students(tmp_path_factory, tiny_npz, teacher) -> tuple[Path, Path, Path]:
     train_student.main(student_command(tiny_npz, root / "plain", teacher))
     cache = ("--teacher_cache", root / "cache")
     train_student.main(student_command(tiny_npz, root / "first", teacher, *cache))
-    plain, first = (next((root / name).rglob("result.json")).parent for name in ("plain", "first"))
-    return plain, first, root / "cache"
-
-
-@pytest.fixture
-def plain(students) -> Path:
-    return students[0]
+    return folder_of(root / "plain"), folder_of(root / "first"), root / "cache"
 
 
 @pytest.fixture
@@ -128,11 +114,9 @@ def test_bfloat16_is_exact_and_half_as_large(tiny_npz, teacher, tmp_path, forks)
     for root in ("plain", "first", "second"):
         cache = () if root == "plain" else ("--teacher_cache", tmp_path / "cache")
         line = student_command(tiny_npz, tmp_path / root, teacher, *cache, "--epochs", 1)
-        child = forks.run(["train_student.py", *line], **bf16)
-        assert child.code == 0, child.err
-        folders.append(next((tmp_path / root).rglob("result.json")).parent)
-    assert_same_run(folders[0], folders[1])
-    assert_same_run(folders[0], folders[2])
+        assert forks.run(["train_student.py", *line], **bf16).code == 0
+        folders.append(folder_of(tmp_path / root))
+        assert_same_run(folders[0], folders[-1])
     [file] = (tmp_path / "cache").rglob("*.bin")
     assert file.stat().st_size == 135 * 4 * 2
 
@@ -158,9 +142,9 @@ def test_several_processes_read_and_keep_no_part_of_an_epoch(parts, tmp_path, ke
 
 
 def test_an_ensemble_costs_once_what_one_teacher_does(train, tiny_npz, teacher, tmp_path, calls):
-    run, other = next(teacher.rglob("result.json")).parent, tmp_path / "other"
+    other = tmp_path / "other"
     train_teacher.main(command(tiny_npz, other, "--epochs", "1", "--seed", "1"))
-    two = ("--teacher_path", run, other, "--teacher_temperature", "auto")
+    two = ("--teacher_path", teacher, other, "--teacher_temperature", "auto")
     expected = train("plain", *two)
     cache = ("--teacher_cache", tmp_path / "cache")
     assert_same_run(expected, train("first", *two, *cache))
@@ -169,10 +153,9 @@ def test_an_ensemble_costs_once_what_one_teacher_does(train, tiny_npz, teacher, 
     assert not calls
     sizes = [file.stat().st_size for file in (tmp_path / "cache").rglob("*.bin")]
     assert sizes == [135 * 4 * 4] * 3
-    result = json.loads((expected / "result.json").read_text())
-    assert "from_2xresnet8_NLL_Tcal=auto" in expected.name
-    taught, T = result["teacher"], result["teacher"]["temperature"]
-    assert taught["teacher_temperature"] == "auto" and taught["seed"] == "1+42" and T != 1
+    taught = json.loads((expected / "result.json").read_text())["teacher"]
+    assert "from_2xresnet8_NLL_Tcal=auto" in expected.name and taught["temperature"] != 1
+    assert taught["teacher_temperature"] == "auto" and taught["seed"] == "1+42"
     assert taught["test"]["tempered"]["nll"] == pytest.approx(taught["test"]["scaled"]["nll"])
 
 
@@ -199,10 +182,8 @@ def test_unflipped_students_need_and_read_unflipped_views(
     assert not calls
     train("flipped", *one, "--teacher_cache", half)
     assert calls == [67, 67, 1]
-    train("flipped", "--flip", *one)  # is the run that is finished
     with pytest.raises(UserError, match="flip was True and is False"):
         train("flipped", "--no_flip", *one)
-    assert calls == [67, 67, 1]
 
 
 def test_only_missing_and_damaged_views_are_made(tiny_npz, teacher, filled, capsys):
@@ -219,12 +200,12 @@ def test_only_missing_and_damaged_views_are_made(tiny_npz, teacher, filled, caps
     assert {path for path in times if again[path] != times[path]} == set(made)
 
 
-def test_a_view_that_is_not_there_is_no_view_at_all(train, filled, plain, tmp_path, calls):
+def test_a_view_that_is_not_there_is_no_view_at_all(train, filled, students, tmp_path, calls):
     """Half a table never half serves: the epoch is computed, and kept."""
     path = next(filled.rglob("view=9_*"))
     content = path.read_bytes()
     path.unlink()
-    assert_same_run(plain, train("student", "--teacher_cache", filled))
+    assert_same_run(students[0], train("student", "--teacher_cache", filled))
     assert calls == [67, 67, 1] * 3
     assert len(list(filled.rglob("seed=42_epoch=*.bin"))) == 3
     path.write_bytes(content)
@@ -239,23 +220,19 @@ def changed(teacher: Teacher, **facts) -> Teacher:
 
 def test_whatever_the_logits_depend_on_names_the_folder(parts, tmp_path):
     teacher, data = parts
-    variants = [
-        (teacher, data, ONE_PROCESS),
-        (changed(teacher, sha256="0" * 64), data, ONE_PROCESS),
-        (changed(teacher, mean=(0.5, 0.5, 0.5)), data, ONE_PROCESS),
-        (changed(teacher, std=(0.5, 0.5, 0.5)), data, ONE_PROCESS),
-        (changed(teacher, model="resnet20"), data, ONE_PROCESS),
-        (changed(teacher, size=16), data, ONE_PROCESS),
-        (Teacher(teacher.members * 2), data, ONE_PROCESS),
-        (teacher, dataclasses.replace(data, split_seed=1), ONE_PROCESS),
-        (teacher, dataclasses.replace(data, fingerprint="0" * 64), ONE_PROCESS),
-        (teacher, data, Namespace(**vars(ONE_PROCESS) | {"mixed_precision": "bf16"})),
-        (teacher, data, Namespace(**vars(ONE_PROCESS) | {"device": torch.device("cuda")})),
-    ]
-    folders = [LogitFiles(tmp_path, *variant).folder for variant in variants]
-    assert len(set(folders)) == len(variants)
-    for same in (changed(teacher, path=Path("moved.pth"), loss="NLL"), Teacher(teacher.members, 2)):
-        assert LogitFiles(tmp_path, same, data, ONE_PROCESS).folder == folders[0]
+
+    def folder(of=teacher, data=data, **facts) -> Path:
+        return LogitFiles(tmp_path, of, data, Namespace(**vars(ONE_PROCESS) | facts)).folder
+
+    facts = {"sha256": "0" * 64, "mean": (0.5,) * 3, "std": (0.5,) * 3, "model": "resnet20"}
+    others = [changed(teacher, **{name: fact}) for name, fact in [*facts.items(), ("size", 16)]]
+    found = {folder(of) for of in (teacher, *others, Teacher(teacher.members * 2))}
+    found |= {folder(mixed_precision="bf16"), folder(device=torch.device("cuda"))}
+    for fact in ({"split_seed": 1}, {"fingerprint": "0" * 64}):
+        found.add(folder(data=dataclasses.replace(data, **fact)))
+    assert len(found) == 11
+    moved = changed(teacher, path=Path("moved.pth"), loss="NLL")
+    assert folder(moved) == folder(Teacher(teacher.members, 2)) == folder()
 
 
 def test_other_views_and_another_plan_are_other_files(parts, tmp_path, monkeypatch):
@@ -274,11 +251,11 @@ def test_other_views_and_another_plan_are_other_files(parts, tmp_path, monkeypat
     assert kept().parent != first.parent
 
 
-def test_a_cache_that_one_may_only_read(train, plain, cache, calls, capsys, monkeypatch):
+def test_a_cache_that_one_may_only_read(train, students, cache, calls, capsys, monkeypatch):
     next(cache.rglob("seed=42_epoch=3_*")).unlink()
     before = sorted(cache.rglob("*"))
     monkeypatch.setattr(os, "access", lambda *_: False)  # what root is never told
-    assert_same_run(plain, train("second", "--teacher_cache", cache))
+    assert_same_run(students[0], train("second", "--teacher_cache", cache))
     assert calls == [67, 67, 1]  # of the epoch that it lacks
     assert "no permission to keep epoch 3" in capsys.readouterr().out
     assert sorted(cache.rglob("*")) == before
@@ -288,40 +265,16 @@ def flipped(content: bytes) -> bytes:
     return content[:100] + bytes([content[100] ^ 1]) + content[101:]
 
 
-def test_damage_is_found_said_and_mended(train, plain, cache, calls, capsys):
+def test_damage_is_found_said_and_mended(train, students, cache, calls, capsys):
     damages = (flipped, lambda content: content[:-1], lambda content: content + b"x")
     paths = [next(cache.rglob(f"seed=42_epoch={epoch}_*.bin")) for epoch in (1, 2, 3)]
     contents = [path.read_bytes() for path in paths]
     for path, damage in zip(paths, damages, strict=True):
         path.write_bytes(damage(path.read_bytes()))
-    assert_same_run(plain, train("second", "--teacher_cache", cache))
+    assert_same_run(students[0], train("second", "--teacher_cache", cache))
     out = capsys.readouterr().out
     assert all(f"{path} is damaged: removed, and computed anew" in out for path in paths)
     assert calls == [67, 67, 1] * 3 and [path.read_bytes() for path in paths] == contents
-
-
-# Killed runs, and several at once
-
-
-class Killed(BaseException):
-    pass
-
-
-def test_a_killed_run_goes_on_with_what_it_kept(train, plain, tmp_path, monkeypatch, calls):
-    cache, save, saved = ("--teacher_cache", tmp_path / "cache"), Run.save, []
-
-    def killed(self, *arguments):
-        saved.append(0)
-        if len(saved) == 2:  # the second epoch's logits are kept, its checkpoint is not
-            raise Killed
-        save(self, *arguments)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Run, "save", killed)
-        train("cut", *cache)
-    calls.clear()
-    assert_same_run(plain, train("cut", *cache))
-    assert calls == [67, 67, 1]
 
 
 def test_temporary_names_are_never_shared(tmp_path, monkeypatch):
@@ -346,5 +299,4 @@ def test_several_runs_at_once_share_one_cache(train, tiny_npz, teacher, tmp_path
     assert [child.wait() for child in children] == [0] * 3
     files = [path.name for path in next((tmp_path / "cache").glob("*/*")).iterdir()]
     assert len(files) == 3 and not any(name.endswith(".tmp") for name in files)
-    expected = train("plain", "--T", 3)
-    assert_same_run(expected, next((tmp_path / "T=3").rglob("result.json")).parent)
+    assert_same_run(train("plain", "--T", 3), folder_of(tmp_path / "T=3"))
