@@ -20,7 +20,7 @@ from scripts import report
 from utils.analysis.figures import is_grid
 from utils.analysis.groups import group_runs
 from utils.analysis.records import Record, read_runs
-from utils.analysis.statistics import View, sections_of
+from utils.analysis.statistics import sections_of
 from utils.analysis.tables import Entry, Table, main_table, render
 from utils.calibration.metrics import classification_metrics
 from utils.program import one_line_errors
@@ -100,13 +100,18 @@ def write_posthoc(folder: Path, digest: str | None = None) -> None:
 
 
 def read(*roots: Path):
-    records, left_out = read_runs(list(roots))
+    records, left_out = read_runs(roots, "best")
     groups, repeated = group_runs(records)
     return groups, left_out + repeated
 
 
-def only_section(root: Path, **view):
-    [section], _ = sections_of(read_runs([root])[0], View(**{"draws": 0} | view))
+def sections(root: Path, *flags: str):
+    args = report.options([str(root), "--resamples", "0", *flags])
+    return sections_of(read_runs(args.roots, args.epoch)[0], args)[0]
+
+
+def only_section(root: Path, *flags: str):
+    [section] = sections(root, *flags)
     return section
 
 
@@ -128,7 +133,7 @@ def test_runs_that_differ_only_in_the_seed_are_one_row(tmp_path):
         write_run(tmp_path, seed=seed, best=measured(test={"top1": top1}))
     section = only_section(tmp_path)
     [group] = section.groups
-    assert [record.result["seed"] for record in group.records] == [0, 1, 2]
+    assert [record.seed for record in group.records] == [0, 1, 2]
     cell = cells(section, "resnet8 NLL")["top1"]
     assert cell.mean == pytest.approx(np.mean(values))
     assert cell.sd == pytest.approx(np.std(values, ddof=1))
@@ -167,8 +172,7 @@ def test_data_sets_of_one_name_are_two_sections(tmp_path):
     write_run(tmp_path / "a")
     other = write_run(tmp_path / "b", seed=43) / "result.json"
     other.write_text(other.read_text().replace('"fingerprint": "f"', '"fingerprint": "other"'))
-    sections, _ = sections_of(read_runs([tmp_path])[0], View(draws=0))
-    assert [section.title for section in sections] == ["toy (f)", "toy (other)"]
+    assert [section.title for section in sections(tmp_path)] == ["toy (f)", "toy (other)"]
 
 
 # Teachers
@@ -230,7 +234,7 @@ def test_the_best_and_those_within_the_spread_of_it(tmp_path):
             best = measured(test=test, scaled={"ece": 0.05 - error / 10})
             write_run(tmp_path, loss, seed=seed, best=best)
     section = only_section(tmp_path)
-    marks = {(row.group.first.result["loss"], row.logits): row.cells for row in section.rows}
+    marks = {(row.group.first.loss, row.logits): row.cells for row in section.rows}
     raw = {loss: marks[loss, "raw"]["ece"].mark for loss in errors}
     assert raw == {"NLL": "best", "LS": "close", "FL": "", "DFL": ""}
     assert marks["FL", "raw"]["top1"].mark == marks["FL", "scaled"]["ece"].mark == "best"
@@ -252,7 +256,7 @@ def test_no_mark_goes_to_a_temperature_at_its_bound(tmp_path):
 def test_the_interval_of_the_ece(tmp_path, capsys):
     for seed in (1, 2):
         write_predicted_run(tmp_path, seed=seed)
-    cell = cells(only_section(tmp_path, draws=100), "resnet8 NLL")["ece"]
+    cell = cells(only_section(tmp_path, "--resamples", "100"), "resnet8 NLL")["ece"]
     assert cell.interval[0] <= cell.mean <= cell.interval[1]
     report.main([str(tmp_path), "--resamples", "100"])
     low, high = (f"{100 * value:.2f}" for value in cell.interval)
@@ -276,18 +280,18 @@ def write_overconfident(root: Path, loss: str, excess: float) -> None:
 def test_no_ece_is_best_that_a_calibrated_net_could_have(tmp_path):
     for loss, excess in (("NLL", 0.0), ("LS", 0.1), ("FL", 0.2)):
         write_overconfident(tmp_path, loss, excess)
-    section = only_section(tmp_path, draws=200)
+    section = only_section(tmp_path, "--resamples", "200")
     marks = {loss: cells(section, f"resnet8 {loss}")["ece"].mark for loss in ("NLL", "LS", "FL")}
     assert marks == {"NLL": "chance", "LS": "", "FL": ""}
     assert re.search(r"resnet8 NLL .*\d° +\[.*\] +\d\.\d\d \(< \d\.\d\d\)", shown(section))
     (tmp_path / "toy/resnet8/NLL_seed=42/result.json").unlink()
-    assert cells(only_section(tmp_path, draws=200), "resnet8 LS")["ece"].mark == "best"
+    assert cells(only_section(tmp_path, "--resamples", "200"), "resnet8 LS")["ece"].mark == "best"
 
 
 def test_few_images_in_a_bin_are_said(tmp_path):
     for loss, images, said in (("NLL", 20, False), ("LS", 19, True)):
         write_run(tmp_path, loss, best=measured(test={"smallest_bin": images}))
-        assert ("MCE: beware" in shown(only_section(tmp_path, columns=["mce"]))) == said
+        assert ("MCE: beware" in shown(only_section(tmp_path, "--columns", "mce"))) == said
     assert "MCE: beware" not in shown(only_section(tmp_path))
 
 
@@ -373,7 +377,7 @@ def grid(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("select", ["nll", "ece"])
 def test_validation_chooses_and_its_test_value_is_quoted(grid, select):
-    section = only_section(grid, select=select)
+    section = only_section(grid, "--select", select)
     [sweep] = section.sweeps
     assert sweep.chosen.name == "resnet8 KD T=4 Lambda=0.9"
     assert sweep.parameters == ["T", "Lambda"] and len(sweep.groups) == 5 and is_grid(sweep)
@@ -398,7 +402,7 @@ def test_any_set_of_settings(tmp_path):
     three, one = section.sweeps
     assert (three.parameters, one.name) == (["T", "Lambda", "lr"], "resnet8 NLL+MDCA over beta")
     for sweep in (three, one):
-        assert sweep.chosen.validation("nll", "best") == [0.3] and not is_grid(sweep)
+        assert sweep.chosen.validation("nll") == [0.3] and not is_grid(sweep)
     assert "beta = 3 has the best validation NLL" in shown(section)
     report.main([str(tmp_path), "--out", str(tmp_path / "out")])
     # Scatter and curves.

@@ -13,7 +13,7 @@ from utils.files import safe_name
 
 def same_but_for_seed(record: Record) -> tuple:
     """Equal for runs that differ only in the seed, their own and their teachers', or --exp_name."""
-    names = [record.result[name] for name in ("dataset", "fingerprint", "model", "label")]
+    names = record.dataset, record.fingerprint, record.model, record.label
     settings = {key: x for key, x in record.settings.items() if key not in ("seed", "teacher")}
     teacher = record.teacher and (record.teacher.exp_name, same_but_for_seed(record.teacher))
     return json.dumps([names, settings], sort_keys=True), teacher
@@ -22,8 +22,8 @@ def same_but_for_seed(record: Record) -> tuple:
 def seeds_of(record: Record) -> tuple:
     """What tells a run from the others of its group: its own seed and its teachers'."""
     if record.borrowed:
-        return record.result["seed"], record.result["teacher"]["sha256"]
-    return record.result["seed"], record.teacher and seeds_of(record.teacher)
+        return record.seed, record.measured["sha256"]
+    return record.seed, record.teacher and seeds_of(record.teacher)
 
 
 def named_apart(records: list[Record]) -> bool:
@@ -71,9 +71,9 @@ class Group:
     def has_history(self) -> bool:
         return all(record.history for record in self.records)
 
-    def validation(self, metric: str, epoch: str) -> np.ndarray:
+    def validation(self, metric: str) -> np.ndarray:
         """A metric of every run, raw, on validation (fractions); empty where it is unknown."""
-        measured = [record.measured(epoch)["val"] for record in self.records]
+        measured = [record.measured["val"] for record in self.records]
         return np.array([one[metric] for one in measured if metric in one])
 
 
@@ -84,7 +84,7 @@ def group_runs(records: list[Record]) -> tuple[list[Group], list[LeftOut]]:
     """
     alike: dict[tuple, list[Record]] = {}
     everyone = [*records, *find_teachers(records)]
-    for record in sorted(everyone, key=lambda one: natural(one.result["seed"])):
+    for record in sorted(everyone, key=lambda one: natural(one.seed)):
         alike.setdefault(same_but_for_seed(record), []).append(record)
     group_of: dict[Record, Group] = {}
     repeated = []
@@ -112,19 +112,18 @@ def find_teachers(records: list[Record]) -> list[Record]:
     """
     named: dict[tuple, list[Record]] = {}
     for record in records:
-        result = record.result
-        name = (result["model"], safe_name(result["label"]), result["seed"], result["fingerprint"])
+        name = (record.model, safe_name(record.label), record.seed, record.fingerprint)
         named.setdefault(name, []).append(record)
     borrowed: dict[str, Record] = {}
     for student in (record for record in records if record.taught_by):
-        teacher, data = student.result["teacher"], student.result["fingerprint"]
-        name = (teacher["model"], teacher["label"], teacher["seed"], data)
+        own = student.taught_by
+        name = (own.model, own.label, own.seed, own.fingerprint)
         others = (record for record in named.get(name, []) if record is not student)
-        found = (record for record in others if record.can_teach(teacher["sha256"]))
+        found = (record for record in others if record.can_teach(own.measured["sha256"]))
         student.teacher = next(found, None)
         if student.teacher is None:
-            known = json.dumps([data, student.settings["teacher"]], sort_keys=True)
-            student.teacher = borrowed.setdefault(known, student.taught_by)
+            known = json.dumps([own.fingerprint, student.settings["teacher"]], sort_keys=True)
+            student.teacher = borrowed.setdefault(known, own)
     return list(borrowed.values())
 
 
@@ -132,8 +131,7 @@ def tell_apart(groups: Iterable[Group]) -> None:
     """Where groups of one teacher share a name, add the settings that differ between them."""
     namesakes: dict[tuple, list[Group]] = {}
     for group in groups:
-        result = group.first.result
-        place = (result["dataset"], result["fingerprint"], group.teacher, group.name)
+        place = (group.first.dataset, group.first.fingerprint, group.teacher, group.name)
         namesakes.setdefault(place, []).append(group)
     for same in namesakes.values():
         settings = [group.first.settings for group in same]
@@ -152,8 +150,7 @@ def in_order(groups: list[Group]) -> list[Group]:
         students.setdefault(group.teacher, []).append(group)
 
     def rank(group: Group) -> tuple:
-        result = group.first.result
-        data = (natural(result["dataset"]), result["fingerprint"])
+        data = (natural(group.first.dataset), group.first.fingerprint)
         return (data, group not in students, natural(group.name))
 
     def below(group: Group | None) -> list[Group]:

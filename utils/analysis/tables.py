@@ -8,7 +8,7 @@ from itertools import product
 from typing import NamedTuple
 
 from utils.analysis.groups import Group
-from utils.analysis.records import LOGITS, LeftOut
+from utils.analysis.records import LOGITS
 from utils.analysis.statistics import FEW, Cell, Row, Section, Sweep, differences
 from utils.calibration.bootstrap import Difference
 from utils.runs import number_text
@@ -86,9 +86,9 @@ def metric_entry(cell: Cell | None, column: Column) -> Entry:
 
 def legend(section: Section, rows: list[Row], has_chance: bool) -> list[str]:
     """What a reader needs to know of the table, a sentence each; only what occurs in it."""
-    view, groups = section.view, section.printed
-    select = COLUMNS[view.select].head.removesuffix(" %")
-    epoch = {"best": "the epoch that validation chose", "last": "the last epoch"}[view.epoch]
+    args, groups = section.args, section.printed
+    select = COLUMNS[args.select].head.removesuffix(" %")
+    epoch = {"best": "the epoch that validation chose", "last": "the last epoch"}[args.epoch]
     kinds = dict.fromkeys(row.logits for row in rows)
     further = [kind for kind in kinds if kind not in (*LOGITS, TEMPERED)]
     few = "mce" in section.columns and any(row.few for row in rows)
@@ -113,8 +113,10 @@ def legend(section: Section, rows: list[Row], has_chance: bool) -> list[str]:
     }
     said = [sentence for sentence, holds in sentences.items() if holds]
     said += [sweep_sentence(section, one) for one in section.sweeps if one.chosen in groups]
-    fits = [note for group in groups for one in group.records for note in one.notes(view.epoch)]
-    return said + list(map(printable, dict.fromkeys(fits)))
+    runs = (record for group in groups for record in group.records)
+    fits = (fit for run in runs for fit in run.posthoc.items())
+    notes = [f"{name}, {note}" for name, found in fits for note in found.get("notes", [])]
+    return said + list(map(printable, dict.fromkeys(notes)))
 
 
 def sweep_sentence(section: Section, sweep: Sweep) -> str:
@@ -128,7 +130,7 @@ def sweep_sentence(section: Section, sweep: Sweep) -> str:
         worth.append(f"{COLUMNS[metric].head} {' → '.join(dict.fromkeys(texts))}")
     return (
         f"Sweep of {printable(sweep.name)}, {len(sweep.groups)} settings: {setting} has the best "
-        f"validation {COLUMNS[section.view.select].head.removesuffix(' %')}. "
+        f"validation {COLUMNS[section.args.select].head.removesuffix(' %')}. "
         f"On test, raw → scaled: {', '.join(worth)}."
     )
 
@@ -160,12 +162,6 @@ def difference_entry(one: Difference | None, column: Column) -> Entry:
     return Entry(f"{sign}{value} [{low}, {high}]", "differs" if one.p <= 0.05 else "")
 
 
-def left_out_table(left_out: list[LeftOut]) -> Table:
-    """The runs that are in no other table."""
-    rows = [[Entry(printable(text)) for text in one] for one in left_out]
-    return Table(["Not in the tables", "why"], rows, kind="words")
-
-
 # How it is written
 
 
@@ -189,29 +185,23 @@ def render(table: Table, form: str) -> str:
     format = FORMATS[form]
     marks = format.marks | {"differs": format.marks["best"]}
     found = {entry.mark for row in table.rows for entry in row}
-    marked = [any(row[place].mark for row in table.rows) for place in range(len(table.head))]
+    lines = [list(map(Entry, table.head)), *table.rows]
+    columns = zip(*lines, strict=True)
+    unmarked = [format.blank if any(one.mark for one in column) else "{}" for column in columns]
 
-    def cells(entries: list[Entry]) -> list[str]:
-        unmarked = [format.blank if has_marks else "{}" for has_marks in marked]
-        texts = []
-        for entry, plain in zip(entries, unmarked, strict=True):
-            text = marks.get(entry.mark, plain).format(format.escape(entry.text))
-            texts.append(format.indent * entry.indent + text)
-        return texts
+    def cell(entry: Entry, plain: str) -> str:
+        text = marks.get(entry.mark, plain).format(format.escape(entry.text))
+        return format.indent * entry.indent + text
 
+    head, *rows = (list(map(cell, line, unmarked)) for line in lines)
     notes = list(map(format.escape, table.notes))
     notes += [f"{marks[m].format(m)}: {MEANING[m]}" for m in MEANING if m in found]
     return format.whole.format(
         title=format.escape(table.head[0]),
         kind=table.kind,
-        table=format.lay_out(cells(list(map(Entry, table.head))), list(map(cells, table.rows))),
+        table=format.lay_out(head, rows),
         notes="".join(map(format.note.format, notes)),
     )
-
-
-def markdown_text(text: str) -> str:
-    """Nothing in it is markup."""
-    return re.sub(r"([\\`*_{}\[\]<>|~#])", r"\\\1", text)
 
 
 def markdown_table(head: list[str], rows: list[list[str]]) -> str:
@@ -249,7 +239,7 @@ FORMATS = {
         blank="{} ",
     ),
     "markdown": Format(
-        escape=markdown_text,
+        escape=lambda text: re.sub(r"([\\`*_{}\[\]<>|~#])", r"\\\1", text),
         marks={"best": "**{}**", "close": "{} ≈", "chance": "{} °"},
         indent="↳ ",
         lay_out=markdown_table,
