@@ -16,8 +16,9 @@ import math
 import os
 import sys
 
+from utils.analysis.groups import Group
 from utils.analysis.records import pack, read_runs
-from utils.analysis.statistics import SELECT, Row, Section, find_group, sections_of
+from utils.analysis.statistics import SELECT, Section, find_group, sections_of
 from utils.analysis.tables import Entry, Table, main_table, paired_table, render
 from utils.files import atomic, unmade_on_failure
 from utils.options import CommandLine, count, location, whole
@@ -90,7 +91,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def csv_text(sections: list[Section]) -> str:
     """Every metric, not only the chosen columns, with all digits; units in the heads."""
-    lines = [csv_line(section, row) for section in sections for row in section.rows]
+    groups = [(section, group) for section in sections for group in section.groups]
+    lines = [csv_line(*of, logits) for of in groups for logits in of[1].rows]
     heads = list(dict.fromkeys(head for line in lines for head in line))
     writer = csv.DictWriter(text := io.StringIO(), heads, restval="", lineterminator="\n")
     writer.writeheader()
@@ -98,21 +100,20 @@ def csv_text(sections: list[Section]) -> str:
     return text.getvalue()
 
 
-def csv_line(section: Section, row: Row) -> dict[str, str | int]:
-    group, first = row.group, row.group.first
+def csv_line(section: Section, group: Group, logits: str) -> dict[str, str | int]:
     line = {
         "dataset": section.title,
-        "model": first.model,
-        "label": first.label,
+        "model": group.first.model,
+        "label": group.first.label,
         "net": printable(group.name),
         "teacher": printable(group.teacher.name) if group.teacher else "",
         "epoch": section.args.epoch,
-        "logits": row.logits,
+        "logits": logits,
         "n": len(group.records),
         "seeds": " ".join(str(record.seed) for record in group.records),
         "chosen": "yes" if any(sweep.chosen is group for sweep in section.sweeps) else "",
     }
-    for metric, cell in row.cells.items():
+    for metric, cell in group.rows[logits].cells.items():
         column = COLUMNS[metric]
         values = {"": cell.mean, " sd": cell.sd}
         values |= zip((" low", " high"), cell.interval or (), strict=False)

@@ -117,7 +117,7 @@ def only_section(root: Path, *flags: str):
 
 def cells(section, name: str, logits: str = "raw") -> dict:
     [group] = [group for group in section.groups if group.full_name == name]
-    return section.row(group, logits).cells
+    return group.rows[logits].cells
 
 
 def shown(section) -> str:
@@ -234,10 +234,11 @@ def test_the_best_and_those_within_the_spread_of_it(tmp_path):
             best = measured(test=test, scaled={"ece": 0.05 - error / 10})
             write_run(tmp_path, loss, seed=seed, best=best)
     section = only_section(tmp_path)
-    marks = {(row.group.first.loss, row.logits): row.cells for row in section.rows}
-    raw = {loss: marks[loss, "raw"]["ece"].mark for loss in errors}
+    rows = {group.first.loss: group.rows for group in section.groups}
+    raw = {loss: rows[loss]["raw"].cells["ece"].mark for loss in errors}
     assert raw == {"NLL": "best", "LS": "close", "FL": "", "DFL": ""}
-    assert marks["FL", "raw"]["top1"].mark == marks["FL", "scaled"]["ece"].mark == "best"
+    assert cells(section, "resnet8 FL")["top1"].mark == "best"
+    assert cells(section, "resnet8 FL", "scaled")["ece"].mark == "best"
 
 
 def test_no_mark_goes_to_a_temperature_at_its_bound(tmp_path):
@@ -245,8 +246,8 @@ def test_no_mark_goes_to_a_temperature_at_its_bound(tmp_path):
     write_run(tmp_path, "NLL", best=lucky)
     for gamma, error in ((1, 0.2), (2, 0.3)):
         write_run(tmp_path, f"FL{gamma}", best=measured(scaled={"ece": error}))
-    rows = [row for row in only_section(tmp_path).rows if row.logits == "scaled"]
-    marks = {row.group.name: row.cells["ece"].mark for row in rows}
+    groups = only_section(tmp_path).groups
+    marks = {group.name: group.rows["scaled"].cells["ece"].mark for group in groups}
     assert marks == {"resnet8 NLL": "", "resnet8 FL1": "best", "resnet8 FL2": ""}
 
 
@@ -312,13 +313,13 @@ def test_posthoc_is_a_row_where_it_is_of_these_predictions(tmp_path):
     write_posthoc(folder)
     section = only_section(tmp_path)
     ways = ["raw", "scaled", "vector", "Dirichlet ODIR"]
-    assert [row.logits for row in section.rows] == ways
+    assert list(section.groups[0].rows) == ways
     assert cells(section, "resnet8 NLL", "vector")["ece"].mean == 0.0456
     assert "vector, Dirichlet ODIR: fitted on the validation split" in shown(section)
     for form, text in (("terminal", "<absent>"), ("html", "&lt;absent&gt;"), ("latex", "$<$abs")):
         assert f"vector, class 3 is {text}" in render(main_table(section), form)
     write_posthoc(folder, "of an earlier run")
-    assert [row.logits for row in only_section(tmp_path).rows] == ["raw", "scaled"]
+    assert list(only_section(tmp_path).groups[0].rows) == ["raw", "scaled"]
 
 
 # Scale
@@ -380,7 +381,7 @@ def test_validation_chooses_and_its_test_value_is_quoted(grid, select):
     section = only_section(grid, "--select", select)
     [sweep] = section.sweeps
     assert sweep.chosen.name == "resnet8 KD T=4 Lambda=0.9"
-    assert sweep.parameters == ["T", "Lambda"] and len(sweep.groups) == 5 and is_grid(sweep)
+    assert sweep.parameters == ["T", "Lambda"] and len(sweep.places) == 5 and is_grid(sweep)
     text = shown(section)
     [sentence] = [line for line in text.splitlines() if line.startswith("Sweep of")]
     assert "T = 4, Lambda = 0.9 has the best validation" in sentence

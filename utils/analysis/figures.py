@@ -41,16 +41,16 @@ def drawing(file, *size, format: str = "svg", **options):
 
 def is_grid(sweep: Sweep) -> bool:
     """Whether a map of it would have two sides, not too long, and at least half of its cells."""
-    sides = [len(set(values)) for values in zip(*map(sweep.place, sweep.groups), strict=True)]
-    return len(sides) == 2 and max(sides) <= LARGEST and 2 * len(sweep.groups) >= np.prod(sides)
+    sides = [len(set(values)) for values in zip(*sweep.places.values(), strict=True)]
+    return len(sides) == 2 and max(sides) <= LARGEST and 2 * len(sweep.places) >= np.prod(sides)
 
 
 def heat_map(sweep: Sweep, metric: str, file) -> None:
     """Validation means over a grid, darker = better, the chosen cell framed; grey without a run."""
-    column, places = COLUMNS[metric], [sweep.place(group) for group in sweep.groups]
-    across, down = (sorted(set(values)) for values in zip(*places, strict=True))
+    column = COLUMNS[metric]
+    across, down = (sorted(set(values)) for values in zip(*sweep.places.values(), strict=True))
     values = np.full((len(down), len(across)), np.nan)
-    for group, (x, y) in zip(sweep.groups, places, strict=True):
+    for group, (x, y) in sweep.places.items():
         values[down.index(y), across.index(x)] = group.validation(metric).mean()
     with drawing(file, 1.1 + 0.56 * len(across), 1.0 + 0.42 * len(down)) as (figure, [[axes]]):
         axes.set_facecolor("#d5d9de")
@@ -61,7 +61,7 @@ def heat_map(sweep: Sweep, metric: str, file) -> None:
             colour = "white" if shade[place] > middle else "black"
             style = {"ha": "center", "va": "center", "fontsize": 8, "color": colour}
             axes.text(*place[::-1], column.text(values[place]), **style)
-        x, y = sweep.place(sweep.chosen)
+        x, y = sweep.places[sweep.chosen]
         corner = (across.index(x) - 0.5, down.index(y) - 0.5)
         frame = {"fill": False, "edgecolor": RED, "linewidth": 2.5, "clip_on": False}
         axes.add_patch(Rectangle(corner, 1, 1, **frame))
@@ -88,7 +88,7 @@ def top1_against_ece(section: Section, file) -> None:
     with drawing(file, 9.6, 4.2) as (figure, [[axes]]):
         for group, line in zip(section.drawn, LINES, strict=False):
             style = {"color": line["color"], "marker": "^" if group.teachers else "o"}
-            raw, scaled = (section.row(group, logits).cells for logits in ("raw", "scaled"))
+            raw, scaled = (group.rows[logits].cells for logits in LOGITS)
             top1, top1_sd, *_ = np.nan_to_num(100 * np.array(raw["top1"][:2]))
             ends = [np.nan_to_num(100 * np.array(cells["ece"][:2])) for cells in (raw, scaled)]
             axes.plot([ends[0][0], ends[1][0]], [top1, top1], linewidth=0.6, **line)

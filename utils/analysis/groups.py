@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -38,15 +38,13 @@ def named_apart(records: list[Record]) -> bool:
 
 @dataclass(eq=False)
 class Group:
-    """Runs that differ only in the seed, in its order; `first` stands for all where they agree.
-
-    `difference`: what sets its name apart from another's.
-    """
+    """Runs that differ only in the seed, in its order; `first` stands for all where they agree."""
 
     records: list[Record]
     exp_name: str | None = None
     teacher: "Group | None" = None
-    difference: str = ""
+    difference: str = ""  # what sets its name apart from another's
+    rows: dict = field(default_factory=dict)  # by raw, scaled, ...: its statistics.Row
 
     @property
     def first(self) -> Record:
@@ -150,8 +148,8 @@ def in_order(groups: list[Group]) -> list[Group]:
         students.setdefault(group.teacher, []).append(group)
 
     def rank(group: Group) -> tuple:
-        data = (natural(group.first.dataset), group.first.fingerprint)
-        return (data, group not in students, natural(group.name))
+        run = group.first
+        return natural(run.dataset), run.fingerprint, group not in students, natural(group.name)
 
     def below(group: Group | None) -> list[Group]:
         own = sorted(students.get(group, []), key=rank)

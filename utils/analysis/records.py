@@ -292,15 +292,12 @@ def finished_nets(paths: Iterable[Path], epoch: str, with_teacher: bool) -> list
         raise UserError(f"{first.folder}: no finished run ({first.reason}); train it first")
     for one in left_out:
         print(f"left out: {printable(one.folder)}, {printable(one.reason)}")
-    nets, seen = [], set()
+    nets: dict = {}
     for record in records:
-        nets.append(record)
-        teacher = record.taught_by
-        key = teacher and (teacher.measured["sha256"], teacher.fingerprint)
-        if with_teacher and teacher and key not in seen:
-            seen.add(key)
-            nets.append(teacher)
-    return nets
+        nets[record.folder] = record
+        if with_teacher and (teacher := record.taught_by):
+            nets.setdefault((teacher.measured["sha256"], teacher.fingerprint), teacher)
+    return list(nets.values())
 
 
 def write_beside(net: Record, name: str, about: dict, measured: dict) -> Path:

@@ -7,7 +7,7 @@ scripts/report.py.
 import json
 import math
 from argparse import Namespace
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from itertools import product
@@ -49,8 +49,6 @@ class Cell(NamedTuple):
 class Row(NamedTuple):
     """A group's raw, scaled, ... logits; a metric that is unknown is absent."""
 
-    group: Group
-    logits: str
     cells: dict[str, Cell]
     at_bound: bool
     few: bool  # a bin of confidence holds fewer than FEW test images
@@ -60,9 +58,9 @@ class Row(NamedTuple):
 class Sweep:
     """Groups that differ only in numbers: their loss's parameters, or those in TUNED."""
 
-    groups: list[Group]
-    chosen: Group
     parameters: list[str]
+    places: dict[Group, list[float]]  # the parameters' values
+    chosen: Group
 
     @property
     def name(self) -> str:
@@ -70,10 +68,6 @@ class Sweep:
         run, teacher = self.chosen.first, self.chosen.teacher
         origin = f" from {teacher.full_name}" if teacher else ""
         return f"{run.model} {run.loss}{origin} over {' and '.join(self.parameters)}"
-
-    def place(self, group: Group) -> list[float]:
-        """Its value of each of the parameters."""
-        return [numbers_of(group)[name] for name in self.parameters]
 
 
 @dataclass
@@ -86,21 +80,16 @@ class Section:
     groups: list[Group]
     sweeps: list[Sweep]
     printed: list[Group]
-    rows: list[Row] = field(default_factory=list)
 
     @property
     def compared(self) -> list[Group]:
         """Of a sweep only the chosen group."""
-        swept = {group for sweep in self.sweeps for group in sweep.groups}
-        beaten = swept - {sweep.chosen for sweep in self.sweeps}
+        beaten = {group for one in self.sweeps for group in one.places if group is not one.chosen}
         return [group for group in self.printed if group not in beaten]
 
     @property
     def drawn(self) -> list[Group]:
         return self.compared[:DRAWN]
-
-    def row(self, group: Group, logits: str) -> Row:
-        return next(row for row in self.rows if row.group is group and row.logits == logits)
 
 
 def sections_of(records: list[Record], args: Namespace) -> tuple[list[Section], list[LeftOut]]:
@@ -121,7 +110,7 @@ def sections_of(records: list[Record], args: Namespace) -> tuple[list[Section], 
             break
     for section in sections:
         for group in section.groups:
-            section.rows += rows_of(group, args, group in printed)
+            group.rows = rows_of(group, args, group in printed)
         mark(section)
     return sections, [*unreadable.values(), *repeated]
 
@@ -174,8 +163,9 @@ def find_sweeps(groups: list[Group], args: Namespace) -> list[Sweep]:
         numbers = [numbers_of(group) for group in same]
         varied = [name for name in numbers[0] if len({one[name] for one in numbers}) > 1]
         if varied:
+            values = ([one[name] for name in varied] for one in numbers)
             chosen = min(same, key=lambda group: validation_loss(group, args))
-            sweeps.append(Sweep(same, chosen, varied))
+            sweeps.append(Sweep(varied, dict(zip(same, values, strict=True)), chosen))
     return sweeps
 
 
@@ -192,9 +182,9 @@ def chance(record: Record, logits: str, draws: int) -> tuple | None:
     return resampled, bootstrap.calibrated_ece(predicted[0], draws)
 
 
-def rows_of(group: Group, args: Namespace, in_full: bool) -> list[Row]:
+def rows_of(group: Group, args: Namespace, in_full: bool) -> dict[str, Row]:
     """One for each kind of logits that all its runs have; `in_full`: with what takes time."""
-    records, rows = group.records, []
+    records, rows = group.records, {}
     tests = [record.tests if in_full else record.measured["test"] for record in records]
     kinds = (kind for kind in tests[0] if all(kind in test for test in tests))
     for logits in kinds if in_full else LOGITS:
@@ -215,7 +205,7 @@ def rows_of(group: Group, args: Namespace, in_full: bool) -> list[Row]:
                 )
         bounds = (record.measured["temperature_at_bound"] for record in records)
         few = any(one.get("smallest_bin", FEW) < FEW for one in measured)
-        rows.append(Row(group, logits, cells, logits == "scaled" and any(bounds), few))
+        rows[logits] = Row(cells, logits == "scaled" and any(bounds), few)
     return rows
 
 
@@ -227,23 +217,21 @@ def mark(section: Section) -> None:
     spread of a difference is the root of the sum of both variances, unknown for single runs. An ECE
     that a calibrated net could have is marked "chance"; where one of these is lowest, none is best.
     """
-    compared = set(section.compared)
-    for metric, column in COLUMNS.items():
-        families: dict[str, list[dict[str, Cell]]] = {}
-        for row in section.rows:
-            if row.group in compared and not row.at_bound and metric in row.cells:
-                families.setdefault(row.logits, []).append(row.cells)
-        for family in families.values():
-            best_of = max if column.best == "max" else min
-            best = best_of((cells[metric] for cells in family), key=lambda cell: cell.mean)
-            if len(family) < 2 or best.mark:
-                continue
-            for cells in family:
-                cell = cells[metric]
-                if cell.mark == "" and cell.mean == best.mean:
-                    cells[metric] = cell._replace(mark="best")
-                elif cell.mark == "" and abs(cell.mean - best.mean) <= math.hypot(cell.sd, best.sd):
-                    cells[metric] = cell._replace(mark="close")
+    rows = [row for group in section.compared for row in group.rows.items()]
+    kinds = dict.fromkeys(logits for logits, _ in rows)
+    for logits, (metric, column) in product(kinds, COLUMNS.items()):
+        alike = [row.cells for kind, row in rows if kind == logits and not row.at_bound]
+        family = [cells for cells in alike if metric in cells]
+        if len(family) < 2:
+            continue
+        best_of = max if column.best == "max" else min
+        best = best_of((cells[metric] for cells in family), key=lambda cell: cell.mean)
+        for cells in family if not best.mark else ():
+            cell = cells[metric]
+            if cell.mark == "" and cell.mean == best.mean:
+                cells[metric] = cell._replace(mark="best")
+            elif cell.mark == "" and abs(cell.mean - best.mean) <= math.hypot(cell.sd, best.sd):
+                cells[metric] = cell._replace(mark="close")
 
 
 def find_group(sections: list[Section], name: str) -> tuple[Section, Group]:

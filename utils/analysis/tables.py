@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from utils.analysis.groups import Group
 from utils.analysis.records import LOGITS
-from utils.analysis.statistics import FEW, Cell, Row, Section, Sweep, differences
+from utils.analysis.statistics import FEW, Cell, Section, Sweep, differences
 from utils.calibration.bootstrap import Difference
 from utils.runs import number_text
 from utils.tables import COLUMNS, Column, printable, text_table
@@ -47,21 +47,21 @@ MEANING = {
 
 def main_table(section: Section) -> Table:
     """Name, kind of logits, number of runs, then the section's columns."""
-    groups, chosen = set(section.printed), {sweep.chosen for sweep in section.sweeps}
-    rows = [row for row in section.rows if row.group in groups]
-    has_chance = any(row.cells["ece"].interval for row in rows)
+    chosen = {sweep.chosen for sweep in section.sweeps}
+    rows = [(group, *row) for group in section.printed for row in group.rows.items()]
+    has_chance = any(row.cells["ece"].interval for _, _, row in rows)
     head = [printable(section.title), "logits", "n"]
     for metric in section.columns:
         head.append(COLUMNS[metric].head)
         if metric == "ece" and has_chance:
             head += ["95 % interval", "ECE of a calibrated net %"]
     entries = []
-    for row in rows:
-        group, opens = row.group, row.logits == "raw"
+    for group, logits, row in rows:
+        opens = logits == "raw"
         name = printable(group.name) + (" ←" if group in chosen else "")
         line = [
             Entry(name if opens else "", indent=len(group.teachers) if opens else 0),
-            Entry(row.logits + (" †" if row.at_bound else "")),
+            Entry(logits + (" †" if row.at_bound else "")),
             Entry(str(len(group.records)) if opens else ""),
         ]
         for metric in section.columns:
@@ -74,7 +74,7 @@ def main_table(section: Section) -> Table:
                     texts = ["[{}, {}]".format(*ends), "{} (< {})".format(*floor)]
                 line += map(Entry, texts)
         entries.append(line)
-    return Table(head, entries, legend(section, rows, has_chance), "metrics")
+    return Table(head, entries, legend(section, has_chance), "metrics")
 
 
 def metric_entry(cell: Cell | None, column: Column) -> Entry:
@@ -84,12 +84,13 @@ def metric_entry(cell: Cell | None, column: Column) -> Entry:
     return Entry(column.text(cell.mean) + spread, cell.mark)
 
 
-def legend(section: Section, rows: list[Row], has_chance: bool) -> list[str]:
+def legend(section: Section, has_chance: bool) -> list[str]:
     """What a reader needs to know of the table, a sentence each; only what occurs in it."""
     args, groups = section.args, section.printed
     select = COLUMNS[args.select].head.removesuffix(" %")
     epoch = {"best": "the epoch that validation chose", "last": "the last epoch"}[args.epoch]
-    kinds = dict.fromkeys(row.logits for row in rows)
+    rows = [row for group in groups for row in group.rows.values()]
+    kinds = dict.fromkeys(logits for group in groups for logits in group.rows)
     further = [kind for kind in kinds if kind not in (*LOGITS, TEMPERED)]
     few = "mce" in section.columns and any(row.few for row in rows)
     at_bound = any(row.at_bound for row in rows)
@@ -121,15 +122,15 @@ def legend(section: Section, rows: list[Row], has_chance: bool) -> list[str]:
 
 def sweep_sentence(section: Section, sweep: Sweep) -> str:
     """Which setting validation chose, and what it is worth on test."""
-    values = zip(sweep.parameters, map(number_text, sweep.place(sweep.chosen)), strict=True)
+    values = zip(sweep.parameters, map(number_text, sweep.places[sweep.chosen]), strict=True)
     setting = ", ".join(map(" = ".join, values))
-    cells = [section.row(sweep.chosen, logits).cells for logits in LOGITS]
+    cells = [sweep.chosen.rows[logits].cells for logits in LOGITS]
     worth = []
     for metric in section.columns:
         texts = [metric_entry(one.get(metric), COLUMNS[metric]).text for one in cells]
         worth.append(f"{COLUMNS[metric].head} {' → '.join(dict.fromkeys(texts))}")
     return (
-        f"Sweep of {printable(sweep.name)}, {len(sweep.groups)} settings: {setting} has the best "
+        f"Sweep of {printable(sweep.name)}, {len(sweep.places)} settings: {setting} has the best "
         f"validation {COLUMNS[section.args.select].head.removesuffix(' %')}. "
         f"On test, raw → scaled: {', '.join(worth)}."
     )
