@@ -2,8 +2,9 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 import numpy as np
 
@@ -11,9 +12,17 @@ from utils.analysis.records import LeftOut, Record
 from utils.files import safe_name
 
 
+def alike(items: Iterable, key: Callable) -> list[list]:
+    """Those of equal keys together, all in their order."""
+    found: dict = {}
+    for item in items:
+        found.setdefault(key(item), []).append(item)
+    return list(found.values())
+
+
 def same_but_for_seed(record: Record) -> tuple:
     """Equal for runs that differ only in the seed, their own and their teachers', or --exp_name."""
-    names = record.dataset, record.fingerprint, record.model, record.label
+    names = *record.data, record.model, record.label
     settings = {key: x for key, x in record.settings.items() if key not in ("seed", "teacher")}
     teacher = record.teacher and (record.teacher.exp_name, same_but_for_seed(record.teacher))
     return json.dumps([names, settings], sort_keys=True), teacher
@@ -80,22 +89,18 @@ def group_runs(records: list[Record]) -> tuple[list[Group], list[LeftOut]]:
 
     A teacher whose own run is not among `records` is known from what its students measured.
     """
-    alike: dict[tuple, list[Record]] = {}
     everyone = [*records, *find_teachers(records)]
-    for record in sorted(everyone, key=lambda one: natural(one.seed)):
-        alike.setdefault(same_but_for_seed(record), []).append(record)
+    everyone.sort(key=lambda record: natural(record.seed))
     group_of: dict[Record, Group] = {}
-    repeated = []
-    for same in alike.values():
-        apart, named, first_of = named_apart(same), {}, {}
-        for record in same:
-            name = record.exp_name if apart else None
-            group = group_of[record] = named.setdefault(name, Group([], name))
-            first = first_of.setdefault((name, seeds_of(record)), record)
-            if first is record:
-                group.records.append(record)
-            else:
-                repeated.append(LeftOut(record.folder, f"repeats {first.folder}"))
+    repeated: list[LeftOut] = []
+    for same in alike(everyone, same_but_for_seed):
+        apart = named_apart(same)
+        for runs in alike(same, attrgetter("exp_name")) if apart else [same]:
+            group = Group([], runs[0].exp_name if apart else None)
+            group_of |= dict.fromkeys(runs, group)
+            for first, *others in alike(runs, seeds_of):
+                group.records.append(first)
+                repeated += [LeftOut(one.folder, f"repeats {first.folder}") for one in others]
     groups = list(dict.fromkeys(group_of.values()))
     for group in groups:
         group.teacher = group_of.get(group.first.teacher)
@@ -108,10 +113,11 @@ def find_teachers(records: list[Record]) -> list[Record]:
 
     A teacher's run is found by its name, and known by its weights where they were not deleted.
     """
-    named: dict[tuple, list[Record]] = {}
-    for record in records:
-        name = (record.model, safe_name(record.label), record.seed, record.fingerprint)
-        named.setdefault(name, []).append(record)
+
+    def name(record: Record) -> tuple:
+        return record.model, safe_name(record.label), record.seed, record.fingerprint
+
+    named = {name(same[0]): same for same in alike(records, name)}
     borrowed: dict[str, Record] = {}
     for student in (record for record in records if record.taught_by):
         own = student.taught_by
@@ -127,11 +133,7 @@ def find_teachers(records: list[Record]) -> list[Record]:
 
 def tell_apart(groups: Iterable[Group]) -> None:
     """Where groups of one teacher share a name, add the settings that differ between them."""
-    namesakes: dict[tuple, list[Group]] = {}
-    for group in groups:
-        place = (group.first.dataset, group.first.fingerprint, group.teacher, group.name)
-        namesakes.setdefault(place, []).append(group)
-    for same in namesakes.values():
+    for same in alike(groups, lambda group: (*group.first.data, group.teacher, group.name)):
         settings = [group.first.settings for group in same]
         for key in sorted(set().union(*settings) - {"seed", "teacher"}):
             texts = [str(one.get(key)).replace(" ", "") for one in settings]
@@ -143,9 +145,7 @@ def tell_apart(groups: Iterable[Group]) -> None:
 
 def in_order(groups: list[Group]) -> list[Group]:
     """By data set; nets that teach first, each before its students; then by name."""
-    students: dict[Group | None, list[Group]] = {}
-    for group in groups:
-        students.setdefault(group.teacher, []).append(group)
+    students = {same[0].teacher: same for same in alike(groups, attrgetter("teacher"))}
 
     def rank(group: Group) -> tuple:
         run = group.first

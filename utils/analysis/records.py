@@ -58,7 +58,7 @@ class Record:
         self.owner = "teacher" if self.borrowed else self.epoch
         identity = result["teacher"] if self.borrowed else result
         self.model, self.label, self.seed = (identity[key] for key in ("model", "label", "seed"))
-        self.dataset, self.fingerprint = result["dataset"], result["fingerprint"]
+        self.data = self.dataset, self.fingerprint = result["dataset"], result["fingerprint"]
         safe_name(self.label + self.dataset + self.fingerprint)
         hash(self.seed)
         if self.borrowed:  # a third party's file stands for itself
@@ -123,6 +123,10 @@ class Record:
             return None
         values, labels = self.stored("test")
         return (values.double() / self.temperatures[logits]).softmax(dim=1), labels
+
+    def raw_and_scaled(self, metrics: Callable, *data) -> dict[str, dict[str, float]]:
+        """`metrics(*data, temperature)` with the temperature 1, and with its own."""
+        return {logits: metrics(*data, t) for logits, t in self.temperatures.items()}
 
     @cached_property
     def history(self) -> list[dict]:
@@ -253,11 +257,7 @@ def read_run(folder: Path, epoch: str) -> Record | LeftOut:
             content = json.loads(config.read_text()) if config.exists() else {}
             return Record(folder, result, content, epoch)
     except UserError as error:
-        return LeftOut(folder, reason_of(error, folder))
-
-
-def reason_of(error: Exception, folder: Path) -> str:
-    return one_line(error).replace(f"{folder}/", "")
+        return LeftOut(folder, one_line(error).replace(f"{folder}/", ""))
 
 
 def pack(records: list[Record], file) -> None:

@@ -7,10 +7,8 @@ scripts/evaluate.py.
 
 from argparse import Namespace
 from collections.abc import Callable
-from functools import partial
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -54,11 +52,6 @@ AGREEMENT = 0.9  # of people's majority with the labels; 0.99 on CIFAR-10
 Evaluation = tuple[str, list[dict]]  # the table; what was measured of each net, ready for JSON
 
 
-def raw_and_scaled(measure: Callable[[float], Any], net: Record) -> dict[str, Any]:
-    """What `measure` makes of each of the net's temperatures: 1, and its own."""
-    return {logits: measure(temperature) for logits, temperature in net.temperatures.items()}
-
-
 def table(title: str, nets: list[Record], measured: list, columns: dict, *heads) -> str:
     """`measured`, for each net: the row's first cells, under `heads` -> raw, scaled -> metrics.
 
@@ -69,12 +62,11 @@ def table(title: str, nets: list[Record], measured: list, columns: dict, *heads)
     lines = []
     for net, rows in zip(nets, measured, strict=True):
         name = net.title
-        for logits, temperature in raw_and_scaled("{:.3f}".format, net).items():
-            for first, one in rows.items():
-                of = one[logits]
-                cells = [c.text(of[n]) if n in of else "" for n, c in known.items()]
-                lines.append([name, logits, temperature, *first, *cells])
-                name = ""
+        for (logits, temperature), first in product(net.temperatures.items(), rows):
+            of = rows[first][logits]
+            cells = [c.text(of[n]) if n in of else "" for n, c in known.items()]
+            lines.append([name, logits, f"{temperature:.3f}", *first, *cells])
+            name = ""
     head = ["", "logits", "T", *heads, *(c.head for c in known.values())]
     return f"{title}\n{text_table(head, lines)}"
 
@@ -94,13 +86,13 @@ def against_labels(nets: list[Record], args: Namespace) -> Evaluation:
         shares = [trained_on(nets, data, advice).posterior] * len(nets)
     measured = []
     for net, share in zip(nets, shares, strict=True):
-        logits, _ = net.stored("test")
-        measure = partial(distributions.label_distribution_metrics, logits, share)
-        measured.append(raw_and_scaled(measure, net))
-        for kind, metrics in measured[-1].items() if net.taught_by else ():
-            probs = [one.probabilities(kind)[0] for one in (net, net.taught_by)]
+        metrics, (logits, _) = distributions.label_distribution_metrics, net.stored("test")
+        found = net.raw_and_scaled(metrics, logits, share)
+        for kind, one in found.items() if net.taught_by else ():
+            probs = [each.probabilities(kind)[0] for each in (net, net.taught_by)]
             correlation = distributions.rank_correlation(*map(distributions.entropy, probs))
-            metrics["teacher_entropy_correlation"] = correlation
+            one["teacher_entropy_correlation"] = correlation
+        measured.append(found)
     title += " (cal. error: mean |confidence - its true share|; entropy in nats, gap: net - truth)"
     return table(title, nets, [{(): one} for one in measured], DISTRIBUTION_COLUMNS), measured
 
@@ -163,8 +155,8 @@ def out_of_distribution(nets: list[Record], args: Namespace) -> Evaluation:
     measured = []
     for net in nets:
         logits = in_precision(net, args.test_batch_size)
-        measure = partial(distributions.ood_metrics, logits(test.images), logits(foreign))
-        measured.append(raw_and_scaled(measure, net))
+        both = logits(test.images), logits(foreign)
+        measured.append(net.raw_and_scaled(distributions.ood_metrics, *both))
     title = (
         f"{printable(args.on)}: its {len(foreign)} images, out of distribution, mixed with "
         f"{len(test.labels)} of the test split, which are the positive class"
@@ -210,8 +202,8 @@ def under_corruptions(nets: list[Record], args: Namespace) -> Evaluation:
     total = 1 + len(names) * len(SEVERITIES)
     for name, severity, images in tqdm(stream, args.on, total, leave=False, disable=None):
         for net, logits, one in zip(nets, all_logits, measured, strict=True):
-            measure = partial(classification_metrics, logits(images), test.labels)
-            one[name][str(severity)] = raw_and_scaled(measure, net)
+            found = net.raw_and_scaled(classification_metrics, logits(images), test.labels)
+            one[name][str(severity)] = found
     for one in measured:
         for name in names:
             one[name][MEAN] = mean(list(one[name].values()))

@@ -17,10 +17,11 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from utils.analysis.groups import Group, group_runs
-from utils.analysis.records import LOGITS, LeftOut, Record, reason_of
+from utils.analysis.groups import Group, alike, group_runs
+from utils.analysis.records import LOGITS, LeftOut, Record
 from utils.calibration import bootstrap
 from utils.calibration.bootstrap import PAIRED, Difference
+from utils.files import one_line
 from utils.program import UserError
 from utils.tables import COLUMNS
 
@@ -94,44 +95,43 @@ class Section:
 
 def sections_of(records: list[Record], args: Namespace) -> tuple[list[Section], list[LeftOut]]:
     """One section for each data set; what cannot be read takes its run out of all of them."""
+    groups, repeated = group_runs(records)
+    parts = alike(groups, lambda group: group.first.data)
+    names = [part[0].first.dataset for part in parts]
+    sections = [section_of(part, names, args) for part in parts]
+    printed = dict.fromkeys(group for section in sections for group in section.printed)
+    shown = [(group, run) for group in printed for run in group.records]
     unreadable: dict[Path, LeftOut] = {}
-    while True:
-        groups, repeated = group_runs([run for run in records if run.folder not in unreadable])
-        sections, found = split(groups, args), len(unreadable)
-        printed = dict.fromkeys(group for section in sections for group in section.printed)
-        shown = [(group, run) for group in printed for run in group.records]
-        for group, run in tqdm(shown, "measuring", leave=False, disable=None):
-            try:
-                rows_of(Group([run]), args, len(group.records) <= MANY or run is group.first)
-                len(run.history)
-            except Exception as error:  # whatever it is, it concerns this run alone
-                unreadable[run.folder] = LeftOut(run.folder, reason_of(error, run.folder))
-        if found == len(unreadable):
-            break
+    for group, run in tqdm(shown, "measuring", leave=False, disable=None):
+        try:
+            rows_of(Group([run]), args, len(group.records) <= MANY or run is group.first)
+            len(run.history)
+        except Exception as error:  # whatever it is, it concerns this run alone
+            reason = one_line(error).replace(f"{run.folder}/", "")
+            unreadable[run.folder] = LeftOut(run.folder, reason)
+    if unreadable:  # others may be shown in their place
+        readable = [run for run in records if run.folder not in unreadable]
+        sections, left_out = sections_of(readable, args)
+        return sections, [*unreadable.values(), *left_out]
     for section in sections:
         for group in section.groups:
             group.rows = rows_of(group, args, group in printed)
         mark(section)
-    return sections, [*unreadable.values(), *repeated]
+    return sections, repeated
 
 
-def split(groups: list[Group], args: Namespace) -> list[Section]:
-    data_sets: dict[tuple, list[Group]] = {}
-    for group in groups:
-        data_sets.setdefault((group.first.dataset, group.first.fingerprint), []).append(group)
-    names = [name for name, _ in data_sets]
-    sections = []
-    for (name, fingerprint), part in data_sets.items():
-        title = name if names.count(name) == 1 else f"{name} ({fingerprint[:8]})"
-        known = set().union(*(group.first.measured["test"]["raw"] for group in part))
-        columns = args.columns or [metric for metric in USUAL if metric in known]
-        section = Section(title, args, columns, part, find_sweeps(part, args), part)
-        if len(part) > args.nets:  # the best by validation, and their teachers
-            ranked = sorted(section.compared, key=lambda group: validation_loss(group, args))
-            kept = {one for group in ranked[: args.nets] for one in (group, *group.teachers)}
-            section.printed = [group for group in part if group in kept]
-        sections.append(section)
-    return sections
+def section_of(groups: list[Group], names: list[str], args: Namespace) -> Section:
+    """`names`: of all data sets, to tell apart those of one name."""
+    name, fingerprint = groups[0].first.data
+    title = name if names.count(name) == 1 else f"{name} ({fingerprint[:8]})"
+    known = set().union(*(group.first.measured["test"]["raw"] for group in groups))
+    columns = args.columns or [metric for metric in USUAL if metric in known]
+    section = Section(title, args, columns, groups, find_sweeps(groups, args), groups)
+    if len(groups) > args.nets:  # the best by validation, and their teachers
+        ranked = sorted(section.compared, key=lambda group: validation_loss(group, args))
+        kept = {one for group in ranked[: args.nets] for one in (group, *group.teachers)}
+        section.printed = [group for group in groups if group in kept]
+    return section
 
 
 def validation_loss(group: Group, args: Namespace) -> float:
@@ -150,16 +150,16 @@ def numbers_of(group: Group) -> dict[str, float]:
 
 def find_sweeps(groups: list[Group], args: Namespace) -> list[Sweep]:
     """Two or more groups that differ only in numbers, and the one that validation prefers."""
-    alike: dict[tuple, list[Group]] = {}
-    for group in groups:
+
+    def fixed(group: Group) -> tuple:
         run, numbers = group.first, numbers_of(group)
         free = {"seed", "teacher", "label", *numbers}
-        fixed = {key: x for key, x in run.settings.items() if key not in free}
-        same = [run.model, run.loss, group.exp_name, sorted(numbers), fixed]
-        key = json.dumps(same, sort_keys=True), group.teacher
-        alike.setdefault(key, []).append(group)
+        settings = {key: x for key, x in run.settings.items() if key not in free}
+        same = [run.model, run.loss, group.exp_name, sorted(numbers), settings]
+        return json.dumps(same, sort_keys=True), group.teacher
+
     sweeps = []
-    for same in alike.values():
+    for same in alike(groups, fixed):
         numbers = [numbers_of(group) for group in same]
         varied = [name for name in numbers[0] if len({one[name] for one in numbers}) > 1]
         if varied:
@@ -178,7 +178,7 @@ def chance(record: Record, logits: str, draws: int) -> tuple | None:
     predicted = record.probabilities(logits)
     if predicted is None or not draws:
         return None
-    resampled = bootstrap.resampled_ece(bootstrap.gaps(*predicted), draws)
+    resampled = bootstrap.resampled(bootstrap.gaps(*predicted), draws)
     return resampled, bootstrap.calibrated_ece(predicted[0], draws)
 
 
