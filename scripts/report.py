@@ -91,8 +91,12 @@ def main(argv: list[str] | None = None) -> None:
 
 def csv_text(sections: list[Section]) -> str:
     """Every metric, not only the chosen columns, with all digits; units in the heads."""
-    groups = [(section, group) for section in sections for group in section.groups]
-    lines = [csv_line(*of, logits) for of in groups for logits in of[1].rows]
+    lines = [
+        csv_line(section, group, logits)
+        for section in sections
+        for group in section.groups
+        for logits in group.rows
+    ]
     heads = list(dict.fromkeys(head for line in lines for head in line))
     writer = csv.DictWriter(text := io.StringIO(), heads, restval="", lineterminator="\n")
     writer.writeheader()

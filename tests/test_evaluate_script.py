@@ -27,7 +27,7 @@ from utils.analysis.corruptions import OWN, PUBLISHED, own_corruptions, publishe
 from utils.analysis.shift import foreign_images, human_labels
 from utils.calibration.distributions import label_distribution_metrics, ood_metrics
 from utils.calibration.metrics import classification_metrics, posterior_metrics
-from utils.calibration.posthoc import METHODS, no_calibration
+from utils.calibration.posthoc import METHODS
 from utils.data import load_dataset
 from utils.data.views import normalise
 from utils.program import UserError
@@ -373,17 +373,23 @@ def test_the_known_posterior(copies, tmp_path):
 # --- scripts.posthoc ------------------------------------------------------------------------------
 
 
-def test_posthoc_has_a_table_for_each_run_that_is_finished(copies, capsys):
-    stopped = copies / "stopped"
+def test_posthoc_of_every_net_is_kept_side_by_side(copies, capsys):
+    stopped, run = copies / "stopped", run_of(copies, "students")
     stopped.mkdir()
     (stopped / "config.json").write_text("{}")
-    posthoc.main([str(copies), "--with-teacher", "--folds", "2"])
+    posthoc.main([str(copies), "--with-teacher", "--folds", "2", "--write"])
     printed = capsys.readouterr().out
     assert printed.count("val NLL") == 3 and f"left out: {stopped}, unfinished" in printed
     for method in METHODS:
         assert printed.count(f"\n{method} ") == 3
-    assert not list(copies.rglob("posthoc.json"))
     assert "no finished run" in fails(capsys, copies, posthoc.main, [str(stopped)])
+
+    def written(*flags):
+        posthoc.main([str(run), "--write", *flags])
+        return json.loads((run / "posthoc.json").read_text()).keys() - {"predictions", "folds"}
+
+    assert written("--epoch", "last", "--folds", "2") == {"best", "teacher", "last"}
+    assert written("--folds", "3") == {"best"}
 
 
 def test_posthoc_reads_the_stored_logits(copies, tmp_path):
@@ -406,19 +412,6 @@ def test_posthoc_reads_the_stored_logits(copies, tmp_path):
     one = best["vector"]
     mapped = logits.astype(np.float64) * one["weight"] + one["bias"]
     assert classification_metrics(mapped, labels) == pytest.approx(one["test"])
-
-
-def test_posthoc_keeps_epochs_and_teachers_side_by_side(copies, monkeypatch):
-    # What the fits find is not looked at here: the fast ones will do.
-    fast = lambda *data, folds: no_calibration(*data)  # noqa: E731
-    monkeypatch.setattr(posthoc, "dirichlet_calibration", fast)
-    run = run_of(copies, "students")
-    posthoc.main([str(run), "--write", "--with-teacher"])
-    posthoc.main([str(run), "--write", "--epoch", "last"])
-    found = json.loads((run / "posthoc.json").read_text())
-    assert found.keys() == {"predictions", "folds", "best", "teacher", "last"}
-    posthoc.main([str(run), "--write", "--folds", "3"])
-    assert json.loads((run / "posthoc.json").read_text()).keys() == {"predictions", "folds", "best"}
 
 
 def test_posthoc_refuses_other_predictions(copies, capsys):

@@ -8,7 +8,6 @@ import json
 import re
 import shutil
 import subprocess
-from html.parser import HTMLParser
 from itertools import product
 from pathlib import Path
 
@@ -518,39 +517,15 @@ def test_markdown_reads_back(written):
     assert "**92.00 ± 2.83**" in text
 
 
-class Page(HTMLParser):
-    """Tags with their attributes, and the text of a page."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.tags, self.open, self.text = [], [], ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        if tag not in ("meta", "link", "img", "circle", "path", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        if tag not in ("circle", "path"):
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
-
 def test_the_page_fetches_nothing_and_names_are_text(written):
     page = (written / "report.html").read_text()
-    parsed = Page(page)
-    assert not parsed.open, "every tag is closed"
-    assert "script" not in {tag for tag, _ in parsed.tags}
-    for tag, attributes in parsed.tags:
-        assert not [name for name in attributes if name.startswith("on")]
-        for name in ("src", "href"):
-            assert attributes.get(name, "data:").startswith("data:"), (tag, attributes)
+    assert HOSTILE not in page and page.count(html.escape(HOSTILE)) >= 4
+    assert "<script" not in page and "<b>bold" not in page and "&lt;b&gt;bold" in page
     assert "url(" not in page and "@import" not in page
-    assert parsed.text.count(HOSTILE) >= 4 and "<b>bold" in parsed.text
-    assert parsed.text.count("python train_teacher.py") == 12  # the command of every run
+    assert all(text.startswith("data:") for text in re.findall(r'(?:src|href)="([^"]*)"', page))
+    for tag in ("table", "tr", "td", "div", "figure", "ul", "li", "details"):
+        assert len(re.findall(f"<{tag}[ >]", page)) == page.count(f"</{tag}>") > 0
+    assert page.count("python train_teacher.py") == 12  # the command of every run
     pictures = re.findall(r"data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)", page)
     assert len(pictures) == PICTURES
     for picture in pictures:
