@@ -12,7 +12,8 @@ from pathlib import Path
 
 from utils.analysis import shift
 from utils.analysis.corruptions import OWN, PUBLISHED, SOURCES
-from utils.analysis.records import measured_nets, write_beside
+from utils.analysis.figures import severity_boxes
+from utils.analysis.records import finished_nets, write_beside
 from utils.data import dataset_label
 from utils.files import atomic
 from utils.options import CommandLine, count, location, name, path, whole
@@ -26,7 +27,7 @@ EVALUATIONS |= dict.fromkeys(STORED, shift.against_labels)
 
 def main(argv: list[str] | None = None) -> None:
     args = options(argv)
-    nets = measured_nets(args.runs, args.epoch, args.with_teacher or args.on in STORED)
+    nets = finished_nets(args.runs, args.epoch, args.with_teacher or args.on in STORED)
     table, measured = EVALUATIONS.get(args.on, shift.out_of_distribution)(nets, args)
     print(table)
     for net in nets:
@@ -35,14 +36,14 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{title}: T lies at the bound of its range, do not trust its scaled rows")
     if args.out is not None:
         with atomic(args.out) as file:
-            shift.draw_by_severity(nets, measured, file)
+            severity_boxes([net.title.strip() for net in nets], measured, file)
         print(f"written: {args.out}")
     if args.write:
         about = {"on": args.on, "corruptions": args.corruptions, "seed": args.seed}
         file = f"evaluation_{dataset_label(args.on)}.json"
         for net, one in zip(nets, measured, strict=True):
-            part = {net.owner: {"temperature": net.temperature, **one}}
-            print(f"written: {write_beside(net.record, file, about, part)}")
+            one = {"temperature": net.measured["temperature"], **one}
+            print(f"written: {write_beside(net, file, about, one)}")
 
 
 def options(argv: list[str] | None) -> Namespace:

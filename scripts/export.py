@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils.benchmark import Timer
 
-from utils.analysis.records import MeasuredNet, measured_nets
+from utils.analysis.records import Record, finished_nets
 from utils.analysis.shift import test_split
 from utils.export import FORMATS, ONNX_PACKAGES, CalibratedNet
-from utils.files import atomic, read_torch
+from utils.files import atomic
 from utils.options import CommandLine, location, path
 from utils.program import UserError, one_line_errors
 from utils.tables import COLUMNS, text_table
@@ -33,7 +33,7 @@ SECONDS = 2.0  # of timing, for each batch size
 
 def main(argv: list[str] | None = None) -> None:
     args = options(argv)
-    nets = measured_nets(args.runs, args.epoch, with_teacher=False)
+    nets = finished_nets(args.runs, args.epoch, with_teacher=False)
     images = test_split(nets, args).images.contiguous()
     if args.benchmark:
         return print(latency_table(nets, images, args))
@@ -69,24 +69,28 @@ def options(argv: list[str] | None) -> Namespace:
     return args
 
 
-def export(net: MeasuredNet, images: Tensor, args: Namespace) -> tuple[bytes, str]:
+def export(net: Record, images: Tensor, args: Namespace) -> tuple[bytes, str]:
     """The content of a file that has been checked, and what to say of it. Raises UserError."""
-    record, images = net.record, images[:CHECKED]
-    saved = read_torch(record.folder / f"model_{net.owner}.pth", "copy or train it again")
-    del saved["state_dict"]
+    images = images[:CHECKED]
     weight, bias, ece = calibration(net, args.calibration)
-    checkpoint = saved | {"softmax": {"weight": weight, "bias": bias}}
-    metadata = {"calibration": args.calibration, "temperature": net.temperature, "ece": ece}
-    metadata |= {"classes": record.result["num_classes"], "dataset": record.result["dataset"]}
-    metadata |= {"command": record.config.get("command", ""), "checkpoint": checkpoint}
+    own, saved = net.load_net()
+    metadata = {
+        "calibration": args.calibration,
+        "temperature": net.measured["temperature"],
+        "ece": ece,
+        "classes": net.result["num_classes"],
+        "dataset": net.dataset,
+        "command": net.config.get("command", ""),
+        "checkpoint": saved | {"softmax": {"weight": weight, "bias": bias}},
+    }
     metadata = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
-    calibrated = CalibratedNet(*net.load_own(), weight, bias)
+    calibrated = CalibratedNet(own, saved["mean"], saved["std"], weight, bias)
     write, reopen = FORMATS[args.format]
     content = write(calibrated, images, metadata)
     found = reopen(content)(images)
-    stored = net.test[0][:CHECKED].double() * torch.tensor(weight) + torch.tensor(bias)
-    on_cpu = " cores, " in record.config.get("hardware", "")
-    exact = record.settings["mixed_precision"] == "no" and on_cpu
+    stored = net.stored("test")[0][:CHECKED].double() * torch.tensor(weight) + torch.tensor(bias)
+    on_cpu = " cores, " in net.config.get("hardware", "")
+    exact = net.settings["mixed_precision"] == "no" and on_cpu
     said = []
     for expected, allowed, of in (
         (calibrated(images), EXACT, "the net in float32"),
@@ -96,28 +100,28 @@ def export(net: MeasuredNet, images: Tensor, args: Namespace) -> tuple[bytes, st
         said.append(f"{difference:.1e} from {of}")
         if not difference <= allowed:
             raise UserError(
-                f"{record.folder}: not written, a probability would differ by {said[-1]}, "
+                f"{net.folder}: not written, a probability would differ by {said[-1]}, "
                 f"{allowed:g} is allowed; copy the run or its data again, or train it again"
             )
     eces = ", ".join(f"{key} {COLUMNS['ece'].text(value)} %" for key, value in ece.items())
     return content, f"{net.title}: ECE {eces}; probabilities differ by up to {' and '.join(said)}"
 
 
-def calibration(net: MeasuredNet, name: str) -> tuple[list, list, dict[str, float]]:
+def calibration(net: Record, name: str) -> tuple[list, list, dict[str, float]]:
     """Weight and bias (K,) of the logits, and the ECE (fractions) of the test split."""
     ece = {logits: metrics["ece"] for logits, metrics in net.measured["test"].items()}
     if name != "vector":
-        temperature = net.temperature if name == "temperature" else 1.0
-        classes = net.record.result["num_classes"]
+        temperature = net.temperatures["scaled" if name == "temperature" else "raw"]
+        classes = net.result["num_classes"]
         return [1 / temperature] * classes, [0.0] * classes, ece
-    found = net.record.posthoc(net.owner).get("vector")
+    found = net.posthoc.get("vector")
     if found is None:
-        command = f"python -m scripts.posthoc {net.record.folder} --write --epoch {net.owner}"
+        command = f"python -m scripts.posthoc {net.folder} --write --epoch {net.owner}"
         raise UserError(f"--calibration vector: the run has none; {command} makes it")
     return found["weight"], found["bias"], ece | {"vector": found["test"]["ece"]}
 
 
-def latency_table(nets: list[MeasuredNet], images: Tensor, args: Namespace) -> str:
+def latency_table(nets: list[Record], images: Tensor, args: Namespace) -> str:
     """Size of the files and their milliseconds of processor time, the median, on one thread."""
     torch.set_num_threads(1)
     rows = []

@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 
-from utils.analysis.records import MeasuredNet, measured_nets, write_beside
+from utils.analysis.records import finished_nets, write_beside
 from utils.calibration.metrics import classification_metrics
 from utils.calibration.posthoc import FOLDS, METHODS, Calibration, dirichlet_calibration
 from utils.options import CommandLine, location, number
@@ -37,18 +37,18 @@ def options(argv: list[str] | None):
 def main(argv: list[str] | None = None) -> None:
     args = options(argv)
     methods = METHODS | {"Dirichlet ODIR": partial(dirichlet_calibration, folds=args.folds)}
-    for net in measured_nets(args.runs, args.epoch, args.with_teacher):
-        found = {method: measure(net, fit(*net.val)) for method, fit in methods.items()}
+    for net in finished_nets(args.runs, args.epoch, args.with_teacher):
+        val, test = net.stored("val"), net.stored("test")
+        found = {method: measure(fit(*val), val, test) for method, fit in methods.items()}
         print(f"\n{net.title}\n{table(found)}")
         for method, one in found.items():
             for note in one["notes"]:
                 print(f"{method}: {note}")
         if args.write:
-            path = write_beside(net.record, FILE, {"folds": args.folds}, {net.owner: found})
-            print(f"written: {path}")
+            print(f"written: {write_beside(net, FILE, {'folds': args.folds}, found)}")
 
 
-def measure(net: MeasuredNet, calibration: Calibration) -> dict:
+def measure(calibration: Calibration, val: tuple, test: tuple) -> dict:
     """What the fit found, the map itself, and the metrics on both splits (fractions)."""
     weight = calibration.weight
     diagonal = torch.equal(weight, weight.diagonal().diag())
@@ -58,8 +58,8 @@ def measure(net: MeasuredNet, calibration: Calibration) -> dict:
         "weight": (weight.diagonal() if diagonal else weight).tolist(),
         "bias": calibration.bias.tolist(),
         "notes": list(calibration.notes),
-        "val": classification_metrics(calibration(net.val[0]), net.val[1]),
-        "test": classification_metrics(calibration(net.test[0]), net.test[1]),
+        "val": classification_metrics(calibration(val[0]), val[1]),
+        "test": classification_metrics(calibration(test[0]), test[1]),
     }
 
 

@@ -16,9 +16,10 @@ import math
 import os
 import sys
 
+from utils.analysis.groups import Group
 from utils.analysis.records import pack, read_runs
-from utils.analysis.statistics import SELECT, Row, Section, View, find_group, sections_of
-from utils.analysis.tables import left_out_table, main_table, paired_table, render
+from utils.analysis.statistics import SELECT, Section, find_group, sections_of
+from utils.analysis.tables import Entry, Table, main_table, paired_table, render
 from utils.files import atomic, unmade_on_failure
 from utils.options import CommandLine, count, location, whole
 from utils.program import UserError, one_line_errors
@@ -46,9 +47,8 @@ def options(argv: list[str] | None):
 
 def main(argv: list[str] | None = None) -> None:
     args = options(argv)
-    view = View(args.epoch, args.select, args.columns, args.resamples, args.nets)
-    records, left_out = read_runs(args.roots)
-    sections, unreadable = sections_of(records, view)
+    records, left_out = read_runs(args.roots, args.epoch)
+    sections, unreadable = sections_of(records, args)
     left_out += unreadable
     tables = [[main_table(section)] for section in sections]
     if args.against is not None:
@@ -56,7 +56,8 @@ def main(argv: list[str] | None = None) -> None:
         tables[sections.index(section)].append(paired_table(section, group))
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     shown = [table for own in tables for table in own]
-    rest = [left_out_table(left_out)] if left_out else []
+    reasons = [[Entry(printable(text)) for text in one] for one in left_out]
+    rest = [Table(["Not in the tables", "why"], reasons, kind="words")] if left_out else []
     for table in shown + rest:
         print(render(table, "colour" if colour else "terminal"))
     if args.out is not None:
@@ -82,14 +83,20 @@ def main(argv: list[str] | None = None) -> None:
         print(f"written: {', '.join(str(args.out / name) for name in files)}")
     if args.pack is not None:
         printed = [group for section in sections for group in section.printed]
+        folders = {record.folder for group in printed for record in group.records}
         with atomic(args.pack) as file:
-            pack([record for group in printed for record in group.records], args.epoch, file)
+            pack([record for record in records if record.folder in folders], file)
         print(f"written: {args.pack}")
 
 
 def csv_text(sections: list[Section]) -> str:
     """Every metric, not only the chosen columns, with all digits; units in the heads."""
-    lines = [csv_line(section, row) for section in sections for row in section.rows]
+    lines = [
+        csv_line(section, group, logits)
+        for section in sections
+        for group in section.groups
+        for logits in group.rows
+    ]
     heads = list(dict.fromkeys(head for line in lines for head in line))
     writer = csv.DictWriter(text := io.StringIO(), heads, restval="", lineterminator="\n")
     writer.writeheader()
@@ -97,21 +104,20 @@ def csv_text(sections: list[Section]) -> str:
     return text.getvalue()
 
 
-def csv_line(section: Section, row: Row) -> dict[str, str | int]:
-    group, result = row.group, row.group.first.result
+def csv_line(section: Section, group: Group, logits: str) -> dict[str, str | int]:
     line = {
         "dataset": section.title,
-        "model": result["model"],
-        "label": result["label"],
+        "model": group.first.model,
+        "label": group.first.label,
         "net": printable(group.name),
         "teacher": printable(group.teacher.name) if group.teacher else "",
-        "epoch": section.view.epoch,
-        "logits": row.logits,
+        "epoch": section.args.epoch,
+        "logits": logits,
         "n": len(group.records),
-        "seeds": " ".join(str(record.result["seed"]) for record in group.records),
+        "seeds": " ".join(str(record.seed) for record in group.records),
         "chosen": "yes" if any(sweep.chosen is group for sweep in section.sweeps) else "",
     }
-    for metric, cell in row.cells.items():
+    for metric, cell in group.rows[logits].cells.items():
         column = COLUMNS[metric]
         values = {"": cell.mean, " sd": cell.sd}
         values |= zip((" low", " high"), cell.interval or (), strict=False)

@@ -1,13 +1,65 @@
-"""Foreign data: equal confidences tie whatever class they are for."""
+"""Foreign data told apart, and label distributions: metrics as torchmetrics and scipy have them."""
 
 import numpy as np
 import pytest
-from scipy.stats import mannwhitneyu
+import torch
+from scipy.stats import entropy as scipy_entropy
+from scipy.stats import mannwhitneyu, spearmanr
+from torchmetrics.functional.classification import (
+    binary_average_precision,
+    binary_specificity_at_sensitivity,
+)
 
-from utils.calibration.distributions import ood_metrics
+from utils.calibration.distributions import (
+    auroc,
+    average_precision,
+    entropy,
+    fpr_at_tpr,
+    label_distribution_metrics,
+    ood_metrics,
+)
+from utils.calibration.metrics import classification_metrics
 
 
-@pytest.mark.parametrize("classes, temperature", [(2, 1.0), (7, 1.0), (100, 2.5)])
+@pytest.mark.parametrize("ties", [False, True])
+def test_detection_metrics_are_torchmetrics_and_scipys(ties):
+    rng = np.random.default_rng(0)
+    positive = torch.from_numpy(rng.random(400) < 0.6)
+    scores = torch.from_numpy(rng.normal(size=400)) + positive
+    scores = (2 * scores).round() / 2 if ties else scores
+    # Between 0 and 1, or torchmetrics takes a sigmoid, which rounds.
+    preds, target = (scores - scores.min()) / (scores.max() - scores.min()), positive.int()
+    expected = binary_average_precision(preds, target).item()
+    assert average_precision(scores, positive) == pytest.approx(expected, abs=1e-6)
+    specificity, _ = binary_specificity_at_sensitivity(preds, target, min_sensitivity=0.95)
+    assert fpr_at_tpr(scores, positive, 0.95) == pytest.approx(1 - specificity.item(), abs=1e-6)
+    inside, outside = scores[positive].numpy(), scores[~positive].numpy()
+    expected = mannwhitneyu(inside, outside).statistic / (len(inside) * len(outside))
+    assert auroc(scores, positive) == pytest.approx(expected, abs=1e-12)
+
+
+def test_ood_metrics_of_confidence_and_entropy():
+    rng = np.random.default_rng(0)
+    inside, outside = 3 * rng.normal(size=(300, 5)), rng.normal(size=(200, 5))
+    found = ood_metrics(inside, outside, temperature=2.0)
+    probs = (torch.from_numpy(np.concatenate([inside, outside])) / 2).softmax(1)
+    positive = torch.arange(500) < 300
+    for name, score in {"confidence": probs.amax(1), "entropy": -entropy(probs)}.items():
+        expected = {
+            f"{name}_auroc": auroc(score, positive),
+            f"{name}_aupr_out": average_precision(-score, ~positive),
+            f"{name}_fpr95": fpr_at_tpr(score, positive, 0.95),
+        }
+        assert {key: found[key] for key in expected} == pytest.approx(expected, abs=1e-12)
+    # Confidences that round to 1 are still ranked.
+    near, far = np.array([[60.0, 0, 0], [70, 0, 0]]), np.array([[50.0, 0, 0], [45, 0, 0]])
+    assert ood_metrics(near, far)["confidence_auroc"] == 1.0
+    for bad in (np.zeros((0, 3)), np.full((2, 3), np.nan)):
+        with pytest.raises(ValueError):
+            ood_metrics(bad, near)
+
+
+@pytest.mark.parametrize("classes, temperature", [(2, 1.0), (100, 2.5)])
 def test_equal_confidences_tie_whatever_class_they_predict(classes, temperature):
     rng = np.random.default_rng(0)
     inside = 3 * rng.normal(size=(300, classes)).astype(np.float32)
@@ -19,8 +71,35 @@ def test_equal_confidences_tie_whatever_class_they_predict(classes, temperature)
         ordered = np.sort(logits.astype(np.float64) / temperature, axis=1)
         return np.round(1 / np.exp(ordered - ordered[:, -1:]).sum(axis=1), 12)
 
-    scores = [confidence(logits) for logits in (inside, outside)]
-    expected = mannwhitneyu(*scores).statistic / (300 * 200)
+    expected = mannwhitneyu(confidence(inside), confidence(outside)).statistic / (300 * 200)
     assert found["confidence_auroc"] == pytest.approx(expected, abs=1e-12)
     same = ood_metrics(inside, inside[:, rng.permutation(classes)], temperature)
     assert same["confidence_auroc"] == same["entropy_auroc"] == 0.5
+
+
+def test_label_distribution_metrics_are_scipys():
+    rng = np.random.default_rng(0)
+    distribution = rng.dirichlet(np.full(6, 0.3), size=300)
+    distribution[:20] = np.eye(6)[rng.integers(6, size=20)]
+    logits = np.log(distribution + 0.05) + 0.3 * rng.normal(size=(300, 6))
+    found = label_distribution_metrics(logits, distribution, 1.7)
+    probs = torch.from_numpy(logits / 1.7).softmax(1).numpy()
+    predicted = np.arange(len(probs)), probs.argmax(1)
+    own, true = scipy_entropy(probs, axis=1), scipy_entropy(distribution, axis=1)
+    expected = {
+        "kl": scipy_entropy(distribution, probs, axis=1).mean(),
+        "tv": np.abs(distribution - probs).sum(1).mean() / 2,
+        "calibration_error": np.abs(probs[predicted] - distribution[predicted]).mean(),
+        "expected_top1": distribution[predicted].mean(),
+        "entropy": own.mean(),
+        "entropy_gap": (own - true).mean(),
+        "entropy_correlation": spearmanr(own, true).statistic,
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+
+
+def test_soft_ece_of_certain_labels_is_the_ece():
+    logits, labels = np.random.default_rng(1).normal(size=(300, 6)), np.arange(300) % 6
+    found = label_distribution_metrics(logits, np.eye(6)[labels])
+    expected = classification_metrics(logits, labels)
+    assert (found["soft_ece"], found["kl"]) == pytest.approx((expected["ece"], expected["nll"]))

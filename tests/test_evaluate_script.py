@@ -1,6 +1,7 @@
-"""Shift, foreign data and label distributions: metrics, images, and the script on real runs."""
+"""scripts.evaluate and scripts.posthoc on real runs, and the images that they are evaluated on."""
 
 import colorsys
+import hashlib
 import io
 import json
 import shutil
@@ -11,108 +12,25 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import fails, write_npz
+from conftest import command, fails, run_script, write_npz
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 from scipy.special import softmax
-from scipy.stats import entropy as scipy_entropy
-from scipy.stats import mannwhitneyu, spearmanr
-from torchmetrics.functional.classification import (
-    binary_average_precision,
-    binary_specificity_at_sensitivity,
-)
+from scipy.stats import entropy, spearmanr
 
 import train_student
 import train_teacher
 from models import build_model
 from scripts import evaluate as script
+from scripts import posthoc
 from utils.analysis.corruptions import OWN, PUBLISHED, own_corruptions, published_corruptions
 from utils.analysis.shift import foreign_images, human_labels
-from utils.calibration.distributions import (
-    auroc,
-    average_precision,
-    entropy,
-    fpr_at_tpr,
-    label_distribution_metrics,
-    ood_metrics,
-)
+from utils.calibration.distributions import label_distribution_metrics, ood_metrics
 from utils.calibration.metrics import classification_metrics, posterior_metrics
+from utils.calibration.posthoc import METHODS
 from utils.data import load_dataset
 from utils.data.views import normalise
 from utils.program import UserError
-
-# --- telling foreign data apart -------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("ties", [False, True])
-def test_detection_metrics_are_torchmetrics_and_scipys(ties):
-    rng = np.random.default_rng(0)
-    positive = torch.from_numpy(rng.random(400) < 0.6)
-    scores = torch.from_numpy(rng.normal(size=400)) + positive
-    scores = (2 * scores).round() / 2 if ties else scores
-    # Between 0 and 1, or torchmetrics takes a sigmoid, which rounds.
-    preds, target = (scores - scores.min()) / (scores.max() - scores.min()), positive.int()
-    expected = binary_average_precision(preds, target).item()
-    assert average_precision(scores, positive) == pytest.approx(expected, abs=1e-6)
-    specificity, _ = binary_specificity_at_sensitivity(preds, target, min_sensitivity=0.95)
-    assert fpr_at_tpr(scores, positive, 0.95) == pytest.approx(1 - specificity.item(), abs=1e-6)
-    inside, outside = scores[positive].numpy(), scores[~positive].numpy()
-    expected = mannwhitneyu(inside, outside).statistic / (len(inside) * len(outside))
-    assert auroc(scores, positive) == pytest.approx(expected, abs=1e-12)
-
-
-def test_ood_metrics_of_confidence_and_entropy():
-    rng = np.random.default_rng(0)
-    inside, outside = 3 * rng.normal(size=(300, 5)), rng.normal(size=(200, 5))
-    found = ood_metrics(inside, outside, temperature=2.0)
-    probs = (torch.from_numpy(np.concatenate([inside, outside])) / 2).softmax(1)
-    positive = torch.arange(500) < 300
-    for name, score in {"confidence": probs.amax(1), "entropy": -entropy(probs)}.items():
-        expected = {
-            f"{name}_auroc": auroc(score, positive),
-            f"{name}_aupr_out": average_precision(-score, ~positive),
-            f"{name}_fpr95": fpr_at_tpr(score, positive, 0.95),
-        }
-        assert {key: found[key] for key in expected} == pytest.approx(expected, abs=1e-12)
-    # Confidences that round to 1 are still ranked.
-    near, far = np.array([[60.0, 0, 0], [70, 0, 0]]), np.array([[50.0, 0, 0], [45, 0, 0]])
-    assert ood_metrics(near, far)["confidence_auroc"] == 1.0
-    for bad in (np.zeros((0, 3)), np.full((2, 3), np.nan)):
-        with pytest.raises(ValueError):
-            ood_metrics(bad, near)
-
-
-# --- against label distributions ------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("temperature", [1.0, 1.7])
-def test_distribution_metrics_are_scipys(temperature):
-    rng = np.random.default_rng(0)
-    distribution = rng.dirichlet(np.full(6, 0.3), size=300)
-    distribution[:20] = np.eye(6)[rng.integers(6, size=20)]
-    logits = np.log(distribution + 0.05) + 0.3 * rng.normal(size=(300, 6))
-    found = label_distribution_metrics(logits, distribution, temperature)
-    probs = torch.from_numpy(logits / temperature).softmax(1).numpy()
-    predicted = np.arange(len(probs)), probs.argmax(1)
-    own, true = scipy_entropy(probs, axis=1), scipy_entropy(distribution, axis=1)
-    expected = {
-        "kl": scipy_entropy(distribution, probs, axis=1).mean(),
-        "tv": np.abs(distribution - probs).sum(1).mean() / 2,
-        "calibration_error": np.abs(probs[predicted] - distribution[predicted]).mean(),
-        "expected_top1": distribution[predicted].mean(),
-        "entropy": own.mean(),
-        "entropy_gap": (own - true).mean(),
-        "entropy_correlation": spearmanr(own, true).statistic,
-    }
-    assert {name: found[name] for name in expected} == pytest.approx(expected)
-
-
-def test_soft_ece_of_certain_labels_is_the_ece():
-    logits, labels = np.random.default_rng(1).normal(size=(300, 6)), np.arange(300) % 6
-    found = label_distribution_metrics(logits, np.eye(6)[labels])
-    expected = classification_metrics(logits, labels)
-    assert (found["soft_ece"], found["kl"]) == pytest.approx((expected["ece"], expected["nll"]))
-
 
 # --- corrupted images -----------------------------------------------------------------------------
 
@@ -165,25 +83,20 @@ def brightness_raises_v_alone(shift, before, after):
     return np.allclose(255 * np.array(wanted), found, 0, 0.51)
 
 
-def by_pillow(change):
-    def fits(constant, before, after):
-        image = Image.fromarray(before[4].permute(1, 2, 0).numpy())
-        return np.array_equal(after[4].permute(1, 2, 0), change(image, constant))
-
-    return fits
-
-
-def jpeg(image, quality):
+def jpeg_is_pillows(quality, before, after):
+    image = Image.fromarray(before[4].permute(1, 2, 0).numpy())
     image.save(file := io.BytesIO(), "JPEG", quality=quality)
-    return Image.open(file)
+    return np.array_equal(after[4].permute(1, 2, 0), Image.open(file))
 
 
-def pixels(image, share, box=Image.Resampling.BOX):
-    return image.resize((int(32 * share),) * 2, box).resize((32, 32), box)
+def pixels_are_boxes(share, before, after, box=Image.Resampling.BOX):
+    image = Image.fromarray(before[4].permute(1, 2, 0).numpy())
+    expected = image.resize((int(32 * share),) * 2, box).resize((32, 32), box)
+    return np.array_equal(after[4].permute(1, 2, 0), expected)
 
 
 STRENGTHS = [noise_fits, blur_is_scipys, contrast_keeps_the_mean_colour, brightness_raises_v_alone]
-STRENGTHS += [by_pillow(jpeg), by_pillow(pixels)]
+STRENGTHS += [jpeg_is_pillows, pixels_are_boxes]
 
 
 @pytest.mark.parametrize("name, fits", list(zip(OWN, STRENGTHS, strict=True)))
@@ -269,11 +182,14 @@ def test_human_labels_from_counts_or_shares(tmp_path):
 def runs(tmp_path_factory, tiny_npz):
     """A finished teacher and its student, on tiny.npz."""
     root = tmp_path_factory.mktemp("runs")
-    common = f"--dataset {tiny_npz} --model resnet8 --epochs 1 --train-batch-size 32 --checkpoint"
-    train_teacher.main([*common.split(), str(root / "teachers")])
+    train_teacher.main(flags(tiny_npz, root / "teachers"))
     teacher = str(run_of(root, "teachers"))
-    train_student.main([*common.split(), str(root / "students"), "--teacher_path", teacher])
+    train_student.main([*flags(tiny_npz, root / "students"), "--teacher_path", teacher])
     return root
+
+
+def flags(data, root) -> list[str]:
+    return command(data, root, "--epochs", "1", "--train-batch-size", "32")
 
 
 def run_of(runs, which) -> Path:
@@ -316,16 +232,13 @@ def test_own_corruptions(copies, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "not CIFAR-10-C" in printed and printed.count("\n") > 2 * (6 * 6 + 7)
     found = read(run, "corruptions")
-    test = json.loads((run / "result.json").read_text())["best"]["test"]
     for logits in ("raw", "scaled"):
-        assert found["clean"]["0"][logits] == pytest.approx(test[logits])
         every = np.array([[found[name][s][logits]["ece"] for name in OWN] for s in "12345"])
         assert found["mean"]["mean"][logits]["ece"] == pytest.approx(every.mean())
         assert found["mean"]["3"][logits]["ece"] == pytest.approx(every[2].mean())
         assert found["pixelate"]["mean"][logits]["ece"] == pytest.approx(every[:, -1].mean())
     with Image.open(tmp_path / "boxes.png") as picture:
         assert picture.format == "PNG" and picture.width > 500
-    assert not list(run.glob(".*.tmp"))
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
@@ -337,7 +250,8 @@ def test_images_are_run_in_the_precision_of_the_run(copies, tiny_npz, tmp_path, 
     saved = torch.load(run / "model_best.pth", weights_only=True)
     net = build_model("resnet8", 4).eval()
     net.load_state_dict(saved["state_dict"])
-    test = load_dataset(str(tiny_npz), ".").test
+    moved = shutil.copy(tiny_npz, tmp_path / "moved.npz")
+    test = load_dataset(str(moved), ".").test
     *_, (_, _, corrupted) = own_corruptions(test.images, ["contrast"])
 
     def logits(images):
@@ -347,7 +261,7 @@ def test_images_are_run_in_the_precision_of_the_run(copies, tiny_npz, tmp_path, 
     clean = classification_metrics(logits(test.images), test.labels)
     float32 = result["best"]["test"]["raw"]["nll"]
     assert (abs(clean["nll"] - float32) > 1e-5) == (precision == "bf16")  # or nothing is tested
-    evaluate(run, "--on", "corruptions", "--corruptions", "contrast", "--write")
+    evaluate(run, "--on", "corruptions", "--corruptions", "contrast", "--write", "--dataset", moved)
     found = read(run, "corruptions")
     assert found["clean"]["0"]["raw"] == pytest.approx(clean, abs=1e-5)
     expected = classification_metrics(logits(corrupted), test.labels)
@@ -362,8 +276,8 @@ def test_several_runs_and_teachers_in_one_table(copies, capsys):
     student, teacher = (run_of(copies, which) for which in ("students", "teachers"))
     arguments = json.loads((student / "config.json").read_text())["arguments"]
     change(student / "config.json", arguments=arguments | {"teacher_path": [str(teacher)]})
-    command = ("--on", "corruptions", "--corruptions", "pixelate", "--with-teacher")
-    evaluate(copies, *command, "--write")
+    words = ("--on", "corruptions", "--corruptions", "pixelate", "--with-teacher")
+    evaluate(copies, *words, "--write")
     _, means = capsys.readouterr().out.split("means over corruptions")
     assert means.count("clean") == 2 * 3  # student, its teacher, the teacher's own run
     own, beside = read(teacher, "corruptions"), read(student, "corruptions", "teacher")
@@ -372,16 +286,15 @@ def test_several_runs_and_teachers_in_one_table(copies, capsys):
     assert read(student, "corruptions") != own
     saved = torch.load(teacher / "model_best.pth", weights_only=True)
     torch.save(saved | {"epoch": 9}, teacher / "model_best.pth")
-    assert "no longer what it learned from" in refused(capsys, copies, student, *command)
+    assert "no longer what it learned from" in refused(capsys, copies, student, *words)
     shutil.rmtree(teacher)
-    assert "leave out --with-teacher" in refused(capsys, copies, student, *command)
+    assert "leave out --with-teacher" in refused(capsys, copies, student, *words)
 
 
 def test_several_teachers_are_run_as_one(runs, tiny_npz, tmp_path):
-    flags = f"--dataset {tiny_npz} --model resnet8 --epochs 1 --train-batch-size 32 --checkpoint"
-    train_teacher.main([*flags.split(), str(tmp_path / "second"), "--seed", "2"])
+    train_teacher.main([*flags(tiny_npz, tmp_path / "second"), "--seed", "2"])
     teachers = [str(run_of(runs, "teachers")), str(run_of(tmp_path, "second"))]
-    train_student.main([*flags.split(), str(tmp_path / "students"), "--teacher_path", *teachers])
+    train_student.main([*flags(tiny_npz, tmp_path / "students"), "--teacher_path", *teachers])
     run = run_of(tmp_path, "students")
     evaluate(run, "--on", "corruptions", "--corruptions", "pixelate", "--with-teacher", "--write")
     stored = json.loads((run / "result.json").read_text())["teacher"]["test"]
@@ -401,17 +314,24 @@ def test_published_corruptions(copies, test_labels, tmp_path, capsys):
 
 
 def test_foreign_data(copies, tmp_path, capsys, tiny_npz):
-    evaluate(copies, "--on", write_npz(tmp_path / "foreign.npz", 4, 20, 30, seed=9), "--write")
+    run = run_of(copies, "teachers")
+    last = json.loads((run / "result.json").read_text())["last"]
+    change(run / "result.json", last=last | {"temperature_at_bound": True})
+    foreign = write_npz(tmp_path / "foreign.npz", 4, 20, 30, seed=9)
+    evaluate(copies, "--on", foreign, "--epoch", "last", "--write")
     printed = capsys.readouterr().out
     assert "its 30 images" in printed and "40 of the test split" in printed
-    assert printed.count(" raw ") == printed.count(" scaled ") == 2
+    assert printed.count(" raw ") == 2
+    assert printed.count("do not trust its scaled rows") == 1
     np.savez(tmp_path / "svhn.npz", x_test=np.zeros((5, 8, 8, 3), np.uint8))
     evaluate(copies / "students", "--on", "svhn", "--data_dir", tmp_path, "--with-teacher")
     printed = capsys.readouterr().out
     assert "its 5 images" in printed and "teacher resnet8 NLL" in printed
+    evaluate(copies, "--on", foreign, "--write")
+    assert "do not trust" not in capsys.readouterr().out and read(run, "foreign", "last")
     # Its own test images again: nothing tells them apart.
-    evaluate(copies, "--on", tiny_npz, "--write")
-    found = read(run_of(copies, "teachers"), "tiny")["raw"]
+    evaluate(run, "--on", tiny_npz, "--write")
+    found = read(run, "tiny")["raw"]
     assert found["confidence_auroc"] == found["entropy_auroc"] == pytest.approx(0.5, abs=1e-9)
 
 
@@ -429,7 +349,7 @@ def test_human_labels(copies, test_labels, tmp_path, capsys):
     shares = votes / votes.sum(1, keepdims=True)
     expected = label_distribution_metrics(logits, shares, found["temperature"])
     assert expected.items() <= found["scaled"].items()
-    own, other = (scipy_entropy(softmax(z.astype(float), 1), axis=1) for z in (logits, teachers))
+    own, other = (entropy(softmax(z.astype(float), 1), axis=1) for z in (logits, teachers))
     correlation = spearmanr(own, other).statistic
     assert found["raw"]["teacher_entropy_correlation"] == pytest.approx(correlation)
     assert "teacher_entropy_correlation" not in read(run, "cifar10h", "teacher")["raw"]
@@ -450,20 +370,57 @@ def test_the_known_posterior(copies, tmp_path):
     assert found["calibration_error"] == known["true_calibration_error"]
 
 
-def test_last_epochs_and_bounds(copies, capsys, tiny_npz):
+# --- scripts.posthoc ------------------------------------------------------------------------------
+
+
+def test_posthoc_of_every_net_is_kept_side_by_side(copies, capsys):
+    stopped, run = copies / "stopped", run_of(copies, "students")
+    stopped.mkdir()
+    (stopped / "config.json").write_text("{}")
+    posthoc.main([str(copies), "--with-teacher", "--folds", "2", "--write"])
+    printed = capsys.readouterr().out
+    assert printed.count("val NLL") == 3 and f"left out: {stopped}, unfinished" in printed
+    for method in METHODS:
+        assert printed.count(f"\n{method} ") == 3
+    assert "no finished run" in fails(capsys, copies, posthoc.main, [str(stopped)])
+
+    def written(*flags):
+        posthoc.main([str(run), "--write", *flags])
+        return json.loads((run / "posthoc.json").read_text()).keys() - {"predictions", "folds"}
+
+    assert written("--epoch", "last", "--folds", "2") == {"best", "teacher", "last"}
+    assert written("--folds", "3") == {"best"}
+
+
+def test_posthoc_reads_the_stored_logits(copies, tmp_path):
+    """As a user runs it; the rows none and temperature repeat the run's own result."""
     run = run_of(copies, "teachers")
-    last = json.loads((run / "result.json").read_text())["last"]
-    change(run / "result.json", last=last | {"temperature_at_bound": True})
-    evaluate(run, "--on", tiny_npz, "--epoch", "last", "--write")
-    assert "do not trust its scaled rows" in capsys.readouterr().out
-    evaluate(run, "--on", tiny_npz, "--write")
-    assert "do not trust" not in capsys.readouterr().out
-    assert read(run, "tiny", "last") and read(run, "tiny", "best")
+    result = json.loads((run / "result.json").read_text())
+    done = run_script("python", "-m", "scripts.posthoc", run, "--write", cwd=tmp_path)
+    assert "Dirichlet ODIR" in done.stdout and done.stderr == ""
+    found = json.loads((run / "posthoc.json").read_text())
+    predictions = (run / "predictions.npz").read_bytes()
+    assert found["predictions"] == hashlib.sha256(predictions).hexdigest()
+    assert found["folds"] == 5
+    best, own = found["best"], result["best"]
+    assert best["temperature"]["temperature"] == own["temperature"]
+    assert best["none"]["val"] == pytest.approx(own["val"])
+    assert best["none"]["test"] == pytest.approx(own["test"]["raw"])
+    assert best["temperature"]["test"] == pytest.approx(own["test"]["scaled"])
+    with np.load(run / "predictions.npz") as stored:
+        logits, labels = stored["best_test_logits"], stored["test_labels"]
+    one = best["vector"]
+    mapped = logits.astype(np.float64) * one["weight"] + one["bias"]
+    assert classification_metrics(mapped, labels) == pytest.approx(one["test"])
 
 
-def test_data_that_has_moved_and_flags_without_effect(copies, capsys, tmp_path, tiny_npz):
-    moved = shutil.copy(tiny_npz, tmp_path / "moved.npz")
-    evaluate(copies, "--on", "corruptions", "--corruptions", "contrast", "--dataset", moved)
-    for flags in ("synthetic --corruptions contrast", "cifar10h --dataset x", "cifar10c --seed 1"):
-        said = f"has no effect with --on {flags.split()[0]}"
-        assert said in refused(capsys, tmp_path, copies, "--on", *flags.split())
+def test_posthoc_refuses_other_predictions(copies, capsys):
+    path, key = run_of(copies, "teachers") / "predictions.npz", "best_val_logits"
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    without, many = {"val_labels": np.zeros(3)}, np.full_like(arrays[key], np.nan)
+    for changed in (without, arrays | {key: many}, arrays | {key: arrays[key][:, :2]}):
+        np.savez(path, **changed)
+        assert "predictions.npz" in fails(capsys, copies, posthoc.main, [str(copies)])
+    path.unlink()
+    assert "predictions.npz" in fails(capsys, copies, posthoc.main, [str(copies)])

@@ -20,6 +20,7 @@ from utils.files import one_line
 from utils.program import UserError
 
 SEVERITIES = (1, 2, 3, 4, 5)
+CLEAN, MEAN = "clean", "mean"  # beside corruptions, and beside severities
 PUBLISHED = (
     *("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise"),
     *("defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "gaussian_blur"),

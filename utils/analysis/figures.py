@@ -1,18 +1,20 @@
 """Pictures of calibration, drawn without a display. Those of a report are SVG files."""
 
 from contextlib import contextmanager
-from typing import NamedTuple
+from itertools import product
 
 import numpy as np
 from cycler import cycler
 from matplotlib import rc_context
 from matplotlib.patches import Rectangle
 
+from utils.analysis.corruptions import CLEAN, MEAN, SEVERITIES
 from utils.analysis.groups import Group
+from utils.analysis.records import LOGITS
 from utils.analysis.statistics import Section, Sweep
 from utils.calibration.diagram import BLUE, GREY, RED, STYLE, new_figure
 from utils.runs import number_text
-from utils.tables import COLUMNS, Column, printable
+from utils.tables import COLUMNS, printable
 
 COLOURS = [BLUE, "#e08a1e", "#3a9d6e", RED, "#7d5ba6", "#8c6d4f", "#c6699f", "#6b7280"]
 DASHES = ["solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2))]
@@ -25,6 +27,7 @@ CURVES = {
 }
 GRID = {"grid.color": "#e5e7eb", "grid.linewidth": 0.6, "axes.axisbelow": True}
 LARGEST = 20  # values along a side of a heat map
+BOXES = ("top1", "ece", "nll")
 
 
 @contextmanager
@@ -38,17 +41,17 @@ def drawing(file, *size, format: str = "svg", **options):
 
 def is_grid(sweep: Sweep) -> bool:
     """Whether a map of it would have two sides, not too long, and at least half of its cells."""
-    sides = [len(set(values)) for values in zip(*map(sweep.place, sweep.groups), strict=True)]
-    return len(sides) == 2 and max(sides) <= LARGEST and 2 * len(sweep.groups) >= np.prod(sides)
+    sides = [len(set(values)) for values in zip(*sweep.places.values(), strict=True)]
+    return len(sides) == 2 and max(sides) <= LARGEST and 2 * len(sweep.places) >= np.prod(sides)
 
 
-def heat_map(sweep: Sweep, metric: str, epoch: str, file) -> None:
+def heat_map(sweep: Sweep, metric: str, file) -> None:
     """Validation means over a grid, darker = better, the chosen cell framed; grey without a run."""
-    column, places = COLUMNS[metric], [sweep.place(group) for group in sweep.groups]
-    across, down = (sorted(set(values)) for values in zip(*places, strict=True))
+    column = COLUMNS[metric]
+    across, down = (sorted(set(values)) for values in zip(*sweep.places.values(), strict=True))
     values = np.full((len(down), len(across)), np.nan)
-    for group, (x, y) in zip(sweep.groups, places, strict=True):
-        values[down.index(y), across.index(x)] = group.validation(metric, epoch).mean()
+    for group, (x, y) in sweep.places.items():
+        values[down.index(y), across.index(x)] = group.validation(metric).mean()
     with drawing(file, 1.1 + 0.56 * len(across), 1.0 + 0.42 * len(down)) as (figure, [[axes]]):
         axes.set_facecolor("#d5d9de")
         shade = np.ma.masked_invalid(values if column.best == "max" else -values)
@@ -58,7 +61,7 @@ def heat_map(sweep: Sweep, metric: str, epoch: str, file) -> None:
             colour = "white" if shade[place] > middle else "black"
             style = {"ha": "center", "va": "center", "fontsize": 8, "color": colour}
             axes.text(*place[::-1], column.text(values[place]), **style)
-        x, y = sweep.place(sweep.chosen)
+        x, y = sweep.places[sweep.chosen]
         corner = (across.index(x) - 0.5, down.index(y) - 0.5)
         frame = {"fill": False, "edgecolor": RED, "linewidth": 2.5, "clip_on": False}
         axes.add_patch(Rectangle(corner, 1, 1, **frame))
@@ -85,7 +88,7 @@ def top1_against_ece(section: Section, file) -> None:
     with drawing(file, 9.6, 4.2) as (figure, [[axes]]):
         for group, line in zip(section.drawn, LINES, strict=False):
             style = {"color": line["color"], "marker": "^" if group.teachers else "o"}
-            raw, scaled = (section.row(group, logits).cells for logits in ("raw", "scaled"))
+            raw, scaled = (group.rows[logits].cells for logits in LOGITS)
             top1, top1_sd, *_ = np.nan_to_num(100 * np.array(raw["top1"][:2]))
             ends = [np.nan_to_num(100 * np.array(cells["ece"][:2])) for cells in (raw, scaled)]
             axes.plot([ends[0][0], ends[1][0]], [top1, top1], linewidth=0.6, **line)
@@ -124,43 +127,35 @@ def learning_curves(section: Section, file) -> None:
         with_legend(figure, row[0], len(known))
 
 
-class Series(NamedTuple):
-    """One net, raw or temperature-scaled, which is drawn hollow.
+def severity_boxes(titles: list[str], measured: list[dict], file) -> None:
+    """A panel for each metric in a PNG file; in it for each severity two boxes for each net.
 
-    `place` gives the colour; `boxes` holds for each metric a list for each severity: the values
-    (fractions) over corruptions.
+    `measured`: what `shift.under_corruptions` gives of the nets of these titles. A box spans the
+    quartiles over corruptions, its line is the median, the whiskers reach to the extremes; that of
+    scaled logits is hollow. After Ovadia et al., "Can you trust your model's uncertainty?",
+    NeurIPS 2019.
     """
-
-    title: str
-    place: int
-    scaled: bool
-    boxes: dict[str, list[list[float]]]
-
-
-def severity_boxes(
-    series: list[Series], severities: list[str], metrics: dict[str, Column], file
-) -> None:
-    """A panel per metric, below each other in a PNG file, and in it a box per severity and series.
-
-    A box spans the quartiles over corruptions, its line is the median, the whiskers reach to the
-    extremes. After Ovadia et al., "Can you trust your model's uncertainty?", NeurIPS 2019.
-    """
-    width, centres = 0.8 / len(series), np.arange(len(severities))
-    # Room for the key above the panels: a line for each series.
-    height = 2.5 * len(metrics) + 0.18 * len(series)
-    with drawing(file, 8, height, len(metrics), 1, format="png", sharex=True) as (figure, axes):
-        for (metric, column), panel in zip(metrics.items(), axes[:, 0], strict=True):
-            for place, one in enumerate(series):
-                colour = COLOURS[one.place % len(COLOURS)]
-                face, line = "white" if one.scaled else (colour, 0.5), {"color": colour}
+    severities, centres = [CLEAN, *map(str, SEVERITIES)], np.arange(1 + len(SEVERITIES))
+    boxes, width = list(product(zip(titles, measured, strict=True), LOGITS)), 0.4 / len(titles)
+    # Room for the key above the panels: a line for each net, raw and scaled.
+    height = 2.5 * len(BOXES) + 0.18 * len(boxes)
+    with drawing(file, 8, height, len(BOXES), 1, format="png", sharex=True) as (figure, axes):
+        for metric, panel in zip(BOXES, axes[:, 0], strict=True):
+            column = COLUMNS[metric]
+            for place, ((title, one), logits) in enumerate(boxes):
+                corrupted = [by for name, by in one.items() if name not in (CLEAN, MEAN)]
+                found = [one[CLEAN].values()]
+                found += [[by[severity] for by in corrupted] for severity in severities[1:]]
+                colour = COLOURS[place // 2 % len(COLOURS)]
+                face, line = "white" if logits == "scaled" else (colour, 0.5), {"color": colour}
                 panel.boxplot(
-                    [[column.factor * x for x in values] for values in one.boxes[metric]],
+                    [[column.factor * x[logits][metric] for x in values] for values in found],
                     positions=centres - 0.4 + (place + 0.5) * width,
                     widths=0.8 * width,
                     whis=(0, 100),
                     manage_ticks=False,
                     patch_artist=True,
-                    label=one.title,
+                    label=f"{title}, {logits}",
                     boxprops={"facecolor": face, "edgecolor": colour},
                     medianprops={"linewidth": 1.6} | line,
                     whiskerprops=line,

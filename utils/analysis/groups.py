@@ -2,8 +2,9 @@
 
 import json
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from operator import attrgetter
 
 import numpy as np
 
@@ -11,9 +12,17 @@ from utils.analysis.records import LeftOut, Record
 from utils.files import safe_name
 
 
+def alike(items: Iterable, key: Callable) -> list[list]:
+    """Those of equal keys together, all in their order."""
+    found: dict = {}
+    for item in items:
+        found.setdefault(key(item), []).append(item)
+    return list(found.values())
+
+
 def same_but_for_seed(record: Record) -> tuple:
     """Equal for runs that differ only in the seed, their own and their teachers', or --exp_name."""
-    names = [record.result[name] for name in ("dataset", "fingerprint", "model", "label")]
+    names = *record.data, record.model, record.label
     settings = {key: x for key, x in record.settings.items() if key not in ("seed", "teacher")}
     teacher = record.teacher and (record.teacher.exp_name, same_but_for_seed(record.teacher))
     return json.dumps([names, settings], sort_keys=True), teacher
@@ -22,8 +31,8 @@ def same_but_for_seed(record: Record) -> tuple:
 def seeds_of(record: Record) -> tuple:
     """What tells a run from the others of its group: its own seed and its teachers'."""
     if record.borrowed:
-        return record.result["seed"], record.result["teacher"]["sha256"]
-    return record.result["seed"], record.teacher and seeds_of(record.teacher)
+        return record.seed, record.measured["sha256"]
+    return record.seed, record.teacher and seeds_of(record.teacher)
 
 
 def named_apart(records: list[Record]) -> bool:
@@ -38,15 +47,13 @@ def named_apart(records: list[Record]) -> bool:
 
 @dataclass(eq=False)
 class Group:
-    """Runs that differ only in the seed, in its order; `first` stands for all where they agree.
-
-    `difference`: what sets its name apart from another's.
-    """
+    """Runs that differ only in the seed, in its order; `first` stands for all where they agree."""
 
     records: list[Record]
     exp_name: str | None = None
     teacher: "Group | None" = None
-    difference: str = ""
+    difference: str = ""  # what sets its name apart from another's
+    rows: dict = field(default_factory=dict)  # by raw, scaled, ...: its statistics.Row
 
     @property
     def first(self) -> Record:
@@ -71,9 +78,9 @@ class Group:
     def has_history(self) -> bool:
         return all(record.history for record in self.records)
 
-    def validation(self, metric: str, epoch: str) -> np.ndarray:
+    def validation(self, metric: str) -> np.ndarray:
         """A metric of every run, raw, on validation (fractions); empty where it is unknown."""
-        measured = [record.measured(epoch)["val"] for record in self.records]
+        measured = [record.measured["val"] for record in self.records]
         return np.array([one[metric] for one in measured if metric in one])
 
 
@@ -82,22 +89,18 @@ def group_runs(records: list[Record]) -> tuple[list[Group], list[LeftOut]]:
 
     A teacher whose own run is not among `records` is known from what its students measured.
     """
-    alike: dict[tuple, list[Record]] = {}
     everyone = [*records, *find_teachers(records)]
-    for record in sorted(everyone, key=lambda one: natural(one.result["seed"])):
-        alike.setdefault(same_but_for_seed(record), []).append(record)
+    everyone.sort(key=lambda record: natural(record.seed))
     group_of: dict[Record, Group] = {}
-    repeated = []
-    for same in alike.values():
-        apart, named, first_of = named_apart(same), {}, {}
-        for record in same:
-            name = record.exp_name if apart else None
-            group = group_of[record] = named.setdefault(name, Group([], name))
-            first = first_of.setdefault((name, seeds_of(record)), record)
-            if first is record:
-                group.records.append(record)
-            else:
-                repeated.append(LeftOut(record.folder, f"repeats {first.folder}"))
+    repeated: list[LeftOut] = []
+    for same in alike(everyone, same_but_for_seed):
+        apart = named_apart(same)
+        for runs in alike(same, attrgetter("exp_name")) if apart else [same]:
+            group = Group([], runs[0].exp_name if apart else None)
+            group_of |= dict.fromkeys(runs, group)
+            for first, *others in alike(runs, seeds_of):
+                group.records.append(first)
+                repeated += [LeftOut(one.folder, f"repeats {first.folder}") for one in others]
     groups = list(dict.fromkeys(group_of.values()))
     for group in groups:
         group.teacher = group_of.get(group.first.teacher)
@@ -110,32 +113,27 @@ def find_teachers(records: list[Record]) -> list[Record]:
 
     A teacher's run is found by its name, and known by its weights where they were not deleted.
     """
-    named: dict[tuple, list[Record]] = {}
-    for record in records:
-        result = record.result
-        name = (result["model"], safe_name(result["label"]), result["seed"], result["fingerprint"])
-        named.setdefault(name, []).append(record)
+
+    def name(record: Record) -> tuple:
+        return record.model, safe_name(record.label), record.seed, record.fingerprint
+
+    named = {name(same[0]): same for same in alike(records, name)}
     borrowed: dict[str, Record] = {}
     for student in (record for record in records if record.taught_by):
-        teacher, data = student.result["teacher"], student.result["fingerprint"]
-        name = (teacher["model"], teacher["label"], teacher["seed"], data)
+        own = student.taught_by
+        name = (own.model, own.label, own.seed, own.fingerprint)
         others = (record for record in named.get(name, []) if record is not student)
-        found = (record for record in others if record.can_teach(teacher["sha256"]))
+        found = (record for record in others if record.can_teach(own.measured["sha256"]))
         student.teacher = next(found, None)
         if student.teacher is None:
-            known = json.dumps([data, student.settings["teacher"]], sort_keys=True)
-            student.teacher = borrowed.setdefault(known, student.taught_by)
+            known = json.dumps([own.fingerprint, student.settings["teacher"]], sort_keys=True)
+            student.teacher = borrowed.setdefault(known, own)
     return list(borrowed.values())
 
 
 def tell_apart(groups: Iterable[Group]) -> None:
     """Where groups of one teacher share a name, add the settings that differ between them."""
-    namesakes: dict[tuple, list[Group]] = {}
-    for group in groups:
-        result = group.first.result
-        place = (result["dataset"], result["fingerprint"], group.teacher, group.name)
-        namesakes.setdefault(place, []).append(group)
-    for same in namesakes.values():
+    for same in alike(groups, lambda group: (*group.first.data, group.teacher, group.name)):
         settings = [group.first.settings for group in same]
         for key in sorted(set().union(*settings) - {"seed", "teacher"}):
             texts = [str(one.get(key)).replace(" ", "") for one in settings]
@@ -147,14 +145,11 @@ def tell_apart(groups: Iterable[Group]) -> None:
 
 def in_order(groups: list[Group]) -> list[Group]:
     """By data set; nets that teach first, each before its students; then by name."""
-    students: dict[Group | None, list[Group]] = {}
-    for group in groups:
-        students.setdefault(group.teacher, []).append(group)
+    students = {same[0].teacher: same for same in alike(groups, attrgetter("teacher"))}
 
     def rank(group: Group) -> tuple:
-        result = group.first.result
-        data = (natural(result["dataset"]), result["fingerprint"])
-        return (data, group not in students, natural(group.name))
+        run = group.first
+        return natural(run.dataset), run.fingerprint, group not in students, natural(group.name)
 
     def below(group: Group | None) -> list[Group]:
         own = sorted(students.get(group, []), key=rank)

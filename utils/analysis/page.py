@@ -52,7 +52,7 @@ def pictures(section: Section) -> list[str]:
         draw = partial(learning_curves, section)
         parts += ["<h3>Learning curves</h3>", picture(draw, "validation by epoch", "wide")]
         parts.append('<p class="soft">Mean of the runs; shaded: from lowest to highest.</p>')
-    if cards := "".join(reliability(section, group) for group in drawn):
+    if cards := "".join(reliability(group) for group in drawn):
         parts.append("<h3>Reliability on the test split</h3>")
         parts.append(f'<div class="grid pairs">{cards}</div>')
     return parts
@@ -60,10 +60,9 @@ def pictures(section: Section) -> list[str]:
 
 def heat_maps(section: Section, sweep: Sweep) -> str:
     """Pictures of validation values: the report shows test values of the chosen setting alone."""
-    epoch, name = section.view.epoch, printable(sweep.name)
-    known = sweep.chosen.first.measured(epoch)["val"]
+    name, known = printable(sweep.name), sweep.chosen.first.measured["val"]
     maps = "".join(
-        picture(partial(heat_map, sweep, metric, epoch), f"{COLUMNS[metric].head} of {name}", "map")
+        picture(partial(heat_map, sweep, metric), f"{COLUMNS[metric].head} of {name}", "map")
         for metric in section.columns
         if metric in known
     )
@@ -74,16 +73,16 @@ def heat_maps(section: Section, sweep: Sweep) -> str:
     )
 
 
-def reliability(section: Section, group: Group) -> str:
+def reliability(group: Group) -> str:
     """Diagrams of its first run, raw and scaled; empty without stored predictions."""
-    record, epoch = group.first, section.view.epoch
-    known = [record.probabilities(epoch, logits) for logits in LOGITS]
+    record = group.first
+    known = [record.probabilities(logits) for logits in LOGITS]
     if None in known:
         return ""
-    heads = ("raw", f"scaled, T = {record.measured(epoch)['temperature']:.2f}")
+    heads = ("raw", f"scaled, T = {record.temperatures['scaled']:.2f}")
     panels = [(head, *one) for head, one in zip(heads, known, strict=True)]
-    seed = record.result["seed"]
-    caption = printable(group.full_name + (f", seed {seed}" if seed is not None else ""))
+    seed = f", seed {record.seed}" if record.seed is not None else ""
+    caption = printable(group.full_name + seed)
     draw = partial(reliability_diagrams, panels, format="svg")
     return picture(draw, f"reliability of {caption}", caption=caption)
 

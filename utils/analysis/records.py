@@ -37,59 +37,59 @@ MARKS = ("result.json", "config.json", ".lock")  # any of them makes a run folde
 
 @dataclass(eq=False)
 class Record:
-    """One finished run; `borrowed`: a teacher that is known only from its student's folder."""
+    """A net that a finished run measured: its own of one epoch, or (`borrowed`) its teacher.
+
+    A teacher borrows folder, result and config from its student's run. `teacher` is the run that
+    trained the teacher, where one is found, else `taught_by`: the teacher as this run measured it.
+    """
 
     folder: Path
     result: dict
     config: dict
+    epoch: str  # "best" or "last"
     borrowed: bool = False
+    title: str = ""  # the folder, without what those of the other runs share
     teacher: "Record | None" = None
 
     def __post_init__(self):
         """Touch what is later taken for granted: what is absent or of another type fails here."""
         result = self.result
-        parameters = (f"{key}={number_text(x)}" for key, x in result["loss_parameters"].items())
-        self.name = " ".join([result["model"], result["loss"], *parameters])
-        safe_name(result["label"] + result["dataset"] + result["fingerprint"])
-        hash(result["seed"])
-        exp_name = self.config.get("arguments", {}).get("exp_name")
-        self.exp_name = exp_name and str(exp_name)
-        self.settings: dict = result["settings"]
-        for owner in ("teacher",) if self.borrowed else ("best", "last"):
-            measured = result[owner]
-            float(measured["temperature"] + measured["temperature_at_bound"])
-            for metrics in (measured["val"], *map(measured["test"].get, LOGITS)):
-                math.fsum([metrics["top1"], metrics["ece"], *metrics.values()])
-        self.taught_by = self.borrow_teacher() if self.settings.get("teacher") else None
+        # The part of the result, and of predictions.npz, that is this net's.
+        self.owner = "teacher" if self.borrowed else self.epoch
+        identity = result["teacher"] if self.borrowed else result
+        self.model, self.label, self.seed = (identity[key] for key in ("model", "label", "seed"))
+        self.data = self.dataset, self.fingerprint = result["dataset"], result["fingerprint"]
+        safe_name(self.label + self.dataset + self.fingerprint)
+        hash(self.seed)
+        if self.borrowed:  # a third party's file stands for itself
+            known = ("mean", "std", "sha256") if self.seed is None else ("mean", "std")
+            self.settings = {key: identity[key] for key in known}
+            self.loss, self.parameters = self.label.replace("_", " "), {}
+            self.exp_name = None
+            self.title = printable(f"  teacher {self.model} {self.label}")
+        else:
+            self.settings = result["settings"]
+            self.loss, self.parameters = result["loss"], result["loss_parameters"]
+            exp_name = self.config.get("arguments", {}).get("exp_name")
+            self.exp_name = exp_name and str(exp_name)
+        parameters = (f"{key}={number_text(x)}" for key, x in self.parameters.items())
+        self.name = " ".join([self.model, self.loss, *parameters])
+        self.measured: dict = result[self.owner]
+        self.temperatures = {"raw": 1.0, "scaled": self.measured["temperature"]}
+        float(self.measured["temperature"] + self.measured["temperature_at_bound"])
+        for metrics in (self.measured["val"], *map(self.measured["test"].get, LOGITS)):
+            math.fsum([metrics["top1"], metrics["ece"], *metrics.values()])
         self.predictions = self.folder / "predictions.npz"
+        self.taught_by = None
+        if self.settings.get("teacher"):
+            self.taught_by = Record(self.folder, result, self.config, self.epoch, borrowed=True)
 
-    def borrow_teacher(self) -> "Record":
-        """The teacher as this run describes it. A third party's file stands for itself."""
-        teacher = self.result["teacher"]
-        settings = {name: teacher[name] for name in ("mean", "std")}
-        if teacher["seed"] is None:
-            settings["sha256"] = teacher["sha256"]
-        own = {name: teacher[name] for name in ("model", "label", "seed")}
-        own |= {"loss": teacher["label"].replace("_", " "), "loss_parameters": {}}
-        result = self.result | own | {"settings": settings}
-        return Record(self.folder, result, {}, borrowed=True)
-
-    def owner(self, epoch: str) -> str:
-        """The part of the result, and of predictions.npz, that is this net's."""
-        return "teacher" if self.borrowed else epoch
-
-    def measured(self, epoch: str) -> dict:
-        """What the result holds of the "best" or "last" epoch."""
-        return self.result[self.owner(epoch)]
-
-    def metrics(self, epoch: str, logits: str) -> dict[str, float]:
-        """Of `logits` (see `kinds`) on test; fractions."""
-        test = self.measured(epoch)["test"]
-        return test[logits] if logits in test else self.posthoc(epoch)[logits]["test"]
-
-    def kinds(self, epoch: str) -> list[str]:
-        """Of logits that were measured: raw, scaled, a teacher's tempered ones, post-hoc."""
-        return list(dict.fromkeys([*LOGITS, *self.measured(epoch)["test"], *self.posthoc(epoch)]))
+    @property
+    def tests(self) -> dict[str, dict[str, float]]:
+        """Metrics on test (fractions) of raw, scaled, a teacher's tempered and post-hoc logits."""
+        test = self.measured["test"]
+        first = {logits: test[logits] for logits in LOGITS}
+        return first | test | {name: found["test"] for name, found in self.posthoc.items()}
 
     @cached_property
     def calibrated(self) -> dict:
@@ -101,35 +101,32 @@ class Record:
             found = json.loads(path.read_text())
             return found if found["predictions"] == sha256(self.predictions) else {}
 
-    def posthoc(self, epoch: str) -> dict[str, dict]:
-        methods = self.calibrated.get(self.owner(epoch), {})
+    @property
+    def posthoc(self) -> dict[str, dict]:
+        """Of `calibrated`, by method, what is this net's and not in its result already."""
+        methods = self.calibrated.get(self.owner, {})
         return {name: methods[name] for name in methods if name not in ("none", "temperature")}
 
-    def notes(self, epoch: str) -> list[str]:
-        """What the fits of `posthoc` had to say."""
-        methods = self.posthoc(epoch).items()
-        return [f"{name}, {note}" for name, found in methods for note in found.get("notes", [])]
-
-    def stored(self, owner: str, split: str) -> tuple[Tensor, Tensor]:
-        """Logits, float32 (N, K), and labels (N,), of predictions.npz. Raises UserError.
-
-        `owner`: best, last or teacher; `split`: val or test.
-        """
+    def stored(self, split: str) -> tuple[Tensor, Tensor]:
+        """Logits, float32 (N, K), and labels (N,), of val or test. Raises UserError."""
         with naming(self.predictions), self.predictions.open("rb") as file:
             arrays = open_npz(file)
-            logits, labels = arrays[f"{owner}_{split}_logits"], arrays[f"{split}_labels"]
+            logits, labels = arrays[f"{self.owner}_{split}_logits"], arrays[f"{split}_labels"]
             fits = logits.shape == (len(labels), self.result["num_classes"]) and len(labels) > 0
             if not fits or not np.isfinite(logits).all():
                 raise ValueError(f"{split} logits of shape {logits.shape}, or not finite")
             return torch.from_numpy(logits).float(), torch.from_numpy(labels)
 
-    def probabilities(self, epoch: str, logits: str) -> tuple[Tensor, Tensor] | None:
+    def probabilities(self, logits: str) -> tuple[Tensor, Tensor] | None:
         """Of the test split: softmax, float64 (N, K), and labels (N,); None without the file."""
         if not self.predictions.exists():
             return None
-        values, labels = self.stored(self.owner(epoch), "test")
-        temperature = self.measured(epoch)["temperature"] if logits == "scaled" else 1.0
-        return (values.double() / temperature).softmax(dim=1), labels
+        values, labels = self.stored("test")
+        return (values.double() / self.temperatures[logits]).softmax(dim=1), labels
+
+    def raw_and_scaled(self, metrics: Callable, *data) -> dict[str, dict[str, float]]:
+        """`metrics(*data, temperature)` with the temperature 1, and with its own."""
+        return {logits: metrics(*data, t) for logits, t in self.temperatures.items()}
 
     @cached_property
     def history(self) -> list[dict]:
@@ -149,6 +146,46 @@ class Record:
         files = [self.folder / f"model_{which}.pth" for which in ("best", "last")]
         files = [file for file in files if file.exists()]
         return not files or digest in map(sha256, files)
+
+    def forward(self, device: torch.device) -> Callable[[Tensor], Tensor]:
+        """What gives its logits (B, K) of images uint8 (B, 3, H, W) on the device.
+
+        Raises UserError where its weights are gone or damaged.
+        """
+        if self.borrowed:
+            teacher = self.load_teacher()
+            teacher.to(device)
+            return teacher.logits
+        net, saved = self.load_net()
+        net.to(device)
+        return lambda images: net(normalise(images, saved["mean"], saved["std"]))
+
+    def load_net(self) -> tuple[nn.Module, dict]:
+        """Its own net in eval mode, and what else its file holds."""
+        path = self.folder / f"model_{self.owner}.pth"
+        saved = read_torch(path, "copy it again or train the run again")
+        with naming(path):
+            net = build_model(saved["model"], saved["num_classes"])
+            net.load_state_dict(saved.pop("state_dict"))
+        return net.to(memory_format=torch.channels_last).eval(), saved
+
+    def load_teacher(self) -> Teacher:
+        """The student's teacher, from where its command found it; checked by its hash."""
+        given = self.config.get("arguments", {})
+        facts = {key: self.result[key] for key in ("num_classes", "mean", "std", "fingerprint")}
+        # What a teacher is checked against; its images are not needed.
+        data = Dataset(self.dataset, train=None, val=None, test=None, **facts)
+        try:
+            teacher = teacher_of(Namespace(**given), data)
+            if teacher.identity["sha256"] != self.measured["sha256"]:
+                raise UserError(f"{given['teacher_path']} is no longer what it learned from")
+        except Exception as error:  # also where config.json is not one of this version
+            raise UserError(
+                f"{self.folder}: its teacher is not where its command found it "
+                f"({one_line(error)}); put it back, run in the folder where the student was "
+                "trained, or leave out --with-teacher"
+            ) from None
+        return teacher
 
 
 class LeftOut(NamedTuple):
@@ -170,8 +207,11 @@ def naming(path: Path):
         raise UserError(f"{path} is damaged ({fault}); {advice}") from None
 
 
-def read_runs(roots: list[Path]) -> tuple[list[Record], list[LeftOut]]:
-    """Every run below `roots`. Raises UserError where there is none below one of them."""
+def read_runs(roots: Iterable[Path], epoch: str) -> tuple[list[Record], list[LeftOut]]:
+    """The nets of the "best" or "last" epoch of every run below `roots`, and runs that have none.
+
+    Raises UserError where there is no run below one of them.
+    """
     folders: dict[str, Path] = {}
     for root in roots:
         found = {os.path.realpath(str(folder)): folder for folder in run_folders(root)}
@@ -179,9 +219,14 @@ def read_runs(roots: list[Path]) -> tuple[list[Record], list[LeftOut]]:
             advice = "name a --checkpoint folder or a run folder"
             raise UserError(f"{root}: no such folder, or no run below it; {advice}")
         folders = found | folders  # once each, though roots may overlap
-    ordered = sorted(folders.values(), key=str)
-    runs = [read_run(folder) for folder in tqdm(ordered, "reading runs", leave=False, disable=None)]
+    ordered = tqdm(sorted(folders.values(), key=str), "reading runs", leave=False, disable=None)
+    runs = [read_run(folder, epoch) for folder in ordered]
     finished = [run for run in runs if isinstance(run, Record)]
+    if finished:
+        places = [os.path.realpath(str(record.folder)) for record in finished]
+        shared = Path(places[0]).parents[1] if len(places) == 1 else os.path.commonpath(places)
+        for record, place in zip(finished, places, strict=True):
+            record.title = printable(os.path.relpath(place, shared))
     return finished, [run for run in runs if isinstance(run, LeftOut)]
 
 
@@ -194,7 +239,7 @@ def run_folders(root: Path) -> list[Path]:
     return [zipfile.Path(archive, name).parent for name in results]
 
 
-def read_run(folder: Path) -> Record | LeftOut:
+def read_run(folder: Path, epoch: str) -> Record | LeftOut:
     path, config = folder / "result.json", folder / "config.json"
     if not path.exists():
         last = []
@@ -207,151 +252,65 @@ def read_run(folder: Path) -> Record | LeftOut:
             result = json.loads(path.read_text())
             if not is_complete(result):
                 raise ValueError("it is not whole")
-            Record(folder, result, {})
+            Record(folder, result, {}, epoch)
         with naming(config):
-            return Record(folder, result, json.loads(config.read_text()) if config.exists() else {})
+            content = json.loads(config.read_text()) if config.exists() else {}
+            return Record(folder, result, content, epoch)
     except UserError as error:
-        return LeftOut(folder, reason_of(error, folder))
+        return LeftOut(folder, one_line(error).replace(f"{folder}/", ""))
 
 
-def reason_of(error: Exception, folder: Path) -> str:
-    return one_line(error).replace(f"{folder}/", "")
-
-
-def pack(records: Iterable[Record], epoch: str, file) -> None:
+def pack(records: list[Record], file) -> None:
     """Write what a report needs of runs, test logits as float16, as a .zip file for `read_runs`."""
-    records = list({record.folder: record for record in records}.values())
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for record, title in zip(records, titles(records), strict=True):
-            files = [record.folder / f"{name}.json" for name in ("result", "config")]
-            files += [record.folder / "metrics.jsonl"]
+        for record in records:
+            names = ("result.json", "config.json", "metrics.jsonl")
+            files = [record.folder / name for name in names]
             contents = {file.name: file.read_bytes() for file in files if file.exists()}
             if record.predictions.exists():
                 arrays = {}
-                for owner in {epoch, "teacher"} & record.result.keys():
-                    logits, labels = record.stored(owner, "test")
-                    arrays[f"{owner}_test_logits"] = logits.numpy().astype(np.float16)
+                for net in filter(None, (record, record.taught_by)):
+                    logits, labels = net.stored("test")
+                    arrays[f"{net.owner}_test_logits"] = logits.numpy().astype(np.float16)
                 np.savez(buffer := io.BytesIO(), test_labels=labels.numpy(), **arrays)
                 contents["predictions.npz"] = predictions = buffer.getvalue()
                 digest = {"predictions": hashlib.sha256(predictions).hexdigest()}
                 contents["posthoc.json"] = json.dumps(record.calibrated | digest)
             for name, content in contents.items():
-                archive.writestr(f"{title}/{name}", content)
+                archive.writestr(f"{record.title}/{name}", content)
 
 
-@dataclass(eq=False)
-class MeasuredNet:
-    """A net that a finished run measured: its own of the best or last epoch, or its teacher.
-
-    `owner` is the key of its part of the result: best, last or teacher. `temperature` was fitted on
-    validation logits; `val` and `test` are stored logits, float32 (N, K), and labels (N,).
-    """
-
-    record: Record
-    owner: str
-    title: str
-
-    @property
-    def measured(self) -> dict:
-        return self.record.result[self.owner]
-
-    @property
-    def temperature(self) -> float:
-        return self.measured["temperature"]
-
-    @cached_property
-    def val(self) -> tuple[Tensor, Tensor]:
-        return self.record.stored(self.owner, "val")
-
-    @cached_property
-    def test(self) -> tuple[Tensor, Tensor]:
-        return self.record.stored(self.owner, "test")
-
-    def forward(self, device: torch.device) -> Callable[[Tensor], Tensor]:
-        """What gives its logits (B, K) of images uint8 (B, 3, H, W) on the device.
-
-        Raises UserError where its weights are gone or damaged.
-        """
-        if self.owner == "teacher":
-            teacher = self.load_teacher()
-            teacher.to(device)
-            return teacher.logits
-        net, mean, std = self.load_own()
-        net.to(device)
-        return lambda images: net(normalise(images, mean, std))
-
-    def load_own(self) -> tuple[nn.Module, list[float], list[float]]:
-        """In eval mode; mean and std that its inputs are normalised with."""
-        path = self.record.folder / f"model_{self.owner}.pth"
-        saved = read_torch(path, "copy it again or train the run again")
-        with naming(path):
-            net = build_model(saved["model"], saved["num_classes"])
-            net.load_state_dict(saved["state_dict"])
-        net.to(memory_format=torch.channels_last).eval()
-        return net, saved["mean"], saved["std"]
-
-    def load_teacher(self) -> Teacher:
-        """The student's teacher, from where its command found it; checked by its hash."""
-        record, given = self.record, self.record.config.get("arguments", {})
-        facts = {key: record.result[key] for key in ("num_classes", "mean", "std", "fingerprint")}
-        # What a teacher is checked against; its images are not needed.
-        data = Dataset(record.result["dataset"], train=None, val=None, test=None, **facts)
-        try:
-            teacher = teacher_of(Namespace(**given), data)
-            if teacher.identity["sha256"] != self.measured["sha256"]:
-                raise UserError(f"{given['teacher_path']} is no longer what it learned from")
-        except Exception as error:  # also where config.json is not one of this version
-            raise UserError(
-                f"{record.folder}: its teacher is not where its command found it "
-                f"({one_line(error)}); put it back, run in the folder where the student was "
-                "trained, or leave out --with-teacher"
-            ) from None
-        return teacher
-
-
-def measured_nets(paths: Iterable[Path], epoch: str, with_teacher: bool) -> list[MeasuredNet]:
+def finished_nets(paths: Iterable[Path], epoch: str, with_teacher: bool) -> list[Record]:
     """The nets of the "best" or "last" epoch of every finished run at or below `paths`.
 
     Each has its teacher below it where asked for; a teacher that several students share is there
     once. Prints a line for each run that is left out; raises UserError where none is finished.
     """
-    records, left_out = read_runs(list(paths))
+    records, left_out = read_runs(paths, epoch)
     if not records:
         first = left_out[0]
         raise UserError(f"{first.folder}: no finished run ({first.reason}); train it first")
     for one in left_out:
         print(f"left out: {printable(one.folder)}, {printable(one.reason)}")
-    nets, seen = [], set()
-    for record, title in zip(records, titles(records), strict=True):
-        nets.append(MeasuredNet(record, epoch, title))
-        teacher = record.result.get("teacher")
-        key = teacher and (teacher["sha256"], record.result["fingerprint"])
-        if with_teacher and teacher and key not in seen:
-            seen.add(key)
-            name = f"  teacher {teacher['model']} {teacher['label']}"
-            nets.append(MeasuredNet(record, "teacher", printable(name)))
-    return nets
+    nets: dict = {}
+    for record in records:
+        nets[record.folder] = record
+        if with_teacher and (teacher := record.taught_by):
+            nets.setdefault((teacher.measured["sha256"], teacher.fingerprint), teacher)
+    return list(nets.values())
 
 
-def titles(records: list[Record]) -> list[str]:
-    """Folders without the part that they share; of a single run its last two parts."""
-    folders = [os.path.realpath(record.folder) for record in records]
-    alone = len(folders) == 1
-    shared = Path(folders[0]).parents[1] if alone else os.path.commonpath(folders)
-    return [printable(os.path.relpath(folder, shared)) for folder in folders]
+def write_beside(net: Record, name: str, about: dict, measured: dict) -> Path:
+    """Write what was measured of a net into a JSON file in its run folder, atomically.
 
-
-def write_beside(record: Record, name: str, about: dict, measured: dict[str, dict]) -> Path:
-    """Write a JSON file into the run folder, atomically; `measured` by owner (best, teacher, ...).
-
-    What it held of other owners is kept where it came from the same predictions and `about` is the
-    same.
+    What the file held of other owners (best, teacher, ...) is kept where it came from the same
+    predictions and `about` is the same.
     """
-    path = record.folder / name
-    about = {"predictions": sha256(record.predictions), **about}
+    path = net.folder / name
+    about = {"predictions": sha256(net.predictions), **about}
     kept = {}
     with suppress(Exception):  # absent, or not as it is written here
         before = json.loads(path.read_text())
         kept = before if before.items() >= about.items() else {}
-    write_json(path, kept | about | measured)
+    write_json(path, kept | about | {net.owner: measured})
     return path

@@ -7,10 +7,8 @@ scripts/evaluate.py.
 
 from argparse import Namespace
 from collections.abc import Callable
-from functools import partial
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +18,8 @@ from torchvision.datasets import SVHN
 from tqdm import tqdm
 
 from utils.analysis import corruptions
-from utils.analysis.corruptions import SEVERITIES
-from utils.analysis.figures import Series, severity_boxes
-from utils.analysis.records import MeasuredNet
+from utils.analysis.corruptions import CLEAN, MEAN, SEVERITIES
+from utils.analysis.records import Record
 from utils.calibration import distributions
 from utils.calibration.metrics import classification_metrics
 from utils.data import Dataset, Split, load_dataset
@@ -50,19 +47,12 @@ FOREIGN_COLUMNS = {
     for score in ("confidence", "entropy")
     for metric, head in HEADS.items()
 }
-DRAWN = ("top1", "ece", "nll")
-CLEAN, MEAN = "clean", "mean"
 AGREEMENT = 0.9  # of people's majority with the labels; 0.99 on CIFAR-10
 
 Evaluation = tuple[str, list[dict]]  # the table; what was measured of each net, ready for JSON
 
 
-def raw_and_scaled(measure: Callable[[float], Any], net: MeasuredNet) -> dict[str, Any]:
-    """`measure` is given the temperature: 1, and the net's own."""
-    return {"raw": measure(1.0), "scaled": measure(net.temperature)}
-
-
-def table(title: str, nets: list[MeasuredNet], measured: list, columns: dict, *heads) -> str:
+def table(title: str, nets: list[Record], measured: list, columns: dict, *heads) -> str:
     """`measured`, for each net: the row's first cells, under `heads` -> raw, scaled -> metrics.
 
     A metric that no net has gets no column, and neither does one that is not usual.
@@ -72,12 +62,11 @@ def table(title: str, nets: list[MeasuredNet], measured: list, columns: dict, *h
     lines = []
     for net, rows in zip(nets, measured, strict=True):
         name = net.title
-        for logits, temperature in raw_and_scaled("{:.3f}".format, net).items():
-            for first, one in rows.items():
-                of = one[logits]
-                cells = [c.text(of[n]) if n in of else "" for n, c in known.items()]
-                lines.append([name, logits, temperature, *first, *cells])
-                name = ""
+        for (logits, temperature), first in product(net.temperatures.items(), rows):
+            of = rows[first][logits]
+            cells = [c.text(of[n]) if n in of else "" for n, c in known.items()]
+            lines.append([name, logits, f"{temperature:.3f}", *first, *cells])
+            name = ""
     head = ["", "logits", "T", *heads, *(c.head for c in known.values())]
     return f"{title}\n{text_table(head, lines)}"
 
@@ -85,11 +74,11 @@ def table(title: str, nets: list[MeasuredNet], measured: list, columns: dict, *h
 # Against label distributions
 
 
-def against_labels(nets: list[MeasuredNet], args: Namespace) -> Evaluation:
+def against_labels(nets: list[Record], args: Namespace) -> Evaluation:
     """Stored test logits against the true share of each label of --on: cifar10h, synthetic."""
     if args.on == "cifar10h":
         title = "CIFAR-10H: test images against how people label them"
-        shares = [human_labels(args.data_dir, net.test[1]) for net in nets]
+        shares = [human_labels(args.data_dir, net.stored("test")[1]) for net in nets]
     else:
         title = "synthetic: test images against the posterior that their labels are drawn from"
         advice = "--on synthetic; name a run of --dataset synthetic, of this version"
@@ -97,21 +86,15 @@ def against_labels(nets: list[MeasuredNet], args: Namespace) -> Evaluation:
         shares = [trained_on(nets, data, advice).posterior] * len(nets)
     measured = []
     for net, share in zip(nets, shares, strict=True):
-        measure = partial(distributions.label_distribution_metrics, net.test[0], share)
-        one = raw_and_scaled(measure, net)
-        if net.owner != "teacher" and "teacher" in net.record.result:
-            teachers = entropies(MeasuredNet(net.record, "teacher", ""))
-            for logits, own in entropies(net).items():
-                correlation = distributions.rank_correlation(own, teachers[logits])
-                one[logits]["teacher_entropy_correlation"] = correlation
-        measured.append(one)
+        metrics, (logits, _) = distributions.label_distribution_metrics, net.stored("test")
+        found = net.raw_and_scaled(metrics, logits, share)
+        for kind, one in found.items() if net.taught_by else ():
+            probs = [each.probabilities(kind)[0] for each in (net, net.taught_by)]
+            correlation = distributions.rank_correlation(*map(distributions.entropy, probs))
+            one["teacher_entropy_correlation"] = correlation
+        measured.append(found)
     title += " (cal. error: mean |confidence - its true share|; entropy in nats, gap: net - truth)"
     return table(title, nets, [{(): one} for one in measured], DISTRIBUTION_COLUMNS), measured
-
-
-def entropies(net: MeasuredNet) -> dict[str, Tensor]:
-    logits, entropy = net.test[0].double(), distributions.entropy
-    return raw_and_scaled(lambda temperature: entropy((logits / temperature).softmax(dim=1)), net)
 
 
 def human_labels(data_dir: Path, labels: Tensor) -> Tensor:
@@ -136,26 +119,26 @@ def human_labels(data_dir: Path, labels: Tensor) -> Tensor:
 # On other images
 
 
-def test_split(nets: list[MeasuredNet], args: Namespace) -> Split:
+def test_split(nets: list[Record], args: Namespace) -> Split:
     """The test split that all of the nets were measured on. Raises UserError."""
-    told = nets[0].record.config.get("arguments", {})
-    name = args.dataset or told.get("dataset", nets[0].record.result["dataset"])
+    told = nets[0].config.get("arguments", {})
+    name = args.dataset or told.get("dataset", nets[0].dataset)
     folder_flags = {flag: told[flag] for flag in ("image_size", "skip_unreadable") if flag in told}
     advice = f"--dataset {name}; name its own by that or --data_dir, and one data set at a time"
     return trained_on(nets, load_dataset(name, args.data_dir, **folder_flags), advice)
 
 
-def trained_on(nets: list[MeasuredNet], data: Dataset, advice: str) -> Split:
+def trained_on(nets: list[Record], data: Dataset, advice: str) -> Split:
     for net in nets:
-        if net.record.result["fingerprint"] != data.fingerprint:
-            raise UserError(f"{net.record.folder}: was trained on other data than {advice}")
+        if net.fingerprint != data.fingerprint:
+            raise UserError(f"{net.folder}: was trained on other data than {advice}")
     return data.test
 
 
-def in_precision(net: MeasuredNet, batch_size: int | None) -> Callable[[Tensor], Tensor]:
+def in_precision(net: Record, batch_size: int | None) -> Callable[[Tensor], Tensor]:
     """What gives a net's logits (N, K) of images uint8 (N, 3, H, W), in the run's precision."""
     accelerator = Accelerator(mixed_precision="no")
-    device, precision = accelerator.device, net.record.settings["mixed_precision"]
+    device, precision = accelerator.device, net.result["settings"]["mixed_precision"]
     forward = net.forward(device)
 
     def logits(images: Tensor) -> Tensor:
@@ -166,14 +149,14 @@ def in_precision(net: MeasuredNet, batch_size: int | None) -> Callable[[Tensor],
     return logits
 
 
-def out_of_distribution(nets: list[MeasuredNet], args: Namespace) -> Evaluation:
+def out_of_distribution(nets: list[Record], args: Namespace) -> Evaluation:
     """How well a net tells its test images from those of --on: svhn or an .npz file."""
     foreign, test = foreign_images(args.on, args.data_dir), test_split(nets, args)
     measured = []
     for net in nets:
         logits = in_precision(net, args.test_batch_size)
-        measure = partial(distributions.ood_metrics, logits(test.images), logits(foreign))
-        measured.append(raw_and_scaled(measure, net))
+        both = logits(test.images), logits(foreign)
+        measured.append(net.raw_and_scaled(distributions.ood_metrics, *both))
     title = (
         f"{printable(args.on)}: its {len(foreign)} images, out of distribution, mixed with "
         f"{len(test.labels)} of the test split, which are the positive class"
@@ -201,7 +184,7 @@ def foreign_images(name: str, data_dir: Path) -> Tensor:
         ) from error
 
 
-def under_corruptions(nets: list[MeasuredNet], args: Namespace) -> Evaluation:
+def under_corruptions(nets: list[Record], args: Namespace) -> Evaluation:
     """The --corruptions of --on, of the published ones or of our own, at every severity.
 
     Measured: corruption -> severity -> raw and scaled, with the means over either and both.
@@ -219,8 +202,8 @@ def under_corruptions(nets: list[MeasuredNet], args: Namespace) -> Evaluation:
     total = 1 + len(names) * len(SEVERITIES)
     for name, severity, images in tqdm(stream, args.on, total, leave=False, disable=None):
         for net, logits, one in zip(nets, all_logits, measured, strict=True):
-            measure = partial(classification_metrics, logits(images), test.labels)
-            one[name][str(severity)] = raw_and_scaled(measure, net)
+            found = net.raw_and_scaled(classification_metrics, logits(images), test.labels)
+            one[name][str(severity)] = found
     for one in measured:
         for name in names:
             one[name][MEAN] = mean(list(one[name].values()))
@@ -238,17 +221,3 @@ def mean(values: list):
     if isinstance(values[0], dict):
         return {key: mean([one[key] for one in values]) for key in values[0]}
     return sum(values) / len(values)
-
-
-def draw_by_severity(nets: list[MeasuredNet], measured: list[dict], file) -> None:
-    """A box over the corruptions of `under_corruptions` for each severity, in a PNG file."""
-    severities = list(map(str, SEVERITIES))
-    series = []
-    for place, (net, one) in enumerate(zip(nets, measured, strict=True)):
-        corruptions = [by for name, by in one.items() if name not in (CLEAN, MEAN)]
-        columns = [one[CLEAN].values(), *([by[s] for by in corruptions] for s in severities)]
-        for logits in ("raw", "scaled"):
-            boxes = {m: [[of[logits][m] for of in column] for column in columns] for m in DRAWN}
-            title = f"{net.title.strip()}, {logits}"
-            series.append(Series(title, place, logits == "scaled", boxes))
-    severity_boxes(series, [CLEAN, *severities], {name: COLUMNS[name] for name in DRAWN}, file)

@@ -1,11 +1,13 @@
 """What runs amount to: mean and spread over seeds, intervals, sweeps and what validation chooses.
 
-A section holds one data set. Nothing here is chosen by a test value.
+A section holds one data set. Nothing here is chosen by a test value. `args` are the flags of
+scripts/report.py.
 """
 
 import json
 import math
-from dataclasses import dataclass, field
+from argparse import Namespace
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from itertools import product
@@ -15,10 +17,11 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from utils.analysis.groups import Group, group_runs
-from utils.analysis.records import LOGITS, LeftOut, Record, reason_of
+from utils.analysis.groups import Group, alike, group_runs
+from utils.analysis.records import LOGITS, LeftOut, Record
 from utils.calibration import bootstrap
 from utils.calibration.bootstrap import PAIRED, Difference
+from utils.files import one_line
 from utils.program import UserError
 from utils.tables import COLUMNS
 
@@ -28,16 +31,6 @@ TUNED = ("lr", "weight_decay", "momentum")  # a sweep may run over these as over
 DRAWN = 32  # nets in figures: as many as can be told apart
 MANY = 30  # runs: above, the spread between them says more than an interval of each
 FEW = 20  # test images: the value of a bin with fewer is mostly chance
-
-
-class View(NamedTuple):
-    """What of the runs is looked at, and how."""
-
-    epoch: str = "best"
-    select: str = "nll"
-    columns: list[str] | None = None
-    draws: int = 1000
-    nets: int = 100
 
 
 class Cell(NamedTuple):
@@ -57,8 +50,6 @@ class Cell(NamedTuple):
 class Row(NamedTuple):
     """A group's raw, scaled, ... logits; a metric that is unknown is absent."""
 
-    group: Group
-    logits: str
     cells: dict[str, Cell]
     at_bound: bool
     few: bool  # a bin of confidence holds fewer than FEW test images
@@ -68,20 +59,16 @@ class Row(NamedTuple):
 class Sweep:
     """Groups that differ only in numbers: their loss's parameters, or those in TUNED."""
 
-    groups: list[Group]
-    chosen: Group
     parameters: list[str]
+    places: dict[Group, list[float]]  # the parameters' values
+    chosen: Group
 
     @property
     def name(self) -> str:
         """`resnet8 KD from resnet56 NLL over T and Lambda`."""
-        result, teacher = self.chosen.first.result, self.chosen.teacher
+        run, teacher = self.chosen.first, self.chosen.teacher
         origin = f" from {teacher.full_name}" if teacher else ""
-        return f"{result['model']} {result['loss']}{origin} over {' and '.join(self.parameters)}"
-
-    def place(self, group: Group) -> list[float]:
-        """Its value of each of the parameters."""
-        return [numbers_of(group)[name] for name in self.parameters]
+        return f"{run.model} {run.loss}{origin} over {' and '.join(self.parameters)}"
 
 
 @dataclass
@@ -89,130 +76,125 @@ class Section:
     """All that is to be said of one data set. `printed`: the groups that tables show."""
 
     title: str
-    view: View
+    args: Namespace
     columns: list[str]
     groups: list[Group]
     sweeps: list[Sweep]
     printed: list[Group]
-    rows: list[Row] = field(default_factory=list)
 
     @property
     def compared(self) -> list[Group]:
         """Of a sweep only the chosen group."""
-        swept = {group for sweep in self.sweeps for group in sweep.groups}
-        beaten = swept - {sweep.chosen for sweep in self.sweeps}
+        beaten = {group for one in self.sweeps for group in one.places if group is not one.chosen}
         return [group for group in self.printed if group not in beaten]
 
     @property
     def drawn(self) -> list[Group]:
         return self.compared[:DRAWN]
 
-    def row(self, group: Group, logits: str) -> Row:
-        return next(row for row in self.rows if row.group is group and row.logits == logits)
 
-
-def sections_of(records: list[Record], view: View) -> tuple[list[Section], list[LeftOut]]:
+def sections_of(records: list[Record], args: Namespace) -> tuple[list[Section], list[LeftOut]]:
     """One section for each data set; what cannot be read takes its run out of all of them."""
+    groups, repeated = group_runs(records)
+    parts = alike(groups, lambda group: group.first.data)
+    names = [part[0].first.dataset for part in parts]
+    sections = [section_of(part, names, args) for part in parts]
+    printed = dict.fromkeys(group for section in sections for group in section.printed)
+    shown = [(group, run) for group in printed for run in group.records]
     unreadable: dict[Path, LeftOut] = {}
-    while True:
-        groups, repeated = group_runs([run for run in records if run.folder not in unreadable])
-        sections, found = split(groups, view), len(unreadable)
-        printed = dict.fromkeys(group for section in sections for group in section.printed)
-        shown = [(group, run) for group in printed for run in group.records]
-        for group, run in tqdm(shown, "measuring", leave=False, disable=None):
-            try:
-                rows_of(Group([run]), view, len(group.records) <= MANY or run is group.first)
-                len(run.history)
-            except Exception as error:  # whatever it is, it concerns this run alone
-                unreadable[run.folder] = LeftOut(run.folder, reason_of(error, run.folder))
-        if found == len(unreadable):
-            break
+    for group, run in tqdm(shown, "measuring", leave=False, disable=None):
+        try:
+            rows_of(Group([run]), args, len(group.records) <= MANY or run is group.first)
+            len(run.history)
+        except Exception as error:  # whatever it is, it concerns this run alone
+            reason = one_line(error).replace(f"{run.folder}/", "")
+            unreadable[run.folder] = LeftOut(run.folder, reason)
+    if unreadable:  # others may be shown in their place
+        readable = [run for run in records if run.folder not in unreadable]
+        sections, left_out = sections_of(readable, args)
+        return sections, [*unreadable.values(), *left_out]
     for section in sections:
         for group in section.groups:
-            section.rows += rows_of(group, view, group in printed)
+            group.rows = rows_of(group, args, group in printed)
         mark(section)
-    return sections, [*unreadable.values(), *repeated]
+    return sections, repeated
 
 
-def split(groups: list[Group], view: View) -> list[Section]:
-    data_sets: dict[tuple, list[Group]] = {}
-    for group in groups:
-        result = group.first.result
-        data_sets.setdefault((result["dataset"], result["fingerprint"]), []).append(group)
-    names = [name for name, _ in data_sets]
-    sections = []
-    for (name, fingerprint), part in data_sets.items():
-        title = name if names.count(name) == 1 else f"{name} ({fingerprint[:8]})"
-        known = set().union(*(group.first.metrics(view.epoch, "raw") for group in part))
-        columns = view.columns or [metric for metric in USUAL if metric in known]
-        section = Section(title, view, columns, part, find_sweeps(part, view), part)
-        if len(part) > view.nets:  # the best by validation, and their teachers
-            ranked = sorted(section.compared, key=lambda group: validation_loss(group, view))
-            kept = {one for group in ranked[: view.nets] for one in (group, *group.teachers)}
-            section.printed = [group for group in part if group in kept]
-        sections.append(section)
-    return sections
+def section_of(groups: list[Group], names: list[str], args: Namespace) -> Section:
+    """`names`: of all data sets, to tell apart those of one name."""
+    name, fingerprint = groups[0].first.data
+    title = name if names.count(name) == 1 else f"{name} ({fingerprint[:8]})"
+    known = set().union(*(group.first.measured["test"]["raw"] for group in groups))
+    columns = args.columns or [metric for metric in USUAL if metric in known]
+    section = Section(title, args, columns, groups, find_sweeps(groups, args), groups)
+    if len(groups) > args.nets:  # the best by validation, and their teachers
+        ranked = sorted(section.compared, key=lambda group: validation_loss(group, args))
+        kept = {one for group in ranked[: args.nets] for one in (group, *group.teachers)}
+        section.printed = [group for group in groups if group in kept]
+    return section
 
 
-def validation_loss(group: Group, view: View) -> float:
+def validation_loss(group: Group, args: Namespace) -> float:
     """The mean of the metric that selects, raw, on validation; the lower the better."""
-    values = group.validation(view.select, view.epoch)
-    sign = -1 if COLUMNS[view.select].best == "max" else 1
+    values = group.validation(args.select)
+    sign = -1 if COLUMNS[args.select].best == "max" else 1
     return sign * values.mean() if len(values) else math.inf
 
 
 def numbers_of(group: Group) -> dict[str, float]:
     """What a sweep may run over."""
-    settings, parameters = group.first.settings, group.first.result["loss_parameters"]
-    tuned = {name: settings.get(name) for name in TUNED}
-    return parameters | {name: x for name, x in tuned.items() if isinstance(x, (int, float))}
+    run = group.first
+    tuned = {name: run.settings.get(name) for name in TUNED}
+    return run.parameters | {name: x for name, x in tuned.items() if isinstance(x, (int, float))}
 
 
-def find_sweeps(groups: list[Group], view: View) -> list[Sweep]:
+def find_sweeps(groups: list[Group], args: Namespace) -> list[Sweep]:
     """Two or more groups that differ only in numbers, and the one that validation prefers."""
-    alike: dict[tuple, list[Group]] = {}
-    for group in groups:
-        result, numbers = group.first.result, numbers_of(group)
+
+    def fixed(group: Group) -> tuple:
+        run, numbers = group.first, numbers_of(group)
         free = {"seed", "teacher", "label", *numbers}
-        fixed = {key: x for key, x in group.first.settings.items() if key not in free}
-        same = [result["model"], result["loss"], group.exp_name, sorted(numbers), fixed]
-        key = json.dumps(same, sort_keys=True), group.teacher
-        alike.setdefault(key, []).append(group)
+        settings = {key: x for key, x in run.settings.items() if key not in free}
+        same = [run.model, run.loss, group.exp_name, sorted(numbers), settings]
+        return json.dumps(same, sort_keys=True), group.teacher
+
     sweeps = []
-    for same in alike.values():
+    for same in alike(groups, fixed):
         numbers = [numbers_of(group) for group in same]
         varied = [name for name in numbers[0] if len({one[name] for one in numbers}) > 1]
         if varied:
-            chosen = min(same, key=lambda group: validation_loss(group, view))
-            sweeps.append(Sweep(same, chosen, varied))
+            values = ([one[name] for name in varied] for one in numbers)
+            chosen = min(same, key=lambda group: validation_loss(group, args))
+            sweeps.append(Sweep(varied, dict(zip(same, values, strict=True)), chosen))
     return sweeps
 
 
 @cache
-def chance(record: Record, epoch: str, logits: str, draws: int) -> tuple | None:
+def chance(record: Record, logits: str, draws: int) -> tuple | None:
     """The ECE of every bootstrap resample, (draws,), and that of a calibrated net, see Cell.
 
     None without stored predictions.
     """
-    predicted = record.probabilities(epoch, logits)
+    predicted = record.probabilities(logits)
     if predicted is None or not draws:
         return None
-    resampled = bootstrap.resampled_ece(bootstrap.gaps(*predicted), draws)
+    resampled = bootstrap.resampled(bootstrap.gaps(*predicted), draws)
     return resampled, bootstrap.calibrated_ece(predicted[0], draws)
 
 
-def rows_of(group: Group, view: View, in_full: bool) -> list[Row]:
+def rows_of(group: Group, args: Namespace, in_full: bool) -> dict[str, Row]:
     """One for each kind of logits that all its runs have; `in_full`: with what takes time."""
-    records, epoch, rows = group.records, view.epoch, []
-    first, *others = [one.kinds(epoch) if in_full else list(LOGITS) for one in records]
-    for logits in (kind for kind in first if all(kind in other for other in others)):
-        measured = [record.metrics(epoch, logits) for record in records]
+    records, rows = group.records, {}
+    tests = [record.tests if in_full else record.measured["test"] for record in records]
+    kinds = (kind for kind in tests[0] if all(kind in test for test in tests))
+    for logits in kinds if in_full else LOGITS:
+        measured = [test[logits] for test in tests]
         metrics = [name for name in COLUMNS if all(name in one for one in measured)]
         values = np.array([[one[name] for name in metrics] for one in measured])
         spreads = values.std(axis=0, ddof=1) if len(values) > 1 else [math.nan] * len(metrics)
         cells = dict(zip(metrics, map(Cell, values.mean(axis=0), spreads), strict=True))
         if in_full and logits in LOGITS and len(records) <= MANY:
-            known = [chance(record, epoch, logits, view.draws) for record in records]
+            known = [chance(record, logits, args.resamples) for record in records]
             if None not in known:
                 resampled, calibrated = (np.mean(part, axis=0) for part in zip(*known, strict=True))
                 ece = cells["ece"]
@@ -221,9 +203,9 @@ def rows_of(group: Group, view: View, in_full: bool) -> list[Row]:
                     interval=bootstrap.basic_interval(ece.mean, resampled),
                     calibrated=tuple(calibrated),
                 )
-        bounds = (record.measured(epoch)["temperature_at_bound"] for record in records)
+        bounds = (record.measured["temperature_at_bound"] for record in records)
         few = any(one.get("smallest_bin", FEW) < FEW for one in measured)
-        rows.append(Row(group, logits, cells, logits == "scaled" and any(bounds), few))
+        rows[logits] = Row(cells, logits == "scaled" and any(bounds), few)
     return rows
 
 
@@ -235,23 +217,21 @@ def mark(section: Section) -> None:
     spread of a difference is the root of the sum of both variances, unknown for single runs. An ECE
     that a calibrated net could have is marked "chance"; where one of these is lowest, none is best.
     """
-    compared = set(section.compared)
-    for metric, column in COLUMNS.items():
-        families: dict[str, list[dict[str, Cell]]] = {}
-        for row in section.rows:
-            if row.group in compared and not row.at_bound and metric in row.cells:
-                families.setdefault(row.logits, []).append(row.cells)
-        for family in families.values():
-            best_of = max if column.best == "max" else min
-            best = best_of((cells[metric] for cells in family), key=lambda cell: cell.mean)
-            if len(family) < 2 or best.mark:
-                continue
-            for cells in family:
-                cell = cells[metric]
-                if cell.mark == "" and cell.mean == best.mean:
-                    cells[metric] = cell._replace(mark="best")
-                elif cell.mark == "" and abs(cell.mean - best.mean) <= math.hypot(cell.sd, best.sd):
-                    cells[metric] = cell._replace(mark="close")
+    rows = [row for group in section.compared for row in group.rows.items()]
+    kinds = dict.fromkeys(logits for logits, _ in rows)
+    for logits, (metric, column) in product(kinds, COLUMNS.items()):
+        alike = [row.cells for kind, row in rows if kind == logits and not row.at_bound]
+        family = [cells for cells in alike if metric in cells]
+        if len(family) < 2:
+            continue
+        best_of = max if column.best == "max" else min
+        best = best_of((cells[metric] for cells in family), key=lambda cell: cell.mean)
+        for cells in family if not best.mark else ():
+            cell = cells[metric]
+            if cell.mark == "" and cell.mean == best.mean:
+                cells[metric] = cell._replace(mark="best")
+            elif cell.mark == "" and abs(cell.mean - best.mean) <= math.hypot(cell.sd, best.sd):
+                cells[metric] = cell._replace(mark="close")
 
 
 def find_group(sections: list[Section], name: str) -> tuple[Section, Group]:
@@ -272,10 +252,10 @@ def differences(section: Section, against: Group) -> dict[tuple[Group, str, str]
     """
 
     def matrices(group: Group, logits: str, metric: str) -> list[np.ndarray] | None:
-        predicted = [record.probabilities(section.view.epoch, logits) for record in group.records]
+        predicted = [record.probabilities(logits) for record in group.records]
         return None if None in predicted else [PAIRED[metric](*one) for one in predicted]
 
-    found, draws = {}, section.view.draws or 1000
+    found, draws = {}, section.args.resamples or 1000
     for logits, metric in product(LOGITS, filter(PAIRED.__contains__, section.columns)):
         base = matrices(against, logits, metric)
         family = {

@@ -8,8 +8,8 @@ from itertools import product
 from typing import NamedTuple
 
 from utils.analysis.groups import Group
-from utils.analysis.records import LOGITS, LeftOut
-from utils.analysis.statistics import FEW, Cell, Row, Section, Sweep, differences
+from utils.analysis.records import LOGITS
+from utils.analysis.statistics import FEW, Cell, Section, Sweep, differences
 from utils.calibration.bootstrap import Difference
 from utils.runs import number_text
 from utils.tables import COLUMNS, Column, printable, text_table
@@ -47,21 +47,21 @@ MEANING = {
 
 def main_table(section: Section) -> Table:
     """Name, kind of logits, number of runs, then the section's columns."""
-    groups, chosen = set(section.printed), {sweep.chosen for sweep in section.sweeps}
-    rows = [row for row in section.rows if row.group in groups]
-    has_chance = any(row.cells["ece"].interval for row in rows)
+    chosen = {sweep.chosen for sweep in section.sweeps}
+    rows = [(group, *row) for group in section.printed for row in group.rows.items()]
+    has_chance = any(row.cells["ece"].interval for _, _, row in rows)
     head = [printable(section.title), "logits", "n"]
     for metric in section.columns:
         head.append(COLUMNS[metric].head)
         if metric == "ece" and has_chance:
             head += ["95 % interval", "ECE of a calibrated net %"]
     entries = []
-    for row in rows:
-        group, opens = row.group, row.logits == "raw"
+    for group, logits, row in rows:
+        opens = logits == "raw"
         name = printable(group.name) + (" ←" if group in chosen else "")
         line = [
             Entry(name if opens else "", indent=len(group.teachers) if opens else 0),
-            Entry(row.logits + (" †" if row.at_bound else "")),
+            Entry(logits + (" †" if row.at_bound else "")),
             Entry(str(len(group.records)) if opens else ""),
         ]
         for metric in section.columns:
@@ -74,7 +74,7 @@ def main_table(section: Section) -> Table:
                     texts = ["[{}, {}]".format(*ends), "{} (< {})".format(*floor)]
                 line += map(Entry, texts)
         entries.append(line)
-    return Table(head, entries, legend(section, rows, has_chance), "metrics")
+    return Table(head, entries, legend(section, has_chance), "metrics")
 
 
 def metric_entry(cell: Cell | None, column: Column) -> Entry:
@@ -84,12 +84,13 @@ def metric_entry(cell: Cell | None, column: Column) -> Entry:
     return Entry(column.text(cell.mean) + spread, cell.mark)
 
 
-def legend(section: Section, rows: list[Row], has_chance: bool) -> list[str]:
+def legend(section: Section, has_chance: bool) -> list[str]:
     """What a reader needs to know of the table, a sentence each; only what occurs in it."""
-    view, groups = section.view, section.printed
-    select = COLUMNS[view.select].head.removesuffix(" %")
-    epoch = {"best": "the epoch that validation chose", "last": "the last epoch"}[view.epoch]
-    kinds = dict.fromkeys(row.logits for row in rows)
+    args, groups = section.args, section.printed
+    select = COLUMNS[args.select].head.removesuffix(" %")
+    epoch = {"best": "the epoch that validation chose", "last": "the last epoch"}[args.epoch]
+    rows = [row for group in groups for row in group.rows.values()]
+    kinds = dict.fromkeys(logits for group in groups for logits in group.rows)
     further = [kind for kind in kinds if kind not in (*LOGITS, TEMPERED)]
     few = "mce" in section.columns and any(row.few for row in rows)
     at_bound = any(row.at_bound for row in rows)
@@ -113,22 +114,24 @@ def legend(section: Section, rows: list[Row], has_chance: bool) -> list[str]:
     }
     said = [sentence for sentence, holds in sentences.items() if holds]
     said += [sweep_sentence(section, one) for one in section.sweeps if one.chosen in groups]
-    fits = [note for group in groups for one in group.records for note in one.notes(view.epoch)]
-    return said + list(map(printable, dict.fromkeys(fits)))
+    runs = (record for group in groups for record in group.records)
+    fits = (fit for run in runs for fit in run.posthoc.items())
+    notes = [f"{name}, {note}" for name, found in fits for note in found.get("notes", [])]
+    return said + list(map(printable, dict.fromkeys(notes)))
 
 
 def sweep_sentence(section: Section, sweep: Sweep) -> str:
     """Which setting validation chose, and what it is worth on test."""
-    values = zip(sweep.parameters, map(number_text, sweep.place(sweep.chosen)), strict=True)
+    values = zip(sweep.parameters, map(number_text, sweep.places[sweep.chosen]), strict=True)
     setting = ", ".join(map(" = ".join, values))
-    cells = [section.row(sweep.chosen, logits).cells for logits in LOGITS]
+    cells = [sweep.chosen.rows[logits].cells for logits in LOGITS]
     worth = []
     for metric in section.columns:
         texts = [metric_entry(one.get(metric), COLUMNS[metric]).text for one in cells]
         worth.append(f"{COLUMNS[metric].head} {' → '.join(dict.fromkeys(texts))}")
     return (
-        f"Sweep of {printable(sweep.name)}, {len(sweep.groups)} settings: {setting} has the best "
-        f"validation {COLUMNS[section.view.select].head.removesuffix(' %')}. "
+        f"Sweep of {printable(sweep.name)}, {len(sweep.places)} settings: {setting} has the best "
+        f"validation {COLUMNS[section.args.select].head.removesuffix(' %')}. "
         f"On test, raw → scaled: {', '.join(worth)}."
     )
 
@@ -160,12 +163,6 @@ def difference_entry(one: Difference | None, column: Column) -> Entry:
     return Entry(f"{sign}{value} [{low}, {high}]", "differs" if one.p <= 0.05 else "")
 
 
-def left_out_table(left_out: list[LeftOut]) -> Table:
-    """The runs that are in no other table."""
-    rows = [[Entry(printable(text)) for text in one] for one in left_out]
-    return Table(["Not in the tables", "why"], rows, kind="words")
-
-
 # How it is written
 
 
@@ -189,29 +186,23 @@ def render(table: Table, form: str) -> str:
     format = FORMATS[form]
     marks = format.marks | {"differs": format.marks["best"]}
     found = {entry.mark for row in table.rows for entry in row}
-    marked = [any(row[place].mark for row in table.rows) for place in range(len(table.head))]
+    lines = [list(map(Entry, table.head)), *table.rows]
+    columns = zip(*lines, strict=True)
+    unmarked = [format.blank if any(one.mark for one in column) else "{}" for column in columns]
 
-    def cells(entries: list[Entry]) -> list[str]:
-        unmarked = [format.blank if has_marks else "{}" for has_marks in marked]
-        texts = []
-        for entry, plain in zip(entries, unmarked, strict=True):
-            text = marks.get(entry.mark, plain).format(format.escape(entry.text))
-            texts.append(format.indent * entry.indent + text)
-        return texts
+    def cell(entry: Entry, plain: str) -> str:
+        text = marks.get(entry.mark, plain).format(format.escape(entry.text))
+        return format.indent * entry.indent + text
 
+    head, *rows = (list(map(cell, line, unmarked)) for line in lines)
     notes = list(map(format.escape, table.notes))
     notes += [f"{marks[m].format(m)}: {MEANING[m]}" for m in MEANING if m in found]
     return format.whole.format(
         title=format.escape(table.head[0]),
         kind=table.kind,
-        table=format.lay_out(cells(list(map(Entry, table.head))), list(map(cells, table.rows))),
+        table=format.lay_out(head, rows),
         notes="".join(map(format.note.format, notes)),
     )
-
-
-def markdown_text(text: str) -> str:
-    """Nothing in it is markup."""
-    return re.sub(r"([\\`*_{}\[\]<>|~#])", r"\\\1", text)
 
 
 def markdown_table(head: list[str], rows: list[list[str]]) -> str:
@@ -249,7 +240,7 @@ FORMATS = {
         blank="{} ",
     ),
     "markdown": Format(
-        escape=markdown_text,
+        escape=lambda text: re.sub(r"([\\`*_{}\[\]<>|~#])", r"\\\1", text),
         marks={"best": "**{}**", "close": "{} ≈", "chance": "{} °"},
         indent="↳ ",
         lay_out=markdown_table,

@@ -65,16 +65,12 @@ def _value(matrix: np.ndarray) -> float:
     return np.abs(matrix.mean(axis=0, dtype=np.float64)).sum()
 
 
-def _resampled(run: np.ndarray, resamples: int) -> np.ndarray:
-    return np.abs(resample_counts(len(run), resamples) @ run).sum(axis=1) / len(run)
+def resampled(matrix: np.ndarray, resamples: int = 1000) -> np.ndarray:
+    """(resamples,): the metric of one run, by its matrix, on each resample."""
+    return np.abs(resample_counts(len(matrix), resamples) @ matrix).sum(axis=1) / len(matrix)
 
 
-def resampled_ece(gaps: np.ndarray, resamples: int = 1000) -> np.ndarray:
-    """(resamples,): the ECE of one run, by its `gaps`, on each resample."""
-    return _resampled(gaps, resamples)
-
-
-def basic_interval(estimate: float, resampled: np.ndarray) -> tuple[float, float]:
+def basic_interval(estimate: float, draws: np.ndarray) -> tuple[float, float]:
     """95 % basic bootstrap interval, over test samples, of an ECE or a mean of ECEs (fractions).
 
     The ECE of a resample is biased upwards once more than the ECE itself, by the noise in each
@@ -84,7 +80,7 @@ def basic_interval(estimate: float, resampled: np.ndarray) -> tuple[float, float
     where the true ECE is below the noise (perfect calibration: 60). Davison and Hinkley, 1997,
     Section 5.2.
     """
-    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return max(0.0, float(2 * estimate - high)), float(max(estimate, 2 * estimate - low))
 
 
@@ -133,11 +129,11 @@ def paired_difference(
     has two runs, the interval speaks of these two nets, not of what training again would give.
     """
     rows = first, second
-    values = [np.stack([_resampled(run, resamples) for run in runs]) for runs in rows]
+    values = [np.stack([resampled(run, resamples) for run in runs]) for runs in rows]
     measured = [np.array([_value(run) for run in runs]) for runs in rows]
     value = measured[0].mean() - measured[1].mean()
-    resampled = values[0].mean(axis=0) - values[1].mean(axis=0)
-    variance, freedom = resampled.var(ddof=1), math.inf
+    differences = values[0].mean(axis=0) - values[1].mean(axis=0)
+    variance, freedom = differences.var(ddof=1), math.inf
     if seeds := len(first) + len(second) - 2:
         share = (1 / len(first) + 1 / len(second)) / seeds
         own = sum((each - each.mean(axis=0)).var(axis=1, ddof=1).sum() for each in values)
