@@ -1,7 +1,7 @@
 """Tables and pictures of finished runs.
 
     python -m scripts.report ROOT...                        a table at the terminal
-    python -m scripts.report ROOT... --out report           and report.{html,md,csv,tex} in there
+    python -m scripts.report ROOT... --out report           and report.{html,md,csv,tex}, runs.csv
     python -m scripts.report ROOT... --columns top1 ece brier --epoch last
     python -m scripts.report ROOT... --against "resnet8 NLL"     differences, tested in pairs
     python -m scripts.report ROOT... --pack runs.zip        what it needs, in one small file: a ROOT
@@ -15,10 +15,12 @@ import io
 import math
 import os
 import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from utils.analysis.groups import Group
 from utils.analysis.records import pack, read_runs
-from utils.analysis.statistics import SELECT, Section, find_group, sections_of
+from utils.analysis.statistics import SELECT, Section, find_group, rows_of, sections_of
 from utils.analysis.tables import Entry, Table, main_table, paired_table, render
 from utils.files import atomic, unmade_on_failure
 from utils.options import CommandLine, count, location, whole
@@ -32,7 +34,8 @@ def options(argv: list[str] | None):
     add = parser.add_argument
     roots = "run folders, folders above them, or what --pack wrote"
     add("roots", nargs="+", type=location, metavar="ROOT", help=roots)
-    add("--out", type=location, metavar="FOLDER", help="also write report.html, .md, .csv and .tex")
+    out = "also write report.html, .md, .csv and .tex, and runs.csv, a line for each run"
+    add("--out", type=location, metavar="FOLDER", help=out)
     columns = f"which and in which order: {', '.join(COLUMNS)}"
     add("--columns", nargs="+", choices=COLUMNS, metavar="METRIC", help=columns)
     add("--epoch", choices=("best", "last"), default="best", help="best: by validation")
@@ -68,7 +71,8 @@ def main(argv: list[str] | None = None) -> None:
         markdown = [render(one, "markdown") for one in shown + rest]
         files = {
             "report.md": "\n".join(["# Report\n", *markdown]),
-            "report.csv": csv_text(sections),
+            "report.csv": csv_text((one, group) for one in sections for group in one.groups),
+            "runs.csv": csv_text(runs_alone(sections)),
             "report.tex": "\n".join(render(one, "latex") for one in shown),
             "report.html": page(sections, tables, rest, about),
         }
@@ -89,14 +93,18 @@ def main(argv: list[str] | None = None) -> None:
         print(f"written: {args.pack}")
 
 
-def csv_text(sections: list[Section]) -> str:
+def runs_alone(sections: list[Section]) -> Iterator[tuple[Section, Group]]:
+    """Every run as a group of its own."""
+    for section in sections:
+        for group in section.groups:
+            for record in group.records:
+                rows = rows_of(Group([record]), section.args, in_full=False)
+                yield section, replace(group, records=[record], rows=rows)
+
+
+def csv_text(groups: Iterable[tuple[Section, Group]]) -> str:
     """Every metric, not only the chosen columns, with all digits; units in the heads."""
-    lines = [
-        csv_line(section, group, logits)
-        for section in sections
-        for group in section.groups
-        for logits in group.rows
-    ]
+    lines = [csv_line(*one, logits) for one in groups for logits in one[1].rows]
     heads = list(dict.fromkeys(head for line in lines for head in line))
     writer = csv.DictWriter(text := io.StringIO(), heads, restval="", lineterminator="\n")
     writer.writeheader()

@@ -481,7 +481,7 @@ def written(tmp_path_factory) -> Path:
 
 def test_csv_has_every_digit_and_every_metric(written):
     names = {f"report.{kind}" for kind in ("html", "md", "csv", "tex")}
-    assert {path.name for path in written.iterdir()} == names
+    assert {path.name for path in written.iterdir()} == names | {"runs.csv"}
     with open(written / "report.csv") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * (1 + 1 + 4 + 1)
@@ -494,6 +494,10 @@ def test_csv_has_every_digit_and_every_metric(written):
     assert len(students) == 8 and sum(one["chosen"] == "yes" for one in students) == 2
     [row] = [one for one in rows if one["dataset"] != "toy" and one["logits"] == "scaled"]
     assert float(row["ECE % low"]) <= float(row["ECE %"]) <= float(row["ECE % high"])
+    with open(written / "runs.csv") as file:
+        runs = list(csv.DictReader(file))
+    raw = [one for one in runs if one["net"] == "resnet20 NLL" and one["logits"] == "raw"]
+    assert [(one["seeds"], float(one["top-1 %"])) for one in raw] == [("1", 90), ("2", 94)]
 
 
 def test_latex_is_whole_tables(written):
