@@ -13,7 +13,7 @@ from models.mobilenet import MobileNetV2, mobilenetv2, mobilenetv2_half
 from models.repvgg import RepVGG
 from models.resnet import FOUR_STAGES, Bottleneck, four_stages, thin
 from models.shufflenet import ShuffleNetV1, ShuffleNetV2
-from models.vgg import convnet, vgg, vgg_bn
+from models.vgg import convnet, vgg
 from models.wide_resnet import WideResNet
 
 
@@ -34,6 +34,8 @@ def family(name: str, build: Callable, sizes: Iterable, origin: str) -> dict[str
 
 DISTILLERS, FOCAL = "RepDistiller, mdistiller", "focal_calibration"
 X4 = {"widths": (64, 128, 256), "stem": 32}
+# Distillation's VGGs keep maps of four pixels; the others have the paper's three linear layers.
+VGG, VGG_BN = {"smallest": 4}, {"smallest": 1, "hidden": (512, 512), "dropout": 0.5}
 # A new net is one line here: its name, what makes it from num_classes, and whose it is. KD(C) is
 # the calibration transfer paper's own code.
 MODELS: dict[str, Entry] = {
@@ -48,8 +50,8 @@ MODELS: dict[str, Entry] = {
     **family("wrn_40_{}", partial(WideResNet, 40), (1, 2), f"Zagoruyko, {DISTILLERS}, KD(C)"),
     "wrn_28_10": Entry(partial(WideResNet, 28, 10), "Zagoruyko"),
     "wrn_26_10": Entry(partial(thin, 26, widths=(160, 320, 640)), f"{FOCAL}'s wide_resnet"),
-    **family("vgg{}", vgg, (8, 11, 13, 16, 19), DISTILLERS),
-    **family("vgg{}_bn", vgg_bn, (11, 13, 16, 19), "chenyaofo"),
+    **family("vgg{}", partial(vgg, **VGG), (8, 11, 13, 16, 19), DISTILLERS),
+    **family("vgg{}_bn", partial(vgg, **VGG_BN), (11, 13, 16, 19), "chenyaofo"),
     **family("convnet{}", convnet, (2, 4, 6, 8, 10), "KD(C)"),
     "mobilenetv2": Entry(mobilenetv2, "KD(C); mdistiller, Tiny-ImageNet"),
     "mobilenetv2_half": Entry(mobilenetv2_half, f"{DISTILLERS}: MobileNetV2"),
