@@ -15,7 +15,6 @@ from losses import (
     build_distillation,
     build_loss,
     canonical_loss,
-    distillation_flags,
     distillation_loss,
     loss_flags,
     loss_names,
@@ -416,7 +415,7 @@ def test_no_loss_asks_for_a_value():
 @pytest.mark.parametrize("name", [*loss_names(), *DISTILLATIONS])
 def test_every_loss_reads_exactly_its_flags(name):
     logits, labels = batch("mixed")
-    flags = distillation_flags(name) if name in DISTILLATIONS else loss_flags(name)
+    flags = loss_flags(name)
     value = loss_of(name)(3 * logits, labels)
     assert len({flag.name for flag in flags}) == len(flags)
     for flag in flags:
@@ -452,7 +451,7 @@ def test_a_new_loss_is_a_function_and_an_entry(monkeypatch):
     assert build_loss("Power", power=3)(logits, labels) == brier(logits, labels) ** 3
 
 
-@pytest.mark.parametrize("function", [canonical_loss, loss_flags, build_loss])
+@pytest.mark.parametrize("function", [canonical_loss, build_loss])
 @pytest.mark.parametrize("name, nearest", [
     ("nll", "NLL"), ("fl+mdca", "FL+MDCA"), ("focalloss", "focal_loss"), ("NLL+MCDA", "NLL+MDCA"),
     ("", ""), ("NLL+", ""), ("+MDCA", ""), ("MDCA+NLL", ""), ("NLL+MDCA+MMCE", ""), ("KD", ""),

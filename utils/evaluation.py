@@ -1,7 +1,6 @@
 """Logits of a whole split, every metric from them, and the result of a run."""
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -20,43 +19,22 @@ from utils.runs import Run
 from utils.teachers import Member, Teacher
 
 
-def usual_batch_size(device: torch.device) -> int:
-    """Images at once without gradients; more overflow a CPU's caches, at half the rate."""
-    return 128 if device.type == "cpu" else 1000
-
-
-def predict(
-    net: nn.Module,
-    split: Split,
-    mean,
-    std,
-    batch_size: int | None,
-    accelerator: Accelerator,
-    title: str | None = None,
-) -> torch.Tensor:
+def predict(net: nn.Module, split: Split, mean, std, *options) -> torch.Tensor:
     """Logits of a split, as below, of a net whose inputs are normalised with `mean` and `std`."""
     net.eval()
-
-    def forward(images: torch.Tensor) -> torch.Tensor:
-        return net(normalise(images, mean, std))
-
-    return logits_of(forward, split, batch_size, accelerator, title)
+    return logits_of(lambda images: net(normalise(images, mean, std)), split, *options)
 
 
 @torch.inference_mode()
 def logits_of(
-    forward: Callable[[torch.Tensor], torch.Tensor],
-    split: Split,
-    batch_size: int | None,
-    accelerator: Accelerator,
-    title: str | None = None,
+    forward, split: Split, batch_size: int | None, accelerator: Accelerator, title=None
 ) -> torch.Tensor:
     """Logits (N, K) of a split, float32 on the CPU, in its order, the same on every process.
 
-    `forward` takes images uint8 (B, 3, H, W). `batch_size` None is the usual one; a progress bar
-    is shown where there is a `title` for it.
+    `forward` takes images uint8 (B, 3, H, W), by default 1000 at once; on a CPU 128, for more
+    overflow its caches, at half the rate. A progress bar is shown where there is a `title` for it.
     """
-    batch_size = batch_size or usual_batch_size(accelerator.device)
+    batch_size = batch_size or (128 if accelerator.device.type == "cpu" else 1000)
     total, world = len(split.labels), accelerator.num_processes
     # Equal shares can be gathered; the last image stands in where there are not enough.
     share = math.ceil(total / world)
@@ -93,13 +71,7 @@ def calibrate(val_logits: torch.Tensor, test_logits: torch.Tensor, data: Dataset
 
 
 def conclude(
-    run: Run,
-    accelerator: Accelerator,
-    net: nn.Module,
-    data: Dataset,
-    history: list[dict],
-    batch_size: int | None,
-    teacher: Teacher | None = None,
+    run: Run, accelerator: Accelerator, net, data: Dataset, history, batch_size, teacher=None
 ) -> dict:
     """Read the test split, for the only time; write predictions, picture and, last, the result."""
     arrays = {"val_labels": data.val.labels, "test_labels": data.test.labels}
@@ -112,16 +84,14 @@ def conclude(
         arrays[f"{name}_val_logits"], arrays[f"{name}_test_logits"] = logits
         return calibrate(*logits, data)
 
-    def own_logits(images: torch.Tensor) -> torch.Tensor:
-        return net(normalise(images, data.mean, data.std))
-
     seconds = sum(record["seconds"] for record in history)
     result = {**run.identity, "settings": run.settings, "seconds": seconds}
     net = accelerator.unwrap_model(net).eval()
     for which in ("best", "last"):
         saved = run.load(f"model_{which}.pth")
         net.load_state_dict(saved["state_dict"])
-        result[which] = {"epoch": saved["epoch"], **measure(which, own_logits)}
+        result[which] = {"epoch": saved["epoch"]}
+        result[which] |= measure(which, lambda images: net(normalise(images, data.mean, data.std)))
     if teacher is not None:
         result["teacher"] = teacher.identity | measure("teacher", teacher.logits)
         if teacher.temperature != 1:
@@ -180,15 +150,15 @@ def norm_advice(member: Member, some: Split, accelerator: Accelerator) -> str:
 
 def reliability_panels(result: dict, arrays: dict) -> list[tuple]:
     """(title, probabilities, labels) of the test split: best epoch and teacher, raw and scaled."""
-    owners = {"best": (result["model"], result["best"])}
+    titles = {"best": result["model"]}
     if "teacher" in result:
-        owners["teacher"] = ("teacher " + result["teacher"]["model"], result["teacher"])
+        titles["teacher"] = "teacher " + result["teacher"]["model"]
     return [
         (
             f"{title}, {'raw' if temperature == 1 else f'T = {temperature:.2f}'}",
             (arrays[f"{name}_test_logits"].double() / temperature).softmax(1),
             arrays["test_labels"],
         )
-        for name, (title, measured) in owners.items()
-        for temperature in (1.0, measured["temperature"])
+        for name, title in titles.items()
+        for temperature in (1.0, result[name]["temperature"])
     ]

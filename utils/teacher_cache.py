@@ -93,13 +93,12 @@ class LogitFiles:
         """Logits of an epoch in the order of its plan; None unless it or all views are there."""
         if self.has(name):
             return self.rows(name)
-        names = {view: view_name(view) for view in view_numbers(self.flip)}
-        if not all(map(self.has, names.values())):
+        if not all(self.has(f"view={view}") for view in view_numbers(self.flip)):
             return None
         (order, views), logits = plan, torch.empty(self.shape, dtype=self.dtype)
-        for view, view_file in names.items():
+        for view in view_numbers(self.flip):
             places = views == view
-            logits[places] = self.rows(view_file, order[places].numpy())
+            logits[places] = self.rows(f"view={view}", order[places].numpy())
         return logits
 
 
@@ -141,7 +140,3 @@ class CachedTeacher:
                 files.write(name, self.logits)
             else:
                 tqdm.write(f"{files.folder}: no permission to keep epoch {epoch} there")
-
-
-def view_name(view: int) -> str:
-    return f"view={view}"
