@@ -1,5 +1,7 @@
 """Densely connected networks: Huang et al., CVPR 2017, with a 3x3 stem for small images."""
 
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,16 +26,11 @@ class DenseLayer(nn.Module):
         return torch.cat([out, x] if self.newest_first else [x, out], 1)
 
 
-class Transition(nn.Module):
+def transition(inputs: int, relu: bool) -> nn.Sequential:
     """Half the channels and half the size."""
-
-    def __init__(self, inputs: int, relu: bool):
-        super().__init__()
-        self.bn, self.relu = nn.BatchNorm2d(inputs), nn.ReLU() if relu else nn.Identity()
-        self.conv = nn.Conv2d(inputs, inputs // 2, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.avg_pool2d(self.conv(self.relu(self.bn(x))), 2)
+    parts = {"bn": nn.BatchNorm2d(inputs), "relu": nn.ReLU() if relu else nn.Identity()}
+    parts |= {"conv": nn.Conv2d(inputs, inputs // 2, 1, bias=False), "pool": nn.AvgPool2d(2)}
+    return nn.Sequential(OrderedDict(parts))
 
 
 class DenseNet(nn.Module):
@@ -54,7 +51,7 @@ class DenseNet(nn.Module):
                 inputs += growth
             self.add_module(f"dense{i}", layers)
             if i < 4:
-                self.add_module(f"trans{i}", Transition(inputs, not linear_transitions))
+                self.add_module(f"trans{i}", transition(inputs, not linear_transitions))
                 inputs //= 2
         self.bn = nn.BatchNorm2d(inputs)
         self.fc = nn.Linear(inputs, num_classes)

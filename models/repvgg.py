@@ -5,10 +5,8 @@ from torch.nn import functional as F
 
 from models.blocks import conv_bn, init_weights, pooled, repeated
 
-WIDTHS = {
-    **{"a0": (48, 48, 96, 192, 1280), "a1": (64, 64, 128, 256, 1280)},
-    **{"a2": (64, 96, 192, 384, 1408)},
-}
+WIDTHS = {"a0": (48, 48, 96, 192, 1280), "a1": (64, 64, 128, 256, 1280)}
+WIDTHS |= {"a2": (64, 96, 192, 384, 1408)}
 
 
 class RepBlock(nn.Module):

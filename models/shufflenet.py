@@ -9,10 +9,8 @@ from models.blocks import conv_bn, init_weights, pooled, repeated
 # What the first convolution gives, and groups of V1.
 STEM, GROUPS = 24, 3
 # V2: channels of three stages and of the last convolution.
-WIDTHS = {
-    **{0.5: (48, 96, 192, 1024), 1.0: (116, 232, 464, 1024)},
-    **{1.5: (176, 352, 704, 1024), 2.0: (244, 488, 976, 2048)},
-}
+WIDTHS = {0.5: (48, 96, 192, 1024), 1.0: (116, 232, 464, 1024)}
+WIDTHS |= {1.5: (176, 352, 704, 1024), 2.0: (244, 488, 976, 2048)}
 
 
 def shuffle(maps: Tensor, groups: int) -> Tensor:
@@ -74,13 +72,9 @@ class SplitBlock(nn.Module):
         if not self.split:
             self.downsample.extend(conv_bn(inputs, inputs, 3, 2, groups=inputs, bias=bias))
             self.downsample.extend([*conv_bn(inputs, half, bias=bias), nn.ReLU()])
-        self.residual = nn.Sequential(
-            *conv_bn(inputs, wide, bias=bias),
-            nn.ReLU(),
-            *conv_bn(wide, wide, 3, stride, groups=wide, bias=bias),
-            *conv_bn(wide, half, bias=bias),
-            nn.ReLU(),
-        )
+        first = [*conv_bn(inputs, wide, bias=bias), nn.ReLU()]
+        each = conv_bn(wide, wide, 3, stride, groups=wide, bias=bias)
+        self.residual = nn.Sequential(*first, *each, *conv_bn(wide, half, bias=bias), nn.ReLU())
 
     def forward(self, x: Tensor) -> Tensor:
         passed, changed = x.chunk(2, 1) if self.split else (x, x)

@@ -12,10 +12,6 @@ Arrays = dict[str, np.ndarray]
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 
 
-def count_classes(arrays: Arrays) -> int:
-    return int(arrays["y_train"].max()) + 1
-
-
 def read_npz(path: Path, where: str) -> Arrays:
     """The four arrays of an .npz file, checked. `where` begins every message."""
     try:
