@@ -4,8 +4,7 @@
         --teacher_cache cache
     accelerate launch --mixed_precision bf16 -m scripts.cache_teacher ...
 
-A student that is then trained with the same teacher, data and precision, and with the same
---teacher_cache, never runs its teacher in training, whatever its seed.
+A student of the same teacher, data and precision then never runs its teacher, whatever its seed.
 """
 
 from argparse import Namespace

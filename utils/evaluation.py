@@ -56,20 +56,6 @@ def evaluate(logits: torch.Tensor, split: Split, temperature: float = 1.0) -> di
     return metrics
 
 
-def calibrate(val_logits: torch.Tensor, test_logits: torch.Tensor, data: Dataset) -> dict:
-    """Test metrics raw and with the temperature that suits the validation logits best."""
-    temperature, at_bound = fit_temperature(val_logits, data.val.labels)
-    return {
-        "temperature": temperature,
-        "temperature_at_bound": at_bound,
-        "val": evaluate(val_logits, data.val),
-        "test": {
-            "raw": evaluate(test_logits, data.test),
-            "scaled": evaluate(test_logits, data.test, temperature),
-        },
-    }
-
-
 def conclude(
     run: Run, accelerator: Accelerator, net, data: Dataset, history, batch_size, teacher=None
 ) -> dict:
@@ -77,12 +63,17 @@ def conclude(
     arrays = {"val_labels": data.val.labels, "test_labels": data.test.labels}
 
     def measure(name: str, forward) -> dict:
-        logits = [
+        """Test metrics raw and with the temperature that suits the validation logits best."""
+        val, test = (
             logits_of(forward, split, batch_size, accelerator, f"{name}: {title} split")
             for title, split in (("validation", data.val), ("test", data.test))
-        ]
-        arrays[f"{name}_val_logits"], arrays[f"{name}_test_logits"] = logits
-        return calibrate(*logits, data)
+        )
+        arrays[f"{name}_val_logits"], arrays[f"{name}_test_logits"] = val, test
+        temperature, at_bound = fit_temperature(val, data.val.labels)
+        found = {"raw": evaluate(test, data.test)}
+        found["scaled"] = evaluate(test, data.test, temperature)
+        fit = {"temperature": temperature, "temperature_at_bound": at_bound}
+        return fit | {"val": evaluate(val, data.val), "test": found}
 
     seconds = sum(record["seconds"] for record in history)
     result = {**run.identity, "settings": run.settings, "seconds": seconds}

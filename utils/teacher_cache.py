@@ -6,12 +6,11 @@ after everything that its logits depend on, holds two kinds of files, each writt
     seed=42_epoch=7_plan=5e6f7a8b_1a2b3c4d.bin    the logits of an epoch, in the order of its plan
     view=17_1a2b3c4d.bin                          those of all training images in one view
 
-Runs with the same seed see the same views, so a T x Lambda grid, any student and any learning rate
-find every epoch of the first run; `python -m scripts.cache_teacher` writes all views, which serve
-any seed. Several teachers cost once what one does: their joint logits are kept, and without a
-temperature, so that all temperatures share them. A name tells the checksum of the epoch's plan, and
-at its end that of the content: a damaged file is found and made anew. Files are never changed, so
-any number of runs may read and add at once; a cache that one may not write to is read.
+Runs with the same seed see the same views; `python -m scripts.cache_teacher` writes them all, for
+any seed. Of several teachers the joint logits are kept, without a temperature, so that all
+temperatures share them. A name tells the checksum of the epoch's plan, and at its end that of the
+content: a damaged file is found and made anew. Files are never changed, so any number of runs may
+read and add at once; a cache that one may not write to is read.
 """
 
 import hashlib

@@ -164,8 +164,8 @@ def from_torchvision(name: str, data_dir: Path, download: bool) -> Arrays:
     reader = getattr(datasets, source.reader)
     try:
         with unmade_on_failure(data_dir):
-            made = [{source.keyword: part, "download": download} for part in source.parts]
-            parts = [reader(data_dir, **options) for options in made]
+            options = [{source.keyword: part, "download": download} for part in source.parts]
+            parts = [reader(data_dir, **each) for each in options]
     except (OSError, RuntimeError, ImportError) as error:
         raise UserError(
             f"--dataset {name}: not found in --data_dir {data_dir} and not downloaded "
