@@ -5,6 +5,7 @@ from torch.nn import functional as F
 
 from models.blocks import Chain, Pool, conv_bn, repeated
 
+COUNTS, STRIDES = (1, 2, 4, 14, 1), (1, 1, 2, 2, 2)  # of a stem and four stages
 WIDTHS = {"a0": (48, 48, 96, 192, 1280), "a1": (64, 64, 128, 256, 1280)}
 WIDTHS |= {"a2": (64, 96, 192, 384, 1408)}
 
@@ -25,9 +26,8 @@ class RepBlock(nn.Module):
 
 
 def repvgg(size: str, num_classes: int = 10) -> Chain:
-    layers, inputs = nn.Sequential(), 3  # a stem and four stages
-    stages = zip((1, 2, 4, 14, 1), WIDTHS[size], (1, 1, 2, 2, 2), strict=True)
-    for count, outputs, stride in stages:
+    layers, inputs = nn.Sequential(), 3
+    for count, outputs, stride in zip(COUNTS, WIDTHS[size], STRIDES, strict=True):
         layers.append(repeated(RepBlock, count, inputs, outputs, stride))
         inputs = outputs
     return Chain(layers=layers, pool=Pool(), fc=nn.Linear(inputs, num_classes))

@@ -74,9 +74,7 @@ class SplitBlock(nn.Module):
         return shuffle(torch.cat([self.downsample(passed), self.residual(changed)], 1), 2)
 
 
-def shufflenet_v2(
-    width: float = 1.0, stem: int = 3, kdc: bool = False, num_classes: int = 10
-) -> Chain:
+def shufflenet_v2(width=1.0, stem=3, kdc=False, num_classes=10) -> Chain:
     """`stem` is the first kernel's size.
 
     `kdc` is the net of the calibration transfer paper's code: biases, no ReLU behind the stem, and

@@ -97,9 +97,7 @@ def conclude(
     return result
 
 
-def inspect_teacher(
-    teacher: Teacher, data: Dataset, accelerator: Accelerator, batch_size: int | None
-) -> str:
+def inspect_teacher(teacher: Teacher, data: Dataset, accelerator: Accelerator, batch_size) -> str:
     """What a teacher is worth on the validation split, in lines to be read before training.
 
     Fits its temperature where that is asked for. Other people's teachers are also tried on up to

@@ -241,9 +241,7 @@ def is_student(run: Path) -> bool:
     return False
 
 
-def check_ours(
-    file: Path, content: Mapping, model: str | None, args: Namespace, dataset: Dataset
-) -> None:
+def check_ours(file: Path, content: Mapping, model, args: Namespace, dataset: Dataset) -> None:
     """Refuse a checkpoint of ours that is not the teacher which the command describes."""
     if content["fingerprint"] != dataset.fingerprint:
         trained_on = f"{content['dataset']} ({content['num_classes']} classes)"

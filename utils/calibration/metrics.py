@@ -123,9 +123,7 @@ def smooth_ece(confidence: Tensor, right: Tensor) -> float:
     return error(high)
 
 
-def posterior_metrics(
-    logits: Array, posterior: Array, temperature: float = 1.0
-) -> dict[str, float]:
+def posterior_metrics(logits: Array, posterior: Array, temperature=1.0) -> dict[str, float]:
     """Errors against the known posterior (N, K) that the labels were drawn from, without bins.
 
     true_calibration_error: mean |confidence - true probability of the predicted class|;

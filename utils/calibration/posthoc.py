@@ -1,8 +1,7 @@
 """Post-hoc calibration: maps of the logits that are fitted on the validation split.
 
-Temperature scaling divides all logits by one scalar; vector scaling gives every class a weight and
-a bias of its own; Dirichlet calibration mixes the log probabilities by a whole matrix. All are
-softmax(W x + b) with a convex NLL, fitted in float64 on the CPU.
+All are softmax(W x + b) with a convex NLL, x logits or log probabilities: W is a scalar, a diagonal
+or a whole matrix. Fitted in float64 on the CPU.
 """
 
 import math

@@ -8,7 +8,6 @@ from utils.files import one_line, open_npz
 from utils.program import UserError
 
 Arrays = dict[str, np.ndarray]
-
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 
 
