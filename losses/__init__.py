@@ -141,14 +141,11 @@ def canonical_loss(name: str) -> str:
 
 
 def loss_flags(name: str) -> tuple[Flag, ...]:
-    """The flags that a loss reads, in their order in a run's name."""
+    """The flags that a loss or one of DISTILLATIONS reads, in their order in a run's name."""
+    if name in DISTILLATIONS:
+        return DISTILLATIONS[name].flags
     base, _, term = canonical_loss(name).partition("+")
     return BASES[base].flags + (TERMS[term].flags if term else ())
-
-
-def distillation_flags(name: str) -> tuple[Flag, ...]:
-    """The same for one of DISTILLATIONS."""
-    return DISTILLATIONS[name].flags
 
 
 def loss_parameters(name: str, given: Mapping[str, float | None]) -> dict[str, float]:
@@ -157,8 +154,7 @@ def loss_parameters(name: str, given: Mapping[str, float | None]) -> dict[str, f
     What is not given, or None, takes its default; what the loss does not read is left out, and so
     is ce_weight at its default. ValueError if the name is unknown or a 1 - Lambda is negative.
     """
-    flags = distillation_flags(name) if name in DISTILLATIONS else loss_flags(name)
-    values = {flag.name: flag.default for flag in flags}
+    values = {flag.name: flag.default for flag in loss_flags(name)}
     values |= {flag: x for flag, x in given.items() if flag in values and x is not None}
     if name in DISTILLATIONS:
         ce_weight, usual = values.pop("ce_weight"), usual_ce_weight(name, values["Lambda"])
@@ -170,7 +166,7 @@ def loss_parameters(name: str, given: Mapping[str, float | None]) -> dict[str, f
 
 
 def usual_ce_weight(name: str, Lambda: float) -> float:
-    default = distillation_flags(name)[-1].default
+    default = loss_flags(name)[-1].default
     return 1 - Lambda if default is None else default
 
 

@@ -29,11 +29,9 @@ def mmce(logits: Tensor, labels: Tensor) -> Tensor:
         + the mean over pairs of right ones of (1 - c_i) (1 - c_j) k
         - 2 times the mean over mixed pairs (i right, j wrong) of (1 - c_i) c_j k,
     where a pair is ordered and may be a sample with itself. 0 where all predictions of the batch
-    are right or all are wrong.
-
-    Kumar, Sarawagi and Jain, ICML 2018, Section 3, MMCE_w. Published code divides the three means
-    by their numbers of pairs a second time, which all but removes the term; this one follows the
-    paper, so weights (beta) tuned with such code do not carry over.
+    are right or all are wrong. Kumar, Sarawagi and Jain, ICML 2018, Section 3, MMCE_w. Published
+    code divides the three means by their numbers of pairs a second time, which all but removes the
+    term, so weights (beta) tuned with it do not carry over.
     """
     confidence, prediction = at_least_float32(logits).softmax(dim=1).max(dim=1)
     right = (prediction == labels).to(confidence.dtype)

@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 from torch import nn
 
-from models.densenet import DenseNet
-from models.mobilenet import MobileNetV2, mobilenetv2, mobilenetv2_half
-from models.repvgg import RepVGG
+from models.densenet import densenet
+from models.mobilenet import mobilenetv2
+from models.repvgg import repvgg
 from models.resnet import FOUR_STAGES, Bottleneck, four_stages, thin
-from models.shufflenet import ShuffleNetV1, ShuffleNetV2
-from models.vgg import convnet, vgg, vgg_bn
+from models.shufflenet import shufflenet_v1, shufflenet_v2
+from models.vgg import convnet, vgg
 from models.wide_resnet import WideResNet
 
 
@@ -34,6 +34,10 @@ def family(name: str, build: Callable, sizes: Iterable, origin: str) -> dict[str
 
 DISTILLERS, FOCAL = "RepDistiller, mdistiller", "focal_calibration"
 X4 = {"widths": (64, 128, 256), "stem": 32}
+# Distillation's VGGs keep maps of four pixels; the others have the paper's three linear layers.
+VGG, VGG_BN = {"smallest": 4}, {"smallest": 1, "hidden": (512, 512), "dropout": 0.5}
+MOBILE = {"strides": (1, 1, 2, 2, 2, 1, 1, 1), "even": True, "kdc": True}
+HALF = {"width": 0.5, "unit": 4, "strides": (2, 1, 1, 2, 2, 1, 2, 1), "relu": nn.ReLU, "even": True}
 # A new net is one line here: its name, what makes it from num_classes, and whose it is. KD(C) is
 # the calibration transfer paper's own code.
 MODELS: dict[str, Entry] = {
@@ -48,18 +52,18 @@ MODELS: dict[str, Entry] = {
     **family("wrn_40_{}", partial(WideResNet, 40), (1, 2), f"Zagoruyko, {DISTILLERS}, KD(C)"),
     "wrn_28_10": Entry(partial(WideResNet, 28, 10), "Zagoruyko"),
     "wrn_26_10": Entry(partial(thin, 26, widths=(160, 320, 640)), f"{FOCAL}'s wide_resnet"),
-    **family("vgg{}", vgg, (8, 11, 13, 16, 19), DISTILLERS),
-    **family("vgg{}_bn", vgg_bn, (11, 13, 16, 19), "chenyaofo"),
+    **family("vgg{}", partial(vgg, **VGG), (8, 11, 13, 16, 19), DISTILLERS),
+    **family("vgg{}_bn", partial(vgg, **VGG_BN), (11, 13, 16, 19), "chenyaofo"),
     **family("convnet{}", convnet, (2, 4, 6, 8, 10), "KD(C)"),
-    "mobilenetv2": Entry(mobilenetv2, "KD(C); mdistiller, Tiny-ImageNet"),
-    "mobilenetv2_half": Entry(mobilenetv2_half, f"{DISTILLERS}: MobileNetV2"),
-    **family("mobilenetv2_x{}", MobileNetV2, (0.5, 0.75, 1.0, 1.4), "chenyaofo"),
-    "shufflenetv1": Entry(ShuffleNetV1, f"{DISTILLERS}, KD(C)"),
-    "shufflenetv2": Entry(partial(ShuffleNetV2, stem=1), f"{DISTILLERS}: ShuffleV2"),
-    "shufflenetv2_kdc": Entry(partial(ShuffleNetV2, kdc=True), "KD(C)'s shufflenetv2"),
-    **family("shufflenetv2_x{}", ShuffleNetV2, (0.5, 1.0, 1.5, 2.0), "chenyaofo"),
-    **family("densenet{}", DenseNet, (121, 169, 201), f"{FOCAL}, KD(C)"),
-    **family("repvgg_{}", RepVGG, ("a0", "a1", "a2"), "chenyaofo"),
+    "mobilenetv2": Entry(partial(mobilenetv2, **MOBILE), "KD(C); mdistiller, Tiny-ImageNet"),
+    "mobilenetv2_half": Entry(partial(mobilenetv2, **HALF), f"{DISTILLERS}: MobileNetV2"),
+    **family("mobilenetv2_x{}", mobilenetv2, (0.5, 0.75, 1.0, 1.4), "chenyaofo"),
+    "shufflenetv1": Entry(shufflenet_v1, f"{DISTILLERS}, KD(C)"),
+    "shufflenetv2": Entry(partial(shufflenet_v2, stem=1), f"{DISTILLERS}: ShuffleV2"),
+    "shufflenetv2_kdc": Entry(partial(shufflenet_v2, kdc=True), "KD(C)'s shufflenetv2"),
+    **family("shufflenetv2_x{}", shufflenet_v2, (0.5, 1.0, 1.5, 2.0), "chenyaofo"),
+    **family("densenet{}", densenet, (121, 169, 201), f"{FOCAL}, KD(C)"),
+    **family("repvgg_{}", repvgg, ("a0", "a1", "a2"), "chenyaofo"),
 }
 WRN_PATTERN = "wrn_{depth}_{width}"
 TIMM = "timm/"

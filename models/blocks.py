@@ -1,5 +1,6 @@
 """What several families are made of."""
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 from torch import Tensor, nn
@@ -39,3 +40,16 @@ def pooled(maps: Tensor, side: int = 1) -> Tensor:
         return maps.mean((2, 3))
     # Not adaptive_avg_pool2d, whose gradient is not deterministic on a GPU.
     return F.avg_pool2d(maps, maps.shape[-1] // side).flatten(1)
+
+
+class Pool(nn.Module):
+    def forward(self, maps: Tensor) -> Tensor:
+        return pooled(maps)
+
+
+class Chain(nn.Sequential):
+    """Parts by name, one after the other: images (B, 3, H, W) to logits (B, num_classes)."""
+
+    def __init__(self, **parts: nn.Module):
+        super().__init__(OrderedDict(parts))
+        init_weights(self)

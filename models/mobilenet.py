@@ -3,30 +3,19 @@
 Three nets of that name are in use for small images; they differ in stem, strides and clipping.
 """
 
-from collections.abc import Sequence
-from functools import partial
-
 from torch import Tensor, nn
 
-from models.blocks import conv_bn, init_weights, pooled, repeated
+from models.blocks import Chain, Pool, conv_bn, repeated
 
-# Table 2 of the paper: expansion, channels, blocks. Strides are each net's own.
+# Table 2 of the paper: expansion, channels, blocks. Strides, the stem's first, are each net's own.
 STAGES = ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1))
+STRIDES = (1, 1, 1, 2, 2, 1, 2, 1)
 
 
 class InvertedResidual(nn.Module):
     """Widen, filter each channel, narrow; added to its input where the shape stays."""
 
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        stride: int,
-        expansion: int,
-        act: nn.Module,
-        bias: bool,
-        even: bool,
-    ):
+    def __init__(self, inputs, outputs, stride, expansion, act, bias, even):
         super().__init__()
         wide = inputs * expansion
         first = [*conv_bn(inputs, wide, bias=bias), act] if even or expansion > 1 else []
@@ -38,57 +27,31 @@ class InvertedResidual(nn.Module):
         return x + self.residual(x) if self.added else self.residual(x)
 
 
-class MobileNetV2(nn.Module):
-    """Images (B, 3, H, W) to logits (B, num_classes), with `width` times the paper's channels.
+def mobilenetv2(
+    width=1, unit=8, strides=STRIDES, relu=nn.ReLU6, even=False, kdc=False, num_classes=10
+) -> Chain:
+    """With `width` times the paper's channels, in multiples of `unit`.
 
     `strides` are those of the stem and the stages. `even` puts a convolution from as many to as
-    many channels where the paper's first stage has none.
+    many channels where the paper's first stage has none, and leaves out its dropout. `kdc` is the
+    net of the calibration transfer paper's code: biases, and a 1x1 stem.
     """
-
-    def __init__(
-        self,
-        width: float = 1.0,
-        multiple: int = 8,
-        kernel: int = 3,
-        strides: Sequence[int] = (1, 1, 1, 2, 2, 1, 2, 1),
-        relu: type[nn.Module] = nn.ReLU6,
-        bias: bool = False,
-        even: bool = False,
-        dropout: float = 0.2,
-        num_classes: int = 10,
-    ):
-        super().__init__()
-        act, inputs = relu(), rounded(width * 32, multiple)
-        # A 1x1 stem is padded too: 32 pixels become 34.
-        stem = nn.Conv2d(3, inputs, kernel, strides[0], padding=1, bias=bias)
-        self.conv1 = nn.Sequential(stem, nn.BatchNorm2d(inputs), act)
-        self.stages, options = nn.Sequential(), {"act": act, "bias": bias, "even": even}
-        for (expansion, channels, count), stride in zip(STAGES, strides[1:], strict=True):
-            shape = count, inputs, rounded(width * channels, multiple), stride
-            self.stages.append(repeated(InvertedResidual, *shape, expansion=expansion, **options))
-            inputs = shape[2]
-        last = rounded(max(width, 1) * 1280, multiple)
-        self.conv2 = nn.Sequential(*conv_bn(inputs, last, bias=bias), act)
-        self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(last, num_classes)
-        init_weights(self)
-
-    def forward(self, images: Tensor) -> Tensor:
-        out = self.conv2(self.stages(self.conv1(images)))
-        return self.fc(self.dropout(pooled(out)))
+    act, inputs = relu(), rounded(width * 32, unit)
+    # A 1x1 stem is padded too: 32 pixels become 34.
+    stem = nn.Conv2d(3, inputs, 1 if kdc else 3, strides[0], padding=1, bias=kdc)
+    conv1 = nn.Sequential(stem, nn.BatchNorm2d(inputs), act)
+    stages, options = nn.Sequential(), {"act": act, "bias": kdc, "even": even}
+    for (expansion, channels, count), stride in zip(STAGES, strides[1:], strict=True):
+        shape = count, inputs, rounded(width * channels, unit), stride
+        stages.append(repeated(InvertedResidual, *shape, expansion=expansion, **options))
+        inputs = shape[2]
+    last = rounded(max(width, 1) * 1280, unit)
+    conv2 = nn.Sequential(*conv_bn(inputs, last, bias=kdc), act)
+    head = {"dropout": nn.Dropout(0.0 if even else 0.2), "fc": nn.Linear(last, num_classes)}
+    return Chain(conv1=conv1, stages=stages, conv2=conv2, pool=Pool(), **head)
 
 
-def rounded(channels: float, multiple: int) -> int:
-    """The nearest multiple, but no more than a tenth below."""
-    nearest = max(multiple, int(channels + multiple / 2) // multiple * multiple)
-    return nearest if nearest >= 0.9 * channels else nearest + multiple
-
-
-mobilenetv2 = partial(
-    MobileNetV2, kernel=1, strides=(1, 1, 2, 2, 2, 1, 1, 1), bias=True, even=True, dropout=0.0
-)
-mobilenetv2_half = partial(
-    MobileNetV2,
-    **{"width": 0.5, "multiple": 4, "strides": (2, 1, 1, 2, 2, 1, 2, 1)},
-    **{"relu": nn.ReLU, "even": True, "dropout": 0.0},
-)
+def rounded(channels: float, unit: int) -> int:
+    """The nearest multiple of `unit`, but no more than a tenth below."""
+    nearest = max(unit, int(channels + unit / 2) // unit * unit)
+    return nearest if nearest >= 0.9 * channels else nearest + unit

@@ -3,12 +3,11 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.blocks import conv_bn, init_weights, pooled, repeated
+from models.blocks import Chain, Pool, conv_bn, repeated
 
-WIDTHS = {
-    **{"a0": (48, 48, 96, 192, 1280), "a1": (64, 64, 128, 256, 1280)},
-    **{"a2": (64, 96, 192, 384, 1408)},
-}
+COUNTS, STRIDES = (1, 2, 4, 14, 1), (1, 1, 2, 2, 2)  # of a stem and four stages
+WIDTHS = {"a0": (48, 48, 96, 192, 1280), "a1": (64, 64, 128, 256, 1280)}
+WIDTHS |= {"a2": (64, 96, 192, 384, 1408)}
 
 
 class RepBlock(nn.Module):
@@ -26,18 +25,9 @@ class RepBlock(nn.Module):
         return F.relu(out if self.identity is None else out + self.identity(x))
 
 
-class RepVGG(nn.Module):
-    """Images (B, 3, H, W) to logits (B, num_classes), in a stem and four stages."""
-
-    def __init__(self, size: str, num_classes: int = 10):
-        super().__init__()
-        self.layers, inputs = nn.Sequential(), 3
-        stages = zip((1, 2, 4, 14, 1), WIDTHS[size], (1, 1, 2, 2, 2), strict=True)
-        for count, outputs, stride in stages:
-            self.layers.append(repeated(RepBlock, count, inputs, outputs, stride))
-            inputs = outputs
-        self.fc = nn.Linear(inputs, num_classes)
-        init_weights(self)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.fc(pooled(self.layers(images)))
+def repvgg(size: str, num_classes: int = 10) -> Chain:
+    layers, inputs = nn.Sequential(), 3
+    for count, outputs, stride in zip(COUNTS, WIDTHS[size], STRIDES, strict=True):
+        layers.append(repeated(RepBlock, count, inputs, outputs, stride))
+        inputs = outputs
+    return Chain(layers=layers, pool=Pool(), fc=nn.Linear(inputs, num_classes))

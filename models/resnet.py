@@ -3,17 +3,14 @@
 Three thin stages are that section's; four stages are its ImageNet nets with a 3x3 stem.
 """
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.blocks import conv_bn, init_weights, pooled
+from models.blocks import conv_bn, init_weights, pooled, repeated
 
-
-def conv_shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
-    """Option B of the paper: a learned projection."""
-    return nn.Sequential(*conv_bn(inputs, outputs, 1, stride))
+# Blocks of each stage.
+FOUR_STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+FOUR_STAGES |= {110: (3, 4, 26, 3), 152: (3, 8, 36, 3)}
 
 
 class PadShortcut(nn.Module):
@@ -31,17 +28,25 @@ class PadShortcut(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, *self.padding))
 
 
-SHORTCUTS = {"conv": conv_shortcut, "pad": PadShortcut}
+SHORTCUTS = {  # options B and A of the paper
+    "conv": lambda inputs, outputs, stride: nn.Sequential(*conv_bn(inputs, outputs, 1, stride)),
+    "pad": PadShortcut,
+}
+
+
+def join(inputs: int, outputs: int, stride: int, shortcut: str) -> nn.Module:
+    same = stride == 1 and inputs == outputs
+    return nn.Identity() if same else SHORTCUTS[shortcut](inputs, outputs, stride)
 
 
 class BasicBlock(nn.Module):
     expansion, layers = 1, 2
 
-    def __init__(self, inputs: int, width: int, stride: int, downsample: nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int, shortcut: str):
         super().__init__()
-        self.conv1, self.bn1 = conv_bn(inputs, width, 3, stride)
-        self.conv2, self.bn2 = conv_bn(width, width, 3)
-        self.downsample = downsample
+        self.conv1, self.bn1 = conv_bn(inputs, outputs, 3, stride)
+        self.conv2, self.bn2 = conv_bn(outputs, outputs, 3)
+        self.downsample = join(inputs, outputs, stride, shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
@@ -52,30 +57,19 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     expansion, layers = 4, 3
 
-    def __init__(self, inputs: int, width: int, stride: int, downsample: nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int, shortcut: str):
         super().__init__()
-        outputs = width * self.expansion
-        self.conv1, self.bn1 = conv_bn(inputs, width)
-        self.conv2, self.bn2 = conv_bn(width, width, 3, stride)
-        self.conv3, self.bn3 = conv_bn(width, outputs)
-        self.downsample = downsample
+        narrow = outputs // self.expansion
+        self.conv1, self.bn1 = conv_bn(inputs, narrow)
+        self.conv2, self.bn2 = conv_bn(narrow, narrow, 3, stride)
+        self.conv3, self.bn3 = conv_bn(narrow, outputs)
+        self.downsample = join(inputs, outputs, stride, shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
         out = F.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
         return F.relu(out + self.downsample(x))
-
-
-def make_stage(block, blocks: int, inputs: int, width: int, stride: int, shortcut) -> nn.Sequential:
-    """The first block changes the shape where it has to, the others keep it."""
-    outputs = width * block.expansion
-    same = stride == 1 and inputs == outputs
-    first = block(
-        inputs, width, stride, nn.Identity() if same else shortcut(inputs, outputs, stride)
-    )
-    rest = (block(outputs, width, 1, nn.Identity()) for _ in range(blocks - 1))
-    return nn.Sequential(first, *rest)
 
 
 class ResNet(nn.Module):
@@ -87,21 +81,14 @@ class ResNet(nn.Module):
     """
 
     def __init__(
-        self,
-        block: type[BasicBlock | Bottleneck],
-        blocks: Sequence[int],
-        widths: Sequence[int] = (16, 32, 64),
-        stem: int = 16,
-        grid: int = 1,
-        shortcut: str = "conv",
-        num_classes: int = 10,
+        self, block, blocks, widths=(16, 32, 64), stem=16, grid=1, shortcut="conv", num_classes=10
     ):
         super().__init__()
         self.conv1, self.bn1 = conv_bn(3, stem, 3)
         self.stages, self.grid, inputs = len(blocks), grid, stem
         for i, (count, width) in enumerate(zip(blocks, widths, strict=True)):
-            stage = make_stage(block, count, inputs, width, 2 if i else 1, SHORTCUTS[shortcut])
-            self.add_module(f"layer{i + 1}", stage)
+            shape = inputs, width * block.expansion, 2 if i else 1
+            self.add_module(f"layer{i + 1}", repeated(block, count, *shape, shortcut=shortcut))
             inputs = width * block.expansion
         self.fc = nn.Linear(inputs * grid**2, num_classes)
         init_weights(self)
@@ -119,11 +106,5 @@ def thin(depth: int, block: type = BasicBlock, **options) -> ResNet:
 
 
 def four_stages(depth: int, **options) -> ResNet:
-    return ResNet(*FOUR_STAGES[depth], (64, 128, 256, 512), 64, **options)
-
-
-FOUR_STAGES = {
-    **{18: (BasicBlock, (2, 2, 2, 2)), 34: (BasicBlock, (3, 4, 6, 3))},
-    **{50: (Bottleneck, (3, 4, 6, 3)), 101: (Bottleneck, (3, 4, 23, 3))},
-    **{110: (Bottleneck, (3, 4, 26, 3)), 152: (Bottleneck, (3, 8, 36, 3))},
-}
+    block = BasicBlock if depth < 50 else Bottleneck
+    return ResNet(block, FOUR_STAGES[depth], (64, 128, 256, 512), 64, **options)

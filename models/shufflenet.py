@@ -4,15 +4,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.blocks import conv_bn, init_weights, pooled, repeated
+from models.blocks import Chain, Pool, conv_bn, repeated
 
 # What the first convolution gives, and groups of V1.
 STEM, GROUPS = 24, 3
 # V2: channels of three stages and of the last convolution.
-WIDTHS = {
-    **{0.5: (48, 96, 192, 1024), 1.0: (116, 232, 464, 1024)},
-    **{1.5: (176, 352, 704, 1024), 2.0: (244, 488, 976, 2048)},
-}
+WIDTHS = {0.5: (48, 96, 192, 1024), 1.0: (116, 232, 464, 1024)}
+WIDTHS |= {1.5: (176, 352, 704, 1024), 2.0: (244, 488, 976, 2048)}
 
 
 def shuffle(maps: Tensor, groups: int) -> Tensor:
@@ -44,22 +42,15 @@ class GroupedBlock(nn.Module):
         return F.relu(torch.cat([out, F.avg_pool2d(x, 3, 2, padding=1)], 1))
 
 
-class ShuffleNetV1(nn.Module):
-    """Images (B, 3, H, W) to logits (B, num_classes); stages of 240, 480 and 960 channels."""
-
-    def __init__(self, num_classes: int = 10):
-        super().__init__()
-        self.conv1, self.bn1 = conv_bn(3, STEM)
-        self.layer1 = repeated(GroupedBlock, 4, STEM, 240, 2)
-        self.layer2 = repeated(GroupedBlock, 8, 240, 480, 2)
-        self.layer3 = repeated(GroupedBlock, 4, 480, 960, 2)
-        self.fc = nn.Linear(960, num_classes)
-        init_weights(self)
-
-    def forward(self, images: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(images)))
-        out = self.layer3(self.layer2(self.layer1(out)))
-        return self.fc(pooled(out))
+def shufflenet_v1(num_classes: int = 10) -> Chain:
+    conv1, bn1 = conv_bn(3, STEM)
+    return Chain(
+        **{"conv1": conv1, "bn1": bn1, "relu": nn.ReLU()},
+        layer1=repeated(GroupedBlock, 4, STEM, 240, 2),
+        layer2=repeated(GroupedBlock, 8, 240, 480, 2),
+        layer3=repeated(GroupedBlock, 4, 480, 960, 2),
+        **{"pool": Pool(), "fc": nn.Linear(960, num_classes)},
+    )
 
 
 class SplitBlock(nn.Module):
@@ -74,38 +65,28 @@ class SplitBlock(nn.Module):
         if not self.split:
             self.downsample.extend(conv_bn(inputs, inputs, 3, 2, groups=inputs, bias=bias))
             self.downsample.extend([*conv_bn(inputs, half, bias=bias), nn.ReLU()])
-        self.residual = nn.Sequential(
-            *conv_bn(inputs, wide, bias=bias),
-            nn.ReLU(),
-            *conv_bn(wide, wide, 3, stride, groups=wide, bias=bias),
-            *conv_bn(wide, half, bias=bias),
-            nn.ReLU(),
-        )
+        first = [*conv_bn(inputs, wide, bias=bias), nn.ReLU()]
+        each = conv_bn(wide, wide, 3, stride, groups=wide, bias=bias)
+        self.residual = nn.Sequential(*first, *each, *conv_bn(wide, half, bias=bias), nn.ReLU())
 
     def forward(self, x: Tensor) -> Tensor:
         passed, changed = x.chunk(2, 1) if self.split else (x, x)
         return shuffle(torch.cat([self.downsample(passed), self.residual(changed)], 1), 2)
 
 
-class ShuffleNetV2(nn.Module):
-    """Images (B, 3, H, W) to logits (B, num_classes); `stem` is the first kernel's size.
+def shufflenet_v2(width=1.0, stem=3, kdc=False, num_classes=10) -> Chain:
+    """`stem` is the first kernel's size.
 
     `kdc` is the net of the calibration transfer paper's code: biases, no ReLU behind the stem, and
     blocks that halve the size widen behind their filter and not before it.
     """
-
-    def __init__(self, width: float = 1.0, stem: int = 3, kdc: bool = False, num_classes: int = 10):
-        super().__init__()
-        first, second, third, last = WIDTHS[width]
-        act = nn.Identity() if kdc else nn.ReLU()
-        self.pre = nn.Sequential(*conv_bn(3, STEM, stem, bias=kdc), act)
-        self.stage2 = repeated(SplitBlock, 4, STEM, first, 2, kdc=kdc)
-        self.stage3 = repeated(SplitBlock, 8, first, second, 2, kdc=kdc)
-        self.stage4 = repeated(SplitBlock, 4, second, third, 2, kdc=kdc)
-        self.conv5 = nn.Sequential(*conv_bn(third, last, bias=kdc), nn.ReLU())
-        self.fc = nn.Linear(last, num_classes)
-        init_weights(self)
-
-    def forward(self, images: Tensor) -> Tensor:
-        out = self.stage4(self.stage3(self.stage2(self.pre(images))))
-        return self.fc(pooled(self.conv5(out)))
+    first, second, third, last = WIDTHS[width]
+    act = nn.Identity() if kdc else nn.ReLU()
+    return Chain(
+        pre=nn.Sequential(*conv_bn(3, STEM, stem, bias=kdc), act),
+        stage2=repeated(SplitBlock, 4, STEM, first, 2, kdc=kdc),
+        stage3=repeated(SplitBlock, 8, first, second, 2, kdc=kdc),
+        stage4=repeated(SplitBlock, 4, second, third, 2, kdc=kdc),
+        conv5=nn.Sequential(*conv_bn(third, last, bias=kdc), nn.ReLU()),
+        **{"pool": Pool(), "fc": nn.Linear(last, num_classes)},
+    )

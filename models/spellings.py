@@ -22,7 +22,9 @@ def standard_names(state: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor
     only training reads them. What fits neither way keeps its (replaced) names.
     """
     wanted = {key: value for key, value in net.state_dict().items() if not key.endswith(COUNTER)}
-    found = {renamed(key): value for key, value in state.items() if not key.endswith(COUNTER)}
+    found = {key: value for key, value in state.items() if not key.endswith(COUNTER)}
+    for pattern, replacement in RENAMES:
+        found = {re.sub(pattern, replacement, key): value for key, value in found.items()}
     if found.keys() != wanted.keys() and traits(found) == traits(wanted):
         found = dict(zip(wanted, found.values(), strict=True))
     if "fc.weight" in found and found["fc.weight"].ndim == 4:
@@ -37,12 +39,6 @@ def variant(state: dict[str, Tensor], name: str) -> dict[str, str | bool]:
     if name.startswith("densenet") and any("dense_block_layer" in key for key in state):
         return {"linear_transitions": True}
     return {}
-
-
-def renamed(key: str) -> str:
-    for pattern, replacement in RENAMES:
-        key = re.sub(pattern, replacement, key)
-    return key
 
 
 def traits(state: dict[str, Tensor]) -> list[tuple]:

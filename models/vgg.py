@@ -1,7 +1,5 @@
 """Nets without shortcuts: Simonyan and Zisserman, Very Deep Convolutional Networks, ICLR 2015."""
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -9,7 +7,6 @@ from models.blocks import conv_bn, init_weights, pooled
 
 # Convolutions in each of the five blocks.
 VGGS = {8: (1,) * 5, 11: (1, 1, 2, 2, 2), 13: (2,) * 5, 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
-WIDTHS = (64, 128, 256, 512, 512)
 
 
 class PlainNet(nn.Module):
@@ -19,16 +16,7 @@ class PlainNet(nn.Module):
     to linear layers of the widths `hidden`, and from there to the head.
     """
 
-    def __init__(
-        self,
-        blocks: Sequence[int],
-        widths: Sequence[int],
-        smallest: int,
-        grid: int = 1,
-        hidden: Sequence[int] = (),
-        dropout: float = 0.0,
-        num_classes: int = 10,
-    ):
+    def __init__(self, blocks, widths, smallest, grid=1, hidden=(), dropout=0.0, num_classes=10):
         super().__init__()
         self.blocks, self.smallest, self.grid, inputs = len(blocks), smallest, grid, 3
         for i, (count, width) in enumerate(zip(blocks, widths, strict=True)):
@@ -53,15 +41,8 @@ class PlainNet(nn.Module):
         return self.fc(self.hidden(pooled(out, self.grid)))
 
 
-def vgg(depth: int, num_classes: int = 10) -> PlainNet:
-    """The distillation literature's: one linear layer, and maps that stay four pixels wide."""
-    return PlainNet(VGGS[depth], WIDTHS, smallest=4, num_classes=num_classes)
-
-
-def vgg_bn(depth: int, num_classes: int = 10) -> PlainNet:
-    """With the paper's three linear layers, of 512 units, and its dropout."""
-    options = {"hidden": (512, 512), "dropout": 0.5, "num_classes": num_classes}
-    return PlainNet(VGGS[depth], WIDTHS, smallest=1, **options)
+def vgg(depth: int, **options) -> PlainNet:
+    return PlainNet(VGGS[depth], (64, 128, 256, 512, 512), **options)
 
 
 def convnet(depth: int, num_classes: int = 10) -> PlainNet:

@@ -4,8 +4,7 @@
         --teacher_cache cache
     accelerate launch --mixed_precision bf16 -m scripts.cache_teacher ...
 
-A student that is then trained with the same teacher, data and precision, and with the same
---teacher_cache, never runs its teacher in training, whatever its seed.
+A student of the same teacher, data and precision then never runs its teacher, whatever its seed.
 """
 
 from argparse import Namespace
@@ -19,7 +18,7 @@ from utils.evaluation import logits_of
 from utils.options import CommandLine, add_data, add_teacher, count
 from utils.program import one_line_errors
 from utils.runs import on_main
-from utils.teacher_cache import LogitFiles, view_name
+from utils.teacher_cache import LogitFiles
 from utils.teachers import teacher_of
 from utils.training import load_data, start
 
@@ -33,8 +32,8 @@ def options(argv: list[str] | None) -> Namespace:
     )
     add_data(parser)
     add_teacher(parser, for_cache=True)
-    size_help = "images per step (default: 1000, on a CPU 128)"
-    parser.add_argument("--batch-size", type=count, help=size_help)
+    size = "images per step (default: 1000, on a CPU 128)"
+    parser.add_argument("--batch-size", type=count, help=size)
     parser.set_defaults(teacher_temperature=1.0)  # kept are the logits before any
     return parser.parse_args(argv)
 
@@ -47,14 +46,14 @@ def main(argv: list[str] | None = None) -> None:
     teacher.to(accelerator.device)
     files = LogitFiles(args.teacher_cache, teacher, data, accelerator)
     views, windows = view_numbers(data.flip), view_windows(data.train.images.to(accelerator.device))
-    missing = on_main(accelerator, lambda: [v for v in views if not files.has(view_name(v))])
+    missing = on_main(accelerator, lambda: [v for v in views if not files.has(f"view={v}")])
     every = torch.arange(len(windows), device=windows.device)
     for view in tqdm(missing, "views", disable=None if accelerator.is_main_process else True):
         images = take_views(windows, every, torch.full_like(every, view))
         split = Split(images, data.train.labels)
         logits = logits_of(teacher.logits, split, args.batch_size, accelerator)
         if accelerator.is_main_process:
-            files.write(view_name(view), logits)
+            files.write(f"view={view}", logits)
     accelerator.print(f"{files.folder}: all {len(views)} views")
     accelerator.end_training()
 

@@ -20,10 +20,10 @@ usage() { sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; }
 grids_of() { # "NAME loss" or "NAME distill", then "NAME FLAG VALUE..." for each flag, from the registry
     PYTHONPATH=$repository python - "$@" <<'PYTHON'
 import sys
-from losses import DISTILLATIONS, distillation_flags, loss_flags
+from losses import DISTILLATIONS, loss_flags
 for name in sys.argv[1:]:
     try:
-        flags = (distillation_flags if name in DISTILLATIONS else loss_flags)(name)
+        flags = loss_flags(name)
     except ValueError as error:
         sys.exit(f"hypersearch.sh: error: no grid {name}: {error}")
     print(name, "distill" if name in DISTILLATIONS else "loss")

@@ -1,7 +1,6 @@
 """Logits of a whole split, every metric from them, and the result of a run."""
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -20,43 +19,22 @@ from utils.runs import Run
 from utils.teachers import Member, Teacher
 
 
-def usual_batch_size(device: torch.device) -> int:
-    """Images at once without gradients; more overflow a CPU's caches, at half the rate."""
-    return 128 if device.type == "cpu" else 1000
-
-
-def predict(
-    net: nn.Module,
-    split: Split,
-    mean,
-    std,
-    batch_size: int | None,
-    accelerator: Accelerator,
-    title: str | None = None,
-) -> torch.Tensor:
+def predict(net: nn.Module, split: Split, mean, std, *options) -> torch.Tensor:
     """Logits of a split, as below, of a net whose inputs are normalised with `mean` and `std`."""
     net.eval()
-
-    def forward(images: torch.Tensor) -> torch.Tensor:
-        return net(normalise(images, mean, std))
-
-    return logits_of(forward, split, batch_size, accelerator, title)
+    return logits_of(lambda images: net(normalise(images, mean, std)), split, *options)
 
 
 @torch.inference_mode()
 def logits_of(
-    forward: Callable[[torch.Tensor], torch.Tensor],
-    split: Split,
-    batch_size: int | None,
-    accelerator: Accelerator,
-    title: str | None = None,
+    forward, split: Split, batch_size: int | None, accelerator: Accelerator, title=None
 ) -> torch.Tensor:
     """Logits (N, K) of a split, float32 on the CPU, in its order, the same on every process.
 
-    `forward` takes images uint8 (B, 3, H, W). `batch_size` None is the usual one; a progress bar
-    is shown where there is a `title` for it.
+    `forward` takes images uint8 (B, 3, H, W), by default 1000 at once; on a CPU 128, for more
+    overflow its caches, at half the rate. A progress bar is shown where there is a `title` for it.
     """
-    batch_size = batch_size or usual_batch_size(accelerator.device)
+    batch_size = batch_size or (128 if accelerator.device.type == "cpu" else 1000)
     total, world = len(split.labels), accelerator.num_processes
     # Equal shares can be gathered; the last image stands in where there are not enough.
     share = math.ceil(total / world)
@@ -78,42 +56,24 @@ def evaluate(logits: torch.Tensor, split: Split, temperature: float = 1.0) -> di
     return metrics
 
 
-def calibrate(val_logits: torch.Tensor, test_logits: torch.Tensor, data: Dataset) -> dict:
-    """Test metrics raw and with the temperature that suits the validation logits best."""
-    temperature, at_bound = fit_temperature(val_logits, data.val.labels)
-    return {
-        "temperature": temperature,
-        "temperature_at_bound": at_bound,
-        "val": evaluate(val_logits, data.val),
-        "test": {
-            "raw": evaluate(test_logits, data.test),
-            "scaled": evaluate(test_logits, data.test, temperature),
-        },
-    }
-
-
 def conclude(
-    run: Run,
-    accelerator: Accelerator,
-    net: nn.Module,
-    data: Dataset,
-    history: list[dict],
-    batch_size: int | None,
-    teacher: Teacher | None = None,
+    run: Run, accelerator: Accelerator, net, data: Dataset, history, batch_size, teacher=None
 ) -> dict:
     """Read the test split, for the only time; write predictions, picture and, last, the result."""
     arrays = {"val_labels": data.val.labels, "test_labels": data.test.labels}
 
     def measure(name: str, forward) -> dict:
-        logits = [
+        """Test metrics raw and with the temperature that suits the validation logits best."""
+        val, test = (
             logits_of(forward, split, batch_size, accelerator, f"{name}: {title} split")
             for title, split in (("validation", data.val), ("test", data.test))
-        ]
-        arrays[f"{name}_val_logits"], arrays[f"{name}_test_logits"] = logits
-        return calibrate(*logits, data)
-
-    def own_logits(images: torch.Tensor) -> torch.Tensor:
-        return net(normalise(images, data.mean, data.std))
+        )
+        arrays[f"{name}_val_logits"], arrays[f"{name}_test_logits"] = val, test
+        temperature, at_bound = fit_temperature(val, data.val.labels)
+        found = {"raw": evaluate(test, data.test)}
+        found["scaled"] = evaluate(test, data.test, temperature)
+        fit = {"temperature": temperature, "temperature_at_bound": at_bound}
+        return fit | {"val": evaluate(val, data.val), "test": found}
 
     seconds = sum(record["seconds"] for record in history)
     result = {**run.identity, "settings": run.settings, "seconds": seconds}
@@ -121,7 +81,8 @@ def conclude(
     for which in ("best", "last"):
         saved = run.load(f"model_{which}.pth")
         net.load_state_dict(saved["state_dict"])
-        result[which] = {"epoch": saved["epoch"], **measure(which, own_logits)}
+        result[which] = {"epoch": saved["epoch"]}
+        result[which] |= measure(which, lambda images: net(normalise(images, data.mean, data.std)))
     if teacher is not None:
         result["teacher"] = teacher.identity | measure("teacher", teacher.logits)
         if teacher.temperature != 1:
@@ -136,9 +97,7 @@ def conclude(
     return result
 
 
-def inspect_teacher(
-    teacher: Teacher, data: Dataset, accelerator: Accelerator, batch_size: int | None
-) -> str:
+def inspect_teacher(teacher: Teacher, data: Dataset, accelerator: Accelerator, batch_size) -> str:
     """What a teacher is worth on the validation split, in lines to be read before training.
 
     Fits its temperature where that is asked for. Other people's teachers are also tried on up to
@@ -180,15 +139,15 @@ def norm_advice(member: Member, some: Split, accelerator: Accelerator) -> str:
 
 def reliability_panels(result: dict, arrays: dict) -> list[tuple]:
     """(title, probabilities, labels) of the test split: best epoch and teacher, raw and scaled."""
-    owners = {"best": (result["model"], result["best"])}
+    titles = {"best": result["model"]}
     if "teacher" in result:
-        owners["teacher"] = ("teacher " + result["teacher"]["model"], result["teacher"])
+        titles["teacher"] = "teacher " + result["teacher"]["model"]
     return [
         (
             f"{title}, {'raw' if temperature == 1 else f'T = {temperature:.2f}'}",
             (arrays[f"{name}_test_logits"].double() / temperature).softmax(1),
             arrays["test_labels"],
         )
-        for name, (title, measured) in owners.items()
-        for temperature in (1.0, measured["temperature"])
+        for name, title in titles.items()
+        for temperature in (1.0, result[name]["temperature"])
     ]

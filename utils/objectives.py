@@ -1,6 +1,6 @@
 """What a step minimises: the function that turns a batch into a loss, for teachers and students."""
 
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -23,10 +23,9 @@ class Objective(nn.Module):
         """Logits (B, K) of the net that is trained -> scalar."""
         return mixed_loss(lambda labels: self.loss(logits, labels), batch)
 
-    @contextmanager
     def epoch(self, epoch: int):
-        """Around the steps of an epoch; yields their kind: those of one kind launch alike."""
-        yield None
+        """A context around the epoch's steps; gives their kind: those of one kind launch alike."""
+        return nullcontext()
 
     def after_validation(self, logits: Tensor, labels: Tensor) -> None:
         self.loss.after_validation(logits, labels)
@@ -36,13 +35,7 @@ class Distillation(Objective):
     """The teacher is asked about every image, or its answers are read from the cache."""
 
     def __init__(
-        self,
-        loss: nn.Module,
-        teacher: Teacher,
-        data: Dataset,
-        accelerator: Accelerator,
-        seed: int,
-        cache: str | None = None,
+        self, loss, teacher: Teacher, data: Dataset, accelerator: Accelerator, seed: int, cache=None
     ):
         super().__init__(loss)
         self.teacher = teacher
@@ -59,11 +52,9 @@ class Distillation(Objective):
         target = self.teacher.tempered(self.teach(batch))
         return mixed_loss(lambda labels: self.loss(logits, target, labels), batch)
 
-    @contextmanager
     def epoch(self, epoch: int):
         self.loss.before_epoch(epoch)
-        with self.cached.epoch(epoch) if self.cached else nullcontext() as kind:
-            yield kind
+        return self.cached.epoch(epoch) if self.cached else nullcontext()
 
     def after_validation(self, logits: Tensor, labels: Tensor) -> None:
         """A distillation does not look at it."""

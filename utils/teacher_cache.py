@@ -6,12 +6,11 @@ after everything that its logits depend on, holds two kinds of files, each writt
     seed=42_epoch=7_plan=5e6f7a8b_1a2b3c4d.bin    the logits of an epoch, in the order of its plan
     view=17_1a2b3c4d.bin                          those of all training images in one view
 
-Runs with the same seed see the same views, so a T x Lambda grid, any student and any learning rate
-find every epoch of the first run; `python -m scripts.cache_teacher` writes all views, which serve
-any seed. Several teachers cost once what one does: their joint logits are kept, and without a
-temperature, so that all temperatures share them. A name tells the checksum of the epoch's plan, and
-at its end that of the content: a damaged file is found and made anew. Files are never changed, so
-any number of runs may read and add at once; a cache that one may not write to is read.
+Runs with the same seed see the same views; `python -m scripts.cache_teacher` writes them all, for
+any seed. Of several teachers the joint logits are kept, without a temperature, so that all
+temperatures share them. A name tells the checksum of the epoch's plan, and at its end that of the
+content: a damaged file is found and made anew. Files are never changed, so any number of runs may
+read and add at once; a cache that one may not write to is read.
 """
 
 import hashlib
@@ -93,13 +92,12 @@ class LogitFiles:
         """Logits of an epoch in the order of its plan; None unless it or all views are there."""
         if self.has(name):
             return self.rows(name)
-        names = {view: view_name(view) for view in view_numbers(self.flip)}
-        if not all(map(self.has, names.values())):
+        if not all(self.has(f"view={view}") for view in view_numbers(self.flip)):
             return None
         (order, views), logits = plan, torch.empty(self.shape, dtype=self.dtype)
-        for view, view_file in names.items():
+        for view in view_numbers(self.flip):
             places = views == view
-            logits[places] = self.rows(view_file, order[places].numpy())
+            logits[places] = self.rows(f"view={view}", order[places].numpy())
         return logits
 
 
@@ -141,7 +139,3 @@ class CachedTeacher:
                 files.write(name, self.logits)
             else:
                 tqdm.write(f"{files.folder}: no permission to keep epoch {epoch} there")
-
-
-def view_name(view: int) -> str:
-    return f"view={view}"

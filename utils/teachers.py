@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from losses import canonical_loss
 from models import build_model
-from models.spellings import standard_names, variant
+from models.spellings import COUNTER, standard_names, variant
 from utils.data import Dataset, Statistics, normalisation
 from utils.data.views import normalise
 from utils.files import files_below, one_line, read_json, read_torch, safe_name, sha256
@@ -31,7 +31,6 @@ from utils.program import UserError
 # What a checkpoint of ours holds, and nobody else's.
 OUR_KEYS = {"state_dict", "model", "dataset", "num_classes", "mean", "std", "loss", "label"}
 OUR_KEYS |= {"seed", "split_seed", "fingerprint"}
-COUNTER = "num_batches_tracked"  # files of an older torch lack it, and only training reads it
 PRETRAINED = "pretrained"  # the --teacher_path that lets timm download
 # On a CPU a logit's last bits depend on how many images it was computed with, so it is always
 # this many. Larger pieces are no faster (they leave the caches), and would be filled up more often.
@@ -207,7 +206,11 @@ def load_member(path: str, model: str | None, args: Namespace, dataset: Dataset)
 
 
 def find_weights(path: str | Path, select: str) -> Path:
-    """The weights file that `path` means: itself, or that of the finished run at or below it."""
+    """The weights file that `path` means: itself, or that of the finished run at or below it.
+
+    Students may lie in their teacher's root; they are looked at only where there is nothing else,
+    so that the same command finds the same teacher.
+    """
     # os.path and not Path's methods: those raise for a name that is too long.
     if isfile(path):
         if select != "best":
@@ -215,7 +218,10 @@ def find_weights(path: str | Path, select: str) -> Path:
         return Path(path)
     if not isdir(path):
         raise refusal(path, "no such file or folder; give a run folder or a weights file")
-    runs = [path] if isfile(f"{path}/result.json") else finished_below(Path(path))
+    runs = [Path(path)]
+    if not isfile(f"{path}/result.json"):
+        below = [file.parent for file in files_below(Path(path), "result.json")]
+        runs = [run for run in below if not is_student(run)] or below
     if not runs:
         way_out = "finish the teacher by running its command again, or name a weights file"
         raise refusal(path, f"no finished run (result.json) in it; {way_out}")
@@ -223,30 +229,19 @@ def find_weights(path: str | Path, select: str) -> Path:
         shown = ", ".join(str(run.relative_to(path)) for run in runs[:10])
         more = f" and {len(runs) - 10} more" if len(runs) > 10 else ""
         raise refusal(path, f"{len(runs)} finished runs lie below it: {shown}{more}; name one")
-    file = Path(runs[0], f"model_{select}.pth")
+    file = runs[0] / f"model_{select}.pth"
     if not file.is_file():
         raise refusal(path, f"the run has no {file.name}; give another --teacher_select or a file")
     return file
 
 
-def finished_below(folder: Path) -> list[Path]:
-    """The finished runs, students only where there is nothing else.
-
-    Students may lie in their teacher's root, and the same command has to find the same teacher.
-    """
-
-    def is_student(run: Path) -> bool:
-        with suppress(UserError):  # damaged
-            return "teacher" in read_json(run / "result.json", "")
-        return False
-
-    runs = [file.parent for file in files_below(folder, "result.json")]
-    return [run for run in runs if not is_student(run)] or runs
+def is_student(run: Path) -> bool:
+    with suppress(UserError):  # damaged
+        return "teacher" in read_json(run / "result.json", "")
+    return False
 
 
-def check_ours(
-    file: Path, content: Mapping, model: str | None, args: Namespace, dataset: Dataset
-) -> None:
+def check_ours(file: Path, content: Mapping, model, args: Namespace, dataset: Dataset) -> None:
     """Refuse a checkpoint of ours that is not the teacher which the command describes."""
     if content["fingerprint"] != dataset.fingerprint:
         trained_on = f"{content['dataset']} ({content['num_classes']} classes)"

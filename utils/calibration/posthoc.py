@@ -1,8 +1,7 @@
 """Post-hoc calibration: maps of the logits that are fitted on the validation split.
 
-Temperature scaling divides all logits by one scalar; vector scaling gives every class a weight and
-a bias of its own; Dirichlet calibration mixes the log probabilities by a whole matrix. All are
-softmax(W x + b) with a convex NLL, fitted in float64 on the CPU.
+All are softmax(W x + b) with a convex NLL, x logits or log probabilities: W is a scalar, a diagonal
+or a whole matrix. Fitted in float64 on the CPU.
 """
 
 import math
@@ -82,10 +81,10 @@ def vector_scaling(logits: Array, labels: Array) -> Calibration:
     def loss(parameters: Tensor) -> Tensor:
         return F.cross_entropy(scaled * parameters[:, 0] + parameters[:, 1], label)
 
-    start = torch.tensor([[1.0, 0.0]]).double().repeat(len(present), 1)
-    parameters, facts = _minimise(loss, start, products / len(labels), TOLERANCE)
-    weight, bias = torch.tensor([[1.0], [0.0]]).double().repeat(1, logits.shape[1])
-    weight[present], bias[present] = parameters[:, 0], parameters[:, 1] - parameters[:, 1].mean()
+    found = torch.tensor([[1.0, 0.0]]).double().repeat(logits.shape[1], 1)
+    found[present], facts = _minimise(loss, found[present], products / len(labels), TOLERANCE)
+    weight, bias = found.T
+    bias[present] -= bias[present].mean()
     fitted = Calibration(torch.diag(weight / temperature), bias, facts=facts)
     return _approved(fitted, at_bound, logits, labels)
 
@@ -231,15 +230,9 @@ def _minimise(
         value.backward()
         return value
 
-    search = torch.optim.LBFGS(
-        [steps],
-        max_iter=MAX_ITERATIONS,
-        max_eval=3 * MAX_ITERATIONS,
-        tolerance_grad=tolerance,
-        tolerance_change=1e-16,
-        history_size=50,
-        line_search_fn="strong_wolfe",
-    )
+    limits = {"max_iter": MAX_ITERATIONS, "max_eval": 3 * MAX_ITERATIONS, "history_size": 50}
+    limits |= {"tolerance_grad": tolerance, "tolerance_change": 1e-16}
+    search = torch.optim.LBFGS([steps], **limits, line_search_fn="strong_wolfe")
     search.step(closure)
     closure()
     gradient, iterations = steps.grad.abs().max().item(), search.state[steps]["n_iter"]

@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 
 from utils.data.images import read_folder
-from utils.data.npz import ARRAYS, Arrays, checked, count_classes, read_npz
+from utils.data.npz import ARRAYS, Arrays, checked, read_npz
 from utils.data.synthetic import make_synthetic
 from utils.files import one_line, unmade_on_failure
 from utils.program import UserError
@@ -46,12 +47,10 @@ def normalisation(text: str) -> tuple[Statistics, Statistics]:
     """
     if text in NORMALISATION:
         return NORMALISATION[text]
-    try:
+    with suppress(ValueError):
         mean, std = (tuple(map(float, part.split(","))) for part in text.split("/"))
         if len(mean) == len(std) == 3 and all(0 <= x <= 1 for x in mean + std) and all(std):
             return mean, std
-    except ValueError:
-        pass
     raise ValueError(
         f"{text[:80]!r} will not do; give one of {', '.join(NORMALISATION)}, or mean and std of "
         "pixels / 255 (from 0 to 1) as six numbers, such as 0.49,0.48,0.45/0.25,0.24,0.26"
@@ -84,35 +83,28 @@ class Dataset:
 
 
 class Source(NamedTuple):
-    """A data set that torchvision reads; keywords of its class make each part."""
+    """A data set that torchvision reads."""
 
     reader: str
-    labels: str  # attribute of the class that holds them
-    train: list[dict]
-    test: dict
     files: str  # where it looks for them in --data_dir
+    labels: str  # attribute of the reader that holds them
+    keyword: str  # of the reader, with a value for each part of the training split, then the test's
+    parts: tuple
 
 
-CIFAR = ("targets", [{"train": True}], {"train": False})
-SVHN, TEST, MATLAB = [{"split": "train"}], {"split": "test"}, "*_32x32.mat"
+CIFAR, SVHN = ("targets", "train", (True, False)), ("SVHN", "*_32x32.mat", "labels", "split")
 SOURCES = {
-    "cifar10": Source("CIFAR10", *CIFAR, "cifar-10-batches-py"),
-    "cifar100": Source("CIFAR100", *CIFAR, "cifar-100-python"),
-    "svhn": Source("SVHN", "labels", SVHN, TEST, MATLAB),
-    "svhn_extra": Source("SVHN", "labels", [*SVHN, {"split": "extra"}], TEST, MATLAB),
+    "cifar10": Source("CIFAR10", "cifar-10-batches-py", *CIFAR),
+    "cifar100": Source("CIFAR100", "cifar-100-python", *CIFAR),
+    "svhn": Source(*SVHN, ("train", "test")),
+    "svhn_extra": Source(*SVHN, ("train", "extra", "test")),
 }
 DIGITS = {"svhn", "svhn_extra"}
 NAMES = (*SOURCES, "tiny_imagenet", "synthetic")
 
 
 def load_dataset(
-    name: str,
-    data_dir: str | Path,
-    split_seed: int = 0,
-    download: bool = True,
-    flip: bool | None = None,
-    image_size: int | None = None,
-    skip_unreadable: bool = False,
+    name, data_dir, split_seed=0, download=True, flip=None, image_size=None, skip_unreadable=False
 ) -> Dataset:
     """Load one of NAMES, or the .npz file or the folder of images that `name` is the path of.
 
@@ -125,15 +117,14 @@ def load_dataset(
     indices = split_indices(len(arrays["y_train"]), split_seed)
     train, val = (take(arrays, "train", index) for index in indices)
     mean, std = NORMALISATION[name] if name in NORMALISATION else pixel_statistics(train.images)
-    classes = count_classes(arrays)
+    classes = int(arrays["y_train"].max()) + 1
     unseen = classes - len(train.labels.unique())
     if unseen and download:
         only = "have all their training images in the validation split"
         print(f"--split-seed {split_seed}: {unseen} of {classes} classes {only}", file=sys.stderr)
     flip = name not in DIGITS if flip is None else flip
-    splits = (train, val, take(arrays, "test", slice(None)))
-    about = (mean, std, fingerprint(arrays), split_seed, flip)
-    return Dataset(dataset_label(name), classes, *splits, *about)
+    label, splits = dataset_label(name), (train, val, take(arrays, "test", slice(None)))
+    return Dataset(label, classes, *splits, mean, std, fingerprint(arrays), split_seed, flip)
 
 
 def read_arrays(
@@ -173,7 +164,8 @@ def from_torchvision(name: str, data_dir: Path, download: bool) -> Arrays:
     reader = getattr(datasets, source.reader)
     try:
         with unmade_on_failure(data_dir):
-            parts = [reader(data_dir, **k, download=download) for k in (*source.train, source.test)]
+            options = [{source.keyword: part, "download": download} for part in source.parts]
+            parts = [reader(data_dir, **each) for each in options]
     except (OSError, RuntimeError, ImportError) as error:
         raise UserError(
             f"--dataset {name}: not found in --data_dir {data_dir} and not downloaded "

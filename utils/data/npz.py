@@ -8,12 +8,7 @@ from utils.files import one_line, open_npz
 from utils.program import UserError
 
 Arrays = dict[str, np.ndarray]
-
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
-
-
-def count_classes(arrays: Arrays) -> int:
-    return int(arrays["y_train"].max()) + 1
 
 
 def read_npz(path: Path, where: str) -> Arrays:

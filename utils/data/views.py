@@ -117,8 +117,7 @@ class TrainLoader:
         plan = epoch_plan(images, self.seed, epoch, self.flip)
         plan = torch.cat([plan, torch.arange(images)[None]])
         if self.mix:
-            mixed = mix_plan(*self.mix, plan, self.step, self.seed, epoch, side)
-            plan = torch.cat([plan, mixed])
+            plan = torch.cat([plan, mix_plan(*self.mix, plan, self.step, self.seed, epoch, side)])
         plan = plan.to(self.labels.device)  # once: a step then does nothing on the host but slice
         for start in range(0, images, self.step):
             size = min(self.step, images - start)
