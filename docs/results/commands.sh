@@ -15,23 +15,26 @@ distil="$launch $(script train_student.py) $recipe --checkpoint $(quote "$root/s
 distil+=" --teacher_cache $(quote "$root/cache")"
 published="$(quote "${PUBLISHED:-resnet56-4bfd9763.th}") --teacher resnet56 --teacher_norm imagenet --teacher_loss NLL"
 
+teachers=(NLL "FL+MDCA --gamma 1 --beta 1" "FL+MDCA --gamma 3 --beta 1" "LS --alpha 0.1")
 for seed in 42 43 44; do
-    for loss in NLL "FL+MDCA --gamma 3 --beta 1" "LS --alpha 0.1"; do
+    for loss in "${teachers[@]}"; do
         teaching+=("$train --model resnet20 --seed $seed --loss $loss")
-        [[ $loss = LS* ]] || teaching+=("$train --model resnet8 --seed $seed --loss $loss") # from scratch
     done
-    seeded=_seed=$seed runs=$root/teachers/cifar10
-    calibrated=FL+MDCA_gamma=3_beta=1$seeded
-    nll=$(quote "$runs/resnet20/NLL$seeded") all=
-    for member in 42 43 44; do all+=" $(quote "$runs/resnet20/NLL_seed=$member")"; done
+    for loss in "${teachers[@]:0:2}"; do # from scratch
+        teaching+=("$train --model resnet8 --seed $seed --loss $loss")
+    done
+    runs=$root/teachers/cifar10/resnet20 calibrated=FL+MDCA_gamma=1_beta=1_seed=$seed
+    nll=$(quote "$runs/NLL_seed=$seed") all=
+    for member in 42 43 44; do all+=" $(quote "$runs/NLL_seed=$member")"; done
     for T in 4 1; do
-        student="$distil --model resnet8 --seed $seed --T $T --teacher_path"
-        for teacher in "$nll" "$(quote "$runs/resnet20/$calibrated")" \
-            "$(quote "$runs/resnet20/LS_alpha=0.1$seeded")" "$nll --teacher_temperature auto" \
-            "${all# }" "$published"; do
-            learning+=("$student $teacher")
+        for teacher in "$nll" "$(quote "$runs/$calibrated")" \
+            "$(quote "$runs/FL+MDCA_gamma=3_beta=1_seed=$seed")" \
+            "$(quote "$runs/LS_alpha=0.1_seed=$seed")" \
+            "$nll --teacher_temperature auto" "${all# }" "$published"; do
+            learning+=("$distil --model resnet8 --seed $seed --T $T --teacher_path $teacher")
         done
     done
-    learning+=("$distil --model resnet20 --seed $seed --T 4 --teacher_path $(quote "$runs/resnet8/$calibrated")")
+    small=$(quote "${runs%20}8/$calibrated") # teaches a larger net
+    learning+=("$distil --model resnet20 --seed $seed --T 4 --teacher_path $small")
 done
 run_stages teaching learning
