@@ -25,7 +25,8 @@ def reliability_diagrams(panels: list[tuple], file, bins: int = 15, format: str 
     confidence; the hatched part is the gap between accuracy and mean confidence.
     """
     with rc_context(STYLE):
-        figure, axes = new_figure(3.3 * len(panels), 4.6, 2, len(panels), height_ratios=[3, 1])
+        shape = {"height_ratios": [3, 1], "sharey": "row"}  # so that panels can be compared
+        figure, axes = new_figure(3.3 * len(panels), 4.6, 2, len(panels), **shape)
         for column, (title, probs, labels) in enumerate(panels):
             draw_panel(*axes[:, column], title, probs, labels, bins)
         axes[0, 0].set_ylabel("accuracy")
