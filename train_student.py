@@ -44,11 +44,12 @@ def main(argv: list[str] | None = None) -> None:
     label = f"{label_of(args.distill, naming)}_from_{teacher.model}_{teacher.label}"
     run = Run(args, identity_of(args, data, args.distill, naming, label), accelerator, teacher)
     objective = None
-    if args.overwrite or not run.finished:  # before the run has a folder: the cache may be refused
+    # Before the run has a folder, for the cache may be refused.
+    if args.overwrite or run.result() is None:
         loss = build_distillation(args.distill, **parameters)
         objective = Distillation(loss, teacher, data, accelerator, args.seed, args.teacher_cache)
     with run.opened(args, data):
-        if not run.finished:
+        if run.result() is None:
             run.say(inspect_teacher(teacher, data, accelerator, args.test_batch_size))
             torch.manual_seed(args.seed)
             student = build_model(args.model, data.num_classes)

@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     label = label_of(args.loss, naming)
     run = Run(args, identity_of(args, data, args.loss, naming, label), accelerator)
     with run.opened(args, data):
-        if not run.finished:
+        if run.result() is None:
             torch.manual_seed(args.seed)
             net = build_model(args.model, data.num_classes)
             objective = Objective(build_loss(args.loss, **parameters))

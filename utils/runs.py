@@ -153,7 +153,7 @@ class Run:
             **environment(self.accelerator),
         }
         try:
-            self.on_main(lambda: self._open(config, args.overwrite))
+            on_main(self.accelerator, lambda: self._open(config, args.overwrite))
             yield
             self.accelerator.end_training()  # the processes part here
         except RunFailed as failed:
@@ -168,9 +168,6 @@ class Run:
         finally:
             if self.lock is not None:
                 os.close(self.lock)
-
-    def on_main(self, work: Callable):
-        return on_main(self.accelerator, work)
 
     def _open(self, config: dict, overwrite: bool) -> None:
         try:
@@ -226,15 +223,14 @@ class Run:
                 "--exp_name NAME keeps both, --overwrite starts it anew"
             )
 
-    @property
-    def finished(self) -> bool:
-        return self.on_main(lambda: (self.folder / "result.json").exists())
+    def result(self) -> dict | None:
+        """Of a finished run; None before. Raises UserError where it is damaged."""
+        return on_main(self.accelerator, self._read_result)
 
-    def result(self) -> dict:
-        return self.on_main(self._read_result)
-
-    def _read_result(self) -> dict:
+    def _read_result(self) -> dict | None:
         path = self.folder / "result.json"
+        if not path.exists():
+            return None
         way_out = "delete it, and the same command makes it again"
         result = read_json(path, way_out)
         if not is_complete(result):
@@ -261,7 +257,7 @@ class Run:
     def load(self, file: str) -> dict | None:
         """A .pth file of the run, on every process; None where there is none yet."""
         path, way_out = self.folder / file, "--overwrite starts the run anew"
-        if not self.on_main(path.exists):
+        if not on_main(self.accelerator, path.exists):
             return None
         saved = read_torch(path, way_out)
         net = saved.get("best", saved)

@@ -104,14 +104,8 @@ def prepare(accelerator: Accelerator, net: nn.Module, args: Namespace, steps_per
     net.to(accelerator.device, memory_format=torch.channels_last)
     if args.sync_bn and accelerator.num_processes > 1:
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
-    optimizer = torch.optim.SGD(
-        net.parameters(),
-        args.lr,
-        args.momentum,
-        weight_decay=args.weight_decay,
-        nesterov=args.momentum > 0,
-        fused=True,
-    )
+    options = {"weight_decay": args.weight_decay, "nesterov": args.momentum > 0, "fused": True}
+    optimizer = torch.optim.SGD(net.parameters(), args.lr, args.momentum, **options)
     if args.momentum > 0:
         # The fused optimiser would leave its buffers as it found the memory, were its first step
         # one that fp16's scaler skips. From 0 on, the first step is the same.
