@@ -5,16 +5,14 @@ less time than Python needs to launch it. A graph launches all of them at once.
 """
 
 from collections import Counter
-from collections.abc import Callable
 from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
-from torch import nn
 from tqdm import tqdm
 
 from utils.data import Dataset
-from utils.data.views import Batch, Draw, TrainLoader, normalise
+from utils.data.views import Draw, normalise
 from utils.program import RunFailed
 
 MODES = ("auto", "eager", "graph", "compile")
@@ -30,19 +28,11 @@ class Step:
     """Called with a draw, it trains the net on that. Nothing in it waits for the device.
 
     All that changes from step to step lies in tensors, so that a step can be captured. `mode` is
-    one of MODES; auto is a graph where one can be captured.
+    one of MODES, where auto is a graph if one can be captured; `objective` gives a scalar of logits
+    and a Batch; `loader` is the TrainLoader that the draws come from.
     """
 
-    def __init__(
-        self,
-        mode: str,
-        accelerator: Accelerator,
-        net: nn.Module,
-        optimizer,
-        objective: Callable[[torch.Tensor, Batch], torch.Tensor],
-        loader: TrainLoader,
-        data: Dataset,
-    ):
+    def __init__(self, mode: str, accelerator, net, optimizer, objective, loader, data: Dataset):
         self.mode, self.accelerator, self.optimizer = mode, accelerator, optimizer
         self.net, self.objective, self.loader, self.data = net, objective, loader, data
         self.compiled = torch.compile(net, dynamic=False) if mode == "compile" else net

@@ -115,14 +115,7 @@ def prepare(accelerator: Accelerator, net: nn.Module, args: Namespace, steps_per
     return net, *accelerator.prepare(net, optimizer), schedule
 
 
-def fit(
-    run: Run,
-    accelerator: Accelerator,
-    net: nn.Module,
-    objective: Objective,
-    data: Dataset,
-    args: Namespace,
-) -> list[dict]:
+def fit(run: Run, accelerator: Accelerator, net, objective: Objective, data, args) -> list[dict]:
     """Train `net` in place from where the run stands to its last epoch; validate and save each.
 
     The `objective` is all that differs between a teacher and a student. Returns the epochs'
@@ -152,14 +145,9 @@ def fit(
     for epoch in range(len(history) + 1, args.epochs + 1):
         started = time.perf_counter()
         record = {"epoch": epoch, "lr": optimizer.param_groups[0]["lr"]}
-        bar = tqdm(
-            loader.epoch(epoch),
-            f"epoch {epoch}/{args.epochs}",
-            len(loader),
-            leave=False,
-            disable=None if accelerator.is_main_process else True,
-            bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix}",
-        )
+        shown = {"leave": False, "disable": None if accelerator.is_main_process else True}
+        shown["bar_format"] = "{desc} {percentage:3.0f}%|{bar}| {postfix}"
+        bar = tqdm(loader.epoch(epoch), f"epoch {epoch}/{args.epochs}", len(loader), **shown)
         steps_after = (args.epochs - epoch) * len(loader)
         with objective.epoch(epoch) as kind:
             record |= train_epoch(step, kind, schedule, epoch, bar, steps_after)
