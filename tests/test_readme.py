@@ -1,10 +1,13 @@
-"""README's examples for those who add a loss or a net work as they stand there."""
+"""README's examples for those who add a loss or a net work as they stand there; results repeat."""
 
 import json
 import re
+import shlex
 import shutil
 
 from conftest import ROOT, run_script
+
+from scripts import report
 
 IMPORTS = {
     "mae": "from losses.classification import mae\n",
@@ -55,3 +58,16 @@ def test_the_examples(tmp_path, tiny_npz):
     assert result["teacher"]["model"] == "plain"
     run("-m", "scripts.evaluate", student, "--with-teacher", "--on", str(tiny_npz))
     assert "plain MAE+MDCA scale=2 beta=1" in run("-m", "scripts.report", "checkpoint")
+
+
+def test_the_published_tables_come_from_the_published_logits(tmp_path, monkeypatch):
+    """docs/results.md says by which command."""
+    text = (ROOT / "docs/results.md").read_text()
+    line = re.search(
+        r"^python -m (scripts.report docs/results/\S+\.zip .*?[^\\])\n", text, re.M | re.S
+    )
+    monkeypatch.chdir(ROOT)
+    _, *flags = shlex.split(line[1].replace("\\\n", " "))
+    report.main([*flags, "--out", str(tmp_path)])
+    tables = [line for line in (tmp_path / "report.md").read_text().splitlines() if line[:1] == "|"]
+    assert len(tables) > 20 and not set(tables) - set(text.splitlines())

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from utils.analysis.groups import Group
 from utils.analysis.records import LOGITS
 from utils.analysis.statistics import FEW, Cell, Section, Sweep, differences
-from utils.calibration.bootstrap import Difference
+from utils.calibration.bootstrap import PAIRED, Difference
 from utils.runs import number_text
 from utils.tables import COLUMNS, Column, printable, text_table
 
@@ -137,15 +137,16 @@ def sweep_sentence(section: Section, sweep: Sweep) -> str:
 
 
 def paired_table(section: Section, against: Group) -> Table:
-    """What each row differs by from the one named, with 95 % intervals."""
+    """What each row differs by from the one named, with 95 % intervals, where it can be tested."""
     found = differences(section, against)
+    metrics = [metric for metric in section.columns if metric in PAIRED]
     head = [f"Difference from {printable(against.full_name)}", "logits"]
-    head += [COLUMNS[metric].head for metric in section.columns]
+    head += [COLUMNS[metric].head for metric in metrics]
     rows = []
     for group, logits in product(section.printed, LOGITS):
         if group is not against:
             name = printable(group.full_name) if logits == "raw" else ""
-            keys = [(group, logits, metric) for metric in section.columns]
+            keys = [(group, logits, metric) for metric in metrics]
             cells = [difference_entry(found.get(key), COLUMNS[key[2]]) for key in keys]
             rows.append([Entry(name), Entry(logits), *cells])
     notes = [
