@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import losses
 from losses import BASES, DISTILLATIONS, TERMS, build_distillation, build_loss
 from losses.calibration import cpc, dca, mbls, mdca, mmce
-from losses.classification import AdaFocal, focal, nll
+from losses.classification import AdaFocal, focal, label_smoothing, nll
 from losses.distillation import dist, dkd, kd, lskd
 
 NAMES = [*BASES, *(f"NLL+{term}" for term in TERMS), *DISTILLATIONS]  # every part of a loss
@@ -224,6 +225,14 @@ def test_value_and_gradient_match_the_formula(case, kind, dtype, tolerance):
     torch.testing.assert_close(gradient.double(), expected_gradient, atol=tolerance, rtol=tolerance)
     if dtype == torch.float64:
         assert torch.autograd.gradcheck(lambda z: loss(z, labels), logits)
+
+
+def test_label_smoothing_over_the_other_classes_as_the_docstring_converts_it():
+    logits, labels = batch("mixed")
+    alpha, K = 0.1, logits.shape[1]
+    target = torch.full_like(logits, alpha / (K - 1)).scatter(1, labels.unsqueeze(1), 1 - alpha)
+    over_others = F.cross_entropy(logits, target)
+    torch.testing.assert_close(label_smoothing(logits, labels, alpha * K / (K - 1)), over_others)
 
 
 def test_mmce_is_zero_with_a_finite_gradient_where_its_root_is():

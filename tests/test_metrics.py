@@ -136,6 +136,20 @@ def test_metrics_match_torchmetrics(n, classes):
         assert ours[name] == pytest.approx(theirs.item(), abs=1e-6)
 
 
+def test_torchmetrics_sums_in_float32_and_ours_does_not():
+    """A million samples: theirs is off by more than rounding, ours is the exact sum."""
+    rng = np.random.default_rng(0)
+    confidence = rng.beta(8, 1, 1_000_000).clip(0.5, 1)
+    probs, labels = two_class(confidence, rng.random(len(confidence)) < confidence - 0.01)
+    index = np.ceil(confidence * BINS).astype(int)
+    exact = sum(
+        abs(math.fsum((1 - labels[index == b]) - confidence[index == b])) for b in set(index)
+    ) / len(labels)
+    assert ece(probs, labels) == pytest.approx(exact, abs=1e-12)
+    theirs = torchs_error(*map(torch.from_numpy, (probs, labels)), 2, n_bins=BINS)
+    assert abs(theirs.item() - exact) > 1e-5
+
+
 @pytest.mark.parametrize("shift", [0.0, 0.02, 0.1])
 def test_smece_is_relplots(shift):
     relplot = pytest.importorskip("relplot")
