@@ -1,21 +1,18 @@
 """A finished run as a file for other programs: uint8 images in, calibrated probabilities out.
 
     python -m scripts.export RUN --out net.onnx       and other formats and calibrations: --help
-    python -m scripts.export RUN... --benchmark       size and latency, on one CPU core
 
 docs/export.md says what is in a file, and what is checked before it is written.
 """
 
 import json
 import os
-import time
 from argparse import Namespace
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.benchmark import Timer
 
 from utils.analysis.records import Record, finished_nets
 from utils.analysis.shift import test_split
@@ -23,22 +20,18 @@ from utils.export import FORMATS, ONNX_PACKAGES, CalibratedNet
 from utils.files import atomic
 from utils.options import CommandLine, location, path
 from utils.program import UserError, one_line_errors
-from utils.tables import COLUMNS, text_table
+from utils.tables import COLUMNS
 
 CHECKED = 256  # images
 EXACT, COARSE = 1e-5, 0.2  # largest difference of a probability
-BATCHES = (1, 128)
-SECONDS = 2.0  # of timing, for each batch size
 
 
 def main(argv: list[str] | None = None) -> None:
     args = options(argv)
     nets = finished_nets(args.runs, args.epoch, with_teacher=False)
-    images = test_split(nets, args).images.contiguous()
-    if args.benchmark:
-        return print(latency_table(nets, images, args))
     if len(nets) > 1:
-        raise UserError(f"RUN: {len(nets)} finished runs lie there; name one")
+        raise UserError(f"{args.runs[0]}: {len(nets)} finished runs lie there; name one")
+    images = test_split(nets, args).images[:CHECKED].contiguous()
     content, said = export(nets[0], images, args)
     with atomic(args.out) as file:
         file.write(content)
@@ -51,18 +44,15 @@ def options(argv: list[str] | None) -> Namespace:
     of = "temperature: the run's own; vector: as scripts.posthoc --write left it"
     data_dir = Path(os.environ.get("KD_DATA") or "data")
     add = parser.add_argument
-    add("runs", nargs="+", type=location, metavar="RUN", help="a run folder, or one above it")
-    add("--out", type=location, metavar="FILE", help="the file to write")
+    add("runs", nargs=1, type=location, metavar="RUN", help="a run folder, or one above it")
+    add("--out", type=location, metavar="FILE", required=True, help="the file to write")
     add("--format", choices=FORMATS, default="onnx", help="safetensors comes back as a teacher")
     add("--calibration", choices=calibrations, default="temperature", help=of)
     add("--epoch", choices=("best", "last"), default="best", help="best: by validation top-1")
     add("--data_dir", type=location, default=data_dir, help="where the run's data set lies")
     add("--dataset", type=path, help="the run's data set where it is no longer in its place")
-    add("--benchmark", action="store_true", help="write no file, measure size and latency")
     args = parser.parse_args(argv)
-    if args.benchmark == (args.out is not None):
-        raise UserError("give either --out FILE or --benchmark")
-    if args.out and (os.path.isdir(args.out) or not os.access(args.out.absolute().parent, os.W_OK)):
+    if os.path.isdir(args.out) or not os.access(args.out.absolute().parent, os.W_OK):
         raise UserError(f"--out {args.out}: give a file in a folder that you may write to")
     if args.format == "onnx" and not all(map(find_spec, ONNX_PACKAGES)):
         raise UserError(f"--format onnx: first run pip install {' '.join(ONNX_PACKAGES)}")
@@ -71,7 +61,6 @@ def options(argv: list[str] | None) -> Namespace:
 
 def export(net: Record, images: Tensor, args: Namespace) -> tuple[bytes, str]:
     """The content of a file that has been checked, and what to say of it. Raises UserError."""
-    images = images[:CHECKED]
     weight, bias, ece = calibration(net, args.calibration)
     own, saved = net.load_net()
     metadata = {
@@ -99,10 +88,9 @@ def export(net: Record, images: Tensor, args: Namespace) -> tuple[bytes, str]:
         difference = (found - expected).abs().max().item()
         said.append(f"{difference:.1e} from {of}")
         if not difference <= allowed:
-            raise UserError(
-                f"{net.folder}: not written, a probability would differ by {said[-1]}, "
-                f"{allowed:g} is allowed; copy the run or its data again, or train it again"
-            )
+            fault = f"a probability would differ by {said[-1]}, {allowed:g} is allowed"
+            way_out = "copy the run or its data again, or train it again"
+            raise UserError(f"{net.folder}: not written, {fault}; {way_out}")
     eces = ", ".join(f"{key} {COLUMNS['ece'].text(value)} %" for key, value in ece.items())
     return content, f"{net.title}: ECE {eces}; probabilities differ by up to {' and '.join(said)}"
 
@@ -119,23 +107,6 @@ def calibration(net: Record, name: str) -> tuple[list, list, dict[str, float]]:
         command = f"python -m scripts.posthoc {net.folder} --write --epoch {net.owner}"
         raise UserError(f"--calibration vector: the run has none; {command} makes it")
     return found["weight"], found["bias"], ece | {"vector": found["test"]["ece"]}
-
-
-def latency_table(nets: list[Record], images: Tensor, args: Namespace) -> str:
-    """Size of the files and their milliseconds of processor time, the median, on one thread."""
-    torch.set_num_threads(1)
-    rows = []
-    for net in nets:
-        content, _ = export(net, images, args)
-        run, row = FORMATS[args.format][1](content), [net.title, f"{len(content) / 1e6:.2f}"]
-        for size in BATCHES:
-            # Processor time: what else the machine does is not counted.
-            work = {"run": run, "batch": images[torch.arange(size) % len(images)]}
-            timer = Timer("run(batch)", globals=work, timer=time.process_time)
-            row.append(f"{1000 * timer.blocked_autorange(min_run_time=SECONDS).median:.2f}")
-        rows.append(row)
-    heads = [f"ms, batch of {size}" for size in BATCHES]
-    return text_table([f"{args.format}, one CPU thread", "MB", *heads], rows)
 
 
 if __name__ == "__main__":

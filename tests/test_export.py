@@ -142,8 +142,7 @@ def test_what_differs_is_not_written(run, tmp_path, capsys, monkeypatch):
 
 
 BAD = """
-run | either --out FILE or --benchmark
-run --out f --benchmark | either --out FILE or --benchmark
+run | required: --out
 run --out nowhere/f | --out nowhere/f.*may write
 run --out run | --out run.*give a file
 run --out f --format pickle | --format.*'pickle'.*onnx
@@ -181,16 +180,6 @@ def test_the_example(finished, onnx_file, images, tmp_path, monkeypatch, capsys)
     temperature = json.loads((finished / "result.json").read_text())["best"]["temperature"]
     assert np.abs(names["probabilities"] - stored(finished, 1 / temperature)).max() < 1e-5
     assert re.fullmatch(r"tiny, ECE .*\n\d+% of .*\n", capsys.readouterr().out)
-
-
-def test_latency(finished, onnx_file, capsys, monkeypatch):
-    monkeypatch.setattr(export, "export", lambda *_: (onnx_file.read_bytes(), ""))
-    monkeypatch.setattr(export, "SECONDS", 0.01)
-    export.main([str(finished), "--benchmark"])
-    head, _, row = capsys.readouterr().out.splitlines()
-    assert re.search(r"onnx, one CPU thread +MB +ms, batch of 1 +ms, batch of 128", head)
-    size, one, many = map(float, row.split()[-3:])
-    assert 0.3 < size < 0.4 and 0 < one < many
 
 
 def test_safetensors_teach(finished, tiny_npz, tmp_path, capsys):
