@@ -14,7 +14,7 @@ from models.repvgg import repvgg
 from models.resnet import FOUR_STAGES, Bottleneck, four_stages, thin
 from models.shufflenet import shufflenet_v1, shufflenet_v2
 from models.vgg import convnet, vgg
-from models.wide_resnet import WideResNet
+from models.wide_resnet import wide_resnet
 
 
 class Entry(NamedTuple):
@@ -48,9 +48,9 @@ MODELS: dict[str, Entry] = {
     **family("resnet{}", four_stages, (18, 34, 50, 101, 152), f"{DISTILLERS}, {FOCAL}, KD(C)"),
     "resnet110_wide": Entry(partial(four_stages, 110), f"{FOCAL}'s resnet110"),
     **family("tin_resnet{}", partial(four_stages, grid=2), FOUR_STAGES, "KD(C), Tiny-ImageNet"),
-    **family("wrn_16_{}", partial(WideResNet, 16), (1, 2), f"Zagoruyko, {DISTILLERS}"),
-    **family("wrn_40_{}", partial(WideResNet, 40), (1, 2), f"Zagoruyko, {DISTILLERS}, KD(C)"),
-    "wrn_28_10": Entry(partial(WideResNet, 28, 10), "Zagoruyko"),
+    **family("wrn_16_{}", partial(wide_resnet, 16), (1, 2), f"Zagoruyko, {DISTILLERS}"),
+    **family("wrn_40_{}", partial(wide_resnet, 40), (1, 2), f"Zagoruyko, {DISTILLERS}, KD(C)"),
+    "wrn_28_10": Entry(partial(wide_resnet, 28, 10), "Zagoruyko"),
     "wrn_26_10": Entry(partial(thin, 26, widths=(160, 320, 640)), f"{FOCAL}'s wide_resnet"),
     **family("vgg{}", partial(vgg, **VGG), (8, 11, 13, 16, 19), DISTILLERS),
     **family("vgg{}_bn", partial(vgg, **VGG_BN), (11, 13, 16, 19), "chenyaofo"),
@@ -77,12 +77,10 @@ def constructor(name: str) -> Callable[..., nn.Module]:
         return timm_constructor(name)
     match = re.fullmatch(r"wrn_([1-9][0-9]{1,2})_([1-9][0-9]?)", name)
     if match and int(match[1]) % 6 == 4:
-        return partial(WideResNet, int(match[1]), int(match[2]))
+        return partial(wide_resnet, int(match[1]), int(match[2]))
     nearest = get_close_matches(name.lower(), MODELS, n=1, cutoff=0)[0]
-    raise ValueError(
-        f"unknown model {name!r}; the nearest is {nearest}; --help lists all, {WRN_PATTERN} takes "
-        f"any depth 6n+4 and {TIMM}NAME any net of timm"
-    )
+    rest = f"--help lists all, {WRN_PATTERN} takes any depth 6n+4 and {TIMM}NAME any net of timm"
+    raise ValueError(f"unknown model {name!r}; the nearest is {nearest}; {rest}")
 
 
 def timm_constructor(name: str) -> Callable[..., nn.Module]:

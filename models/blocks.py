@@ -27,29 +27,28 @@ def repeated(
     return nn.Sequential(first, *(block(outputs, outputs, 1, **options) for _ in range(count - 1)))
 
 
-def init_weights(net: nn.Module) -> None:
-    """Kaiming normal, fan out, for convolutions; batch norm starts as torch has it, at 1 and 0."""
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-
-def pooled(maps: Tensor, side: int = 1) -> Tensor:
-    """Features (B, C * side * side) of maps (B, C, H, W): their means over side x side fields."""
-    if side == 1:
-        return maps.mean((2, 3))
-    # Not adaptive_avg_pool2d, whose gradient is not deterministic on a GPU.
-    return F.avg_pool2d(maps, maps.shape[-1] // side).flatten(1)
-
-
 class Pool(nn.Module):
+    """Features (B, C * side * side) of maps (B, C, H, W): their means over side x side fields."""
+
+    def __init__(self, side: int = 1):
+        super().__init__()
+        self.side = side
+
     def forward(self, maps: Tensor) -> Tensor:
-        return pooled(maps)
+        if self.side == 1:
+            return maps.mean((2, 3))
+        # Not adaptive_avg_pool2d, whose gradient is not deterministic on a GPU.
+        return F.avg_pool2d(maps, maps.shape[-1] // self.side).flatten(1)
 
 
 class Chain(nn.Sequential):
-    """Parts by name, one after the other: images (B, 3, H, W) to logits (B, num_classes)."""
+    """Parts by name, one after the other: images (B, 3, H, W) to logits (B, num_classes).
+
+    Convolutions start from Kaiming's normal distribution, fan out; the rest as torch has it.
+    """
 
     def __init__(self, **parts: nn.Module):
         super().__init__(OrderedDict(parts))
-        init_weights(self)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -42,10 +42,9 @@ def densenet(depth: int, linear_transitions: bool = False, num_classes: int = 10
     growth, inputs = 32, 64
     parts = {"conv1": conv3x3(3, inputs)}
     for i, count in enumerate(BLOCKS[depth], 1):
-        parts[f"dense{i}"] = nn.Sequential()
-        for _ in range(count):
-            parts[f"dense{i}"].append(DenseLayer(inputs, growth, not linear_transitions))
-            inputs += growth
+        widths = range(inputs, inputs + count * growth, growth)
+        layers = (DenseLayer(width, growth, not linear_transitions) for width in widths)
+        parts[f"dense{i}"], inputs = nn.Sequential(*layers), widths.stop
         if i < 4:
             parts[f"trans{i}"] = transition(inputs, not linear_transitions)
             inputs //= 2

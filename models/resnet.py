@@ -6,7 +6,7 @@ Three thin stages are that section's; four stages are its ImageNet nets with a 3
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.blocks import conv_bn, init_weights, pooled, repeated
+from models.blocks import Chain, Pool, conv_bn, repeated
 
 # Blocks of each stage.
 FOUR_STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -72,39 +72,28 @@ class Bottleneck(nn.Module):
         return F.relu(out + self.downsample(x))
 
 
-class ResNet(nn.Module):
-    """Images (B, 3, H, W) to logits (B, num_classes).
+def resnet(
+    block, blocks, widths=(16, 32, 64), stem=16, grid=1, shortcut="conv", num_classes=10
+) -> Chain:
+    """Stage i has `blocks[i]` blocks of `widths[i]` channels, times the block's expansion.
 
-    Stage i has `blocks[i]` blocks of `widths[i]` channels, times the block's expansion; all but the
-    first halve the size. `shortcut` joins stages of different shape: "conv" (learned) or "pad"
-    (without parameters). `grid` x `grid` means of each map go to the head.
+    All but the first stage halve the size. `shortcut` joins stages of different shape: "conv"
+    (learned) or "pad" (without parameters). `grid` x `grid` means of each map go to the head.
     """
-
-    def __init__(
-        self, block, blocks, widths=(16, 32, 64), stem=16, grid=1, shortcut="conv", num_classes=10
-    ):
-        super().__init__()
-        self.conv1, self.bn1 = conv_bn(3, stem, 3)
-        self.stages, self.grid, inputs = len(blocks), grid, stem
-        for i, (count, width) in enumerate(zip(blocks, widths, strict=True)):
-            shape = inputs, width * block.expansion, 2 if i else 1
-            self.add_module(f"layer{i + 1}", repeated(block, count, *shape, shortcut=shortcut))
-            inputs = width * block.expansion
-        self.fc = nn.Linear(inputs * grid**2, num_classes)
-        init_weights(self)
-
-    def forward(self, images: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(images)))
-        for i in range(self.stages):
-            out = getattr(self, f"layer{i + 1}")(out)
-        return self.fc(pooled(out, self.grid))
+    conv1, bn1 = conv_bn(3, stem, 3)
+    parts, inputs = {"conv1": conv1, "bn1": bn1, "relu": nn.ReLU()}, stem
+    for i, (count, width) in enumerate(zip(blocks, widths, strict=True), 1):
+        shape = inputs, width * block.expansion, 2 if i > 1 else 1
+        parts[f"layer{i}"] = repeated(block, count, *shape, shortcut=shortcut)
+        inputs = width * block.expansion
+    return Chain(**parts, pool=Pool(grid), fc=nn.Linear(inputs * grid**2, num_classes))
 
 
-def thin(depth: int, block: type = BasicBlock, **options) -> ResNet:
+def thin(depth: int, block: type = BasicBlock, **options) -> Chain:
     """Three stages of one length; depth 6n+2, with Bottleneck 9n+2."""
-    return ResNet(block, [(depth - 2) // (3 * block.layers)] * 3, **options)
+    return resnet(block, [(depth - 2) // (3 * block.layers)] * 3, **options)
 
 
-def four_stages(depth: int, **options) -> ResNet:
+def four_stages(depth: int, **options) -> Chain:
     block = BasicBlock if depth < 50 else Bottleneck
-    return ResNet(block, FOUR_STAGES[depth], (64, 128, 256, 512), 64, **options)
+    return resnet(block, FOUR_STAGES[depth], (64, 128, 256, 512), 64, **options)

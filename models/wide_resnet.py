@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.blocks import conv3x3, init_weights, repeated
+from models.blocks import Chain, Pool, conv3x3, repeated
 
 
 class PreActBlock(nn.Module):
@@ -23,23 +23,14 @@ class PreActBlock(nn.Module):
         return out + shortcut
 
 
-class WideResNet(nn.Module):
-    """Images (B, 3, H, W) to logits (B, num_classes); depth 6n+4, stages of 16, 32, 64 times width.
+def wide_resnet(depth: int, width: int, num_classes: int = 10) -> Chain:
+    """Depth 6n+4, stages of 16, 32, 64 times width.
 
     Without the dropout of the paper, as the distillation literature uses it.
     """
-
-    def __init__(self, depth: int, width: int, num_classes: int = 10):
-        super().__init__()
-        blocks, channels = (depth - 4) // 6, 64 * width
-        self.conv1 = conv3x3(3, 16)
-        self.layer1 = repeated(PreActBlock, blocks, 16, 16 * width, 1)
-        self.layer2 = repeated(PreActBlock, blocks, 16 * width, 32 * width, 2)
-        self.layer3 = repeated(PreActBlock, blocks, 32 * width, channels, 2)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.fc = nn.Linear(channels, num_classes)
-        init_weights(self)
-
-    def forward(self, images: Tensor) -> Tensor:
-        out = self.layer3(self.layer2(self.layer1(self.conv1(images))))
-        return self.fc(F.relu(self.bn1(out)).mean((2, 3)))
+    parts, inputs = {"conv1": conv3x3(3, 16)}, 16
+    for i, outputs in enumerate((16 * width, 32 * width, 64 * width), 1):
+        parts[f"layer{i}"] = repeated(PreActBlock, (depth - 4) // 6, inputs, outputs, min(i, 2))
+        inputs = outputs
+    parts |= {"bn1": nn.BatchNorm2d(inputs), "relu": nn.ReLU(), "pool": Pool()}
+    return Chain(**parts, fc=nn.Linear(inputs, num_classes))

@@ -291,7 +291,7 @@ def test_timm_downloads_what_fits_the_data(monkeypatch):
 
 def test_what_holds_more_than_tensors_or_no_weights(tmp_path):
     file, net = tmp_path / "net.pth", build_model("resnet8")
-    for named, thing in (("models.resnet.ResNet", net), ("argparse.Namespace", {"a": Namespace()})):
+    for named, thing in (("models.blocks.Chain", net), ("argparse.Namespace", {"a": Namespace()})):
         torch.save(thing, file)
         refused(file, named, "could run code", "state_dict", model="resnet8")
     torch.jit.save(torch.jit.script(nn.Linear(2, 2)), file)
