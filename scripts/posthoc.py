@@ -15,7 +15,7 @@ from utils.calibration.metrics import classification_metrics
 from utils.calibration.posthoc import FOLDS, METHODS, Calibration, dirichlet_calibration
 from utils.options import CommandLine, location, number
 from utils.program import one_line_errors
-from utils.tables import COLUMNS, text_table
+from utils.tables import COLUMNS, metrics_table
 
 FILE = "posthoc.json"
 SHOWN = {"temperature": "T", "lambda": "lambda", "mu": "mu"}  # of what a fit found
@@ -64,15 +64,11 @@ def measure(calibration: Calibration, val: tuple, test: tuple) -> dict:
 
 
 def table(found: dict[str, dict]) -> str:
-    known = found["none"]["test"]
-    metrics = [name for name, column in COLUMNS.items() if column.usual and name in known]
-    head = ["test split", "val NLL", *(COLUMNS[name].head for name in metrics), "chosen"]
     rows = []
     for method, one in found.items():
-        values = [COLUMNS[name].text(one["test"][name]) for name in metrics]
         chosen = ", ".join(f"{text} = {one[key]:.4g}" for key, text in SHOWN.items() if key in one)
-        rows.append([method, COLUMNS["nll"].text(one["val"]["nll"]), *values, chosen])
-    return text_table(head, rows)
+        rows.append(([method, COLUMNS["nll"].text(one["val"]["nll"]), chosen], one["test"]))
+    return metrics_table(["test split", "val NLL", "chosen"], rows)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Metrics as columns, and tables as text."""
 
-import re
 from typing import NamedTuple
 
-ANSI = re.compile(r"\033\[\d*m")
+import tabulate
+
+tabulate.MIN_PADDING = 0  # a column is as wide as what is in it
 
 
 class Column(NamedTuple):
@@ -50,33 +51,31 @@ def printable(text) -> str:
 
 def text_table(head: list[str], rows: list[list[str]]) -> str:
     """Columns aligned for a terminal: the first to the left, the others to the right."""
+    align = ["left"] + ["right"] * (len(head) - 1)
+    how = {"colalign": align, "disable_numparse": True, "preserve_whitespace": True}
+    return tabulate.tabulate(rows, head, "simple", **how)
 
-    def width(cell: str) -> int:
-        return len(ANSI.sub("", cell))
 
-    widths = [max(map(width, column)) for column in zip(head, *rows, strict=True)]
-    lines = []
-    for line in [head, ["-" * wide for wide in widths], *rows]:
-        gaps = [" " * (wide - width(cell)) for cell, wide in zip(line, widths, strict=True)]
-        first, *others = zip(line, gaps, strict=True)
-        cells = ["".join(first), *(gap + cell for cell, gap in others)]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+def metrics_table(head: list[str], rows: list[tuple[list[str], dict]], columns=COLUMNS) -> str:
+    """`rows`: first cells, under `head`, and metrics; those that are usual and in some row show."""
+    every = set().union(*(metrics for _, metrics in rows))
+    known = {name: c for name, c in columns.items() if c.usual and name in every}
+    lines = [
+        [*first, *(c.text(metrics[name]) if name in metrics else "" for name, c in known.items())]
+        for first, metrics in rows
+    ]
+    return text_table([*head, *(c.head for c in known.values())], lines)
 
 
 def result_table(result: dict) -> str:
     """The test metrics of a finished run: best and last epoch, its teacher, raw and scaled."""
     owners = {name: result[name] for name in ("best", "last", "teacher") if name in result}
-    shown = result["best"]["test"]["raw"]
-    known = [name for name, column in COLUMNS.items() if column.usual and name in shown]
     rows = []
     for name, measured in owners.items():
-        for way, temperature in (("raw", 1.0), ("scaled", measured["temperature"])):
-            cells = [COLUMNS[metric].text(measured["test"][way][metric]) for metric in known]
-            rows.append([f"{name}, {way}", str(measured.get("epoch", "")), f"{temperature:.3f}"])
-            rows[-1] += cells
-    head = ["test split", "epoch", "T", *(COLUMNS[metric].head for metric in known)]
-    lines = [text_table(head, rows)]
+        for logits, temperature in (("raw", 1.0), ("scaled", measured["temperature"])):
+            first = [f"{name}, {logits}", str(measured.get("epoch", "")), f"{temperature:.3f}"]
+            rows.append((first, measured["test"][logits]))
+    table = metrics_table(["test split", "epoch", "T"], rows)
     if any(measured["temperature_at_bound"] for measured in owners.values()):
-        lines.append("A fitted temperature lies at the bound of its range: do not trust that row.")
-    return "\n".join(lines)
+        table += "\nA fitted temperature lies at the bound of its range: do not trust that row."
+    return table

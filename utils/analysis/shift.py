@@ -25,9 +25,9 @@ from utils.calibration.metrics import classification_metrics
 from utils.data import Dataset, Split, load_dataset
 from utils.data.npz import channels_last
 from utils.evaluation import logits_of
-from utils.files import one_line, open_npz
+from utils.files import open_npz, refused
 from utils.program import UserError
-from utils.tables import COLUMNS, Column, printable, text_table
+from utils.tables import COLUMNS, Column, metrics_table, printable
 from utils.teacher_cache import DTYPES
 
 DISTRIBUTION_COLUMNS = {
@@ -53,25 +53,14 @@ Evaluation = tuple[str, list[dict]]  # the table; what was measured of each net,
 
 
 def table(title: str, nets: list[Record], measured: list, columns: dict, *heads) -> str:
-    """`measured`, for each net: the row's first cells, under `heads` -> raw, scaled -> metrics.
-
-    A metric that no net has gets no column, and neither does one that is not usual.
-    """
-    every = {name for rows in measured for one in rows.values() for name in one["raw"]}
-    known = {name: c for name, c in columns.items() if c.usual and name in every}
-    lines = []
-    for net, rows in zip(nets, measured, strict=True):
+    """`measured`, for each net: the row's first cells, under `heads` -> raw, scaled -> metrics."""
+    rows = []
+    for net, found in zip(nets, measured, strict=True):
         name = net.title
-        for (logits, temperature), first in product(net.temperatures.items(), rows):
-            of = rows[first][logits]
-            cells = [c.text(of[n]) if n in of else "" for n, c in known.items()]
-            lines.append([name, logits, f"{temperature:.3f}", *first, *cells])
+        for (logits, temperature), first in product(net.temperatures.items(), found):
+            rows.append(([name, logits, f"{temperature:.3f}", *first], found[first][logits]))
             name = ""
-    head = ["", "logits", "T", *heads, *(c.head for c in known.values())]
-    return f"{title}\n{text_table(head, lines)}"
-
-
-# Against label distributions
+    return f"{title}\n{metrics_table(['', 'logits', 'T', *heads], rows, columns)}"
 
 
 def against_labels(nets: list[Record], args: Namespace) -> Evaluation:
@@ -109,14 +98,10 @@ def human_labels(data_dir: Path, labels: Tensor) -> Tensor:
     votes = corruptions.mapped(file, way_out).astype(np.float64)
     fits = votes.ndim == 2 and len(votes) == len(labels)
     if not fits or (votes.argmax(axis=1) == labels.numpy()).mean() < AGREEMENT:
-        raise UserError(
-            f"--on cifar10h: {file} has shape {votes.shape}, and the run's test split, "
-            f"{len(labels)} images, is not these in their order; evaluate a run on CIFAR-10"
-        )
+        other = f"the run's test split, {len(labels)} images, is not these in their order"
+        found = f"{file} has shape {votes.shape}, and {other}"
+        raise UserError(f"--on cifar10h: {found}; evaluate a run on CIFAR-10")
     return torch.from_numpy(votes / votes.sum(axis=1, keepdims=True))
-
-
-# On other images
 
 
 def test_split(nets: list[Record], args: Namespace) -> Split:
@@ -157,10 +142,8 @@ def out_of_distribution(nets: list[Record], args: Namespace) -> Evaluation:
         logits = in_precision(net, args.test_batch_size)
         both = logits(test.images), logits(foreign)
         measured.append(net.raw_and_scaled(distributions.ood_metrics, *both))
-    title = (
-        f"{printable(args.on)}: its {len(foreign)} images, out of distribution, mixed with "
-        f"{len(test.labels)} of the test split, which are the positive class"
-    )
+    title = f"{printable(args.on)}: its {len(foreign)} images, out of distribution, mixed with "
+    title += f"{len(test.labels)} of the test split, which are the positive class"
     return table(title, nets, [{(): one} for one in measured], FOREIGN_COLUMNS), measured
 
 
@@ -170,18 +153,13 @@ def foreign_images(name: str, data_dir: Path) -> Tensor:
     Of a file x_test, or the only array. They are not resized. Raises UserError.
     """
     file = data_dir / "svhn.npz" if name == "svhn" else Path(name).expanduser()
-    try:
+    way_out = "write it with numpy.savez(file, x_test=images), uint8 (N, H, W, 3) and square"
+    with refused(f"--on {name}: no images in {file}", way_out):
         if name == "svhn" and not file.is_file():
             return torch.from_numpy(SVHN(data_dir, split="test", download=True).data)
         with open_npz(file) as archive:
             key = archive.files[0] if len(archive.files) == 1 else "x_test"
             return torch.from_numpy(channels_last(archive[key])).permute(0, 3, 1, 2)
-    # Any exception: damaged archives raise a dozen kinds, and each means the same to the user.
-    except Exception as error:
-        raise UserError(
-            f"--on {name}: no images in {file} ({type(error).__name__}: {one_line(error)}); write "
-            "it with numpy.savez(file, x_test=images), uint8 (N, H, W, 3) and square"
-        ) from error
 
 
 def under_corruptions(nets: list[Record], args: Namespace) -> Evaluation:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.stats import t as student_t
 from torch import Tensor
 
 LEVEL = 0.95  # of intervals
@@ -59,10 +60,6 @@ def resample_counts(samples: int, resamples: int) -> np.ndarray:
     for row in counts:
         row[:] = np.bincount(rng.integers(0, samples, samples), minlength=samples)
     return counts
-
-
-def _value(matrix: np.ndarray) -> float:
-    return np.abs(matrix.mean(axis=0, dtype=np.float64)).sum()
 
 
 def resampled(matrix: np.ndarray, resamples: int = 1000) -> np.ndarray:
@@ -130,7 +127,8 @@ def paired_difference(
     """
     rows = first, second
     values = [np.stack([resampled(run, resamples) for run in runs]) for runs in rows]
-    measured = [np.array([_value(run) for run in runs]) for runs in rows]
+    exact = partial(np.mean, axis=0, dtype=np.float64)
+    measured = [np.array([np.abs(exact(run)).sum() for run in runs]) for runs in rows]
     value = measured[0].mean() - measured[1].mean()
     differences = values[0].mean(axis=0) - values[1].mean(axis=0)
     variance, freedom = differences.var(ddof=1), math.inf
@@ -140,23 +138,10 @@ def paired_difference(
         between = share * sum(((each - each.mean()) ** 2).sum() for each in measured)
         variance = max(variance - share * own, 0.0) + between
         freedom = seeds * (variance / between) ** 2 if between else math.inf
-    t, tail = _student(freedom)
     width = max(math.sqrt(variance), 1e-300)  # 0 where the rows do not differ in any image
-    reach = width * np.interp(-(1 - LEVEL) / 2, -tail, t)
-    p = 2 * np.interp(abs(value) / width, t, tail)
+    reach = width * student_t.isf((1 - LEVEL) / 2, freedom)
+    p = 2 * student_t.sf(abs(value) / width, freedom)
     return Difference(*map(float, (value, value - reach, value + reach, p)))
-
-
-def _student(freedom: float) -> tuple[np.ndarray, np.ndarray]:
-    """Rising t >= 0, and P(T > t) of Student's distribution; beyond 1,000 degrees as with 1,000.
-
-    With t = sqrt(v) tan(a) its density is cos(a)^(v - 1), which the trapezoidal rule sums.
-    """
-    freedom = min(freedom, 1000.0)
-    angle = np.linspace(0, np.pi / 2, 20_001)[:-1]
-    density = np.cos(angle) ** (freedom - 1)
-    below = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2)])
-    return math.sqrt(freedom) * np.tan(angle), (1 - below / below[-1]) / 2
 
 
 def holm(p_values: list[float]) -> list[float]:
