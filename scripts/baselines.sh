@@ -5,7 +5,7 @@
 #   bash scripts/baselines.sh                                   synthetic: 46 short runs
 #   DATASET=cifar10 TEACHERS=resnet56 STUDENTS=resnet8 bash scripts/baselines.sh --epochs 160
 #   SEEDS="42 43 44" bash scripts/baselines.sh --epochs 2       anything behind goes to every command
-# --print, GPUS, SBATCH and ROOT: see runs.sh. T=4 and Lambda=0.9 are KD's; the losses' weights, and
+# --print, GPUS, SBATCH and ROOT: see hypersearch.sh. T=4 and Lambda=0.9 are KD's; the losses' weights, and
 # those of the other distillations, are their defaults, but for a gamma of 3 in FL.
 set -euo pipefail
 

@@ -1,8 +1,5 @@
 # Sourced by the sweeps. Relative paths are the caller's: nothing here changes the folder.
-#   --print                                 print the commands, one a line, instead of running them
-#   GPUS="0 1 2 3"                          one run on each; "0 0": two on one; none: runs at once
-#   SBATCH="--gres=gpu:1 --time=2:00:00"    submit them to Slurm, as array jobs with these options
-#   ROOT=runs                               where teachers, students and logs go
+# For --print, GPUS, SBATCH and ROOT see hypersearch.sh.
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 root=${ROOT:-runs}
 root=${root/#\~\//$HOME/}

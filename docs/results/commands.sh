@@ -1,40 +1,31 @@
 #!/usr/bin/env bash
 # Every run behind docs/results.md: CIFAR-10, ResNet-20 teachers, ResNet-8 students, three seeds.
-#   KD_DATA=/data bash docs/results/commands.sh --print      the commands, teachers first
 #   OMP_NUM_THREADS=1 GPUS="0 0" ROOT=runs KD_DATA=/data PUBLISHED=resnet56-4bfd9763.th \
-#       bash docs/results/commands.sh                        two at a time on a CPU
-# PUBLISHED is the ResNet-56 of akamaster/pytorch_resnet_cifar10. See scripts/runs.sh for the rest.
+#       bash docs/results/commands.sh            two at a time on a CPU; --print prints the commands
+# PUBLISHED is the ResNet-56 of akamaster/pytorch_resnet_cifar10. See scripts/hypersearch.sh for the rest.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../../scripts/runs.sh"
 [ "${1:-}" != --print ] || print=yes
 
-launch="accelerate launch --cpu --num_processes 1 --mixed_precision bf16"
-recipe="--dataset cifar10 --scheduler cosine --epochs 40"
-train="$launch $(script train_teacher.py) $recipe --checkpoint $(quote "$root/teachers")"
-distil="$launch $(script train_student.py) $recipe --checkpoint $(quote "$root/students")"
-distil+=" --teacher_cache $(quote "$root/cache")"
+run() { # a script, and where its runs go
+    echo "accelerate launch --cpu --num_processes 1 --mixed_precision bf16 $(script "$1") --dataset cifar10" \
+        "--scheduler cosine --epochs 40 --checkpoint $(quote "$root/$2")"
+}
+train=$(run train_teacher.py teachers) distil="$(run train_student.py students) --teacher_cache $(quote "$root/cache")"
+of() { quote "$root/teachers/cifar10/$1_seed=$2"; } # the folder of a teacher's run
 published="$(quote "${PUBLISHED:-resnet56-4bfd9763.th}") --teacher resnet56 --teacher_norm imagenet --teacher_loss NLL"
-
-teachers=(NLL "FL+MDCA --gamma 1 --beta 1" "FL+MDCA --gamma 3 --beta 1" "LS --alpha 0.1")
+losses=(NLL "FL+MDCA --gamma 1 --beta 1" "FL+MDCA --gamma 3 --beta 1" "LS --alpha 0.1")
 for seed in 42 43 44; do
-    for loss in "${teachers[@]}"; do
-        teaching+=("$train --model resnet20 --seed $seed --loss $loss")
-    done
-    for loss in "${teachers[@]:0:2}"; do # from scratch
-        teaching+=("$train --model resnet8 --seed $seed --loss $loss")
-    done
-    runs=$root/teachers/cifar10/resnet20 calibrated=FL+MDCA_gamma=1_beta=1_seed=$seed
-    nll=$(quote "$runs/NLL_seed=$seed") all=
-    for member in 42 43 44; do all+=" $(quote "$runs/NLL_seed=$member")"; done
+    for loss in "${losses[@]}"; do teaching+=("$train --model resnet20 --seed $seed --loss $loss"); done
+    for loss in "${losses[@]:0:2}"; do teaching+=("$train --model resnet8 --seed $seed --loss $loss"); done
+    one=$(of resnet20/NLL $seed) gamma=FL+MDCA_gamma
     for T in 4 1; do
-        for teacher in "$nll" "$(quote "$runs/$calibrated")" \
-            "$(quote "$runs/FL+MDCA_gamma=3_beta=1_seed=$seed")" \
-            "$(quote "$runs/LS_alpha=0.1_seed=$seed")" \
-            "$nll --teacher_temperature auto" "${all# }" "$published"; do
+        for teacher in "$one" "$(of resnet20/$gamma=1_beta=1 $seed)" "$(of resnet20/$gamma=3_beta=1 $seed)" \
+            "$(of resnet20/LS_alpha=0.1 $seed)" "$one --teacher_temperature auto" \
+            "$(of resnet20/NLL 42) $(of resnet20/NLL 43) $(of resnet20/NLL 44)" "$published"; do
             learning+=("$distil --model resnet8 --seed $seed --T $T --teacher_path $teacher")
         done
     done
-    small=$(quote "${runs%20}8/$calibrated") # teaches a larger net
-    learning+=("$distil --model resnet20 --seed $seed --T 4 --teacher_path $small")
+    learning+=("$distil --model resnet20 --seed $seed --T 4 --teacher_path $(of resnet8/$gamma=1_beta=1 $seed)")
 done
 run_stages teaching learning
