@@ -148,9 +148,6 @@ def seconds_of(work: Callable, *given) -> float:
     return timer() - began
 
 
-# The contenders
-
-
 def conventional(accelerator, data: Dataset, args, model: str, teacher: str | None) -> Pass:
     """PIL images through torchvision's transforms in the workers of a DataLoader, loss and accuracy
     read back in every step, the teacher run for every student."""
@@ -232,9 +229,6 @@ def random_teacher(model: str, data: Dataset, accelerator: Accelerator) -> Teach
     return Teacher([Member(net, model, data.mean, data.std, **known)])
 
 
-# The floor
-
-
 def device_rates(accelerator: Accelerator) -> tuple[float, float]:
     """Operations per second of large products, bytes per second of a copy: the best of many."""
     where = {"device": accelerator.device, "dtype": DTYPES[accelerator.mixed_precision]}
@@ -273,9 +267,6 @@ def cost(model: str, teacher: str | None = None, passes: int = 3) -> tuple[int, 
     operations, numbers = (passes * sum(each) for each in zip(*counts, strict=True))
     more = cost(teacher, passes=1) if teacher else (0, 0)
     return operations + more[0], numbers + more[1]
-
-
-# Several runs on one device
 
 
 def runs_at_once(args: Namespace, data: Dataset) -> str:

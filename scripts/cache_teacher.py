@@ -26,9 +26,8 @@ from utils.training import load_data, start
 def options(argv: list[str] | None) -> Namespace:
     parser = CommandLine(
         prog="python -m scripts.cache_teacher",
-        description="Keep a teacher's logits of every view of the training images. They take 162 x "
-        "images x classes x 4 bytes (2 in half precision): CIFAR-10 292 MB, CIFAR-100 2.9 GB; half "
-        "of it with --no_flip. What is there already is kept, so a stopped command goes on.",
+        description="Keep a teacher's logits of every view of the training images: 162 x images x "
+        "classes x 4 bytes (2 in half precision; half of it with --no_flip). What is there stays.",
     )
     add_data(parser)
     add_teacher(parser, for_cache=True)

@@ -48,11 +48,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def options(argv: list[str] | None) -> Namespace:
     parser = CommandLine(prog="python -m scripts.evaluate", description=__doc__.splitlines()[0])
-    on = (
-        "cifar10c, cifar100c: the published corruptions; corruptions: our own; svhn or an .npz "
-        "file (its x_test): out of distribution; cifar10h: human labels; synthetic: the known "
-        "posterior"
-    )
+    on = "cifar10c, cifar100c: the published corruptions; corruptions: our own; svhn or an .npz "
+    on += "file (its x_test): out of distribution; cifar10h, synthetic: human and true posteriors"
     data_dir = Path(os.environ.get("KD_DATA") or "data")
     where = "where CIFAR-10-C/, cifar10h/, SVHN and the runs' data lie ($KD_DATA sets the default)"
     teacher = "also run each student's teacher, from where its command found it"

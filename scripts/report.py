@@ -1,20 +1,16 @@
 """Tables and pictures of finished runs.
 
-    python -m scripts.report ROOT...                        a table at the terminal
-    python -m scripts.report ROOT... --out report           and report.{html,md,csv,tex}, runs.csv
-    python -m scripts.report ROOT... --columns top1 ece brier --epoch last
-    python -m scripts.report ROOT... --against "resnet8 NLL"     differences, tested in pairs
-    python -m scripts.report ROOT... --pack runs.zip        what it needs, in one small file: a ROOT
+    python -m scripts.report ROOT...                          a table at the terminal
+    python -m scripts.report ROOT... --out report             and report.{html,md,csv,tex}, runs.csv
+    python -m scripts.report ROOT... --against "resnet8 NLL"  differences, tested in pairs
 
-Collects every run below the folders ROOT and groups those that differ only in the seed. Teachers
-come first, each with its students below it. Settings are chosen on the validation split alone.
+Runs below the folders ROOT that differ only in the seed are one row. Teachers come first, each with
+its students below it. Settings are chosen on the validation split alone.
 """
 
 import csv
 import io
 import math
-import os
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -22,9 +18,9 @@ from utils.analysis.groups import Group
 from utils.analysis.records import pack, read_runs
 from utils.analysis.statistics import SELECT, Section, find_group, rows_of, sections_of
 from utils.analysis.tables import Entry, Table, main_table, paired_table, render
-from utils.files import atomic, unmade_on_failure
+from utils.files import atomic, make_folder
 from utils.options import CommandLine, count, location, whole
-from utils.program import UserError, one_line_errors
+from utils.program import one_line_errors
 from utils.tables import COLUMNS, printable
 
 
@@ -57,12 +53,11 @@ def main(argv: list[str] | None = None) -> None:
     if args.against is not None:
         section, group = find_group(sections, args.against)
         tables[sections.index(section)].append(paired_table(section, group))
-    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     shown = [table for own in tables for table in own]
     reasons = [[Entry(printable(text)) for text in one] for one in left_out]
     rest = [Table(["Not in the tables", "why"], reasons, kind="words")] if left_out else []
     for table in shown + rest:
-        print(render(table, "colour" if colour else "terminal"))
+        print(render(table, "terminal"))
     if args.out is not None:
         from utils.analysis.page import page  # matplotlib takes a second to load
 
@@ -76,11 +71,7 @@ def main(argv: list[str] | None = None) -> None:
             "report.tex": "\n".join(render(one, "latex") for one in shown),
             "report.html": page(sections, tables, rest, about),
         }
-        try:
-            with unmade_on_failure(args.out):
-                args.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--out {args.out}: {error.strerror}; name a folder") from None
+        make_folder(args.out, "--out")
         for name, content in files.items():
             with atomic(args.out / name) as file:
                 file.write(content.encode())

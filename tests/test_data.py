@@ -2,6 +2,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,6 @@ from conftest import given_file
 from PIL import Image
 from torchvision.transforms import functional as TF
 
-import utils.data
 from utils.data import NORMALISATION, load_dataset, pixel_statistics, split_indices
 from utils.data import synthetic as synthetic_module
 from utils.program import UserError
@@ -370,7 +370,7 @@ def test_unreadable_images_are_left_out_and_said(photos, tmp_path, capsys):
 
 
 def test_more_images_than_memory_holds(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(utils.files, "available_memory", lambda: 1e-6)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
     assert "GiB of memory" in refused(str(photos), tmp_path)
 
 

@@ -438,7 +438,6 @@ def test_a_table_in_every_format():
     table = Table(["net", "ECE %"], rows)
     shown = ["net      ECE %", "---  ----------", "  a  1.00±0.10*", "b         2.00"]
     assert render(table, "terminal").splitlines()[:4] == shown
-    assert render(table, "colour").splitlines()[2] == "  a  \033[1m1.00±0.10*\033[0m"
 
     nasty = [[Entry(r"a|b*c_d<e>\f`g`"), Entry("~50%&#$^{}", "close")]]
     table = Table(["x", "y"], nasty)

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -155,7 +156,7 @@ SAVES = {
 
 @pytest.mark.parametrize("save", SAVES.values(), ids=SAVES)
 def test_no_memory_is_filled(refuses, monkeypatch, save):
-    monkeypatch.setattr("utils.files.available_memory", lambda: 1.0)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=2**30))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     refuses(save)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < peak + 200e3  # kB

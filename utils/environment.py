@@ -73,13 +73,11 @@ def check_launch(accelerator: Accelerator) -> None:
     }
     for what, asked in unread.items():
         if asked:
-            raise UserError(
-                f"accelerate is configured for {what}, which is not supported here: leave it out "
-                "of the ACCELERATE_* variables, the launch command or `accelerate config`"
-            )
+            where = "the ACCELERATE_* variables, the launch command or `accelerate config`"
+            fault = f"accelerate is configured for {what}, which is not supported here"
+            raise UserError(f"{fault}: leave it out of {where}")
     started = int(os.environ.get("WORLD_SIZE", 1))
     if "LOCAL_RANK" in os.environ and accelerator.num_processes < started:
-        raise UserError(
-            f"torchrun has started {started} processes that know nothing of each other, for there "
-            "is no GPU; say ACCELERATE_USE_CPU=true, or start one"
-        )
+        fault = f"torchrun has started {started} processes that know nothing of each other"
+        way_out = "say ACCELERATE_USE_CPU=true, or start one"
+        raise UserError(f"{fault}, for there is no GPU; {way_out}")

@@ -33,6 +33,13 @@ def unmade_on_failure(path: Path):
         raise
 
 
+def make_folder(path: Path, flag: str) -> None:
+    """With its parents; none of them stays where that fails. Raises UserError."""
+    fault = f"{flag} {path} cannot be made"
+    with refused(fault, "name a folder", OSError), unmade_on_failure(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
 def safe_name(text: str) -> str:
     """A file name from any text: unusual characters become `-`, a long one ends in its hash."""
     safe = re.sub(r"[^A-Za-z0-9+=.,_-]", "-", text).lstrip(".") or "run"
@@ -58,10 +65,8 @@ def atomic(path: Path, mode: str = "wb"):
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise RunFailed(
-            f"cannot write {path}: {error.strerror}; the files written before are whole, and the "
-            "same command goes on from them"
-        ) from error
+        rest = "the files written before are whole, and the same command goes on from them"
+        raise RunFailed(f"cannot write {path}: {error.strerror}; {rest}") from error
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -75,12 +80,10 @@ def write_json(path: Path, content) -> None:
 
 def read_json(path: Path, way_out: str) -> dict:
     """A JSON object. Raises UserError, which ends in `way_out`."""
-    try:
+    with refused(f"{path} cannot be read", way_out):
         content = json.loads(path.read_text())
         if not isinstance(content, dict):
             raise ValueError("it holds no object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {error}; {way_out}") from None
     return content
 
 
@@ -95,7 +98,7 @@ def read_torch(path: Path, way_out: str) -> dict:
     Raises UserError, which says why not and ends in `way_out`.
     """
     try:
-        if path.stat().st_size > available_memory() * 2**30:
+        if path.stat().st_size > psutil.virtual_memory().available:
             raise OSError(errno.EFBIG, "it is larger than the free memory")
         data = path.read_bytes()
         # The header of safetensors: its length in eight bytes, then JSON.
@@ -158,16 +161,24 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def available_memory() -> float:
-    """GiB."""
-    return psutil.virtual_memory().available / 2**30
+@contextmanager
+def refused(fault: str, way_out: str, kinds=Exception):
+    """Any of these exceptions becomes a UserError: `fault` (the exception's words); `way_out`.
+
+    Any at all by default: damaged files raise a dozen kinds, and each means the same to the user.
+    """
+    try:
+        yield
+    except kinds as error:
+        reason = one_line(error) or type(error).__name__
+        raise UserError(f"{fault} ({reason}); {way_out}") from error
 
 
 def require_memory(size: int) -> None:
     """Raises ValueError where so many bytes are not free."""
-    if size > available_memory() * 2**30:
-        free = f"{available_memory():.1f} are free"
-        raise ValueError(f"needs {size / 2**30:.1f} GiB of memory and {free}")
+    free = psutil.virtual_memory().available
+    if size > free:
+        raise ValueError(f"needs {size / 2**30:.1f} GiB of memory, {free / 2**30:.1f} are free")
 
 
 def sha256(file: Path) -> str:

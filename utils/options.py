@@ -9,7 +9,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -74,18 +74,13 @@ class CommandLine(argparse.ArgumentParser):
         argv = [respell(token) if token.startswith("--") else token for token in argv]
         args, unknown = self.parse_known_args(argv, namespace)
         if unknown:
-            hint = did_you_mean(unknown[0].split("=")[0], known.values())
-            self.error(f"{unknown[0]!r} is not a flag here; {hint or '--help lists the flags'}")
+            close = get_close_matches(unknown[0].split("=")[0], known.values(), 1)
+            hint = f"did you mean {close[0]}?" if close else "--help lists the flags"
+            self.error(f"{unknown[0]!r} is not a flag here; {hint}")
         return args
 
     def error(self, message: str):
         raise UserError(" ".join(message.removeprefix("argument ").split()))
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`did you mean NAME?`, or nothing where none is near."""
-    close = get_close_matches(name, list(known), 1)
-    return f"did you mean {close[0]}?" if close else ""
 
 
 def number(kind: type, wanted: str, allowed: Callable[[float], bool]):
@@ -214,21 +209,10 @@ def add_optimisation_and_run(parser: CommandLine) -> None:
     flag("--log_with", ("tensorboard",), None, "also write the epochs' metrics to this")
     evaluated = "images per evaluation step (default: 1000, on a CPU 128)"
     flag("--test-batch-size", count, None, evaluated)
-    launched = (
-        "auto: one CUDA graph on a single GPU, else eager, kernel by kernel; compile also fuses"
-    )
+    launched = "auto: one CUDA graph on one GPU, else eager, kernel by kernel; compile also fuses"
     flag("--step", MODES, "auto", launched)
     same = "the same bits in every run on the same GPU, more slowly; the CPU does so anyway"
     flag("--deterministic", bool, None, same)
-
-
-def norm(text: str) -> str:
-    normalisation(text)
-    return text
-
-
-def auto_or_positive(text: str) -> str | float:
-    return text if text == "auto" else positive(text)
 
 
 def add_teacher(parser: CommandLine, for_cache: bool = False) -> None:
@@ -248,14 +232,15 @@ def add_teacher(parser: CommandLine, for_cache: bool = False) -> None:
         "how a third party's teacher wants its inputs (default: as the data): "
         f"{', '.join(NORMALISATION)}, or six numbers, such as 0.49,0.48,0.45/0.25,0.24,0.26"
     )
-    flag("--teacher_norm", name(norm), None, inputs)
+    flag("--teacher_norm", name(lambda text: normalisation(text) and text), None, inputs)
     several = "which weights of a third party's file that holds several, e.g. model or ema"
     flag("--teacher_key", printable(200), None, several)
     larger = "enlarge the teacher's images to this side, e.g. 224; the student's stay"
     flag("--teacher_size", count, None, larger, metavar="PIXELS")
     if not for_cache:
         divided = "divide its logits by this first; auto: by what suits its validation logits"
-        flag("--teacher_temperature", auto_or_positive, 1.0, divided, metavar="auto|T")
+        kind = lambda text: text if text == "auto" else positive(text)  # noqa: E731
+        flag("--teacher_temperature", kind, 1.0, divided, metavar="auto|T")
     kept = "keep the teacher's logits here, and use those of earlier students (README, Sweeps)"
     flag("--teacher_cache", path, None, kept, metavar="DIR", required=for_cache)
 
@@ -273,10 +258,8 @@ def teacher_options(argv: list[str] | None = None) -> argparse.Namespace:
     args = complete(parser, argv)
     _, _, term = args.loss.partition("+")
     if args.mix and term and TERMS[term].of_batch:
-        raise UserError(
-            f"--mix {args.mix}: {term} compares a batch's confidences with its labels, and "
-            "mixtures have two; leave out one of them"
-        )
+        reason = f"{term} compares a batch's confidences with its labels, and mixtures have two"
+        raise UserError(f"--mix {args.mix}: {reason}; leave out one of them")
     return args
 
 
@@ -292,10 +275,8 @@ def student_options(argv: list[str] | None = None) -> argparse.Namespace:
     add_optimisation_and_run(parser)
     args = complete(parser, argv)
     if args.mix and args.teacher_cache:
-        raise UserError(
-            f"--mix {args.mix}: no cache can hold a teacher's answers to all mixtures; leave out "
-            "--teacher_cache"
-        )
+        reason = "no cache can hold a teacher's answers to all mixtures"
+        raise UserError(f"--mix {args.mix}: {reason}; leave out --teacher_cache")
     return args
 
 
@@ -316,16 +297,12 @@ def complete(parser: CommandLine, argv: list[str] | None) -> argparse.Namespace:
         elif getattr(args, other) != wanted:
             given = getattr(args, other)
             now = f"with --{other} {given}" if given else f"without --{other}"
-            raise UserError(
-                f"--{name.replace('_', '-')} has no effect {now}; leave it out or give --{other} "
-                f"{wanted}"
-            )
+            fault = f"--{name.replace('_', '-')} has no effect {now}"
+            raise UserError(f"{fault}; leave it out or give --{other} {wanted}")
     steps = args.schedule_steps
     if steps != sorted(set(steps)) or max(steps, default=0) >= args.epochs:
-        written = " ".join(map(str, steps))
-        raise UserError(
-            f"--schedule-steps {written}: must rise and stay below --epochs {args.epochs}"
-        )
+        wanted = f"must rise and stay below --epochs {args.epochs}"
+        raise UserError(f"--schedule-steps {' '.join(map(str, steps))}: {wanted}")
     args.settings = {name: getattr(args, name) for name in parser.identifying}
     return args
 
@@ -344,10 +321,8 @@ def check_run(args: argparse.Namespace, data: Dataset, accelerator: Accelerator)
     processes = accelerator.num_processes
     available = len(data.train.labels) // processes
     if args.train_batch_size > available:
-        raise UserError(
-            f"--train-batch-size {args.train_batch_size}: the training split has only "
-            f"{available} images per process; give at most that"
-        )
+        fault = f"the training split has only {available} images per process; give at most that"
+        raise UserError(f"--train-batch-size {args.train_batch_size}: {fault}")
     steps = args.epochs * -(-len(data.train.labels) // (args.train_batch_size * processes))
     if args.warmup >= steps:
         raise UserError(f"--warmup {args.warmup}: the run has only {steps} steps; give fewer")

@@ -23,17 +23,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
+from utils import files
 from utils.data import Dataset
 from utils.environment import environment
-from utils.files import (
-    atomic,
-    read_json,
-    read_torch,
-    safe_name,
-    unmade_on_failure,
-    write_json,
-    write_torch,
-)
 from utils.program import RunFailed, Stopped, UserError
 
 # What a run, and what reads it afterwards, leaves in its folder.
@@ -63,20 +55,10 @@ def identity_of(args: Namespace, data: Dataset, loss: str, parameters: dict, lab
 
     `label` says how it was trained, but for the seeds: `FL+MDCA_gamma=3_beta=1`.
     """
-    return {
-        "model": args.model,
-        "dataset": data.name,
-        "num_classes": data.num_classes,
-        "mean": list(data.mean),
-        "std": list(data.std),
-        "flip": data.flip,
-        "loss": loss,
-        "loss_parameters": parameters,
-        "label": label,
-        "seed": args.seed,
-        "split_seed": args.split_seed,
-        "fingerprint": data.fingerprint,
-    }
+    chosen = {name: getattr(args, name) for name in ("model", "seed", "split_seed")}
+    known = {"dataset": data.name, "mean": list(data.mean), "std": list(data.std)}
+    known |= {name: getattr(data, name) for name in ("num_classes", "flip", "fingerprint")}
+    return chosen | known | {"loss": loss, "loss_parameters": parameters, "label": label}
 
 
 def arguments_of(args: Namespace) -> dict:
@@ -93,8 +75,8 @@ def finished_run(args: Namespace, dataset: str) -> tuple[Path, dict] | None:
     """Folder and result of the finished run that these very arguments made, if there is one."""
     for path in Path(args.checkpoint, dataset, args.model).glob("*/result.json"):
         with suppress(UserError):
-            config = read_json(path.with_name("config.json"), "")
-            result = read_json(path, "")
+            config = files.read_json(path.with_name("config.json"), "")
+            result = files.read_json(path, "")
             if config.get("arguments") == arguments_of(args) and is_complete(result):
                 return path.parent, result
     return None
@@ -133,7 +115,8 @@ class Run:
             self.settings["teacher"] = {k: known[k] for k in known.keys() - {"path", "loss"}}
             if known["seed"] not in (None, args.seed):
                 seeds = f"teacher-seed={known['seed']}_{seeds}"
-        self.name = safe_name("_".join(filter(None, (identity["label"], seeds, args.exp_name))))
+        parts = filter(None, (identity["label"], seeds, args.exp_name))
+        self.name = files.safe_name("_".join(parts))
         self.folder = Path(args.checkpoint, identity["dataset"], identity["model"], self.name)
         self.identity = identity
         self.accelerator = accelerator
@@ -145,13 +128,8 @@ class Run:
     def opened(self, args: Namespace, data: Dataset):
         """Create or re-enter the folder, and hold its lock. Raises UserError, on all processes."""
         sizes = {name: len(getattr(data, name).labels) for name in ("train", "val", "test")}
-        config = {
-            **self.identity,
-            "settings": self.settings,
-            "arguments": arguments_of(args),
-            "images": sizes,
-            **environment(self.accelerator),
-        }
+        config = self.identity | {"settings": self.settings, "arguments": arguments_of(args)}
+        config |= {"images": sizes} | environment(self.accelerator)
         try:
             on_main(self.accelerator, lambda: self._open(config, args.overwrite))
             yield
@@ -171,25 +149,22 @@ class Run:
 
     def _open(self, config: dict, overwrite: bool) -> None:
         try:
-            with unmade_on_failure(self.folder):
+            with files.unmade_on_failure(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
             self._lock()
             for pattern in (".*.tmp", *(OURS if overwrite else ())):
                 for file in self.folder.glob(pattern):
                     shutil.rmtree(file) if file.is_dir() else file.unlink()
         except OSError as error:
-            raise UserError(
-                f"--checkpoint: cannot write {error.filename or self.folder} ({error.strerror}); "
-                "name a folder that you may write to"
-            ) from None
+            fault = f"cannot write {error.filename or self.folder} ({error.strerror})"
+            raise UserError(f"--checkpoint: {fault}; name a folder that you may write to") from None
         if (self.folder / "config.json").exists():
             self._refuse_other_settings()
         elif (self.folder / "checkpoint.pth").exists():
-            raise UserError(
-                f"{self.folder} has a checkpoint but no config.json; --overwrite starts it anew"
-            )
+            fault = "has a checkpoint but no config.json"
+            raise UserError(f"{self.folder} {fault}; --overwrite starts it anew")
         else:
-            write_json(self.folder / "config.json", config)
+            files.write_json(self.folder / "config.json", config)
 
     def _lock(self) -> None:
         """The system drops the lock when its process dies, so a stale one cannot be left over."""
@@ -197,10 +172,8 @@ class Run:
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(
-                f"{self.folder} is in use by another process that runs the same command; "
-                "wait for it, or give --exp_name"
-            ) from None
+            fault = "is in use by another process that runs the same command"
+            raise UserError(f"{self.folder} {fault}; wait for it, or give --exp_name") from None
         except OSError as error:
             if error.errno not in UNKNOWN_LOCKS:
                 raise
@@ -209,19 +182,16 @@ class Run:
     def _refuse_other_settings(self) -> None:
         path = self.folder / "config.json"
         way_out = "copy it from where it is whole, or --overwrite starts the run anew"
-        before = read_json(path, way_out).get("settings")
+        before = files.read_json(path, way_out).get("settings")
         if not isinstance(before, dict):
             raise UserError(f"{path} has no settings; {way_out}")
-        differing = [
-            f"{key} was {before.get(key)} and is {self.settings.get(key)}"
-            for key in sorted(before.keys() | self.settings.keys())
-            if before.get(key) != self.settings.get(key)
-        ]
+        keys = sorted(before.keys() | self.settings.keys())
+        pairs = ((key, before.get(key), self.settings.get(key)) for key in keys)
+        differing = [f"{key} was {old} and is {new}" for key, old, new in pairs if old != new]
         if differing:
-            raise UserError(
-                f"{self.folder} was started with other settings ({'; '.join(differing)}); "
-                "--exp_name NAME keeps both, --overwrite starts it anew"
-            )
+            fault = f"was started with other settings ({'; '.join(differing)})"
+            way_out = "--exp_name NAME keeps both, --overwrite starts it anew"
+            raise UserError(f"{self.folder} {fault}; {way_out}")
 
     def result(self) -> dict | None:
         """Of a finished run; None before. Raises UserError where it is damaged."""
@@ -232,7 +202,7 @@ class Run:
         if not path.exists():
             return None
         way_out = "delete it, and the same command makes it again"
-        result = read_json(path, way_out)
+        result = files.read_json(path, way_out)
         if not is_complete(result):
             raise UserError(f"{path} is not whole; {way_out}")
         return result
@@ -259,7 +229,7 @@ class Run:
         path, way_out = self.folder / file, "--overwrite starts the run anew"
         if not on_main(self.accelerator, path.exists):
             return None
-        saved = read_torch(path, way_out)
+        saved = files.read_torch(path, way_out)
         net = saved.get("best", saved)
         whose = {key: net.get(key) for key in self.identity} if isinstance(net, dict) else None
         if whose != self.identity:
@@ -272,14 +242,14 @@ class Run:
         A resumed run calls this too: a kill may have fallen between the two.
         """
         if self.is_main:
-            write_torch(self.folder / "checkpoint.pth", checkpoint)
+            files.write_torch(self.folder / "checkpoint.pth", checkpoint)
             self.epochs = len(checkpoint["history"])
             if improved:
-                write_torch(self.folder / "model_best.pth", checkpoint["best"])
-            with atomic(self.folder / "metrics.jsonl", "w") as file:
+                files.write_torch(self.folder / "model_best.pth", checkpoint["best"])
+            with files.atomic(self.folder / "metrics.jsonl", "w") as file:
                 file.writelines(json.dumps(line) + "\n" for line in checkpoint["history"])
 
     def save_last(self, snapshot: dict) -> None:
         if self.is_main:
-            write_torch(self.folder / "model_last.pth", snapshot)
+            files.write_torch(self.folder / "model_last.pth", snapshot)
         self.accelerator.wait_for_everyone()

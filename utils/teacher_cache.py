@@ -7,10 +7,9 @@ after everything that its logits depend on, holds two kinds of files, each writt
     view=17_1a2b3c4d.bin                          those of all training images in one view
 
 Runs with the same seed see the same views; `python -m scripts.cache_teacher` writes them all, for
-any seed. Of several teachers the joint logits are kept, without a temperature, so that all
-temperatures share them. A name tells the checksum of the epoch's plan, and at its end that of the
-content: a damaged file is found and made anew. Files are never changed, so any number of runs may
-read and add at once; a cache that one may not write to is read.
+any seed. Several teachers' joint logits are kept, before any temperature. A name tells the checksum
+of the epoch's plan, and at its end that of the content: a damaged file is found and made anew. No
+file is ever changed, so any number of runs may read and add at once, or only read.
 """
 
 import hashlib
@@ -29,8 +28,7 @@ from tqdm import tqdm
 
 from utils.data import Dataset
 from utils.data.views import PADDING, Batch, epoch_plan, view_numbers
-from utils.files import atomic, unmade_on_failure
-from utils.program import UserError
+from utils.files import atomic, make_folder
 from utils.teachers import Teacher
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -48,11 +46,7 @@ class LogitFiles:
         key |= {"precision": precision, "device": self.device.type, "padding": PADDING}
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = Path(root, data.name, f"{teacher.model}_{digest}")
-        try:
-            with unmade_on_failure(self.folder):
-                self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--teacher_cache {root}: {error.strerror}; name a folder") from None
+        make_folder(self.folder, "--teacher_cache")
         self.writable = os.access(self.folder, os.W_OK)
         self.shape, self.dtype = (len(data.train.labels), data.num_classes), DTYPES[precision]
         self.flip = data.flip

@@ -25,7 +25,7 @@ from models import build_model
 from models.spellings import COUNTER, standard_names, variant
 from utils.data import Dataset, Statistics, normalisation
 from utils.data.views import normalise
-from utils.files import files_below, one_line, read_json, read_torch, safe_name, sha256
+from utils.files import files_below, read_json, read_torch, refused, safe_name, sha256
 from utils.program import UserError
 
 # What a checkpoint of ours holds, and nobody else's.
@@ -343,11 +343,9 @@ def download(model: str | None, args: Namespace, dataset: Dataset) -> Member:
     """timm's own weights of `timm/NAME`, with timm's own normalisation."""
     if model is None or not model.startswith("timm/"):
         raise refusal(PRETRAINED, "give --teacher timm/NAME, whose weights timm downloads")
-    try:
+    fault = f"--teacher_path {PRETRAINED}: {model} cannot be downloaded"
+    with refused(fault, "give a weights file", (OSError, RuntimeError, ValueError)):
         net = build_model(model, dataset.num_classes, pretrained=True)
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = f"{model} cannot be downloaded ({one_line(error)}); give a weights file"
-        raise refusal(PRETRAINED, reason) from error
     source, norm = net.pretrained_cfg, args.teacher_norm
     if source["num_classes"] != dataset.num_classes:
         wanted = f"--dataset {dataset.name} has {dataset.num_classes}; give another teacher"

@@ -19,9 +19,9 @@ from utils.data import Dataset, load_dataset
 from utils.data.views import TrainLoader
 from utils.environment import check_launch
 from utils.evaluation import evaluate, predict
-from utils.files import one_line
+from utils.files import refused
 from utils.objectives import Objective
-from utils.program import RunFailed, UserError
+from utils.program import RunFailed
 from utils.runs import Run, on_main
 from utils.steps import Step
 
@@ -60,13 +60,11 @@ def start(deterministic: bool = False, log_with: str | None = None) -> Accelerat
     keep_freed_memory()
     # TF32 keeps float32's range and is several times faster; CUDA convolutions use it already.
     torch.set_float32_matmul_precision("high")
-    try:
+    # Metal has no float64, in which losses are summed and metrics computed.
+    cpu, way_out = torch.backends.mps.is_available(), "mend the launch or `accelerate config`"
+    with refused("accelerate cannot start", way_out, (ValueError, ImportError, RuntimeError)):
         # The run folder, which is known later, replaces this project_dir (see fit).
-        # Metal has no float64, in which losses are summed and metrics computed.
-        cpu = torch.backends.mps.is_available()
         accelerator = Accelerator(cpu=cpu, log_with=log_with, project_dir=".")
-    except (ValueError, ImportError, RuntimeError) as error:
-        raise UserError(f"accelerate cannot start: {one_line(error)}") from None
     check_launch(accelerator)
     return accelerator
 
@@ -121,11 +119,9 @@ def fit(run: Run, accelerator: Accelerator, net, objective: Objective, data, arg
     The `objective` is all that differs between a teacher and a student. Returns the epochs'
     records, as in metrics.jsonl. Raises RunFailed when the loss is no longer finite.
     """
-    device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
-    mix = (args.mix, args.mix_alpha) if args.mix else None
-    loader = TrainLoader(
-        data.train, args.train_batch_size, args.seed, device, rank, world, data.flip, mix
-    )
+    device, mix = accelerator.device, (args.mix, args.mix_alpha) if args.mix else None
+    where = device, accelerator.process_index, accelerator.num_processes
+    loader = TrainLoader(data.train, args.train_batch_size, args.seed, *where, data.flip, mix)
     val = replace(data.val, images=data.val.images.to(device))
     net, prepared, optimizer, schedule = prepare(accelerator, net, args, len(loader))
     parts = {"net": net, "optimizer": optimizer, "schedule": schedule}
@@ -161,14 +157,13 @@ def fit(run: Run, accelerator: Accelerator, net, objective: Objective, data, arg
         record["seconds"] = time.perf_counter() - started
 
         history.append(record)
-        improved = best is None or is_better(args.select, record, best["metrics"])
+        name, sign = SELECTIONS[args.select]
+        improved = best is None or sign * record[name] > sign * best["metrics"][name]
         if improved:
             best = snapshot(run, record, net)
-        run.save(
-            {name: part.state_dict() for name, part in parts.items()}
-            | {"random": random_states(), "history": history, "best": best},
-            improved,
-        )
+        states = {name: part.state_dict() for name, part in parts.items()}
+        states |= {"random": random_states(), "history": history, "best": best}
+        run.save(states, improved)
         run.say(summary(record, args.epochs, improved))
         accelerator.log(record, step=epoch)
     run.save_last(snapshot(run, history[-1], net))
@@ -212,44 +207,31 @@ def check_sums(sums: torch.Tensor, rates: list[float], epoch: int) -> None:
     losses, _, images, skipped = sums.T
     bad = (~losses.isfinite()).nonzero()
     if len(bad):
-        step = int(bad[0])
-        means = (losses / images).tolist()
+        step, means = int(bad[0]), (losses / images).tolist()
         before = f"{means[step - 1]:.3g} a step before, " if step else ""
-        raise RunFailed(
-            f"the loss is {means[step]} in epoch {epoch}, step {step + 1}, {before}at a "
-            f"learning rate of {rates[step]:.3g}; {TOO_FAST}"
-        )
+        fault = f"the loss is {means[step]} in epoch {epoch}, step {step + 1}, {before}at a"
+        raise RunFailed(f"{fault} learning rate of {rates[step]:.3g}; {TOO_FAST}")
     stuck = (skipped >= MOST_SKIPPED).nonzero()
     if len(stuck):
-        raise RunFailed(
-            f"fp16: the gradients of {MOST_SKIPPED} steps in a row were not finite, up to "
-            f"epoch {epoch}, step {int(stuck[0]) + 1}; try bf16, or {TOO_FAST}"
-        )
-
-
-def is_better(select: str, record: dict, best: dict) -> bool:
-    """Whether an epoch goes before the best one so far, by a key of SELECTIONS."""
-    name, sign = SELECTIONS[select]
-    return sign * record[name] > sign * best[name]
+        fault = f"the gradients of {MOST_SKIPPED} steps in a row were not finite, up to"
+        place = f"epoch {epoch}, step {int(stuck[0]) + 1}"
+        raise RunFailed(f"fp16: {fault} {place}; try bf16, or {TOO_FAST}")
 
 
 def check_logits(logits: torch.Tensor, epoch: int, rate: float) -> None:
     """The same for a net that the last step of an epoch broke."""
     if not logits.isfinite().all():
-        raise RunFailed(
-            f"the net's outputs are not finite after epoch {epoch}, at a learning rate of "
-            f"{rate:.3g}; {TOO_FAST}"
-        )
+        fault = f"the net's outputs are not finite after epoch {epoch}"
+        raise RunFailed(f"{fault}, at a learning rate of {rate:.3g}; {TOO_FAST}")
 
 
 def show_progress(bar: tqdm, totals: torch.Tensor, steps_after: int, processes: int) -> None:
     loss, right, images, _ = totals.tolist()
     elapsed = bar.format_dict["elapsed"]
     left = elapsed / bar.n * (bar.total - bar.n + steps_after) if bar.n else 0
-    bar.set_postfix_str(
-        f"loss {loss / images:.3f}, top-1 {100 * right / images:.1f} %, "
-        f"{processes * images / elapsed:.0f} images/s, {tqdm.format_interval(left)} left of the run"
-    )
+    rates = f"top-1 {100 * right / images:.1f} %, {processes * images / elapsed:.0f} images/s"
+    left = f"{tqdm.format_interval(left)} left of the run"
+    bar.set_postfix_str(f"loss {loss / images:.3f}, {rates}, {left}")
 
 
 def random_states() -> list[torch.Tensor]:
@@ -263,7 +245,8 @@ def resume(run: Run, parts: dict) -> tuple[list[dict], dict | None]:
     saved = run.load("checkpoint.pth")
     if saved is None:
         return [], None
-    try:
+    fault = f"{run.folder / 'checkpoint.pth'} does not fit its run"
+    with refused(fault, "--overwrite starts the run anew"):
         for name, part in parts.items():
             part.load_state_dict(saved[name])
         cpu, *gpu = saved["random"]
@@ -273,12 +256,6 @@ def resume(run: Run, parts: dict) -> tuple[list[dict], dict | None]:
         history, best = saved["history"], saved["best"]
         if [record["epoch"] for record in history] != list(range(1, len(history) + 1)):
             raise ValueError("epochs are missing")
-    # Any exception: each part has its own ways to refuse what it never wrote.
-    except Exception as error:
-        raise UserError(
-            f"{run.folder / 'checkpoint.pth'} does not fit its run ({type(error).__name__}); "
-            "--overwrite starts the run anew"
-        ) from error
     run.save(saved, improved=True)
     run.say(f"going on after epoch {len(history)}")
     return history, best
@@ -301,11 +278,8 @@ def share_buffers(accelerator: Accelerator, net: nn.Module) -> None:
 
 
 def summary(record: dict, epochs: int, improved: bool) -> str:
-    percent = {name: 100 * record[name] for name in ("train_top1", "val_top1", "val_ece")}
-    return (
-        f"epoch {record['epoch']:3d}/{epochs}  lr {record['lr']:.4g}  "
-        f"train loss {record['train_loss']:.4f} top-1 {percent['train_top1']:.2f} %  "
-        f"val NLL {record['val_nll']:.4f} top-1 {percent['val_top1']:.2f} % "
-        f"ECE {percent['val_ece']:.2f} %  "
-        f"{record['images_per_second']:.0f} images/s{'  *' if improved else ''}"
-    )
+    train, val, ece = (100 * record[name] for name in ("train_top1", "val_top1", "val_ece"))
+    text = f"epoch {record['epoch']:3d}/{epochs}  lr {record['lr']:.4g}  "
+    text += f"train loss {record['train_loss']:.4f} top-1 {train:.2f} %  "
+    text += f"val NLL {record['val_nll']:.4f} top-1 {val:.2f} % ECE {ece:.2f} %  "
+    return text + f"{record['images_per_second']:.0f} images/s{'  *' if improved else ''}"

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur, pil_to_tensor, to_pil_image
 
-from utils.files import one_line
+from utils.files import refused
 from utils.program import UserError
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -118,10 +118,8 @@ def published_corruptions(
     )
     published, *arrays = (mapped(file, way_out) for file in files)
     if not np.array_equal(published, np.tile(labels.numpy(), len(SEVERITIES))):
-        raise UserError(
-            f"--on {source}: {files[0]} is not the labels of the run's test split ({len(labels)} "
-            "images), once for each severity; evaluate a run on the data set that was corrupted"
-        )
+        wanted = f"the labels of the run's test split ({len(labels)} images), once per severity"
+        raise UserError(f"--on {source}: {files[0]} is not {wanted}; evaluate a run on those")
     return (
         (name, severity, torch.from_numpy(part.copy()).permute(0, 3, 1, 2))
         for name, array in zip(names, arrays, strict=True)
@@ -131,7 +129,5 @@ def published_corruptions(
 
 def mapped(file: Path, way_out: str) -> np.ndarray:
     """An .npy file, mapped and not read: CIFAR-10-C's have 150 MB each. Raises UserError."""
-    try:
+    with refused(f"{file} cannot be read", way_out):
         return np.lib.format.open_memmap(file, mode="r")
-    except (OSError, EOFError, ValueError, OverflowError) as error:
-        raise UserError(f"{file} cannot be read ({one_line(error)}); {way_out}") from None

@@ -137,9 +137,8 @@ def severity_boxes(titles: list[str], measured: list[dict], file) -> None:
     """
     severities, centres = [CLEAN, *map(str, SEVERITIES)], np.arange(1 + len(SEVERITIES))
     boxes, width = list(product(zip(titles, measured, strict=True), LOGITS)), 0.4 / len(titles)
-    # Room for the key above the panels: a line for each net, raw and scaled.
-    height = 2.5 * len(BOXES) + 0.18 * len(boxes)
-    with drawing(file, 8, height, len(BOXES), 1, format="png", sharex=True) as (figure, axes):
+    size = 8, 2.5 * len(BOXES), len(BOXES)
+    with drawing(file, *size, format="png", sharex=True) as (figure, axes):
         for metric, panel in zip(BOXES, axes[:, 0], strict=True):
             column = COLUMNS[metric]
             for place, ((title, one), logits) in enumerate(boxes):
@@ -167,5 +166,4 @@ def severity_boxes(titles: list[str], measured: list[dict], file) -> None:
             panel.set_xticks(centres, severities)
             panel.set_ylabel(column.head)
         panel.set_xlabel("severity")
-        key = panel.get_legend_handles_labels()
-        figure.legend(*key, loc="outside upper left", fontsize=8, frameon=False)
+        with_legend(figure, panel, len(boxes))

@@ -121,8 +121,7 @@ def find_teachers(records: list[Record]) -> list[Record]:
     borrowed: dict[str, Record] = {}
     for student in (record for record in records if record.taught_by):
         own = student.taught_by
-        name = (own.model, own.label, own.seed, own.fingerprint)
-        others = (record for record in named.get(name, []) if record is not student)
+        others = (record for record in named.get(name(own), []) if record is not student)
         found = (record for record in others if record.can_teach(own.measured["sha256"]))
         student.teacher = next(found, None)
         if student.teacher is None:

@@ -61,16 +61,13 @@ def pictures(section: Section) -> list[str]:
 def heat_maps(section: Section, sweep: Sweep) -> str:
     """Pictures of validation values: the report shows test values of the chosen setting alone."""
     name, known = printable(sweep.name), sweep.chosen.first.measured["val"]
-    maps = "".join(
+    maps = [
         picture(partial(heat_map, sweep, metric), f"{COLUMNS[metric].head} of {name}", "map")
-        for metric in section.columns
-        if metric in known
-    )
-    return (
-        f"<h3>Sweep of {escape(name)}</h3>\n"
-        '<p class="soft">Validation alone is shown; darker is better; red: chosen.</p>\n'
-        f'<div class="grid maps">{maps}</div>'
-    )
+        for metric in filter(known.__contains__, section.columns)
+    ]
+    about = '<p class="soft">Validation alone is shown; darker is better; red: chosen.</p>'
+    maps = f'<div class="grid maps">{"".join(maps)}</div>'
+    return f"<h3>Sweep of {escape(name)}</h3>\n{about}\n{maps}"
 
 
 def reliability(group: Group) -> str:

@@ -11,7 +11,7 @@ import os
 import zipfile
 from argparse import Namespace
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from models import build_model
+from utils import files
 from utils.data import Dataset
 from utils.data.views import normalise
-from utils.files import files_below, one_line, open_npz, read_torch, safe_name, sha256, write_json
 from utils.program import UserError
 from utils.runs import is_complete, number_text
 from utils.tables import printable
@@ -59,7 +59,7 @@ class Record:
         identity = result["teacher"] if self.borrowed else result
         self.model, self.label, self.seed = (identity[key] for key in ("model", "label", "seed"))
         self.data = self.dataset, self.fingerprint = result["dataset"], result["fingerprint"]
-        safe_name(self.label + self.dataset + self.fingerprint)
+        files.safe_name(self.label + self.dataset + self.fingerprint)
         hash(self.seed)
         if self.borrowed:  # a third party's file stands for itself
             known = ("mean", "std", "sha256") if self.seed is None else ("mean", "std")
@@ -99,7 +99,7 @@ class Record:
             return {}
         with naming(path):
             found = json.loads(path.read_text())
-            return found if found["predictions"] == sha256(self.predictions) else {}
+            return found if found["predictions"] == files.sha256(self.predictions) else {}
 
     @property
     def posthoc(self) -> dict[str, dict]:
@@ -110,7 +110,7 @@ class Record:
     def stored(self, split: str) -> tuple[Tensor, Tensor]:
         """Logits, float32 (N, K), and labels (N,), of val or test. Raises UserError."""
         with naming(self.predictions), self.predictions.open("rb") as file:
-            arrays = open_npz(file)
+            arrays = files.open_npz(file)
             logits, labels = arrays[f"{self.owner}_{split}_logits"], arrays[f"{split}_labels"]
             fits = logits.shape == (len(labels), self.result["num_classes"]) and len(labels) > 0
             if not fits or not np.isfinite(logits).all():
@@ -143,9 +143,9 @@ class Record:
 
     def can_teach(self, digest: str) -> bool:
         """Whether it has weights of that SHA-256, or none that could tell."""
-        files = [self.folder / f"model_{which}.pth" for which in ("best", "last")]
-        files = [file for file in files if file.exists()]
-        return not files or digest in map(sha256, files)
+        weights = (self.folder / f"model_{which}.pth" for which in ("best", "last"))
+        known = [files.sha256(file) for file in weights if file.exists()]
+        return not known or digest in known
 
     def forward(self, device: torch.device) -> Callable[[Tensor], Tensor]:
         """What gives its logits (B, K) of images uint8 (B, 3, H, W) on the device.
@@ -163,7 +163,7 @@ class Record:
     def load_net(self) -> tuple[nn.Module, dict]:
         """Its own net in eval mode, and what else its file holds."""
         path = self.folder / f"model_{self.owner}.pth"
-        saved = read_torch(path, "copy it again or train the run again")
+        saved = files.read_torch(path, "copy it again or train the run again")
         with naming(path):
             net = build_model(saved["model"], saved["num_classes"])
             net.load_state_dict(saved.pop("state_dict"))
@@ -175,16 +175,12 @@ class Record:
         facts = {key: self.result[key] for key in ("num_classes", "mean", "std", "fingerprint")}
         # What a teacher is checked against; its images are not needed.
         data = Dataset(self.dataset, train=None, val=None, test=None, **facts)
-        try:
+        way_out = "put it back, run where the student was trained, or leave out --with-teacher"
+        fault = f"{self.folder}: its teacher is not where its command found it"
+        with files.refused(fault, way_out):  # also where config.json is of another version
             teacher = teacher_of(Namespace(**given), data)
             if teacher.identity["sha256"] != self.measured["sha256"]:
-                raise UserError(f"{given['teacher_path']} is no longer what it learned from")
-        except Exception as error:  # also where config.json is not one of this version
-            raise UserError(
-                f"{self.folder}: its teacher is not where its command found it "
-                f"({one_line(error)}); put it back, run in the folder where the student was "
-                "trained, or leave out --with-teacher"
-            ) from None
+                raise ValueError(f"{given['teacher_path']} is no longer what it learned from")
         return teacher
 
 
@@ -195,16 +191,9 @@ class LeftOut(NamedTuple):
     reason: str
 
 
-@contextmanager
 def naming(path: Path):
     """Whatever is wrong with a file, the message says which file it is. Raises UserError."""
-    try:
-        yield
-    # Any exception: damaged files raise a dozen kinds, and each means the same to the user.
-    except Exception as error:
-        fault = one_line(error) or type(error).__name__
-        advice = "copy it again or take its run away"
-        raise UserError(f"{path} is damaged ({fault}); {advice}") from None
+    return files.refused(f"{path} is damaged", "copy it again or take its run away")
 
 
 def read_runs(roots: Iterable[Path], epoch: str) -> tuple[list[Record], list[LeftOut]]:
@@ -233,7 +222,7 @@ def read_runs(roots: Iterable[Path], epoch: str) -> tuple[list[Record], list[Lef
 def run_folders(root: Path) -> list[Path]:
     """The run folders at or below a folder, also behind symbolic links, or in a .zip file."""
     if not zipfile.is_zipfile(root):
-        return [file.parent for mark in MARKS for file in files_below(root, mark)]
+        return [file.parent for mark in MARKS for file in files.files_below(root, mark)]
     archive = zipfile.ZipFile(root)
     results = [name for name in archive.namelist() if name.endswith("/result.json")]
     return [zipfile.Path(archive, name).parent for name in results]
@@ -257,16 +246,16 @@ def read_run(folder: Path, epoch: str) -> Record | LeftOut:
             content = json.loads(config.read_text()) if config.exists() else {}
             return Record(folder, result, content, epoch)
     except UserError as error:
-        return LeftOut(folder, one_line(error).replace(f"{folder}/", ""))
+        return LeftOut(folder, files.one_line(error).replace(f"{folder}/", ""))
 
 
 def pack(records: list[Record], file) -> None:
     """Write what a report needs of runs, test logits as float16, as a .zip file for `read_runs`."""
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_BZIP2) as archive:
         for record in records:
             names = ("result.json", "config.json", "metrics.jsonl")
-            files = [record.folder / name for name in names]
-            contents = {file.name: file.read_bytes() for file in files if file.exists()}
+            copied = [record.folder / name for name in names]
+            contents = {file.name: file.read_bytes() for file in copied if file.exists()}
             if record.predictions.exists():
                 arrays = {}
                 for net in filter(None, (record, record.taught_by)):
@@ -307,10 +296,10 @@ def write_beside(net: Record, name: str, about: dict, measured: dict) -> Path:
     predictions and `about` is the same.
     """
     path = net.folder / name
-    about = {"predictions": sha256(net.predictions), **about}
+    about = {"predictions": files.sha256(net.predictions), **about}
     kept = {}
     with suppress(Exception):  # absent, or not as it is written here
         before = json.loads(path.read_text())
         kept = before if before.items() >= about.items() else {}
-    write_json(path, kept | about | {net.owner: measured})
+    files.write_json(path, kept | about | {net.owner: measured})
     return path

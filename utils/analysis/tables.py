@@ -42,9 +42,6 @@ MEANING = {
 }
 
 
-# What a table says
-
-
 def main_table(section: Section) -> Table:
     """Name, kind of logits, number of runs, then the section's columns."""
     chosen = {sweep.chosen for sweep in section.sweeps}
@@ -129,11 +126,9 @@ def sweep_sentence(section: Section, sweep: Sweep) -> str:
     for metric in section.columns:
         texts = [metric_entry(one.get(metric), COLUMNS[metric]).text for one in cells]
         worth.append(f"{COLUMNS[metric].head} {' → '.join(dict.fromkeys(texts))}")
-    return (
-        f"Sweep of {printable(sweep.name)}, {len(sweep.places)} settings: {setting} has the best "
-        f"validation {COLUMNS[section.args.select].head.removesuffix(' %')}. "
-        f"On test, raw → scaled: {', '.join(worth)}."
-    )
+    select = COLUMNS[section.args.select].head.removesuffix(" %")
+    what = f"Sweep of {printable(sweep.name)}, {len(sweep.places)} settings: {setting}"
+    return f"{what} has the best validation {select}. On test, raw → scaled: {', '.join(worth)}."
 
 
 def paired_table(section: Section, against: Group) -> Table:
@@ -149,10 +144,8 @@ def paired_table(section: Section, against: Group) -> Table:
             keys = [(group, logits, metric) for metric in metrics]
             cells = [difference_entry(found.get(key), COLUMNS[key[2]]) for key in keys]
             rows.append([Entry(name), Entry(logits), *cells])
-    notes = [
-        "95 % intervals: bootstrap over test images, the same for both rows, and the spread of "
-        "their runs; of single runs the former alone."
-    ]
+    note = "95 % intervals: bootstrap over test images, the same for both rows, and the spread of "
+    notes = [note + "their runs; of single runs the former alone."]
     return Table(head, rows, notes, "metrics")
 
 
@@ -162,9 +155,6 @@ def difference_entry(one: Difference | None, column: Column) -> Entry:
     value, low, high = map(column.text, one[:3])
     sign = "+" if one.value > 0 else ""
     return Entry(f"{sign}{value} [{low}, {high}]", "differs" if one.p <= 0.05 else "")
-
-
-# How it is written
 
 
 class Format(NamedTuple):
@@ -266,5 +256,3 @@ FORMATS = {
         whole='<h2>{title}</h2>\n<div class="scroll {kind}">{table}</div>\n<ul>{notes}</ul>\n',
     ),
 }
-BOLD = {"best": "\033[1m{}*\033[0m"}
-FORMATS["colour"] = FORMATS["terminal"]._replace(marks=FORMATS["terminal"].marks | BOLD)

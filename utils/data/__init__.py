@@ -1,10 +1,9 @@
 """Every data set as tensors in memory: where it comes from, how it is split, its statistics.
 
-A data set is read as four arrays x_train, y_train, x_test, y_test, from torchvision, from an .npz
-file, from a folder of images, or made on the spot (`synthetic`). A tenth of the training images
-becomes the validation split; it depends on --split-seed alone, so that a student validates on
-images that its teacher never saw. Images stay uint8: augmentation and normalisation happen on the
-device (utils/data/views.py).
+A data set is four arrays x_train, y_train, x_test, y_test, from torchvision, an .npz file, a folder
+of images, or made on the spot (`synthetic`). A tenth of the training images validates, by
+--split-seed alone, so that a student validates on images that its teacher never saw. Images stay
+uint8: augmentation and normalisation happen on the device (utils/data/views.py).
 """
 
 import difflib
@@ -23,7 +22,7 @@ import torch
 from utils.data.images import read_folder
 from utils.data.npz import ARRAYS, Arrays, checked, read_npz
 from utils.data.synthetic import make_synthetic
-from utils.files import one_line, unmade_on_failure
+from utils.files import refused, unmade_on_failure
 from utils.program import UserError
 
 Statistics = tuple[float, float, float]
@@ -51,10 +50,8 @@ def normalisation(text: str) -> tuple[Statistics, Statistics]:
         mean, std = (tuple(map(float, part.split(","))) for part in text.split("/"))
         if len(mean) == len(std) == 3 and all(0 <= x <= 1 for x in mean + std) and all(std):
             return mean, std
-    raise ValueError(
-        f"{text[:80]!r} will not do; give one of {', '.join(NORMALISATION)}, or mean and std of "
-        "pixels / 255 (from 0 to 1) as six numbers, such as 0.49,0.48,0.45/0.25,0.24,0.26"
-    )
+    numbers = "mean and std of pixels / 255 as six numbers, such as 0.49,0.48,0.45/0.25,0.24,0.26"
+    raise ValueError(f"{text[:80]!r}: give one of {', '.join(NORMALISATION)}, or {numbers}")
 
 
 @dataclass(frozen=True)
@@ -162,16 +159,13 @@ def from_torchvision(name: str, data_dir: Path, download: bool) -> Arrays:
 
     source = SOURCES[name]
     reader = getattr(datasets, source.reader)
-    try:
-        with unmade_on_failure(data_dir):
-            options = [{source.keyword: part, "download": download} for part in source.parts]
-            parts = [reader(data_dir, **each) for each in options]
-    except (OSError, RuntimeError, ImportError) as error:
-        raise UserError(
-            f"--dataset {name}: not found in --data_dir {data_dir} and not downloaded "
-            f"({one_line(error)}); put {data_dir / name}.npz (x_train, y_train, x_test, y_test) "
-            f"or torchvision's {data_dir / source.files} there"
-        ) from error
+    fault = f"--dataset {name}: not found in --data_dir {data_dir} and not downloaded"
+    wanted = f"{data_dir / name}.npz ({', '.join(ARRAYS)}) or torchvision's"
+    way_out = f"put {wanted} {data_dir / source.files} there"
+    kinds = (OSError, RuntimeError, ImportError)
+    with refused(fault, way_out, kinds), unmade_on_failure(data_dir):
+        options = [{source.keyword: part, "download": download} for part in source.parts]
+        parts = [reader(data_dir, **each) for each in options]
     images, labels = ([getattr(part, kind) for part in parts] for kind in ("data", source.labels))
     made = (np.concatenate(images[:-1]), np.concatenate(labels[:-1]), images[-1], labels[-1])
     return checked(dict(zip(ARRAYS, map(np.asarray, made), strict=True)), f"--dataset {name}")

@@ -67,16 +67,13 @@ def labelled_images(folder: Path) -> tuple[Labelled, Labelled]:
     test = test or val
     classes = {label for label, _ in train}
     if len(classes) < 2 or not test:
-        raise ValueError(
-            f"{len(train)} images of {len(classes)} classes in train/CLASS/ and {len(test)} in "
-            "val/CLASS/ or test/CLASS/; images of two classes are needed in both"
-        )
+        found = f"{len(train)} images of {len(classes)} classes in train/CLASS/ and {len(test)} in"
+        raise ValueError(f"{found} val/CLASS/ or test/CLASS/; both need images of two classes")
     absent = sorted({label for label, _ in test} - classes)
     if absent:
-        raise ValueError(
-            f"class {absent[0]} (one of {len(absent)}) has no training image; put them into "
-            f"train/{absent[0]}/, or leave the class out"
-        )
+        way_out = f"put some into train/{absent[0]}/, or leave the class out"
+        one = f"class {absent[0]} (one of {len(absent)})"
+        raise ValueError(f"{one} has no training image; {way_out}")
     return train, test
 
 

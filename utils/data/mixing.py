@@ -1,9 +1,8 @@
 """mixup and CutMix: each image of a step is mixed with a partner, drawn as all views are.
 
-As in both papers' own code, one share is drawn for a whole step, Beta(a, a), and in CutMix one box;
-every step is mixed. The partner is any image of the epoch, in its view of that epoch, so each
-process makes it by itself, and a run sees the same mixtures on any number of them. The draws come
-from a stream of their own: order and views are those of the same run without a mix.
+As in both papers' own code, every step is mixed, by one share, Beta(a, a), and in CutMix one box.
+The partner is any image of the epoch in its view of that epoch, so mixtures are the same on any
+number of processes. The draws have a stream of their own: order and views are as without a mix.
 """
 
 from collections.abc import Callable
@@ -45,11 +44,11 @@ class Mix(NamedTuple):
     apply: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def share_bits(shares: np.ndarray, *_) -> np.ndarray:
-    return shares[None].view(np.int64)  # of float64, for a plan holds whole numbers
-
-
-MIXES = {"mixup": Mix(1, share_bits, mixup), "cutmix": Mix(4, boxes, cutmix)}
+MIXES = {
+    # The bits of float64, for a plan holds whole numbers.
+    "mixup": Mix(1, lambda shares, *_: shares[None].view(np.int64), mixup),
+    "cutmix": Mix(4, boxes, cutmix),
+}
 
 
 def mix_plan(

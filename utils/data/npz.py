@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.files import one_line, open_npz
+from utils.files import open_npz, refused
 from utils.program import UserError
 
 Arrays = dict[str, np.ndarray]
@@ -13,15 +13,10 @@ ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 
 def read_npz(path: Path, where: str) -> Arrays:
     """The four arrays of an .npz file, checked. `where` begins every message."""
-    try:
-        with open_npz(path, copies=2) as archive:  # as read, and as split
-            arrays = {key: archive[key] for key in ARRAYS if key in archive.files}
-    # Any exception: damaged archives raise a dozen kinds, and each means the same to the user.
-    except Exception as error:
-        raise UserError(
-            f"{where}: not a readable .npz file ({type(error).__name__}: {one_line(error)}); "
-            f"write it with numpy.savez(file, {', '.join(f'{key}=...' for key in ARRAYS)})"
-        ) from error
+    way_out = f"write it with numpy.savez(file, {', '.join(f'{key}=...' for key in ARRAYS)})"
+    # Two copies: as read, and as split.
+    with refused(f"{where}: not a readable .npz file", way_out), open_npz(path, 2) as archive:
+        arrays = {key: archive[key] for key in ARRAYS if key in archive.files}
     return checked(arrays, where)
 
 
@@ -44,20 +39,17 @@ def checked(arrays: Arrays, where: str) -> Arrays:
         except ValueError as error:
             raise UserError(f"{where}: {x} {error}") from None
         require(labels.dtype.kind in "iu", f"{y} is {labels.dtype}; save labels as integers")
-        require(
-            labels.shape in ((len(images),), (len(images), 1)),
-            f"{y} has shape {labels.shape}; it must be ({len(images)},), a label for each image",
-        )
+        wanted = f"it must be ({len(images)},), a label for each image"
+        fits = labels.shape in ((len(images),), (len(images), 1))
+        require(fits, f"{y} has shape {labels.shape}; {wanted}")
         made |= {x: images, y: labels.reshape(-1).astype(np.int64)}
     train, test = made["x_train"].shape, made["x_test"].shape
     require(train[1:] == test[1:], f"x_train has shape {train} and x_test {test}; sizes must agree")
     seen = np.unique(made["y_train"])
     require(len(seen) > 1, f"every label in y_train is {seen[0]}; two classes are needed, 0 and 1")
-    require(
-        np.array_equal(seen, np.arange(len(seen))),
-        f"y_train has {len(seen)} classes, {seen[0]} to {seen[-1]}, not 0 to {len(seen) - 1}; save "
-        "numpy.searchsorted(numpy.unique(y_train), y) of y_train and of y_test",
-    )
+    fault = f"y_train has {len(seen)} classes, {seen[0]} to {seen[-1]}, not 0 to {len(seen) - 1}"
+    way_out = "save numpy.searchsorted(numpy.unique(y_train), y) of y_train and of y_test"
+    require(np.array_equal(seen, np.arange(len(seen))), f"{fault}; {way_out}")
     unseen = np.setdiff1d(made["y_test"], seen)
     if len(unseen):
         way_out = "leave its images out, or move some to x_train"
@@ -71,17 +63,13 @@ def channels_last(images: np.ndarray) -> np.ndarray:
     Raises ValueError, which says what is wrong with them.
     """
     if images.dtype != np.uint8:
-        raise ValueError(
-            f"is {images.dtype}; images are grey levels from 0 to 255: save them "
-            ".round().astype('uint8'), those from 0 to 1 times 255"
-        )
+        way_out = "save them .round().astype('uint8'), those from 0 to 1 times 255"
+        raise ValueError(f"is {images.dtype}; images are grey levels from 0 to 255: {way_out}")
     made = images[..., None] if images.ndim == 3 else images
     if made.ndim == 4 and made.shape[3] not in (1, 3):
         made = made.transpose(0, 2, 3, 1)
     square = made.ndim == 4 and made.shape[1] == made.shape[2]
     if not (square and len(made) and made.shape[3] in (1, 3) and 8 <= made.shape[1] <= 512):
-        raise ValueError(
-            f"has shape {images.shape}; images are square, 8 to 512 pixels, (N, H, W, 3), "
-            "(N, H, W, 1), (N, H, W) or (N, C, H, W)"
-        )
+        shapes = "(N, H, W, 3), (N, H, W, 1), (N, H, W) or (N, C, H, W)"
+        raise ValueError(f"has shape {images.shape}; images are square, 8 to 512 pixels, {shapes}")
     return np.ascontiguousarray(made if made.shape[3] == 3 else made.repeat(3, axis=3))
