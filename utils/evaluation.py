@@ -64,10 +64,8 @@ def conclude(
 
     def measure(name: str, forward) -> dict:
         """Test metrics raw and with the temperature that suits the validation logits best."""
-        val, test = (
-            logits_of(forward, split, batch_size, accelerator, f"{name}: {title} split")
-            for title, split in (("validation", data.val), ("test", data.test))
-        )
+        val = logits_of(forward, data.val, batch_size, accelerator, f"{name}: validation split")
+        test = logits_of(forward, data.test, batch_size, accelerator, f"{name}: test split")
         arrays[f"{name}_val_logits"], arrays[f"{name}_test_logits"] = val, test
         temperature, at_bound = fit_temperature(val, data.val.labels)
         found = {"raw": evaluate(test, data.test)}

@@ -146,6 +146,10 @@ fraction = number(float, "a number from 0 to 1", lambda x: 0 <= x <= 1)
 below_one = number(float, "a number from 0 to below 1", lambda x: 0 <= x < 1)
 
 
+def auto_or_positive(text: str) -> str | float:
+    return text if text == "auto" else positive(text)
+
+
 def add_data(parser: CommandLine) -> None:
     flag, setting = parser.group("data")
     data_dir = os.environ.get("KD_DATA") or "data"
@@ -239,8 +243,7 @@ def add_teacher(parser: CommandLine, for_cache: bool = False) -> None:
     flag("--teacher_size", count, None, larger, metavar="PIXELS")
     if not for_cache:
         divided = "divide its logits by this first; auto: by what suits its validation logits"
-        kind = lambda text: text if text == "auto" else positive(text)  # noqa: E731
-        flag("--teacher_temperature", kind, 1.0, divided, metavar="auto|T")
+        flag("--teacher_temperature", auto_or_positive, 1.0, divided, metavar="auto|T")
     kept = "keep the teacher's logits here, and use those of earlier students (README, Sweeps)"
     flag("--teacher_cache", path, None, kept, metavar="DIR", required=for_cache)
 
