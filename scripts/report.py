@@ -39,7 +39,8 @@ def options(argv: list[str] | None):
     draws = "draws behind the ECE's interval and the ECE of a calibrated net; 0 leaves both out"
     add("--resamples", type=whole, default=1000, help=draws)
     add("--nets", type=count, default=100, help="print at most so many, by validation's order")
-    add("--against", metavar="ROW", help="also a table of the differences from this row")
+    against = "also a table of the differences from this row; may be given again for another"
+    add("--against", action="append", metavar="ROW", help=against)
     add("--pack", type=location, metavar="FILE.zip", help="also write what is printed as a ROOT")
     return parser.parse_args(argv)
 
@@ -50,8 +51,8 @@ def main(argv: list[str] | None = None) -> None:
     sections, unreadable = sections_of(records, args)
     left_out += unreadable
     tables = [[main_table(section)] for section in sections]
-    if args.against is not None:
-        section, group = find_group(sections, args.against)
+    for row in args.against or ():
+        section, group = find_group(sections, row)
         tables[sections.index(section)].append(paired_table(section, group))
     shown = [table for own in tables for table in own]
     reasons = [[Entry(printable(text)) for text in one] for one in left_out]

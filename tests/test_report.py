@@ -265,8 +265,10 @@ def test_few_images_in_a_bin_are_said(tmp_path):
 def test_differences_from_a_row(tmp_path, capsys):
     for loss, excess in (("NLL", 0.0), ("LS", 0.0), ("FL", 0.2)):
         write_predicted_run(tmp_path, excess, loss=loss)
-    report.main([str(tmp_path), "--against", "resnet8 NLL", "--columns", "ece", "sce"])
-    _, table = capsys.readouterr().out.split("Difference from resnet8 NLL")
+    rows = ("--against", "resnet8 NLL", "--against", "resnet8 FL")
+    report.main([str(tmp_path), *rows, "--columns", "ece", "sce"])
+    _, table, other = capsys.readouterr().out.split("Difference from resnet8 ")
+    assert table.startswith("NLL ") and other.startswith("FL ") and "resnet8 NLL" in other
     rows = {line.split("raw")[0].strip(): line for line in table.splitlines() if "raw" in line}
     assert rows.keys() == {"resnet8 LS", "resnet8 FL"}
     assert re.search(r" -?0.00 \[-?0.00, 0.00\]", rows["resnet8 LS"])
