@@ -120,7 +120,8 @@ def null_run(rng, kind, difficulty, skill):
 
 
 @pytest.mark.parametrize("kind, seeds, spread", [
-    ("top1", (1, 1), 0.0), ("top1", (3, 3), 0.2), ("top1", (1, 3), 0.2), ("ece", (3, 3), 0.1),
+    ("top1", (1, 1), 0.0), ("top1", (3, 3), 0.2), ("top1", (1, 3), 0.2), ("top1", (2, 1), 0.1),
+    ("ece", (3, 3), 0.1),
 ])  # fmt: skip
 def test_false_alarms_of_the_interval(kind, seeds, spread):
     """Rows of nets from one distribution: 5 % of the intervals leave out 0."""

@@ -127,8 +127,7 @@ def paired_difference(
     """
     rows = first, second
     values = [np.stack([resampled(run, resamples) for run in runs]) for runs in rows]
-    exact = partial(np.mean, axis=0, dtype=np.float64)
-    measured = [np.array([np.abs(exact(run)).sum() for run in runs]) for runs in rows]
+    measured = [np.array([np.abs(r.mean(0, dtype=float)).sum() for r in runs]) for runs in rows]
     value = measured[0].mean() - measured[1].mean()
     differences = values[0].mean(axis=0) - values[1].mean(axis=0)
     variance, freedom = differences.var(ddof=1), math.inf
@@ -136,7 +135,9 @@ def paired_difference(
         share = (1 / len(first) + 1 / len(second)) / seeds
         own = sum((each - each.mean(axis=0)).var(axis=1, ddof=1).sum() for each in values)
         between = share * sum(((each - each.mean()) ** 2).sum() for each in measured)
-        variance = max(variance - share * own, 0.0) + between
+        # One degree of freedom may see no spread at all: then not less than what images do.
+        least = variance if seeds == 1 else 0.0
+        variance = max(max(variance - share * own, 0.0) + between, least)
         freedom = seeds * (variance / between) ** 2 if between else math.inf
     width = max(math.sqrt(variance), 1e-300)  # 0 where the rows do not differ in any image
     reach = width * student_t.isf((1 - LEVEL) / 2, freedom)
