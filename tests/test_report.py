@@ -4,10 +4,12 @@ import base64
 import csv
 import hashlib
 import html
+import io
 import json
 import re
 import shutil
 import subprocess
+import zipfile
 from itertools import product
 from pathlib import Path
 
@@ -319,6 +321,7 @@ def test_a_report_comes_again_from_its_pack(tmp_path, capsys):
     write_predicted_run(tmp_path / "runs", model="resnet56")
     teacher = identity("foreign", "best", None, "abc")
     write_posthoc(write_predicted_run(tmp_path / "runs", loss="KD", teacher=teacher))
+    write_predicted_run(tmp_path / "runs", loss="DKD", teacher=identity())
     options = ["--columns", "top1", "nll", "--out", str(tmp_path / "out"), "--resamples", "50"]
     pages = []
     for root in ("runs", "runs.zip"):
@@ -327,6 +330,14 @@ def test_a_report_comes_again_from_its_pack(tmp_path, capsys):
         table = capsys.readouterr().out.split("written")[0]
         pages.append((table, (tmp_path / "out/report.html").read_text().count("<img")))
     assert pages[0] == pages[1] and "vector" in pages[0][0]
+    with zipfile.ZipFile(tmp_path / "runs.zip") as archive:
+        packed = {
+            name: set(np.load(io.BytesIO(archive.read(name)))) & {"teacher_test_logits"}
+            for name in archive.namelist()
+            if name.endswith(".npz")
+        }
+    # A teacher's logits are there once: in its own run, or where it has none with its student.
+    assert [name.split("/")[-2][:4] for name, of in packed.items() if of] == ["KD_f"]
 
 
 # Sweeps

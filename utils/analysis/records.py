@@ -253,12 +253,13 @@ def pack(records: list[Record], file) -> None:
     """Write what a report needs of runs, test logits as float16, as a .zip file for `read_runs`."""
     with zipfile.ZipFile(file, "w", zipfile.ZIP_BZIP2) as archive:
         for record in records:
-            names = ("result.json", "config.json", "metrics.jsonl")
-            copied = [record.folder / name for name in names]
+            copied = map(record.folder.joinpath, ("result.json", "config.json", "metrics.jsonl"))
             contents = {file.name: file.read_bytes() for file in copied if file.exists()}
             if record.predictions.exists():
                 arrays = {}
-                for net in filter(None, (record, record.taught_by)):
+                # A teacher with a run of its own is in that.
+                taught = record.teacher and record.teacher.borrowed and record.taught_by
+                for net in filter(None, (record, taught)):
                     logits, labels = net.stored("test")
                     arrays[f"{net.owner}_test_logits"] = logits.numpy().astype(np.float16)
                 np.savez(buffer := io.BytesIO(), test_labels=labels.numpy(), **arrays)

@@ -136,8 +136,7 @@ def paired_difference(
         own = sum((each - each.mean(axis=0)).var(axis=1, ddof=1).sum() for each in values)
         between = share * sum(((each - each.mean()) ** 2).sum() for each in measured)
         # One degree of freedom may see no spread at all: then not less than what images do.
-        least = variance if seeds == 1 else 0.0
-        variance = max(max(variance - share * own, 0.0) + between, least)
+        variance = max(max(variance - share * own, 0) + between, variance * (seeds == 1))
         freedom = seeds * (variance / between) ** 2 if between else math.inf
     width = max(math.sqrt(variance), 1e-300)  # 0 where the rows do not differ in any image
     reach = width * student_t.isf((1 - LEVEL) / 2, freedom)
