@@ -13,7 +13,7 @@
 # normalisation, MMCE as in its paper, and the best epoch by validation top-1.
 set -euo pipefail
 
-dataset=$(basename "$0" .sh) # cifar100.sh sources this file
+dataset=${CIFAR:-cifar10} # cifar100.sh sets it
 teachers="resnet56_bottleneck resnet110_bottleneck"
 students="resnet8 wrn_40_1 mobilenetv2 shufflenetv1 shufflenetv2_kdc"
 recipe="--epochs 160 --lr 0.1 --wd 1e-4 --train-batch-size 128"

@@ -170,7 +170,7 @@ def refused(fault: str, way_out: str, kinds=Exception):
     try:
         yield
     except kinds as error:
-        reason = one_line(error) or type(error).__name__
+        reason = one_line(error)[:300] or type(error).__name__  # torch lists every tensor
         raise UserError(f"{fault} ({reason}); {way_out}") from error
 
 
