@@ -191,10 +191,3 @@ def build_distillation(name: str, **parameters: float) -> Distillation:
     Lambda = values.pop("Lambda")
     ce_weight = values.pop("ce_weight", usual_ce_weight(name, Lambda))
     return Distillation(build(entry, values), Lambda, ce_weight, entry.ramp)
-
-
-def distillation_loss(
-    student: Tensor, teacher: Tensor, labels: Tensor, T: float, Lambda: float
-) -> Tensor:
-    """KD of logits (B, K): Lambda T^2 KL(teacher || student), both at T, + (1 - Lambda) NLL."""
-    return build_distillation("KD", T=T, Lambda=Lambda)(student, teacher, labels)

@@ -27,7 +27,9 @@ EVALUATIONS |= dict.fromkeys(STORED, shift.against_labels)
 
 def main(argv: list[str] | None = None) -> None:
     args = options(argv)
-    nets = finished_nets(args.runs, args.epoch, args.with_teacher or args.on in STORED)
+    stored = args.on in STORED
+    packed = stored and not args.write
+    nets = finished_nets(args.runs, args.epoch, args.with_teacher or stored, packed)
     table, measured = EVALUATIONS.get(args.on, shift.out_of_distribution)(nets, args)
     print(table)
     for net in nets:
@@ -52,10 +54,11 @@ def options(argv: list[str] | None) -> Namespace:
     on += "file (its x_test): out of distribution; cifar10h, synthetic: human and true posteriors"
     data_dir = Path(os.environ.get("KD_DATA") or "data")
     where = "where CIFAR-10-C/, cifar10h/, SVHN and the runs' data lie ($KD_DATA sets the default)"
+    runs = "run folders, or folders above them; cifar10h, synthetic: or what report --pack wrote"
     teacher = "also run each student's teacher, from where its command found it"
     names = dict.fromkeys((*OWN, *PUBLISHED))
     add = parser.add_argument
-    add("runs", nargs="+", type=location, metavar="RUN", help="run folders, or folders above them")
+    add("runs", nargs="+", type=location, metavar="RUN", help=runs)
     add("--on", required=True, type=name(target), metavar="WHAT", help=on)
     add("--data_dir", type=location, default=data_dir, help=where)
     add("--dataset", type=path, help="the runs' data set where it is no longer in its place")

@@ -4,6 +4,7 @@ import colorsys
 import hashlib
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 from unittest.mock import Mock
@@ -22,7 +23,7 @@ import train_student
 import train_teacher
 from models import build_model
 from scripts import evaluate as script
-from scripts import posthoc
+from scripts import posthoc, report
 from utils.analysis.corruptions import OWN, PUBLISHED, own_corruptions, published_corruptions
 from utils.analysis.shift import foreign_images, human_labels
 from utils.calibration.distributions import label_distribution_metrics, ood_metrics
@@ -279,7 +280,8 @@ def test_several_runs_and_teachers_in_one_table(copies, capsys):
     words = ("--on", "corruptions", "--corruptions", "pixelate", "--with-teacher")
     evaluate(copies, *words, "--write")
     _, means = capsys.readouterr().out.split("means over corruptions")
-    assert means.count("clean") == 2 * 3  # student, its teacher, the teacher's own run
+    assert means.count("clean") == 2 * 2  # student, and the teacher's own run
+    evaluate(student, *words, "--write")
     own, beside = read(teacher, "corruptions"), read(student, "corruptions", "teacher")
     assert beside["mean"]["mean"]["raw"] == pytest.approx(own["mean"]["mean"]["raw"])
     assert beside["temperature"] == pytest.approx(own["temperature"])
@@ -339,10 +341,10 @@ def test_human_labels(copies, test_labels, tmp_path, capsys):
     rng = np.random.default_rng(0)
     votes = 40 * np.eye(4, dtype=int)[test_labels] + rng.integers(0, 10, (len(test_labels), 4))
     np.save(tmp_path / "cifar10h-counts.npy", votes)
-    evaluate(copies, "--on", "cifar10h", "--data_dir", tmp_path, "--write")
+    run, human = run_of(copies, "students"), ("--on", "cifar10h", "--data_dir", tmp_path)
+    evaluate(run, *human, "--write")
     printed = capsys.readouterr().out
     assert "teacher resnet8 NLL" in printed and "... with teacher's" in printed
-    run = run_of(copies, "students")
     found = read(run, "cifar10h")
     with np.load(run / "predictions.npz") as stored:
         logits, teachers = stored["best_test_logits"], stored["teacher_test_logits"]
@@ -353,6 +355,14 @@ def test_human_labels(copies, test_labels, tmp_path, capsys):
     correlation = spearmanr(own, other).statistic
     assert found["raw"]["teacher_entropy_correlation"] == pytest.approx(correlation)
     assert "teacher_entropy_correlation" not in read(run, "cifar10h", "teacher")["raw"]
+    # Test logits alone will do; the teacher's are those of its own run.
+    report.main([str(copies), "--resamples", "0", "--pack", str(tmp_path / "runs.zip")])
+    evaluate(tmp_path / "runs.zip", *human)
+    printed = capsys.readouterr().out.split("with teacher's")[1]
+    shown = float(re.search(r" raw .* (\S+)\n", printed)[1])
+    assert shown == pytest.approx(correlation, abs=0.005) and "teacher resnet8" not in printed
+    for words in (("--write",), ("--on", "svhn")):
+        assert "name run folders" in refused(capsys, copies, tmp_path / "runs.zip", *human, *words)
 
 
 def test_the_known_posterior(copies, tmp_path):
@@ -377,11 +387,11 @@ def test_posthoc_of_every_net_is_kept_side_by_side(copies, capsys):
     stopped, run = copies / "stopped", run_of(copies, "students")
     stopped.mkdir()
     (stopped / "config.json").write_text("{}")
-    posthoc.main([str(copies), "--with-teacher", "--folds", "2", "--write"])
+    posthoc.main([str(run), str(stopped), "--with-teacher", "--folds", "2", "--write"])
     printed = capsys.readouterr().out
-    assert printed.count("val NLL") == 3 and f"left out: {stopped}, unfinished" in printed
+    assert printed.count("val NLL") == 2 and f"left out: {stopped}, unfinished" in printed
     for method in METHODS:
-        assert printed.count(f"\n{method} ") == 3
+        assert printed.count(f"\n{method} ") == 2
     assert "no finished run" in fails(capsys, copies, posthoc.main, [str(stopped)])
 
     def written(*flags):

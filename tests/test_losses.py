@@ -248,7 +248,7 @@ def test_what_distillations_are_where_the_answer_is_known():
     for name in DISTILLATIONS:  # nothing to learn from a teacher like oneself
         value = build_distillation(name, Lambda=3.0, ce_weight=0.25)(logits, own, labels)
         torch.testing.assert_close(value, 0.25 * nll(logits, labels))
-    assert losses.distillation_loss(logits, teacher, labels, 4.0, 0.0) == nll(logits, labels)
+    assert build_distillation("KD", Lambda=0.0)(logits, teacher, labels) == nll(logits, labels)
     affine = lskd(3 * logits - 1, 0.1 * teacher + 5, labels, 2.0)
     torch.testing.assert_close(affine, lskd(logits, teacher, labels, 2.0), rtol=1e-5, atol=0)
     # The opposite teacher of two classes: both correlations are -1.

@@ -56,7 +56,7 @@ def write_run(
     result |= {name: {"epoch": 1} | more.get(name, measured()) for name in ("best", "last")}
     if teacher:
         own["teacher"] = teacher
-        result["teacher"] = teacher | measured(test={"top1": 0.9})
+        result["teacher"] = measured(test={"top1": 0.9}) | teacher
     command = more.get("command", "python train_teacher.py")
     config = {"arguments": {"exp_name": exp_name}, "settings": own, "command": command}
     (folder / "config.json").write_text(json.dumps(config))
@@ -318,10 +318,19 @@ def test_many_runs(tmp_path, monkeypatch, capsys):
 
 
 def test_a_report_comes_again_from_its_pack(tmp_path, capsys):
-    write_predicted_run(tmp_path / "runs", model="resnet56")
-    teacher = identity("foreign", "best", None, "abc")
-    write_posthoc(write_predicted_run(tmp_path / "runs", loss="KD", teacher=teacher))
-    write_predicted_run(tmp_path / "runs", loss="DKD", teacher=identity())
+    trained = json.loads(
+        (write_predicted_run(tmp_path / "runs", model="resnet56") / "result.json").read_text()
+    )["best"]
+    write_posthoc(
+        write_predicted_run(
+            tmp_path / "runs", loss="KD", teacher=identity("foreign", "best", None, "abc")
+        )
+    )
+    write_predicted_run(tmp_path / "runs", loss="DKD", teacher=trained | identity())
+    write_predicted_run(
+        tmp_path / "runs", loss="DIST", teacher=trained | identity(label="NLL_Tcal=auto")
+    )
+    write_predicted_run(tmp_path / "runs", loss="LSKD", teacher=identity(label="NLL_Tcal=2"))
     options = ["--columns", "top1", "nll", "--out", str(tmp_path / "out"), "--resamples", "50"]
     pages = []
     for root in ("runs", "runs.zip"):
@@ -336,8 +345,11 @@ def test_a_report_comes_again_from_its_pack(tmp_path, capsys):
             for name in archive.namelist()
             if name.endswith(".npz")
         }
-    # A teacher's logits are there once: in its own run, or where it has none with its student.
-    assert [name.split("/")[-2][:4] for name, of in packed.items() if of] == ["KD_f"]
+    # A teacher's logits are there once: in its own run, or where it has none, or one that measured
+    # something else, with its student.
+    assert [name.split("/")[-2][:4] for name, of in packed.items() if of] == ["KD_f", "LSKD"]
+    for student in (one for one in read_runs([tmp_path / "runs.zip"], "best")[0] if one.taught_by):
+        assert student.taught_by.stored("test")[0].shape == (2000, CLASSES)
 
 
 # Sweeps

@@ -9,7 +9,6 @@ from operator import attrgetter
 import numpy as np
 
 from utils.analysis.records import LeftOut, Record
-from utils.files import safe_name
 
 
 def alike(items: Iterable, key: Callable) -> list[list]:
@@ -89,7 +88,11 @@ def group_runs(records: list[Record]) -> tuple[list[Group], list[LeftOut]]:
 
     A teacher whose own run is not among `records` is known from what its students measured.
     """
-    everyone = [*records, *find_teachers(records)]
+    borrowed: dict[str, Record] = {}
+    for student in (one for one in records if one.teacher and one.teacher.borrowed):
+        known = json.dumps([student.fingerprint, student.settings["teacher"]], sort_keys=True)
+        student.teacher = borrowed.setdefault(known, student.taught_by)
+    everyone = [*records, *borrowed.values()]
     everyone.sort(key=lambda record: natural(record.seed))
     group_of: dict[Record, Group] = {}
     repeated: list[LeftOut] = []
@@ -106,28 +109,6 @@ def group_runs(records: list[Record]) -> tuple[list[Group], list[LeftOut]]:
         group.teacher = group_of.get(group.first.teacher)
     tell_apart(groups)
     return in_order(groups), repeated
-
-
-def find_teachers(records: list[Record]) -> list[Record]:
-    """Set the teacher of every student; returns those that are known from students, once each.
-
-    A teacher's run is found by its name, and known by its weights where they were not deleted.
-    """
-
-    def name(record: Record) -> tuple:
-        return record.model, safe_name(record.label), record.seed, record.fingerprint
-
-    named = {name(same[0]): same for same in alike(records, name)}
-    borrowed: dict[str, Record] = {}
-    for student in (record for record in records if record.taught_by):
-        own = student.taught_by
-        others = (record for record in named.get(name(own), []) if record is not student)
-        found = (record for record in others if record.can_teach(own.measured["sha256"]))
-        student.teacher = next(found, None)
-        if student.teacher is None:
-            known = json.dumps([own.fingerprint, student.settings["teacher"]], sort_keys=True)
-            student.teacher = borrowed.setdefault(known, own)
-    return list(borrowed.values())
 
 
 def tell_apart(groups: Iterable[Group]) -> None:

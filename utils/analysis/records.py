@@ -40,7 +40,8 @@ class Record:
     """A net that a finished run measured: its own of one epoch, or (`borrowed`) its teacher.
 
     A teacher borrows folder, result and config from its student's run. `teacher` is the run that
-    trained the teacher, where one is found, else `taught_by`: the teacher as this run measured it.
+    trained the teacher, where one is found, else `taught_by`: the teacher as this run measured it,
+    whose `source` is the run that stores the same logits.
     """
 
     folder: Path
@@ -50,6 +51,7 @@ class Record:
     borrowed: bool = False
     title: str = ""  # the folder, without what those of the other runs share
     teacher: "Record | None" = None
+    source: "Record | None" = None
 
     def __post_init__(self):
         """Touch what is later taken for granted: what is absent or of another type fails here."""
@@ -110,8 +112,10 @@ class Record:
     def stored(self, split: str) -> tuple[Tensor, Tensor]:
         """Logits, float32 (N, K), and labels (N,), of val or test. Raises UserError."""
         with naming(self.predictions), self.predictions.open("rb") as file:
-            arrays = files.open_npz(file)
-            logits, labels = arrays[f"{self.owner}_{split}_logits"], arrays[f"{split}_labels"]
+            arrays, name = files.open_npz(file), f"{self.owner}_{split}_logits"
+            if self.source and name not in arrays:  # a pack has a teacher's logits once
+                return self.source.stored(split)
+            logits, labels = arrays[name], arrays[f"{split}_labels"]
             fits = logits.shape == (len(labels), self.result["num_classes"]) and len(labels) > 0
             if not fits or not np.isfinite(logits).all():
                 raise ValueError(f"{split} logits of shape {logits.shape}, or not finite")
@@ -146,6 +150,11 @@ class Record:
         weights = (self.folder / f"model_{which}.pth" for which in ("best", "last"))
         known = [files.sha256(file) for file in weights if file.exists()]
         return not known or digest in known
+
+    def measured_alike(self, other: "Record") -> bool:
+        """Whether its raw test NLL is the other's but for rounding, as of the same weights."""
+        nll, others = (one.measured["test"]["raw"]["nll"] for one in (self, other))
+        return math.isclose(nll, others, rel_tol=1e-3)
 
     def forward(self, device: torch.device) -> Callable[[Tensor], Tensor]:
         """What gives its logits (B, K) of images uint8 (B, 3, H, W) on the device.
@@ -211,6 +220,7 @@ def read_runs(roots: Iterable[Path], epoch: str) -> tuple[list[Record], list[Lef
     ordered = tqdm(sorted(folders.values(), key=str), "reading runs", leave=False, disable=None)
     runs = [read_run(folder, epoch) for folder in ordered]
     finished = [run for run in runs if isinstance(run, Record)]
+    find_teachers(finished)
     if finished:
         places = [os.path.realpath(str(record.folder)) for record in finished]
         shared = Path(places[0]).parents[1] if len(places) == 1 else os.path.commonpath(places)
@@ -249,6 +259,29 @@ def read_run(folder: Path, epoch: str) -> Record | LeftOut:
         return LeftOut(folder, files.one_line(error).replace(f"{folder}/", ""))
 
 
+def find_teachers(records: list[Record]) -> None:
+    """Set every student's teacher: the run that trained it, if that is there, or `taught_by`.
+
+    A run is found by its name, and known by its weights where they were not deleted.
+    """
+
+    def name(record: Record, label: str) -> tuple:
+        return record.model, files.safe_name(label), record.seed, record.fingerprint
+
+    named: dict[tuple, list[Record]] = {}
+    for run in records:
+        named.setdefault(name(run, run.label), []).append(run)
+    for student in (one for one in records if one.taught_by):
+        own = student.taught_by
+        labels = own.label, own.label.rsplit("_Tcal=", 1)[0]
+        exact, untempered = (named.get(name(own, label), []) for label in labels)
+        found = (run for run in exact + untempered if run.can_teach(own.measured["sha256"]))
+        run = next(found, None)
+        student.teacher = run if run in exact else own
+        if run and run.predictions.exists() and run.measured_alike(own):
+            own.source = run
+
+
 def pack(records: list[Record], file) -> None:
     """Write what a report needs of runs, test logits as float16, as a .zip file for `read_runs`."""
     with zipfile.ZipFile(file, "w", zipfile.ZIP_BZIP2) as archive:
@@ -257,9 +290,9 @@ def pack(records: list[Record], file) -> None:
             contents = {file.name: file.read_bytes() for file in copied if file.exists()}
             if record.predictions.exists():
                 arrays = {}
+                nets = [record, record.taught_by]
                 # A teacher with a run of its own is in that.
-                taught = record.teacher and record.teacher.borrowed and record.taught_by
-                for net in filter(None, (record, taught)):
+                for net in (one for one in nets if one and not one.source):
                     logits, labels = net.stored("test")
                     arrays[f"{net.owner}_test_logits"] = logits.numpy().astype(np.float16)
                 np.savez(buffer := io.BytesIO(), test_labels=labels.numpy(), **arrays)
@@ -270,12 +303,18 @@ def pack(records: list[Record], file) -> None:
                 archive.writestr(f"{record.title}/{name}", content)
 
 
-def finished_nets(paths: Iterable[Path], epoch: str, with_teacher: bool) -> list[Record]:
+def finished_nets(
+    paths: Iterable[Path], epoch: str, with_teacher: bool, packed: bool = False
+) -> list[Record]:
     """The nets of the "best" or "last" epoch of every finished run at or below `paths`.
 
-    Each has its teacher below it where asked for; a teacher that several students share is there
-    once. Prints a line for each run that is left out; raises UserError where none is finished.
+    Each has its teacher below it where asked for, unless its own run is there; a teacher that
+    several students share is there once. `packed`: test logits will do, so a .zip file may be
+    named. Prints a line for each run that is left out; raises UserError where none is finished.
     """
+    for path in paths if not packed else ():
+        if zipfile.is_zipfile(path):
+            raise UserError(f"{path}: a pack has test logits, and no more; name run folders")
     records, left_out = read_runs(paths, epoch)
     if not records:
         first = left_out[0]
@@ -285,7 +324,8 @@ def finished_nets(paths: Iterable[Path], epoch: str, with_teacher: bool) -> list
     nets: dict = {}
     for record in records:
         nets[record.folder] = record
-        if with_teacher and (teacher := record.taught_by):
+        teacher = record.taught_by
+        if with_teacher and teacher and not teacher.source:
             nets.setdefault((teacher.measured["sha256"], teacher.fingerprint), teacher)
     return list(nets.values())
 

@@ -8,6 +8,6 @@ bootstrap      how far a number could be off, a calibrated net's ECE, paired dif
 diagram        reliability diagrams
 scores         what all of them accept: numpy arrays or tensors, checked
 
-Imports nothing of the project and needs numpy and torch (bootstrap and distributions scipy, posthoc
-tqdm, diagram matplotlib).
+Imports nothing of the project and needs numpy and torch (bootstrap and distributions scipy, the
+latter scikit-learn too, posthoc tqdm, diagram matplotlib).
 """

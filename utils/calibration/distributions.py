@@ -1,7 +1,9 @@
 """What a net's uncertainty is worth: against known label distributions and on foreign data."""
 
+import numpy as np
 import torch
 from scipy.stats import rankdata
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torch import Tensor
 
 from utils.calibration.metrics import posterior_metrics
@@ -63,7 +65,7 @@ def ood_metrics(inside: Array, outside: Array, temperature: float = 1.0) -> dict
     Hendrycks and Gimpel, ICLR 2017; Liang et al. (ODIN), ICLR 2018 (fpr95).
     """
     logits = torch.cat([checked_scores(part).double() for part in (inside, outside)])
-    positive = torch.arange(len(logits)) < len(inside)
+    positive = np.arange(len(logits)) < len(inside)
     if not logits.isfinite().all():
         raise ValueError("logits should be finite")
     # In the order of their size: summed in another, equal confidences would differ by a rounding.
@@ -73,34 +75,9 @@ def ood_metrics(inside: Array, outside: Array, temperature: float = 1.0) -> dict
     scores = {"confidence": -probs[:, 1:].sum(dim=1), "entropy": -entropy(probs)}
     found = {}
     for name, score in scores.items():
-        found[f"{name}_auroc"] = auroc(score, positive)
-        found[f"{name}_aupr_in"] = average_precision(score, positive)
-        found[f"{name}_aupr_out"] = average_precision(-score, ~positive)
-        found[f"{name}_fpr95"] = fpr_at_tpr(score, positive, 0.95)
-    return found
-
-
-def _counts(scores: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
-    """True and false positives, float64, if all scores from the i-th highest value on count."""
-    values, place = scores.unique(return_inverse=True)
-    counts = (torch.bincount(place[of], minlength=len(values)) for of in (positive, ~positive))
-    return tuple(count.flip(0).cumsum(0).double() for count in counts)
-
-
-def auroc(scores: Tensor, positive: Tensor) -> float:
-    """Area under the ROC curve: P(score of a positive > of a negative), ties count a half."""
-    hits, false = (torch.cat([torch.zeros(1), x]) for x in _counts(scores, positive))
-    return torch.trapezoid(hits, false).item() / (hits[-1] * false[-1]).item()
-
-
-def average_precision(scores: Tensor, positive: Tensor) -> float:
-    """Area under precision over recall as a sum of steps, equal scores in one step."""
-    hits, false = _counts(scores, positive)
-    gained = torch.diff(hits, prepend=torch.zeros(1).double())
-    return (gained * hits / (hits + false)).sum().item() / hits[-1].item()
-
-
-def fpr_at_tpr(scores: Tensor, positive: Tensor, level: float) -> float:
-    """The least share of negatives that pass a threshold which `level` of the positives pass."""
-    hits, false = _counts(scores, positive)
-    return (false[hits >= level * hits[-1]][0] / false[-1]).item()
+        false, hits, _ = roc_curve(positive, score, drop_intermediate=False)
+        found[f"{name}_auroc"] = roc_auc_score(positive, score)
+        found[f"{name}_aupr_in"] = average_precision_score(positive, score)
+        found[f"{name}_aupr_out"] = average_precision_score(~positive, -score)
+        found[f"{name}_fpr95"] = false[hits >= 0.95][0]
+    return {name: float(value) for name, value in found.items()}
