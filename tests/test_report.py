@@ -267,10 +267,12 @@ def test_few_images_in_a_bin_are_said(tmp_path):
 def test_differences_from_a_row(tmp_path, capsys):
     for loss, excess in (("NLL", 0.0), ("LS", 0.0), ("FL", 0.2)):
         write_predicted_run(tmp_path, excess, loss=loss)
-    rows = ("--against", "resnet8 NLL", "--against", "resnet8 FL")
+    write_run(tmp_path, "DFL")  # without predictions
+    rows = (f"--against=resnet8 {loss}" for loss in ("NLL", "FL", "DFL"))
     report.main([str(tmp_path), *rows, "--columns", "ece", "sce"])
-    _, table, other = capsys.readouterr().out.split("Difference from resnet8 ")
+    _, table, other, unknown = capsys.readouterr().out.split("Difference from resnet8 ")
     assert table.startswith("NLL ") and other.startswith("FL ") and "resnet8 NLL" in other
+    assert "Nothing to test" in unknown and "raw" not in unknown
     rows = {line.split("raw")[0].strip(): line for line in table.splitlines() if "raw" in line}
     assert rows.keys() == {"resnet8 LS", "resnet8 FL"}
     assert re.search(r" -?0.00 \[-?0.00, 0.00\]", rows["resnet8 LS"])

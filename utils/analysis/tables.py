@@ -132,20 +132,22 @@ def sweep_sentence(section: Section, sweep: Sweep) -> str:
 
 
 def paired_table(section: Section, against: Group) -> Table:
-    """What each row differs by from the one named, with 95 % intervals, where it can be tested."""
+    """What each row with stored logits differs by from the one named, with 95 % intervals."""
     found = differences(section, against)
     metrics = [metric for metric in section.columns if metric in PAIRED]
     head = [f"Difference from {printable(against.full_name)}", "logits"]
     head += [COLUMNS[metric].head for metric in metrics]
     rows = []
     for group, logits in product(section.printed, LOGITS):
-        if group is not against:
+        keys = [(group, logits, metric) for metric in metrics]
+        if not found.keys().isdisjoint(keys):
             name = printable(group.full_name) if logits == "raw" else ""
-            keys = [(group, logits, metric) for metric in metrics]
             cells = [difference_entry(found.get(key), COLUMNS[key[2]]) for key in keys]
             rows.append([Entry(name), Entry(logits), *cells])
     note = "95 % intervals: bootstrap over test images, the same for both rows, and the spread of "
     notes = [note + "their runs; of single runs the former alone."]
+    if not rows:
+        notes = ["Nothing to test: no logits are stored of this row, or of any other."]
     return Table(head, rows, notes, "metrics")
 
 
