@@ -55,7 +55,7 @@ def options(argv: list[str] | None) -> Namespace:
     data_dir = Path(os.environ.get("KD_DATA") or "data")
     where = "where CIFAR-10-C/, cifar10h/, SVHN and the runs' data lie ($KD_DATA sets the default)"
     runs = "run folders, or folders above them; cifar10h, synthetic: or what report --pack wrote"
-    teacher = "also run each student's teacher, from where its command found it"
+    teacher = "also each student's teacher, where its command found it, unless its run is named"
     names = dict.fromkeys((*OWN, *PUBLISHED))
     add = parser.add_argument
     add("runs", nargs="+", type=location, metavar="RUN", help=runs)

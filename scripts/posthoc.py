@@ -26,9 +26,10 @@ def options(argv: list[str] | None):
     parser = CommandLine(prog="python -m scripts.posthoc", description=about)
     add, at_least_two = parser.add_argument, number(int, "a whole number above 1", lambda n: n > 1)
     chooses = "of the cross-validation that chooses how strongly Dirichlet scaling is regularised"
+    teacher = "also a table for each student's teacher, unless its run is named"
     add("runs", nargs="+", type=location, metavar="RUN", help="run folders, or folders above them")
     add("--epoch", choices=("best", "last"), default="best", help="best: by validation top-1")
-    add("--with-teacher", action="store_true", help="also a table for each student's teacher")
+    add("--with-teacher", action="store_true", help=teacher)
     add("--folds", type=at_least_two, default=FOLDS, help=chooses)
     add("--write", action="store_true", help=f"also write {FILE} into the run folders")
     return parser.parse_args(argv)

@@ -275,8 +275,8 @@ def find_teachers(records: list[Record]) -> None:
         own = student.taught_by
         labels = own.label, own.label.rsplit("_Tcal=", 1)[0]
         exact, untempered = (named.get(name(own, label), []) for label in labels)
-        found = (run for run in exact + untempered if run.can_teach(own.measured["sha256"]))
-        run = next(found, None)
+        candidates = exact or untempered
+        run = next((one for one in candidates if one.can_teach(own.measured["sha256"])), None)
         student.teacher = run if run in exact else own
         if run and run.predictions.exists() and run.measured_alike(own):
             own.source = run
