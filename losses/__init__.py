@@ -101,17 +101,17 @@ class Loss(nn.Module):
             part.after_validation(logits, labels)
 
 
-class Distillation(nn.Module):
+class Distillation(Loss):
     """Lambda * distillation + ce_weight * NLL, of both logits (B, K) and labels (B,)."""
 
     def __init__(self, distil: Callable, Lambda: float, ce_weight: float, ramp: int):
-        super().__init__()
-        self.distil, self.Lambda, self.ce_weight, self.ramp = distil, Lambda, ce_weight, ramp
+        super().__init__(distil)
+        self.Lambda, self.ce_weight, self.ramp = Lambda, ce_weight, ramp
         if ramp:  # in a tensor, so that a captured step follows it
             self.register_buffer("share", torch.ones(()))
 
     def forward(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-        loss = self.Lambda * self.distil(student, teacher, labels)
+        loss = self.Lambda * self.base(student, teacher, labels)
         return (loss * self.share if self.ramp else loss) + self.ce_weight * nll(student, labels)
 
     def before_epoch(self, epoch: int) -> None:

@@ -43,7 +43,7 @@ from utils.program import RunFailed, UserError, one_line_errors
 from utils.steps import MODES, Step
 from utils.tables import text_table
 from utils.teacher_cache import DTYPES
-from utils.teachers import Member, Teacher
+from utils.teachers import Member, Teacher, ready
 from utils.training import prepare, start, train_epoch
 
 NETS = ("resnet8", "resnet20", "resnet56", "resnet110", "wrn_40_2")
@@ -223,10 +223,9 @@ def random_data(images: int) -> Dataset:
 
 
 def random_teacher(model: str, data: Dataset, accelerator: Accelerator) -> Teacher:
-    net = build_model(model, data.num_classes).eval().requires_grad_(False)
-    net.to(accelerator.device, memory_format=torch.channels_last)
-    known = {"label": "random", "sha256": "random", "path": Path(model)}
-    return Teacher([Member(net, model, data.mean, data.std, **known)])
+    net = ready(build_model(model, data.num_classes), model)
+    member = Member(net, model, data.mean, data.std, "random", "random", Path(model))
+    return Teacher([member]).to(accelerator.device)
 
 
 def device_rates(accelerator: Accelerator) -> tuple[float, float]:

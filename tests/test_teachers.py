@@ -176,6 +176,27 @@ def test_weights_of_another_architecture(tmp_path):
     refused(file, str(file), reason, model="wrn_16_2")
 
 
+@pytest.mark.parametrize("model, left", [("resnet8", 0), ("wrn_10_1", 4), ("vgg8", 5)])
+def test_batch_norms_go_into_convolutions_where_the_code_can_be_traced(tmp_path, model, left):
+    def lived_in(state):
+        draw = torch.Generator().manual_seed(7)
+        norms = (key.rpartition(".")[0] for key in state if key.endswith("running_var"))
+        for each in norms:
+            for name in ("weight", "bias", "running_mean", "running_var"):
+                state[f"{each}.{name}"].uniform_(0.5, 1.5, generator=draw)
+        return state
+
+    file, _ = third_party(tmp_path, model, lived_in)
+    teacher = load_all(file, model=model)
+    images = torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8)
+    before = teacher.logits(images)
+    after = teacher.to(torch.device("cpu")).logits(images)
+    torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5 * before.abs().max().item())
+    parts = teacher.members[0].net.modules()
+    assert sum(isinstance(part, torch.nn.BatchNorm2d) for part in parts) == left
+    assert len(before.unique(dim=0)) == 3
+
+
 # --- third parties' files -------------------------------------------------------------------------
 
 

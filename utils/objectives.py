@@ -55,6 +55,3 @@ class Distillation(Objective):
     def epoch(self, epoch: int):
         self.loss.before_epoch(epoch)
         return self.cached.epoch(epoch) if self.cached else nullcontext()
-
-    def after_validation(self, logits: Tensor, labels: Tensor) -> None:
-        """A distillation does not look at it."""

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F
 
 from losses import canonical_loss
@@ -107,9 +108,10 @@ class Teacher:
         """What the student learns from: this teacher's logits (B, K) over its temperature."""
         return logits if self.temperature == 1 else logits.float() / self.temperature
 
-    def to(self, device: torch.device) -> None:
+    def to(self, device: torch.device) -> "Teacher":
         for member in self.members:
-            member.net.to(device)
+            member.net = folded(member.net).to(device)
+        return self
 
     @property
     def model(self) -> str:
@@ -147,6 +149,13 @@ class Teacher:
         if self.said_temperature != 1:
             known["teacher_temperature"] = self.said_temperature
         return known | {"model": self.model, "label": self.label}
+
+
+def folded(net: nn.Module) -> nn.Module:
+    """The net with batch norms in the convolutions before them, where its code can be traced."""
+    with suppress(Exception):  # a stranger's code may do whatever tracing cannot follow
+        return fuse(net)
+    return net
 
 
 def refusal(path: str | Path, reason: str) -> UserError:

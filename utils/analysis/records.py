@@ -162,9 +162,7 @@ class Record:
         Raises UserError where its weights are gone or damaged.
         """
         if self.borrowed:
-            teacher = self.load_teacher()
-            teacher.to(device)
-            return teacher.logits
+            return self.load_teacher().to(device).logits
         net, saved = self.load_net()
         net.to(device)
         return lambda images: net(normalise(images, saved["mean"], saved["std"]))
