@@ -255,6 +255,9 @@ def test_no_ece_is_best_that_a_calibrated_net_could_have(tmp_path):
     assert re.search(r"resnet8 NLL .*\d° +\[.*\] +\d\.\d\d \(< \d\.\d\d\)", shown(section))
     (tmp_path / "toy/resnet8/NLL_seed=42/result.json").unlink()
     assert cells(only_section(tmp_path, "--resamples", "200"), "resnet8 LS")["ece"].mark == "best"
+    (tmp_path / "toy/resnet8/LS_seed=42/predictions.npz").unlink()  # now it is not known of it
+    section = only_section(tmp_path, "--resamples", "200")
+    assert [cells(section, f"resnet8 {loss}")["ece"].mark for loss in ("LS", "FL")] == ["", ""]
 
 
 def test_few_images_in_a_bin_are_said(tmp_path):

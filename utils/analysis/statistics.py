@@ -215,7 +215,7 @@ def mark(section: Section) -> None:
     Only rows of equal logits are compared, none that a sweep has beaten: a setting that validation
     did not choose must not win by its test value, nor a temperature at the bound of its range. The
     spread of a difference is the root of the sum of both variances, unknown for single runs. An ECE
-    that a calibrated net could have is marked "chance"; where one of these is lowest, none is best.
+    that a calibrated net could have is marked "chance"; if the lowest is or may be, none is best.
     """
     rows = [row for group in section.compared for row in group.rows.items()]
     kinds = dict.fromkeys(logits for logits, _ in rows)
@@ -226,12 +226,12 @@ def mark(section: Section) -> None:
             continue
         best_of = max if column.best == "max" else min
         best = best_of((cells[metric] for cells in family), key=lambda cell: cell.mean)
-        for cells in family if not best.mark else ():
+        unknown = not best.calibrated and any(cells[metric].calibrated for cells in family)
+        for cells in family if not (best.mark or unknown) else ():
             cell = cells[metric]
-            if cell.mark == "" and cell.mean == best.mean:
-                cells[metric] = cell._replace(mark="best")
-            elif cell.mark == "" and abs(cell.mean - best.mean) <= math.hypot(cell.sd, best.sd):
-                cells[metric] = cell._replace(mark="close")
+            close = abs(cell.mean - best.mean) <= math.hypot(cell.sd, best.sd)
+            if cell.mark == "" and (close or cell.mean == best.mean):
+                cells[metric] = cell._replace(mark="best" if cell.mean == best.mean else "close")
 
 
 def find_group(sections: list[Section], name: str) -> tuple[Section, Group]:

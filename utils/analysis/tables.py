@@ -37,7 +37,7 @@ MEANING = {
     "best": "best of its column among rows of equal logits.",
     "close": "its difference from the best is within the spread.",
     "chance": "a calibrated net of the same confidences has such an ECE on so few images (it lies "
-    "within 95 % of draws); no best is named where the lowest is one of these.",
+    "within 95 % of draws); no best is named where the lowest is one of these, or may be.",
     "differs": "from 0, Holm-corrected for all rows of its column and logits, at 5 %.",
 }
 
