@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F
 
 from losses import canonical_loss
@@ -153,7 +152,9 @@ class Teacher:
 
 def folded(net: nn.Module) -> nn.Module:
     """The net with batch norms in the convolutions before them, where its code can be traced."""
-    with suppress(Exception):  # a stranger's code may do whatever tracing cannot follow
+    with suppress(Exception):  # a stranger's code may do anything, and the library is experimental
+        from torch.fx.experimental.optimization import fuse
+
         return fuse(net)
     return net
 

@@ -273,8 +273,7 @@ def find_teachers(records: list[Record]) -> None:
         own = student.taught_by
         labels = own.label, own.label.rsplit("_Tcal=", 1)[0]
         exact, untempered = (named.get(name(own, label), []) for label in labels)
-        candidates = exact or untempered
-        run = next((one for one in candidates if one.can_teach(own.measured["sha256"])), None)
+        run = next((x for x in exact or untempered if x.can_teach(own.measured["sha256"])), None)
         student.teacher = run if run in exact else own
         if run and run.predictions.exists() and run.measured_alike(own):
             own.source = run
