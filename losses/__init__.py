@@ -84,16 +84,24 @@ DISTILLATIONS = {
 ALIASES = {"cross_entropy": "NLL", "focal_loss": "FL", **{name: f"NLL+{name}" for name in TERMS}}
 
 
-class Loss(nn.Module):
+class ClassificationLoss(nn.Module):
     """base + beta * term, of logits (B, K) and labels (B,)."""
 
     def __init__(self, base: Callable, term: Callable | None = None, beta: float = 0.0):
         super().__init__()
-        self.base, self.term, self.beta = base, term, beta
+        self.base = base
+        self.term = term
+        self.beta = beta
+
+    def parts(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The scalars whose sum is the loss: `labels`, and with a term `calibration`."""
+        parts = {"labels": self.base(logits, labels)}
+        if self.term is not None:
+            parts["calibration"] = self.beta * self.term(logits, labels)
+        return parts
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        loss = self.base(logits, labels)
-        return loss if self.term is None else loss + self.beta * self.term(logits, labels)
+        return sum_of(self.parts(logits, labels))
 
     def after_validation(self, logits: Tensor, labels: Tensor) -> None:
         """After each epoch, in every process, with the whole validation split."""
@@ -101,23 +109,45 @@ class Loss(nn.Module):
             part.after_validation(logits, labels)
 
 
-class Distillation(Loss):
-    """Lambda * distillation + ce_weight * NLL, of both logits (B, K) and labels (B,)."""
+class DistillationLoss(nn.Module):
+    """Lambda * distillation + ce_weight * NLL, of both logits (B, K) and labels (B,).
 
-    def __init__(self, distil: Callable, Lambda: float, ce_weight: float, ramp: int):
-        super().__init__(distil)
-        self.Lambda, self.ce_weight, self.ramp = Lambda, ce_weight, ramp
+    `ramp`: over so many epochs the distillation's weight rises to Lambda; 0: it is Lambda at once.
+    """
+
+    def __init__(self, distil: Callable, Lambda: float, ce_weight: float, ramp: int = 0):
+        super().__init__()
+        self.distil = distil
+        self.Lambda = Lambda
+        self.ce_weight = ce_weight
+        self.ramp = ramp
         if ramp:  # in a tensor, so that a captured step follows it
             self.register_buffer("share", torch.ones(()))
 
+    def parts(self, student: Tensor, teacher: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The scalars whose sum is the loss: `distillation` and `labels`."""
+        distillation = self.Lambda * self.distil(student, teacher, labels)
+        if self.ramp:
+            distillation = distillation * self.share
+        return {"distillation": distillation, "labels": self.ce_weight * nll(student, labels)}
+
     def forward(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-        loss = self.Lambda * self.base(student, teacher, labels)
-        return (loss * self.share if self.ramp else loss) + self.ce_weight * nll(student, labels)
+        return sum_of(self.parts(student, teacher, labels))
 
     def before_epoch(self, epoch: int) -> None:
         """Before each epoch, the first of which is 1."""
         if self.ramp:
             self.share.fill_(min(epoch / self.ramp, 1))
+
+    def after_validation(self, logits: Tensor, labels: Tensor) -> None:
+        """Nothing here learns from the validation split."""
+
+
+def sum_of(parts: Mapping[str, Tensor]) -> Tensor:
+    total, *others = parts.values()
+    for part in others:
+        total = total + part
+    return total
 
 
 def loss_names() -> list[str]:
@@ -177,17 +207,21 @@ def build(entry: Entry, values: dict[str, float]) -> Callable:
     return function(**own) if isinstance(function, type) else partial(function, **own)
 
 
-def build_loss(name: str, **parameters: float) -> Loss:
+def build_loss(name: str, **parameters: float) -> ClassificationLoss:
     """Its module; `parameters` as `given` in `loss_parameters`."""
     base, _, term = canonical_loss(name).partition("+")
     values = loss_parameters(name, parameters)
     beta = values.pop("beta", 0.0)
-    return Loss(build(BASES[base], values), build(TERMS[term], values) if term else None, beta)
+    return ClassificationLoss(
+        base=build(BASES[base], values),
+        term=build(TERMS[term], values) if term else None,
+        beta=beta,
+    )
 
 
-def build_distillation(name: str, **parameters: float) -> Distillation:
+def build_distillation(name: str, **parameters: float) -> DistillationLoss:
     """The same for one of DISTILLATIONS."""
     entry, values = DISTILLATIONS[name], loss_parameters(name, parameters)
     Lambda = values.pop("Lambda")
     ce_weight = values.pop("ce_weight", usual_ce_weight(name, Lambda))
-    return Distillation(build(entry, values), Lambda, ce_weight, entry.ramp)
+    return DistillationLoss(build(entry, values), Lambda, ce_weight, entry.ramp)

@@ -1,22 +1,27 @@
-"""One step of training, launched kernel by kernel or replayed as one CUDA graph.
+"""How a step of training is launched: operation by operation, compiled, or replayed as one CUDA graph.
 
 The nets here are small: a step of a ResNet-8 is some 170 operations, each of which may take a GPU
-less time than Python needs to launch it. A graph launches all of them at once.
+less time than Python needs to launch it. A graph launches all of them at once. What a step does
+stands in utils/training.py.
 """
 
 from collections import Counter
+from collections.abc import Callable, Hashable
 from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from utils.data import Dataset
-from utils.data.views import Draw, normalise
+from utils.data.views import Draw, TrainLoader
 from utils.program import RunFailed
 
 MODES = ("auto", "eager", "graph", "compile")
-EAGER_STEPS = 3  # before a capture
+EAGER_STEPS = 3  # before a capture: cuDNN chooses its algorithms in them
+
+Sums = dict[str, Tensor]
+Step = Callable[[Draw], Sums]
 
 
 def can_capture(accelerator: Accelerator) -> bool:
@@ -24,78 +29,73 @@ def can_capture(accelerator: Accelerator) -> bool:
     return accelerator.device.type == "cuda" and accelerator.num_processes == 1
 
 
-class Step:
-    """Called with a draw, it trains the net on that. Nothing in it waits for the device.
+def compile_net(net: nn.Module, batch_size: int) -> None:
+    """Let a net be compiled for training steps of that many images, in place.
 
-    All that changes from step to step lies in tensors, so that a step can be captured. `mode` is
-    one of MODES, where auto is a graph if one can be captured; `objective` gives a scalar of logits
-    and a Batch; `loader` is the TrainLoader that the draws come from.
+    The last step of an epoch is smaller, and not worth being compiled; nor is evaluation.
+    """
+    eager = net.forward
+    compiled = torch.compile(eager, dynamic=False)
+
+    def forward(images: Tensor, **options):
+        whole_step = net.training and len(images) == batch_size
+        return compiled(images, **options) if whole_step else eager(images, **options)
+
+    net.forward = forward
+
+
+class GraphedStep:
+    """A step that is captured as a CUDA graph once and then replayed.
+
+    `step` trains on a draw and returns sums; all that changes from call to call lies in tensors.
+    `variant` tells which operations the next step launches; each variant has a graph of its own.
+    The sums that it returns lie where the next call overwrites them. Raises RunFailed where a
+    capture fails and is `required`; otherwise steps then go on operation by operation.
     """
 
-    def __init__(self, mode: str, accelerator, net, optimizer, objective, loader, data: Dataset):
-        self.mode, self.accelerator, self.optimizer = mode, accelerator, optimizer
-        self.net, self.objective, self.loader, self.data = net, objective, loader, data
-        self.compiled = torch.compile(net, dynamic=False) if mode == "compile" else net
-        self.captured = mode != "eager" and can_capture(accelerator)
-        self.size = loader.step // loader.world
-        device = accelerator.device
-        self.skipped = torch.zeros((), dtype=torch.float64, device=device)
-        if self.captured:
-            # What a graph reads: it finds its inputs at fixed addresses.
-            self.plan = torch.zeros(loader.rows, self.size, dtype=torch.int64, device=device)
-            self.rate = torch.zeros((), device=device)
-            self.stream = torch.cuda.Stream()
-            self.graphs, self.calls = {}, Counter()
+    def __init__(
+        self,
+        step: Step,
+        variant: Callable[[], Hashable],
+        loader: TrainLoader,
+        optimizer: torch.optim.Optimizer,
+        required: bool,
+    ):
+        self.step = step
+        self.variant = variant
+        self.optimizer = optimizer
+        self.required = required
+        self.usable = True
+        self.graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Sums]] = {}
+        self.eager_steps = Counter()
+        self.stream = torch.cuda.Stream()
 
-    @property
-    def launch(self) -> str:
-        """How steps are launched, for the log."""
-        how = "one CUDA graph" if self.captured else "kernel by kernel"
-        return f"{how}, compiled" if self.compiled is not self.net else how
+        # A graph finds its inputs at fixed addresses.
+        self.draw = loader.empty_draw()
+        self.rate = torch.zeros((), device=loader.labels.device)
 
-    def __call__(self, draw: Draw, kind=None) -> torch.Tensor:
-        """The step's sums, float64 (4,) on the device, which the next call may overwrite.
+    def __call__(self, draw: Draw) -> Sums:
+        is_whole = draw.plan.shape == self.draw.plan.shape
+        if not self.usable or not is_whole:
+            return self.step(draw)
 
-        They are the mean loss times images, right predictions, images, and how many steps in a
-        row fp16's scaler has skipped. Steps of one `kind` launch the same kernels.
-        """
-        if not self.captured or draw.plan.shape[1] != self.size:
-            return self.run(draw)
-        if kind not in self.graphs:
-            self.calls[kind] += 1
-            if self.calls[kind] <= EAGER_STEPS:  # cuDNN chooses its algorithms
+        variant = self.variant()
+        if variant not in self.graphs:
+            self.eager_steps[variant] += 1
+            if self.eager_steps[variant] <= EAGER_STEPS:
                 with self.on_side_stream():
-                    return self.run(draw)
-            self.graphs[kind] = self.capture()
-            if not self.captured:
-                return self.run(draw)
-        graph, sums = self.graphs[kind]
-        self.plan.copy_(draw.plan)
+                    return self.step(draw)
+            self.capture(variant)
+            if not self.usable:
+                return self.step(draw)
+
+        graph, sums = self.graphs[variant]
+        self.draw.plan.copy_(draw.plan)
+        if draw.numbers is not None:
+            self.draw.numbers.copy_(draw.numbers)
         self.rate.fill_(self.optimizer.param_groups[0]["lr"])
         graph.replay()
         return sums
-
-    def run(self, draw: Draw) -> torch.Tensor:
-        batch = self.loader.batch(draw)
-        # The last step of an epoch is smaller, and not worth being compiled.
-        net = self.compiled if len(batch.labels) == self.size else self.net
-        logits = net(normalise(batch.images, self.data.mean, self.data.std))
-        loss = self.objective(logits, batch)
-        self.accelerator.backward(loss * batch.weight)
-        self.update()
-        right = (logits.detach().argmax(1) == batch.labels).double().mean()
-        images = torch.full_like(right, len(batch.labels) if batch.weight > 0 else 0)
-        return torch.stack([images * loss.detach().double(), images * right, images, self.skipped])
-
-    def update(self) -> None:
-        scaler = self.accelerator.scaler
-        # The fused optimiser skips on the device what has overflowed, and says nothing of it to the
-        # host; but the scale falls. Its public getter would wait for the device.
-        before = None if scaler is None else scaler._scale.clone()
-        self.optimizer.step()
-        if scaler is not None:
-            self.skipped.add_(1).mul_(scaler._scale < before)
-        self.optimizer.zero_grad()
 
     @contextmanager
     def on_side_stream(self):
@@ -106,21 +106,32 @@ class Step:
             yield
         current.wait_stream(self.stream)
 
-    def capture(self):
-        """(graph, the sums it writes); where it fails, None and no further attempt."""
-        graph, group = torch.cuda.CUDAGraph(), self.optimizer.param_groups[0]
-        rate, group["lr"] = group["lr"], self.rate
+    def capture(self, variant: Hashable) -> None:
+        """Note the operations of a step, without doing them, as the graph of this variant."""
+        graph = torch.cuda.CUDAGraph()
+        group = self.optimizer.param_groups[0]
+        rate = group["lr"]
+        # In the graph the learning rate is a tensor, which each replay finds filled anew.
+        group["lr"] = self.rate
         try:
             with self.on_side_stream(), torch.cuda.graph(graph, stream=self.stream):
-                sums = self.run(Draw(self.plan, 1.0))
+                sums = self.step(self.draw)
         except RuntimeError as error:
-            reason = f"a step cannot be captured as a CUDA graph: {str(error).splitlines()[0]}"
-            if self.mode == "graph":
-                raise RunFailed(f"{reason}; give --step eager") from error
-            tqdm.write(f"{reason}; steps are launched kernel by kernel")
-            self.captured = False
-            self.optimizer.zero_grad()
-            return None
+            self.give_up(error)
+        else:
+            self.graphs[variant] = graph, sums
         finally:
             group["lr"] = rate
-        return graph, sums
+
+    def give_up(self, error: RuntimeError) -> None:
+        reason = str(error).splitlines()[0]
+        if self.required:
+            raise RunFailed(
+                f"a step cannot be captured as a CUDA graph: {reason}; give --step eager"
+            ) from error
+        tqdm.write(
+            f"a step cannot be captured as a CUDA graph: {reason}; "
+            "steps are launched kernel by kernel"
+        )
+        self.usable = False
+        self.optimizer.zero_grad()

@@ -1,261 +1,314 @@
-"""fit(): the one training loop, for teachers and students alike."""
+"""fit(), the one training loop, and train_step(), the one step: for teachers and students alike."""
 
-import ctypes
-import os
-import sys
 import time
-from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, MultiStepLR, SequentialLR
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from utils.data import Dataset, load_dataset
-from utils.data.views import TrainLoader
-from utils.environment import check_launch
+from utils.data import Dataset
+from utils.data.views import Batch, Draw, TrainLoader
 from utils.evaluation import evaluate, predict
 from utils.files import refused
-from utils.objectives import Objective
+from utils.optimizers import build_optimizer, build_schedule
 from utils.program import RunFailed
 from utils.runs import Run, on_main
-from utils.steps import Step
+from utils.settings import Recipe, RunChoice
+from utils.steps import GraphedStep, Step, can_capture, compile_net
+from utils.sums import LOWER_THE_RATE, EpochSums, Sums, step_sums
+from utils.tasks import Task
 
 # How the best epoch is told, by --select: a value of its record, and 1 where more is better.
 SELECTIONS = {"top1": ("val_top1", 1), "nll": ("val_nll", -1), "refinement": ("val_refinement", -1)}
 EPOCH_METRICS = ("nll", "top1", "ece", "sce", "adaece", "refinement")
 REPORT_SECONDS = 0.5
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
-MOST_SKIPPED = 100  # steps in a row
-TOO_FAST = (
-    "most likely the learning rate is too high: give a smaller --lr, --scheduler warmupcosine "
-    "or a smaller --beta, with --exp_name or --overwrite. The epochs before are kept"
-)
 
 
-def keep_freed_memory() -> None:
-    """Have glibc keep what a step frees for the next one, instead of giving it back.
+def train_step(
+    model: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+) -> Sums:
+    """Change a task's weights once; `model` is the task as accelerate has prepared it.
 
-    To fetch the pages of its tensors anew costs a small net a sixth of its time on a CPU.
+    Nothing in here waits for the device: what the step adds up to stays there, as tensors.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
-    if mallopt:
-        for setting, value in ((M_MMAP_THRESHOLD, 2**25), (M_TRIM_THRESHOLD, 2**31 - 1)):
-            mallopt(setting, value)
+    output = model(batch)
+
+    # Gradients are averaged over processes. Where their shares of a step differ, so do the weights.
+    accelerator.backward(output.loss * batch.weight)
+
+    scaler = accelerator.scaler
+    # The fused optimiser leaves a step with overflown gradients out on the device, and tells the
+    # host nothing; but the scale falls. The scale's public getter would wait for the device.
+    scale_before = None if scaler is None else scaler._scale.clone()
+    optimizer.step()
+    optimizer.zero_grad()
+    skipped = torch.zeros((), device=output.loss.device)
+    if scaler is not None:
+        skipped = scaler._scale < scale_before
+
+    return step_sums(output, batch, skipped)
 
 
-def start(deterministic: bool = False, log_with: str | None = None) -> Accelerator:
-    """The accelerator of this process: device, precision and processes as the launcher set them."""
-    if not torch.cuda.is_available() and os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16":
-        print("fp16 needs a GPU and there is none: this run computes in float32", file=sys.stderr)
-        os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-        torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = not deterministic
-    keep_freed_memory()
-    # TF32 keeps float32's range and is several times faster; CUDA convolutions use it already.
-    torch.set_float32_matmul_precision("high")
-    # Metal has no float64, in which losses are summed and metrics computed.
-    cpu, way_out = torch.backends.mps.is_available(), "mend the launch or `accelerate config`"
-    with refused("accelerate cannot start", way_out, (ValueError, ImportError, RuntimeError)):
-        # The run folder, which is known later, replaces this project_dir (see fit).
-        accelerator = Accelerator(cpu=cpu, log_with=log_with, project_dir=".")
-    check_launch(accelerator)
-    return accelerator
+def fit(
+    run: Run,
+    accelerator: Accelerator,
+    task: Task,
+    data: Dataset,
+    recipe: Recipe,
+    choice: RunChoice,
+) -> list[dict]:
+    """Train a task in place from where its run stands to the last epoch; validate and save each.
 
-
-def load_data(args: Namespace, accelerator: Accelerator) -> Dataset:
-    """What the flags of `add_data` name, on every process; the main one downloads, others wait."""
-    loaded = []
-
-    def load(download: bool) -> None:
-        how = (args.split_seed, download, args.flip, args.image_size, args.skip_unreadable)
-        loaded.append(load_dataset(args.dataset, args.data_dir, *how))
-
-    on_main(accelerator, lambda: load(download=True))
-    if not accelerator.is_main_process:
-        load(download=False)
-    return loaded[0]
-
-
-def build_schedule(optimizer, args: Namespace, steps_per_epoch: int):
-    """The learning rate as a function of the step (not of the epoch)."""
-    total = args.epochs * steps_per_epoch
-    if args.scheduler == "multistep":
-        milestones = [epoch * steps_per_epoch for epoch in args.schedule_steps]
-        return MultiStepLR(optimizer, milestones, args.lr_decay_factor)
-    warmup = args.warmup if args.scheduler == "warmupcosine" else 0
-    if warmup == 0:
-        return CosineAnnealingLR(optimizer, total)
-    rise = LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup)
-    fall = CosineAnnealingLR(optimizer, max(1, total - warmup))
-    return SequentialLR(optimizer, [rise, fall], [warmup])
-
-
-def prepare(accelerator: Accelerator, net: nn.Module, args: Namespace, steps_per_epoch: int):
-    """(net, the net as the steps call it, optimizer, schedule), on the accelerator's device."""
-    net.to(accelerator.device, memory_format=torch.channels_last)
-    if args.sync_bn and accelerator.num_processes > 1:
-        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
-    options = {"weight_decay": args.weight_decay, "nesterov": args.momentum > 0, "fused": True}
-    optimizer = torch.optim.SGD(net.parameters(), args.lr, args.momentum, **options)
-    if args.momentum > 0:
-        # The fused optimiser would leave its buffers as it found the memory, were its first step
-        # one that fp16's scaler skips. From 0 on, the first step is the same.
-        for weight in net.parameters():
-            optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
-    schedule = build_schedule(optimizer, args, steps_per_epoch)
-    return net, *accelerator.prepare(net, optimizer), schedule
-
-
-def fit(run: Run, accelerator: Accelerator, net, objective: Objective, data, args) -> list[dict]:
-    """Train `net` in place from where the run stands to its last epoch; validate and save each.
-
-    The `objective` is all that differs between a teacher and a student. Returns the epochs'
-    records, as in metrics.jsonl. Raises RunFailed when the loss is no longer finite.
+    Returns the records of all epochs, as in metrics.jsonl. Raises RunFailed when the loss or the
+    net's outputs are no longer finite.
     """
-    device, mix = accelerator.device, (args.mix, args.mix_alpha) if args.mix else None
-    where = device, accelerator.process_index, accelerator.num_processes
-    loader = TrainLoader(data.train, args.train_batch_size, args.seed, *where, data.flip, mix)
-    val = replace(data.val, images=data.val.images.to(device))
-    net, prepared, optimizer, schedule = prepare(accelerator, net, args, len(loader))
-    parts = {"net": net, "optimizer": optimizer, "schedule": schedule}
-    parts["objective"] = objective.to(device)
-    if accelerator.scaler is not None:
-        parts["scaler"] = accelerator.scaler
-    history, best = resume(run, parts)
-    step = Step(args.step, accelerator, prepared, optimizer, objective, loader, data)
-    run.log(
-        f"{device}, steps: {step.launch}, mixed precision: {accelerator.mixed_precision}, "
-        f"float32 products: {torch.get_float32_matmul_precision()}, "
-        f"threads: {torch.get_num_threads()}"
-    )
-    accelerator.project_configuration.logging_dir = str(run.folder)
-    accelerator.init_trackers("tensorboard")
+    # Images lie on the device from here on: training views are made there, step by step.
+    loader = train_loader(data, recipe, accelerator)
+    val = replace(data.val, images=data.val.images.to(accelerator.device))
 
-    for epoch in range(len(history) + 1, args.epochs + 1):
+    # What is trained, and all that changes while it is trained.
+    trainer = Trainer(task, recipe, accelerator, steps_per_epoch=len(loader))
+    history, best = resume(run, trainer)
+    step = launched_step(trainer, loader, choice.step)
+    log_how_it_runs(run, accelerator, step, choice.step)
+    start_trackers(accelerator, run)
+
+    for epoch in range(len(history) + 1, recipe.epochs + 1):
         started = time.perf_counter()
-        record = {"epoch": epoch, "lr": optimizer.param_groups[0]["lr"]}
-        shown = {"leave": False, "disable": None if accelerator.is_main_process else True}
-        shown["bar_format"] = "{desc} {percentage:3.0f}%|{bar}| {postfix}"
-        bar = tqdm(loader.epoch(epoch), f"epoch {epoch}/{args.epochs}", len(loader), **shown)
-        steps_after = (args.epochs - epoch) * len(loader)
-        with objective.epoch(epoch) as kind:
-            record |= train_epoch(step, kind, schedule, epoch, bar, steps_after)
+        record = {"epoch": epoch, "lr": trainer.rate}
+
+        # Train.
+        record |= train_epoch(trainer, step, loader, epoch)
         record["images_per_second"] = len(data.train.labels) / (time.perf_counter() - started)
-        share_buffers(accelerator, net)
-        logits = predict(net, val, data.mean, data.std, args.test_batch_size, accelerator)
+
+        # Validate, on every process: the loss may learn from it (AdaFocal).
+        share_buffers(accelerator, task.net)
+        logits = predict(
+            task.net,
+            val,
+            data.mean,
+            data.std,
+            batch_size=choice.test_batch_size,
+            accelerator=accelerator,
+        )
         on_main(accelerator, partial(check_logits, logits, epoch, record["lr"]))
         metrics = evaluate(logits, data.val)
-        record |= {f"val_{name}": metrics[name] for name in EPOCH_METRICS}
-        objective.after_validation(logits, val.labels)
+        for name in EPOCH_METRICS:
+            record[f"val_{name}"] = metrics[name]
+        task.after_validation(logits, val.labels)
         record["seconds"] = time.perf_counter() - started
 
+        # Keep: what a killed run goes on from, and the best epoch so far.
         history.append(record)
-        name, sign = SELECTIONS[args.select]
-        improved = best is None or sign * record[name] > sign * best["metrics"][name]
+        improved = best is None or is_better(record, best["metrics"], recipe.select)
         if improved:
-            best = snapshot(run, record, net)
-        states = {name: part.state_dict() for name, part in parts.items()}
-        states |= {"random": random_states(), "history": history, "best": best}
-        run.save(states, improved)
-        run.say(summary(record, args.epochs, improved))
+            best = snapshot(run, record, task.net)
+        run.save(trainer.state_dict() | {"history": history, "best": best}, improved)
+        run.say(summary(record, recipe.epochs, improved))
         accelerator.log(record, step=epoch)
-    run.save_last(snapshot(run, history[-1], net))
+
+    run.save_last(snapshot(run, history[-1], task.net))
     return history
 
 
-def train_epoch(
-    step: Step, kind, schedule, epoch: int, bar: tqdm, steps_after: int
-) -> dict[str, float]:
-    """One pass over the draws in `bar`; mean loss and top-1 (a fraction) on the training views.
+class Trainer:
+    """A task with its optimiser and schedule: what a step changes, and what a resumed run needs.
 
-    Each step's sums stay on the device; to read them, which waits for it, is for now and then.
+    `model` is the task as accelerate calls it, with its precision and processes.
     """
-    accelerator, rate = step.accelerator, step.optimizer.param_groups[0]
-    step.net.train()
-    sums = torch.zeros(bar.total, 4, dtype=torch.float64, device=accelerator.device)
-    rates, shown = [], time.perf_counter()
-    for number, draw in enumerate(bar):
-        rates.append(rate["lr"])
-        sums[number] = step(draw, kind)
-        schedule.step()
-        # Of several processes only one looks: what the others do must not hang on the clock.
-        if accelerator.is_main_process and time.perf_counter() - shown > REPORT_SECONDS:
-            shown = time.perf_counter()
-            check_sums(sums[: number + 1], rates, epoch)
-            if not bar.disable:
-                show_progress(bar, sums.sum(0), steps_after, accelerator.num_processes)
-    skipped = sums[:, 3]  # equal on all processes
-    sums = torch.column_stack([accelerator.reduce(sums[:, :3].contiguous(), "sum"), skipped])
-    on_main(accelerator, lambda: check_sums(sums, rates, epoch))
-    loss, right, images, _ = sums.sum(0).tolist()
-    return {"train_loss": loss / images, "train_top1": right / images}
+
+    def __init__(
+        self, task: Task, recipe: Recipe, accelerator: Accelerator, steps_per_epoch: int
+    ):
+        task.to(accelerator.device, memory_format=torch.channels_last)
+        if recipe.sync_bn and accelerator.num_processes > 1:
+            task.net = nn.SyncBatchNorm.convert_sync_batchnorm(task.net)
+        optimizer = build_optimizer(task, recipe)
+
+        self.task = task
+        self.recipe = recipe
+        self.accelerator = accelerator
+        self.schedule = build_schedule(optimizer, recipe, steps_per_epoch)
+        self.model, self.optimizer = accelerator.prepare(task, optimizer)
+        self.skipped_in_a_row = 0  # steps that fp16's scaler has left out, up to now
+
+    @property
+    def rate(self) -> float:
+        return self.optimizer.param_groups[0]["lr"]
+
+    def parts(self) -> dict:
+        """All that has a state of its own, by its name in checkpoint.pth."""
+        parts = {"task": self.task, "optimizer": self.optimizer, "schedule": self.schedule}
+        if self.accelerator.scaler is not None:
+            parts["scaler"] = self.accelerator.scaler
+        return parts
+
+    def state_dict(self) -> dict:
+        states = {name: part.state_dict() for name, part in self.parts().items()}
+        states["random"] = random_states()
+        return states
+
+    def load_state_dict(self, states: dict) -> None:
+        for name, part in self.parts().items():
+            part.load_state_dict(states[name])
+        set_random_states(states["random"])
 
 
-def check_sums(sums: torch.Tensor, rates: list[float], epoch: int) -> None:
-    """End a run that cannot succeed any more: raises RunFailed; the last checkpoint is kept.
-
-    `sums`: those of each step so far, as `Step` returns them; `rates`: their learning rates. By
-    skipping steps fp16's scaler finds its scale; many in a row are an error.
-    """
-    losses, _, images, skipped = sums.T
-    bad = (~losses.isfinite()).nonzero()
-    if len(bad):
-        step, means = int(bad[0]), (losses / images).tolist()
-        before = f"{means[step - 1]:.3g} a step before, " if step else ""
-        fault = f"the loss is {means[step]} in epoch {epoch}, step {step + 1}, {before}at a"
-        raise RunFailed(f"{fault} learning rate of {rates[step]:.3g}; {TOO_FAST}")
-    stuck = (skipped >= MOST_SKIPPED).nonzero()
-    if len(stuck):
-        fault = f"the gradients of {MOST_SKIPPED} steps in a row were not finite, up to"
-        place = f"epoch {epoch}, step {int(stuck[0]) + 1}"
-        raise RunFailed(f"fp16: {fault} {place}; try bf16, or {TOO_FAST}")
+def train_loader(data: Dataset, recipe: Recipe, accelerator: Accelerator) -> TrainLoader:
+    return TrainLoader(
+        data.train,
+        batch_size=recipe.train_batch_size,
+        seed=recipe.seed,
+        device=accelerator.device,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+        flip=data.flip,
+        mix=(recipe.mix, recipe.mix_alpha) if recipe.mix else None,
+    )
 
 
-def check_logits(logits: torch.Tensor, epoch: int, rate: float) -> None:
-    """The same for a net that the last step of an epoch broke."""
-    if not logits.isfinite().all():
-        fault = f"the net's outputs are not finite after epoch {epoch}"
-        raise RunFailed(f"{fault}, at a learning rate of {rate:.3g}; {TOO_FAST}")
+def launched_step(trainer: Trainer, loader: TrainLoader, mode: str) -> Step:
+    """train_step on a draw of the loader, launched as --step says (one of steps.MODES)."""
+
+    def step(draw: Draw) -> Sums:
+        return train_step(
+            trainer.model, loader.batch(draw), trainer.optimizer, trainer.accelerator
+        )
+
+    if mode == "compile":
+        compile_net(trainer.task.net, loader.images_per_process)
+    if mode == "eager" or not can_capture(trainer.accelerator):
+        return step
+    return GraphedStep(
+        step,
+        variant=lambda: trainer.task.variant,
+        loader=loader,
+        optimizer=trainer.optimizer,
+        required=mode == "graph",
+    )
 
 
-def show_progress(bar: tqdm, totals: torch.Tensor, steps_after: int, processes: int) -> None:
-    loss, right, images, _ = totals.tolist()
+def train_epoch(trainer: Trainer, step: Step, loader: TrainLoader, epoch: int) -> dict[str, float]:
+    """One pass over the training views: means of the loss, its parts and top-1 (a fraction)."""
+    accelerator = trainer.accelerator
+    epochs = trainer.recipe.epochs
+    sums = EpochSums(len(loader), accelerator.device, trainer.skipped_in_a_row)
+    bar = epoch_bar(epoch, epochs, len(loader), shown=accelerator.is_main_process)
+    reported = time.perf_counter()
+
+    trainer.task.train()
+    with trainer.task.epoch(epoch):
+        for draw in loader.epoch(epoch):
+            rate = trainer.rate
+            sums.add(step(draw), rate)
+            trainer.schedule.step()
+            bar.update()
+
+            # To read the sums is to wait for the device, so it is done now and then. Of several
+            # processes only one looks: what the others do must not hang on the clock.
+            is_due = time.perf_counter() - reported > REPORT_SECONDS
+            if is_due and accelerator.is_main_process:
+                sums.check(epoch)
+                show_progress(bar, sums, steps_after=(epochs - epoch) * len(loader))
+                reported = time.perf_counter()
+    bar.close()
+
+    sums = sums.over_processes(accelerator)
+    on_main(accelerator, partial(sums.check, epoch))
+    trainer.skipped_in_a_row = sums.skipped_in_a_row()[-1]
+    return sums.means()
+
+
+def epoch_bar(epoch: int, epochs: int, steps: int, shown: bool) -> tqdm:
+    """Its numbers are those of `show_progress`, which come less often than the steps."""
+    return tqdm(
+        desc=f"epoch {epoch}/{epochs}",
+        total=steps,
+        leave=False,
+        disable=None if shown else True,
+        bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix}",
+    )
+
+
+def show_progress(bar: tqdm, sums: EpochSums, steps_after: int) -> None:
+    """Loss, top-1 and rate of this process so far, and the time left of the whole run."""
+    if bar.disable:
+        return
+    means = sums.means()
     elapsed = bar.format_dict["elapsed"]
-    left = elapsed / bar.n * (bar.total - bar.n + steps_after) if bar.n else 0
-    rates = f"top-1 {100 * right / images:.1f} %, {processes * images / elapsed:.0f} images/s"
-    left = f"{tqdm.format_interval(left)} left of the run"
-    bar.set_postfix_str(f"loss {loss / images:.3f}, {rates}, {left}")
+    seconds_per_step = elapsed / bar.n
+    seconds_left = seconds_per_step * (bar.total - bar.n + steps_after)
+    bar.set_postfix_str(
+        f"loss {means['train_loss']:.3f}, top-1 {100 * means['train_top1']:.1f} %, "
+        f"{sums.totals()['images'] / elapsed:.0f} images/s, "
+        f"{tqdm.format_interval(seconds_left)} left of the run"
+    )
 
 
-def random_states() -> list[torch.Tensor]:
+def log_how_it_runs(run: Run, accelerator: Accelerator, step: Step, mode: str) -> None:
+    launch = "one CUDA graph" if isinstance(step, GraphedStep) else "kernel by kernel"
+    compiled = ", compiled" if mode == "compile" else ""
+    run.log(
+        f"{accelerator.device}, steps: {launch}{compiled}, "
+        f"mixed precision: {accelerator.mixed_precision}, "
+        f"float32 products: {torch.get_float32_matmul_precision()}, "
+        f"threads: {torch.get_num_threads()}"
+    )
+
+
+def start_trackers(accelerator: Accelerator, run: Run) -> None:
+    accelerator.project_configuration.logging_dir = str(run.folder)
+    accelerator.init_trackers("tensorboard")
+
+
+def is_better(record: dict, best: dict, select: str) -> bool:
+    name, sign = SELECTIONS[select]
+    return sign * record[name] > sign * best[name]
+
+
+def check_logits(logits: Tensor, epoch: int, rate: float) -> None:
+    """End a run whose net the last step of an epoch broke. Raises RunFailed."""
+    if not logits.isfinite().all():
+        raise RunFailed(
+            f"the net's outputs are not finite after epoch {epoch}, at a learning rate of "
+            f"{rate:.3g}; {LOWER_THE_RATE}"
+        )
+
+
+def random_states() -> list[Tensor]:
     """What a net with dropout draws next, on the CPU and on this process's GPU."""
-    on_gpu = [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else []
-    return [torch.get_rng_state(), *on_gpu]
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_initialized():
+        states.append(torch.cuda.get_rng_state())
+    return states
 
 
-def resume(run: Run, parts: dict) -> tuple[list[dict], dict | None]:
-    """Put every part back to the end of the last saved epoch; its history and best snapshot."""
+def set_random_states(states: list[Tensor]) -> None:
+    cpu, *gpu = states
+    torch.set_rng_state(cpu)
+    if gpu:
+        torch.cuda.set_rng_state(*gpu)
+
+
+def resume(run: Run, trainer: Trainer) -> tuple[list[dict], dict | None]:
+    """Put everything back to the end of the last saved epoch; its history and best snapshot."""
     saved = run.load("checkpoint.pth")
     if saved is None:
         return [], None
-    fault = f"{run.folder / 'checkpoint.pth'} does not fit its run"
-    with refused(fault, "--overwrite starts the run anew"):
-        for name, part in parts.items():
-            part.load_state_dict(saved[name])
-        cpu, *gpu = saved["random"]
-        torch.set_rng_state(cpu)
-        if gpu:
-            torch.cuda.set_rng_state(*gpu)
-        history, best = saved["history"], saved["best"]
+    with refused(
+        f"{run.folder / 'checkpoint.pth'} does not fit its run", "--overwrite starts the run anew"
+    ):
+        trainer.load_state_dict(saved)
+        history = saved["history"]
         if [record["epoch"] for record in history] != list(range(1, len(history) + 1)):
             raise ValueError("epochs are missing")
+        best = saved["best"]
+    # A kill may have fallen between the checkpoint and the files that repeat parts of it.
     run.save(saved, improved=True)
     run.say(f"going on after epoch {len(history)}")
     return history, best
@@ -263,7 +316,8 @@ def resume(run: Run, parts: dict) -> tuple[list[dict], dict | None]:
 
 def snapshot(run: Run, record: dict, net: nn.Module) -> dict:
     """What model_best.pth and model_last.pth hold: the weights and what is needed to use them."""
-    return run.identity | {
+    return {
+        **run.identity,
         "epoch": record["epoch"],
         "metrics": {name: value for name, value in record.items() if name.startswith("val_")},
         "state_dict": {name: value.detach().clone() for name, value in net.state_dict().items()},
@@ -278,8 +332,11 @@ def share_buffers(accelerator: Accelerator, net: nn.Module) -> None:
 
 
 def summary(record: dict, epochs: int, improved: bool) -> str:
-    train, val, ece = (100 * record[name] for name in ("train_top1", "val_top1", "val_ece"))
-    text = f"epoch {record['epoch']:3d}/{epochs}  lr {record['lr']:.4g}  "
-    text += f"train loss {record['train_loss']:.4f} top-1 {train:.2f} %  "
-    text += f"val NLL {record['val_nll']:.4f} top-1 {val:.2f} % ECE {ece:.2f} %  "
-    return text + f"{record['images_per_second']:.0f} images/s{'  *' if improved else ''}"
+    """An epoch in a line; * marks the best so far."""
+    return (
+        f"epoch {record['epoch']:3d}/{epochs}  lr {record['lr']:.4g}  "
+        f"train loss {record['train_loss']:.4f} top-1 {100 * record['train_top1']:.2f} %  "
+        f"val NLL {record['val_nll']:.4f} top-1 {100 * record['val_top1']:.2f} % "
+        f"ECE {100 * record['val_ece']:.2f} %  "
+        f"{record['images_per_second']:.0f} images/s{'  *' if improved else ''}"
+    )

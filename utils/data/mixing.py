@@ -15,59 +15,77 @@ from torch import Tensor
 STREAM = 1  # beside that of order and views
 
 
-def mixup(images: Tensor, others: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
-    """share * images + (1 - share) * others: grey levels in float32. Zhang et al., ICLR 2018."""
-    share = drawn[0].view(torch.float64).float()
-    return torch.lerp(others.float(), images.float(), share), share
-
-
-def boxes(shares: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
-    """Top, bottom, left and right of boxes of 1 - share of the area, cut off at the edge."""
-    centre = rng.integers(side, size=(2, len(shares)))
-    half = (side * np.sqrt(1 - shares)).astype(np.int64) // 2
-    (top, left), (bottom, right) = ((centre + sign * half).clip(0, side) for sign in (-1, 1))
-    return np.stack([top, bottom, left, right])
-
-
-def cutmix(images: Tensor, others: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
-    """A box of each image is its partner's; the share is the rest's. Yun et al., ICCV 2019."""
-    top, bottom, left, right = drawn
-    y, x = (torch.arange(side, device=images.device) for side in images.shape[2:])
-    inside = ((y >= top) & (y < bottom))[:, None] & ((x >= left) & (x < right))
-    return torch.where(inside, others, images), 1 - inside.float().mean()
-
-
 class Mix(NamedTuple):
-    numbers: int  # whole ones, that a step draws
+    """How images are mixed: what a step draws, and what is made of it."""
+
+    numbers: int  # that a step draws
+    # Shares (steps,), an image's side in pixels, a generator -> float64 (steps, numbers)
     draw: Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
-    # Images uint8 (B, 3, H, W), their partners, the numbers: mixed images, share of the first
+    # Images uint8 (B, 3, H, W), their partners, a step's numbers -> mixed images, share of the first
     apply: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
+class MixPlan(NamedTuple):
+    """What an epoch's mixtures are made of, on the CPU."""
+
+    partners: Tensor  # int64 (N,): index into the training split, for each place of the epoch
+    partner_views: Tensor  # int64 (N,)
+    numbers: Tensor  # float64 (steps, numbers): what each step has drawn
+
+
+def draw_share(shares: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
+    return shares[:, None]
+
+
+def mixup(images: Tensor, partners: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """share * images + (1 - share) * partners: grey levels in float32. Zhang et al., ICLR 2018."""
+    share = numbers[0].float()
+    return torch.lerp(partners.float(), images.float(), share), share
+
+
+def draw_boxes(shares: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
+    """Top, bottom, left and right of boxes of 1 - share of the area, cut off at the edge."""
+    centre = rng.integers(side, size=(2, len(shares)))
+    half = (side * np.sqrt(1 - shares)).astype(np.int64) // 2
+    top, left = (centre - half).clip(0, side)
+    bottom, right = (centre + half).clip(0, side)
+    return np.stack([top, bottom, left, right], axis=1).astype(np.float64)
+
+
+def cutmix(images: Tensor, partners: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """A box of each image is its partner's; the share is the rest's. Yun et al., ICCV 2019."""
+    top, bottom, left, right = numbers
+    height, width = images.shape[2:]
+    y = torch.arange(height, device=images.device)
+    x = torch.arange(width, device=images.device)
+    inside = ((y >= top) & (y < bottom))[:, None] & ((x >= left) & (x < right))
+    return torch.where(inside, partners, images), 1 - inside.float().mean()
+
+
 MIXES = {
-    # The bits of float64, for a plan holds whole numbers.
-    "mixup": Mix(1, lambda shares, *_: shares[None].view(np.int64), mixup),
-    "cutmix": Mix(4, boxes, cutmix),
+    "mixup": Mix(1, draw_share, mixup),
+    "cutmix": Mix(4, draw_boxes, cutmix),
 }
 
 
 def mix_plan(
-    kind: str, alpha: float, plan: Tensor, step: int, seed: int, epoch: int, side: int
-) -> Tensor:
-    """What `plan` (2, N), order and views of an epoch, needs besides: int64 (rows, N) on the CPU.
+    kind: str,
+    alpha: float,
+    order: Tensor,
+    views: Tensor,
+    images_per_step: int,
+    side: int,
+    seed: int,
+    epoch: int,
+) -> MixPlan:
+    """The mixtures of an epoch whose places have these images (N,) in these views (N,).
 
-    For each place its partner's index and view, then the numbers that its step drew. `step`: images
-    of a step, of all processes together; `side`: of an image, in pixels.
+    `kind` is a key of MIXES and `alpha` the a of Beta(a, a). `images_per_step`: of all processes
+    together; `side`: of an image, in pixels.
     """
-    rng, images = np.random.default_rng([seed, epoch, STREAM]), plan.shape[1]
-    partners = plan[:2, torch.from_numpy(rng.permutation(images))]
-    shares = rng.beta(alpha, alpha, -(-images // step))
-    drawn = torch.from_numpy(MIXES[kind].draw(shares, side, rng))
-    return torch.cat([partners, drawn.repeat_interleave(step, dim=1)[:, :images]])
-
-
-def mixed_loss(loss: Callable[[Tensor], Tensor], batch) -> Tensor:
-    """share * loss(labels) + (1 - share) * loss(partners); loss(labels) where nothing is mixed."""
-    if batch.partners is None:
-        return loss(batch.labels)
-    return batch.share * loss(batch.labels) + (1 - batch.share) * loss(batch.partners)
+    rng = np.random.default_rng([seed, epoch, STREAM])
+    partner_places = torch.from_numpy(rng.permutation(len(order)))
+    steps = -(-len(order) // images_per_step)
+    shares = rng.beta(alpha, alpha, steps)
+    numbers = MIXES[kind].draw(shares, side, rng)
+    return MixPlan(order[partner_places], views[partner_places], torch.from_numpy(numbers))

@@ -14,9 +14,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from utils.data import Split
-from utils.data.mixing import MIXES, mix_plan
+from utils.data.mixing import MIXES, MixPlan, mix_plan
 
 PADDING = 4
 POSITIONS = 2 * PADDING + 1
@@ -29,20 +30,42 @@ class Draw(NamedTuple):
     The mean over processes of `weight` times the mean loss is the mean over the step's images.
     """
 
-    # int64 (3, B): index into the training split, view, place in the epoch; rows of a mix follow
-    plan: torch.Tensor
-    weight: float  # 1.0, but in the last step where the images do not divide evenly
+    # int64 (3, B): for each image its index in the training split, its view, its place in the
+    # epoch; where images are mixed (5, B): its partner's index and view, too
+    plan: Tensor
+    weight: float = 1.0  # another one only in a last step whose images do not divide evenly
+    numbers: Tensor | None = None  # float64 (n,): what the step's mixture has drawn
+
+    @property
+    def index(self) -> Tensor:
+        return self.plan[0]
+
+    @property
+    def views(self) -> Tensor:
+        return self.plan[1]
+
+    @property
+    def places(self) -> Tensor:
+        return self.plan[2]
+
+    @property
+    def partners(self) -> Tensor:
+        return self.plan[3]
+
+    @property
+    def partner_views(self) -> Tensor:
+        return self.plan[4]
 
 
 class Batch(NamedTuple):
     """One process's share of a step."""
 
-    images: torch.Tensor  # uint8 (B, 3, H, W), augmented; float32 where mixed by mixup
-    labels: torch.Tensor  # int64 (B,)
-    places: torch.Tensor  # int64 (B,), in the epoch's order
+    images: Tensor  # uint8 (B, 3, H, W), augmented; float32 where mixed by mixup
+    labels: Tensor  # int64 (B,)
+    places: Tensor  # int64 (B,), in the epoch's order
     weight: float
-    partners: torch.Tensor | None = None  # int64 (B,), labels of what was mixed in
-    share: torch.Tensor | None = None  # float32 (), that of `labels`; 1 - share is the partners'
+    partners: Tensor | None = None  # int64 (B,), labels of what was mixed in
+    share: Tensor | None = None  # float32 (), that of `labels`; 1 - share is the partners'
 
 
 def view_numbers(flip: bool) -> range:
@@ -50,7 +73,7 @@ def view_numbers(flip: bool) -> range:
     return range(0, NUM_VIEWS, 1 if flip else 2)
 
 
-def epoch_plan(images: int, seed: int, epoch: int, flip: bool) -> torch.Tensor:
+def epoch_plan(images: int, seed: int, epoch: int, flip: bool) -> Tensor:
     """Order and views of an epoch, int64 (2, N) on the CPU; they depend on the arguments only.
 
     Column i is the index of an image and the view that is taken of it.
@@ -61,7 +84,7 @@ def epoch_plan(images: int, seed: int, epoch: int, flip: bool) -> torch.Tensor:
     return torch.from_numpy(np.stack([order, views]))
 
 
-def view_windows(images: torch.Tensor) -> torch.Tensor:
+def view_windows(images: Tensor) -> Tensor:
     """All crops of images uint8 (N, 3, H, W), padded once: (N, 9, 9, H, 3 W), not copied.
 
     A crop's row, channels innermost, is one piece of memory, and views come out channels last.
@@ -72,7 +95,7 @@ def view_windows(images: torch.Tensor) -> torch.Tensor:
     return rows.unfold(1, height, 1).unfold(2, 3 * width, 3)
 
 
-def take_views(windows: torch.Tensor, index: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
+def take_views(windows: Tensor, index: Tensor, views: Tensor) -> Tensor:
     """View `views[i]` of image `index[i]`, for every i: uint8 (B, 3, H, W), channels last."""
     position, flip = views // 2, views % 2 == 1
     crops = windows[index, position // POSITIONS, position % POSITIONS]
@@ -80,7 +103,7 @@ def take_views(windows: torch.Tensor, index: torch.Tensor, views: torch.Tensor) 
     return torch.where(flip[:, None, None, None], images.flip(3), images)
 
 
-def normalise(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(pixels / 255 - mean) / std of images (B, 3, H, W) of grey levels: float32, channels last."""
     shift, scale = shift_and_scale(tuple(mean), tuple(std), images.device)
     return torch.addcmul(shift, images.to(torch.float32, memory_format=torch.channels_last), scale)
@@ -95,44 +118,90 @@ def shift_and_scale(mean: tuple, std: tuple, device: torch.device):
 class TrainLoader:
     """Augmented batches of a training split that lies, padded, on the device.
 
-    A step takes `batch_size` images per process. With several processes each takes its piece of the
-    batch that a single one would take with `world` times the batch size. `mix`: a key of MIXES and
-    the a of Beta(a, a), or None.
+    A step takes `batch_size` images per process. With several processes (`rank` of `world`) each
+    takes its piece of the batch that a single one would take with `world` times the batch size.
+    `mix`: a key of MIXES and the a of Beta(a, a), or None.
     """
 
     def __init__(
-        self, split: Split, batch_size: int, seed: int, device, rank=0, world=1, flip=True, mix=None
+        self,
+        split: Split,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        rank: int = 0,
+        world: int = 1,
+        flip: bool = True,
+        mix: tuple[str, float] | None = None,
     ):
         self.windows = view_windows(split.images.to(device))
         self.labels = split.labels.to(device)
-        self.step = batch_size * world
-        self.seed, self.rank, self.world, self.flip, self.mix = seed, rank, world, flip, mix
-        self.rows = 5 + MIXES[mix[0]].numbers if mix else 3  # of a draw's plan
+        self.images_per_process = batch_size
+        self.images_per_step = batch_size * world
+        self.seed = seed
+        self.rank = rank
+        self.world = world
+        self.flip = flip
+        self.mix = mix
 
     def __len__(self) -> int:
-        return -(-len(self.labels) // self.step)
+        """The steps of an epoch; the last one may be smaller."""
+        return -(-len(self.labels) // self.images_per_step)
+
+    def empty_draw(self) -> Draw:
+        """A draw of a whole step, of zeros: the place for those that a captured step reads."""
+        device = self.labels.device
+        rows = 5 if self.mix else 3
+        plan = torch.zeros(rows, self.images_per_process, dtype=torch.int64, device=device)
+        numbers = None
+        if self.mix:
+            kind, _ = self.mix
+            numbers = torch.zeros(MIXES[kind].numbers, dtype=torch.float64, device=device)
+        return Draw(plan, numbers=numbers)
+
+    def mixtures(self, epoch: int, order: Tensor, views: Tensor) -> MixPlan:
+        kind, alpha = self.mix
+        return mix_plan(
+            kind,
+            alpha,
+            order,
+            views,
+            images_per_step=self.images_per_step,
+            side=self.windows.shape[3],
+            seed=self.seed,
+            epoch=epoch,
+        )
 
     def epoch(self, epoch: int) -> Iterator[Draw]:
-        images, side = len(self.labels), self.windows.shape[3]
-        plan = epoch_plan(images, self.seed, epoch, self.flip)
-        plan = torch.cat([plan, torch.arange(images)[None]])
+        images = len(self.labels)
+        order, views = epoch_plan(images, self.seed, epoch, self.flip)
+        rows = [order, views, torch.arange(images)]
+        numbers = [None] * len(self)
         if self.mix:
-            plan = torch.cat([plan, mix_plan(*self.mix, plan, self.step, self.seed, epoch, side)])
-        plan = plan.to(self.labels.device)  # once: a step then does nothing on the host but slice
-        for start in range(0, images, self.step):
-            size = min(self.step, images - start)
-            first, last = (size * r // self.world for r in (self.rank, self.rank + 1))
+            mixtures = self.mixtures(epoch, order, views)
+            rows += [mixtures.partners, mixtures.partner_views]
+            numbers = mixtures.numbers.to(self.labels.device)
+        # Brought to the device once: a step then does nothing on the host but slice.
+        plan = torch.stack(rows).to(self.labels.device)
+
+        for step, start in enumerate(range(0, images, self.images_per_step)):
+            size = min(self.images_per_step, images - start)
+            first = size * self.rank // self.world
+            last = size * (self.rank + 1) // self.world
             weight = (last - first) * self.world / size
             # A process without a share still has to take part in the step: with weight 0.
             last = max(last, first + 1)
-            yield Draw(plan[:, start + first : start + last], weight)
+            yield Draw(plan[:, start + first : start + last], weight, numbers[step])
 
     def batch(self, draw: Draw) -> Batch:
-        index, views, places, *mixed = draw.plan
-        images = take_views(self.windows, index, views)
-        batch = Batch(images, self.labels[index], places, draw.weight)
+        images = take_views(self.windows, draw.index, draw.views)
+        labels = self.labels[draw.index]
         if not self.mix:
-            return batch
-        others = take_views(self.windows, *mixed[:2])
-        images, share = MIXES[self.mix[0]].apply(images, others, draw.plan[5:, 0])
-        return batch._replace(images=images, partners=self.labels[mixed[0]], share=share)
+            return Batch(images, labels, draw.places, draw.weight)
+
+        kind, _ = self.mix
+        partners = take_views(self.windows, draw.partners, draw.partner_views)
+        mixed, share = MIXES[kind].apply(images, partners, draw.numbers)
+        return Batch(
+            mixed, labels, draw.places, draw.weight, self.labels[draw.partners], share
+        )

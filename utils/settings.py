@@ -1,0 +1,89 @@
+"""What a run is made from, as frozen values: data, recipe, loss, teacher, and how it is run.
+
+`utils/options.py` makes them from a command line; a program or a notebook makes them directly. The
+defaults of the command line are those written here.
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class DataChoice:
+    """Which images, and how they are split and seen."""
+
+    dataset: str = "cifar10"
+    data_dir: str = "data"
+    split_seed: int = 0
+    flip: bool | None = None  # whether mirrored views are drawn; None: as suits the data set
+    image_size: int | None = None  # pixels; of a folder of images
+    skip_unreadable: bool = False  # of a folder of images
+
+
+@dataclass(frozen=True)
+class LossChoice:
+    """A loss or a distillation by its canonical name, with the values that build it."""
+
+    name: str = "NLL"
+    parameters: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A net and how it is trained: with the data and the loss it decides the weights."""
+
+    model: str = "resnet20"
+    epochs: int = 160
+    optimizer: str = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    scheduler: str = "multistep"
+    schedule_steps: tuple[int, ...] = ()  # epochs
+    lr_decay_factor: float = 0.1
+    warmup: int = 0  # steps
+    train_batch_size: int = 128  # per process
+    mix: str | None = None
+    mix_alpha: float = 1.0
+    seed: int = 42
+    select: str = "top1"
+    sync_bn: bool = False
+
+
+@dataclass(frozen=True)
+class TeacherSource:
+    """Where a teacher comes from, and what its logits are divided by."""
+
+    paths: tuple[str, ...]
+    models: tuple[str | None, ...] = (None,)  # one for all paths, or one each
+    loss: str | None = None
+    select: str = "best"
+    norm: str | None = None
+    key: str | None = None
+    size: int | None = None  # pixels
+    temperature: float | str = 1.0  # or "auto"
+    cache: str | None = None
+
+
+@dataclass(frozen=True)
+class RunChoice:
+    """Where a run lies and how it is carried out: nothing here changes a weight."""
+
+    checkpoint: str = "checkpoint"
+    exp_name: str | None = None
+    overwrite: bool = False
+    log_with: str | None = None
+    test_batch_size: int | None = None
+    step: str = "auto"
+    deterministic: bool = False
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """All of it. `arguments` are the values of every flag, which the run's config.json keeps."""
+
+    data: DataChoice
+    recipe: Recipe
+    loss: LossChoice
+    run: RunChoice
+    arguments: dict
+    teacher: TeacherSource | None = None

@@ -1,0 +1,128 @@
+"""What is trained, and what it minimises: a batch in, a loss out, for teachers and students alike.
+
+A task owns all that an optimiser changes and all that its loss keeps between steps. It does not own
+a teacher, which is asked and never trained.
+"""
+
+from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from losses import ClassificationLoss, DistillationLoss, sum_of
+from losses.classification import at_least_float32
+from utils.data import Dataset
+from utils.data.views import Batch, normalise
+from utils.teachers import Teacher
+
+
+class StepOutput(NamedTuple):
+    """What a task says of a batch."""
+
+    loss: Tensor  # scalar: what the step minimises
+    logits: Tensor  # (B, K) of the net that is trained, at least float32
+    parts: dict[str, Tensor]  # scalars without a gradient: the loss' weighted terms, by name
+
+
+class Task(nn.Module):
+    """A net, its loss, and the normalisation of its inputs.
+
+    Steps of one `variant` launch the same operations: a CUDA graph of one can replay the others.
+    """
+
+    variant: Hashable = None
+
+    def __init__(self, net: nn.Module, loss: nn.Module, data: Dataset):
+        super().__init__()
+        self.net = net
+        self.loss = loss
+        self.mean = data.mean
+        self.std = data.std
+
+    def forward(self, batch: Batch) -> StepOutput:
+        raise NotImplementedError
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Of the net that is trained: (B, K), at least float32, in which all losses are computed."""
+        return at_least_float32(self.net(normalise(batch.images, self.mean, self.std)))
+
+    def epoch(self, epoch: int) -> AbstractContextManager:
+        """A context in which all steps of an epoch lie; the first epoch is 1."""
+        return nullcontext()
+
+    def after_validation(self, logits: Tensor, labels: Tensor) -> None:
+        """After each epoch, in every process, with the whole validation split."""
+        self.loss.after_validation(logits, labels)
+
+
+class ClassificationTask(Task):
+    """Learns the labels: how a teacher is trained, and a student's baseline."""
+
+    def __init__(self, net: nn.Module, loss: ClassificationLoss, data: Dataset):
+        super().__init__(net, loss, data)
+
+    def forward(self, batch: Batch) -> StepOutput:
+        logits = self.logits(batch)
+        with full_precision(logits.device):
+            return step_output(logits, batch, lambda labels: self.loss.parts(logits, labels))
+
+
+class DistillationTask(Task):
+    """Learns from a teacher, and from the labels.
+
+    `ask` gives the teacher's logits of a batch before its temperature: a LiveTeacher, or a
+    CachedTeacher that reads what an earlier student has kept (utils/teacher_cache.py).
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        loss: DistillationLoss,
+        teacher: Teacher,
+        ask: "AskedTeacher",
+        data: Dataset,
+    ):
+        super().__init__(net, loss, data)
+        self.teacher = teacher
+        self.ask = ask
+
+    @property
+    def variant(self) -> Hashable:
+        return self.ask.reads_cache
+
+    def forward(self, batch: Batch) -> StepOutput:
+        logits = self.logits(batch)
+        target = self.teacher.tempered(self.ask(batch))
+        with full_precision(logits.device):
+            return step_output(logits, batch, lambda labels: self.loss.parts(logits, target, labels))
+
+    def epoch(self, epoch: int) -> AbstractContextManager:
+        self.loss.before_epoch(epoch)
+        return self.ask.epoch(epoch)
+
+
+def full_precision(device: torch.device) -> AbstractContextManager:
+    """A context without autocast: nets run in half precision where that is wanted, losses never."""
+    return torch.autocast(device.type, enabled=False)
+
+
+def step_output(
+    logits: Tensor, batch: Batch, parts_of: Callable[[Tensor], dict[str, Tensor]]
+) -> StepOutput:
+    """The sum of the loss' parts; where images are mixed, that of both labels by their shares.
+
+    `parts_of` gives the parts for labels (B,). mixup's and CutMix's papers weigh the losses so.
+    """
+    parts = parts_of(batch.labels)
+    loss = sum_of(parts)
+    if batch.partners is not None:
+        partner_parts = parts_of(batch.partners)
+        loss = batch.share * loss + (1 - batch.share) * sum_of(partner_parts)
+        parts = {
+            name: batch.share * part + (1 - batch.share) * partner_parts[name]
+            for name, part in parts.items()
+        }
+    return StepOutput(loss, logits, {name: part.detach() for name, part in parts.items()})
+
