@@ -56,6 +56,8 @@ def start(deterministic: bool = False, log_with: str | None = None) -> Accelerat
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
         torch.use_deterministic_algorithms(True)
+        # Else every new tensor is filled first, though none is read before it is written.
+        torch.utils.deterministic.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = not deterministic
     keep_freed_memory()
     # TF32 keeps float32's range and is several times faster; CUDA convolutions use it already.
