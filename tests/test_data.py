@@ -153,10 +153,10 @@ def test_classes_without_a_validation_image_are_said(save, capsys):
     rare = split_indices(40, 0)[0][:2]
     y_train[rare] = 2, 3
     load_dataset(save(y_train=y_train), "nowhere")
-    said = capsys.readouterr().err
+    said = capsys.readouterr().out
     assert "2 of 4 classes have no validation image (class 2, 3)" in said and said.count("\n") == 1
     load_dataset(save(with_validation(y_val=np.arange(12) % 3)), "nowhere")
-    assert "1 of 4 classes have no validation image (class 3)" in capsys.readouterr().err
+    assert "1 of 4 classes have no validation image (class 3)" in capsys.readouterr().out
 
 
 # what an .npz may hold
@@ -186,9 +186,9 @@ def test_a_class_that_only_validates_is_said(save, capsys):
     y_train[split_indices(40, 0)[1][0]] = 4
     data = load_dataset(save(y_train=y_train), "nowhere")
     assert data.num_classes == 5
-    assert re.search("--split-seed 0: 1 of 5 classes .*validation split", capsys.readouterr().err)
+    assert re.search("--split-seed 0: 1 of 5 classes .*validation split", capsys.readouterr().out)
     load_dataset(save(y_train=y_train), "nowhere", split_seed=1)
-    assert "in the validation split" not in capsys.readouterr().err
+    assert "in the validation split" not in capsys.readouterr().out
 
 
 def test_other_arrays_compression_and_fortran_order_are_welcome(save):

@@ -11,7 +11,7 @@ import difflib
 import hashlib
 import os
 import re
-import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +19,19 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from utils.data.images import read_folder
-from utils.data.npz import ARRAYS, OWN_VALIDATION, Arrays, checked, has_validation, read_npz
+from utils.data.names import CLASS_NAMES
+from utils.data.npz import (
+    ARRAYS,
+    CLASSES,
+    OWN_VALIDATION,
+    Arrays,
+    checked,
+    has_validation,
+    read_npz,
+)
 from utils.data.synthetic import make_synthetic
 from utils.files import refused, unmade_on_failure
 from utils.program import UserError
@@ -78,6 +88,7 @@ class Dataset:
     fingerprint: str  # sha256 of all images and labels, the same for every split seed
     split_seed: int = 0
     flip: bool = True  # whether mirrored views are drawn
+    class_names: tuple[str, ...] | None = None  # in the order of the labels, where they are known
 
 
 class Source(NamedTuple):
@@ -113,14 +124,18 @@ def load_dataset(
     """
     arrays = read_arrays(name, Path(data_dir), download, image_size, skip_unreadable)
     train, val, test = splits_of(arrays, split_seed, name)
+    classes = int(arrays["y_train"].max()) + 1
+    names = class_names(name, arrays, classes)
     if download:
+        for note in arrays.get("notes", ()):
+            tqdm.write(f"--dataset {name}: {note}")
         seed = "" if has_validation(arrays) else f", --split-seed {split_seed}"
-        say_absent_classes(train, val, f"--dataset {name}{seed}")
+        say_absent_classes(train, val, names, f"--dataset {name}{seed}")
     has_constants = name in NAMES and name in NORMALISATION
     mean, std = NORMALISATION[name] if has_constants else pixel_statistics(train.images)
     return Dataset(
         name=dataset_label(name),
-        num_classes=int(arrays["y_train"].max()) + 1,
+        num_classes=classes,
         train=train,
         val=val,
         test=test,
@@ -129,7 +144,16 @@ def load_dataset(
         fingerprint=fingerprint(arrays),
         split_seed=split_seed,
         flip=name not in DIGITS if flip is None else flip,
+        class_names=names,
     )
+
+
+def class_names(name: str, arrays: Arrays, classes: int) -> tuple[str, ...] | None:
+    """Those that the data bring, or the known ones of a known data set."""
+    if CLASSES in arrays:
+        return tuple(arrays[CLASSES].tolist())
+    names = CLASS_NAMES.get(name, ())
+    return names if len(names) == classes else None
 
 
 def splits_of(arrays: Arrays, split_seed: int, name: str) -> tuple[Split, Split, Split]:
@@ -210,20 +234,20 @@ def split_indices(n: int, split_seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(order[size:]), np.sort(order[:size])
 
 
-def say_absent_classes(train: Split, val: Split, where: str) -> None:
-    """A line on standard error for classes that have no image in one of the two splits."""
+def say_absent_classes(train: Split, val: Split, names: Sequence[str] | None, where: str) -> None:
+    """A line for classes that have no image in one of the two splits."""
     trained, validated = (set(split.labels.unique().tolist()) for split in (train, val))
     classes = len(trained | validated)
     only_validated = sorted(validated - trained)
     if only_validated:
         fault = f"{len(only_validated)} of {classes} classes have all their training images"
-        print(f"{where}: {fault} in the validation split", file=sys.stderr)
+        tqdm.write(f"{where}: {fault} in the validation split")
     never_validated = sorted(trained - validated)
     if never_validated:
-        shown = ", ".join(map(str, never_validated[:10]))
+        shown = ", ".join(names[k] if names else str(k) for k in never_validated[:10])
         more = ", ..." if len(never_validated) > 10 else ""
         fault = f"{len(never_validated)} of {classes} classes have no validation image"
-        print(f"{where}: {fault} (class {shown}{more})", file=sys.stderr)
+        tqdm.write(f"{where}: {fault} (class {shown}{more})")
 
 
 def take(arrays: Arrays, part: str, index) -> Split:

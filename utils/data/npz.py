@@ -1,5 +1,6 @@
 """The arrays of a data set: a stranger's .npz file, and the checks that any source passes."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +12,45 @@ Arrays = dict[str, np.ndarray]
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 # A data set may bring them. They then validate, and all of x_train trains.
 OWN_VALIDATION = ("x_val", "y_val")
+CLASSES = "classes"  # the names of the classes
 
 
 def read_npz(path: Path, where: str) -> Arrays:
-    """The arrays of an .npz file, checked. `where` begins every message."""
+    """The arrays of an .npz file, checked. `where` begins every message.
+
+    With `classes`, names, where the file has a text for each class, and `notes`, lines to be said.
+    """
     way_out = f"write it with numpy.savez(file, {', '.join(f'{key}=...' for key in ARRAYS)})"
     # Two copies: as read, and as split.
     with refused(f"{where}: not a readable .npz file", way_out), open_npz(path, 2) as archive:
         read = [key for key in (*ARRAYS, *OWN_VALIDATION) if key in archive.files]
         arrays = {key: archive[key] for key in read}
-    return checked(arrays, where)
+        names = texts(archive, CLASSES)
+        others = sorted(set(archive.files).difference(read, [CLASSES]))
+        names_lie_there = CLASSES in archive.files
+    made, notes = checked(arrays, where), []
+    if has_validation(made):
+        notes.append(
+            f"the {len(made['y_val'])} images of x_val validate, and all of x_train trains"
+        )
+    classes = int(made["y_train"].max()) + 1
+    if names is not None and names.shape == (classes,):
+        made[CLASSES] = names
+    elif names_lie_there:
+        notes.append(f"{CLASSES} is no array of {classes} texts: the classes' names are not kept")
+    if others:
+        notes.append(f"not read: {', '.join(others)}")
+    return made | {"notes": np.array(notes, dtype=str)}
+
+
+def texts(archive, key: str) -> np.ndarray | None:
+    """An array of texts, or None where there is none: pickled objects are not read."""
+    array = None
+    with suppress(ValueError, KeyError):
+        array = archive[key]
+    if array is not None and array.dtype.kind == "S":
+        array = np.char.decode(array, "utf-8", "replace")
+    return array if array is not None and array.dtype.kind == "U" else None
 
 
 def checked(arrays: Arrays, where: str) -> Arrays:
@@ -95,6 +125,7 @@ def channels_last(images: np.ndarray) -> np.ndarray:
         made = made.transpose(0, 2, 3, 1)
     square = made.ndim == 4 and made.shape[1] == made.shape[2]
     if not (square and len(made) and made.shape[3] in (1, 3) and 8 <= made.shape[1] <= 512):
-        shapes = "(N, H, W, 3), (N, H, W, 1), (N, H, W) or (N, C, H, W)"
-        raise ValueError(f"has shape {images.shape}; images are square, 8 to 512 pixels, {shapes}")
+        wanted = "square images of 8 to 512 pixels with 1 or 3 channels are wanted"
+        shapes = "(N, H, W, 3), (N, H, W, 1), (N, H, W), (N, 3, H, W) or (N, 1, H, W)"
+        raise ValueError(f"has shape {images.shape}; {wanted}: {shapes}")
     return np.ascontiguousarray(made if made.shape[3] == 3 else made.repeat(3, axis=3))
