@@ -17,50 +17,59 @@ from models.vgg import convnet, vgg
 from models.wide_resnet import wide_resnet
 
 
-class Entry(NamedTuple):
+class NetEntry(NamedTuple):
     """What makes a net from num_classes, and whose net it is."""
 
     build: Callable[..., nn.Module]
     origin: str
 
 
-def family(name: str, build: Callable, sizes: Iterable, origin: str) -> dict[str, Entry]:
+def family(name: str, build: Callable, sizes: Iterable, origin: str) -> dict[str, NetEntry]:
     """A net in several sizes, each of which stands for {} in the name and in whose it is."""
     return {
-        name.format(size).replace(".", "_"): Entry(partial(build, size), origin.format(size))
+        name.format(size).replace(".", "_"): NetEntry(partial(build, size), origin.format(size))
         for size in sizes
     }
 
 
-DISTILLERS, FOCAL = "RepDistiller, mdistiller", "focal_calibration"
-X4 = {"widths": (64, 128, 256), "stem": 32}
+DISTILLERS = "RepDistiller, mdistiller"
+FOCAL = "focal_calibration"
+resnet_x4 = partial(thin, widths=(64, 128, 256), stem=32)
 # Distillation's VGGs keep maps of four pixels; the others have the paper's three linear layers.
-VGG, VGG_BN = {"smallest": 4}, {"smallest": 1, "hidden": (512, 512), "dropout": 0.5}
-MOBILE = {"strides": (1, 1, 2, 2, 2, 1, 1, 1), "even": True, "kdc": True}
-HALF = {"width": 0.5, "unit": 4, "strides": (2, 1, 1, 2, 2, 1, 2, 1), "relu": nn.ReLU, "even": True}
+distillers_vgg = partial(vgg, smallest=4)
+vgg_bn = partial(vgg, smallest=1, hidden=(512, 512), dropout=0.5)
+kdc_mobilenet = partial(mobilenetv2, strides=(1, 1, 2, 2, 2, 1, 1, 1), even=True, kdc=True)
+half_mobilenet = partial(
+    mobilenetv2,
+    width=0.5,
+    unit=4,
+    strides=(2, 1, 1, 2, 2, 1, 2, 1),
+    relu=nn.ReLU,
+    even=True,
+)
 # A new net is one line here: its name, what makes it from num_classes, and whose it is. KD(C) is
 # the calibration transfer paper's own code.
-MODELS: dict[str, Entry] = {
+MODELS: dict[str, NetEntry] = {
     **family("resnet{}", thin, (8, 14, 20, 26, 32, 38, 44, 56, 110), "He et al."),
-    "resnet1202": Entry(partial(thin, 1202, shortcut="pad"), "He et al., akamaster"),
+    "resnet1202": NetEntry(partial(thin, 1202, shortcut="pad"), "He et al., akamaster"),
     **family("resnet{}_bottleneck", partial(thin, block=Bottleneck), (56, 110), "KD(C)'s resnet{}"),
-    **family("resnet{}x4", partial(thin, **X4), (8, 32), DISTILLERS),
+    **family("resnet{}x4", resnet_x4, (8, 32), DISTILLERS),
     **family("resnet{}", four_stages, (18, 34, 50, 101, 152), f"{DISTILLERS}, {FOCAL}, KD(C)"),
-    "resnet110_wide": Entry(partial(four_stages, 110), f"{FOCAL}'s resnet110"),
+    "resnet110_wide": NetEntry(partial(four_stages, 110), f"{FOCAL}'s resnet110"),
     **family("tin_resnet{}", partial(four_stages, grid=2), FOUR_STAGES, "KD(C), Tiny-ImageNet"),
     **family("wrn_16_{}", partial(wide_resnet, 16), (1, 2), f"Zagoruyko, {DISTILLERS}"),
     **family("wrn_40_{}", partial(wide_resnet, 40), (1, 2), f"Zagoruyko, {DISTILLERS}, KD(C)"),
-    "wrn_28_10": Entry(partial(wide_resnet, 28, 10), "Zagoruyko"),
-    "wrn_26_10": Entry(partial(thin, 26, widths=(160, 320, 640)), f"{FOCAL}'s wide_resnet"),
-    **family("vgg{}", partial(vgg, **VGG), (8, 11, 13, 16, 19), DISTILLERS),
-    **family("vgg{}_bn", partial(vgg, **VGG_BN), (11, 13, 16, 19), "chenyaofo"),
+    "wrn_28_10": NetEntry(partial(wide_resnet, 28, 10), "Zagoruyko"),
+    "wrn_26_10": NetEntry(partial(thin, 26, widths=(160, 320, 640)), f"{FOCAL}'s wide_resnet"),
+    **family("vgg{}", distillers_vgg, (8, 11, 13, 16, 19), DISTILLERS),
+    **family("vgg{}_bn", vgg_bn, (11, 13, 16, 19), "chenyaofo"),
     **family("convnet{}", convnet, (2, 4, 6, 8, 10), "KD(C)"),
-    "mobilenetv2": Entry(partial(mobilenetv2, **MOBILE), "KD(C); mdistiller, Tiny-ImageNet"),
-    "mobilenetv2_half": Entry(partial(mobilenetv2, **HALF), f"{DISTILLERS}: MobileNetV2"),
+    "mobilenetv2": NetEntry(kdc_mobilenet, "KD(C); mdistiller, Tiny-ImageNet"),
+    "mobilenetv2_half": NetEntry(half_mobilenet, f"{DISTILLERS}: MobileNetV2"),
     **family("mobilenetv2_x{}", mobilenetv2, (0.5, 0.75, 1.0, 1.4), "chenyaofo"),
-    "shufflenetv1": Entry(shufflenet_v1, f"{DISTILLERS}, KD(C)"),
-    "shufflenetv2": Entry(partial(shufflenet_v2, stem=1), f"{DISTILLERS}: ShuffleV2"),
-    "shufflenetv2_kdc": Entry(partial(shufflenet_v2, kdc=True), "KD(C)'s shufflenetv2"),
+    "shufflenetv1": NetEntry(shufflenet_v1, f"{DISTILLERS}, KD(C)"),
+    "shufflenetv2": NetEntry(partial(shufflenet_v2, stem=1), f"{DISTILLERS}: ShuffleV2"),
+    "shufflenetv2_kdc": NetEntry(partial(shufflenet_v2, kdc=True), "KD(C)'s shufflenetv2"),
     **family("shufflenetv2_x{}", shufflenet_v2, (0.5, 1.0, 1.5, 2.0), "chenyaofo"),
     **family("densenet{}", densenet, (121, 169, 201), f"{FOCAL}, KD(C)"),
     **family("repvgg_{}", repvgg, ("a0", "a1", "a2"), "chenyaofo"),

@@ -1,7 +1,7 @@
 """What several families are made of."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,7 +15,7 @@ def conv_bn(
     inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, bias: bool = False
 ) -> list[nn.Module]:
     """A convolution, padded so that only the stride changes the size, and its batch norm."""
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=bias)
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=bias)
     return [conv, nn.BatchNorm2d(outputs)]
 
 
@@ -23,8 +23,10 @@ def repeated(
     block: Callable[..., nn.Module], count: int, inputs: int, outputs: int, stride: int, **options
 ) -> nn.Sequential:
     """`count` blocks, of which the first changes channels and size and the others keep them."""
-    first = block(inputs, outputs, stride, **options)
-    return nn.Sequential(first, *(block(outputs, outputs, 1, **options) for _ in range(count - 1)))
+    blocks = [block(inputs, outputs, stride, **options)]
+    for _ in range(count - 1):
+        blocks.append(block(outputs, outputs, 1, **options))
+    return nn.Sequential(*blocks)
 
 
 class Pool(nn.Module):
@@ -44,11 +46,56 @@ class Pool(nn.Module):
 class Chain(nn.Sequential):
     """Parts by name, one after the other: images (B, 3, H, W) to logits (B, num_classes).
 
-    Convolutions start from Kaiming's normal distribution, fan out; the rest as torch has it.
+    `stages` (kept as `stage_names`) names the parts whose maps a distillation of features compares by default: the ends of
+    the net's stages; a part of a part is `stages.2`. Convolutions start from Kaiming's normal
+    distribution, fan out; the rest as torch has it.
     """
 
-    def __init__(self, **parts: nn.Module):
+    def __init__(self, parts: dict[str, nn.Module], stages: Sequence[str]):
         super().__init__(OrderedDict(parts))
+        self.stage_names = tuple(stages)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor, keep: Sequence[str] = ()):
+        """Logits (B, K); with `keep` also {name: maps (B, C, h, w)} of the parts so named.
+
+        Raises ValueError, with the names that there are, for one that is none of the net's parts.
+        """
+        if not keep:
+            return super().forward(images)
+        maps: dict[str, Tensor] = {}
+        logits = run_and_keep(self, images, keep, maps)
+        missing = [name for name in keep if name not in maps]
+        if missing:
+            raise ValueError(
+                f"no part of the net is called {missing[0]!r}; its parts are "
+                f"{', '.join(part_names(self))}"
+            )
+        return logits, maps
+
+
+def run_and_keep(
+    chain: nn.Sequential, values: Tensor, keep: Sequence[str], maps: dict[str, Tensor], prefix=""
+) -> Tensor:
+    """What a chain makes of its input; the outputs of the parts named in `keep` go into `maps`."""
+    for name, part in chain.named_children():
+        inner_is_kept = any(wanted.startswith(f"{prefix}{name}.") for wanted in keep)
+        if inner_is_kept and isinstance(part, nn.Sequential):
+            values = run_and_keep(part, values, keep, maps, f"{prefix}{name}.")
+        else:
+            values = part(values)
+        if prefix + name in keep:
+            maps[prefix + name] = values
+    return values
+
+
+def part_names(chain: nn.Sequential) -> list[str]:
+    """The names that `keep` takes: of parts, and of the parts of those that are chains too."""
+    names = []
+    for name, part in chain.named_children():
+        names.append(name)
+        if isinstance(part, nn.Sequential):
+            names += [f"{name}.{inner}" for inner, _ in part.named_children()]
+    return names

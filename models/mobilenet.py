@@ -3,24 +3,46 @@
 Three nets of that name are in use for small images; they differ in stem, strides and clipping.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from models.blocks import Chain, Pool, conv_bn, repeated
 
 # Table 2 of the paper: expansion, channels, blocks. Strides, the stem's first, are each net's own.
-STAGES = ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1))
+STAGES = (
+    (1, 16, 1),
+    (6, 24, 2),
+    (6, 32, 3),
+    (6, 64, 4),
+    (6, 96, 3),
+    (6, 160, 3),
+    (6, 320, 1),
+)
 STRIDES = (1, 1, 1, 2, 2, 1, 2, 1)
 
 
 class InvertedResidual(nn.Module):
     """Widen, filter each channel, narrow; added to its input where the shape stays."""
 
-    def __init__(self, inputs, outputs, stride, expansion, act, bias, even):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        stride: int,
+        expansion: int,
+        act: nn.Module,
+        bias: bool,
+        even: bool,
+    ):
         super().__init__()
         wide = inputs * expansion
-        first = [*conv_bn(inputs, wide, bias=bias), act] if even or expansion > 1 else []
-        each = [*conv_bn(wide, wide, 3, stride, groups=wide, bias=bias), act]
-        self.residual = nn.Sequential(*first, *each, *conv_bn(wide, outputs, bias=bias))
+        widen = []
+        if even or expansion > 1:
+            widen = [*conv_bn(inputs, wide, bias=bias), act]
+        filter_each = [*conv_bn(wide, wide, 3, stride, groups=wide, bias=bias), act]
+        narrow = conv_bn(wide, outputs, bias=bias)
+        self.residual = nn.Sequential(*widen, *filter_each, *narrow)
         self.added = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
@@ -28,7 +50,13 @@ class InvertedResidual(nn.Module):
 
 
 def mobilenetv2(
-    width=1, unit=8, strides=STRIDES, relu=nn.ReLU6, even=False, kdc=False, num_classes=10
+    width: float = 1,
+    unit: int = 8,
+    strides: Sequence[int] = STRIDES,
+    relu: type[nn.Module] = nn.ReLU6,
+    even: bool = False,
+    kdc: bool = False,
+    num_classes: int = 10,
 ) -> Chain:
     """With `width` times the paper's channels, in multiples of `unit`.
 
@@ -36,19 +64,42 @@ def mobilenetv2(
     many channels where the paper's first stage has none, and leaves out its dropout. `kdc` is the
     net of the calibration transfer paper's code: biases, and a 1x1 stem.
     """
-    act, inputs = relu(), rounded(width * 32, unit)
+    act = relu()
+    stem_stride, *stage_strides = strides
+    inputs = rounded(width * 32, unit)
     # A 1x1 stem is padded too: 32 pixels become 34.
-    stem = nn.Conv2d(3, inputs, 1 if kdc else 3, strides[0], padding=1, bias=kdc)
+    stem = nn.Conv2d(3, inputs, 1 if kdc else 3, stem_stride, padding=1, bias=kdc)
     conv1 = nn.Sequential(stem, nn.BatchNorm2d(inputs), act)
-    stages, options = nn.Sequential(), {"act": act, "bias": kdc, "even": even}
-    for (expansion, channels, count), stride in zip(STAGES, strides[1:], strict=True):
-        shape = count, inputs, rounded(width * channels, unit), stride
-        stages.append(repeated(InvertedResidual, *shape, expansion=expansion, **options))
-        inputs = shape[2]
+
+    stages = nn.Sequential()
+    for (expansion, channels, count), stride in zip(STAGES, stage_strides, strict=True):
+        outputs = rounded(width * channels, unit)
+        stages.append(
+            repeated(
+                InvertedResidual,
+                count,
+                inputs,
+                outputs,
+                stride,
+                expansion=expansion,
+                act=act,
+                bias=kdc,
+                even=even,
+            )
+        )
+        inputs = outputs
+
     last = rounded(max(width, 1) * 1280, unit)
-    conv2 = nn.Sequential(*conv_bn(inputs, last, bias=kdc), act)
-    head = {"dropout": nn.Dropout(0.0 if even else 0.2), "fc": nn.Linear(last, num_classes)}
-    return Chain(conv1=conv1, stages=stages, conv2=conv2, pool=Pool(), **head)
+    parts = {
+        "conv1": conv1,
+        "stages": stages,
+        "conv2": nn.Sequential(*conv_bn(inputs, last, bias=kdc), act),
+        "pool": Pool(),
+        "dropout": nn.Dropout(0.0 if even else 0.2),
+        "fc": nn.Linear(last, num_classes),
+    }
+    # The ends of the stages before the size halves, and the last one.
+    return Chain(parts, stages=("stages.1", "stages.2", "stages.4", "stages.6"))
 
 
 def rounded(channels: float, unit: int) -> int:

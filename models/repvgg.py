@@ -5,9 +5,14 @@ from torch.nn import functional as F
 
 from models.blocks import Chain, Pool, conv_bn, repeated
 
-COUNTS, STRIDES = (1, 2, 4, 14, 1), (1, 1, 2, 2, 2)  # of a stem and four stages
-WIDTHS = {"a0": (48, 48, 96, 192, 1280), "a1": (64, 64, 128, 256, 1280)}
-WIDTHS |= {"a2": (64, 96, 192, 384, 1408)}
+# Of a stem and four stages: blocks, strides and channels.
+COUNTS = (1, 2, 4, 14, 1)
+STRIDES = (1, 1, 2, 2, 2)
+WIDTHS = {
+    "a0": (48, 48, 96, 192, 1280),
+    "a1": (64, 64, 128, 256, 1280),
+    "a2": (64, 96, 192, 384, 1408),
+}
 
 
 class RepBlock(nn.Module):
@@ -22,12 +27,16 @@ class RepBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.dense(x) + self.point(x)
-        return F.relu(out if self.identity is None else out + self.identity(x))
+        if self.identity is not None:
+            out = out + self.identity(x)
+        return F.relu(out)
 
 
 def repvgg(size: str, num_classes: int = 10) -> Chain:
-    layers, inputs = nn.Sequential(), 3
+    layers = nn.Sequential()
+    inputs = 3
     for count, outputs, stride in zip(COUNTS, WIDTHS[size], STRIDES, strict=True):
         layers.append(repeated(RepBlock, count, inputs, outputs, stride))
         inputs = outputs
-    return Chain(layers=layers, pool=Pool(), fc=nn.Linear(inputs, num_classes))
+    parts = {"layers": layers, "pool": Pool(), "fc": nn.Linear(inputs, num_classes)}
+    return Chain(parts, stages=("layers.1", "layers.2", "layers.3", "layers.4"))

@@ -3,14 +3,22 @@
 Three thin stages are that section's; four stages are its ImageNet nets with a 3x3 stem.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.blocks import Chain, Pool, conv_bn, repeated
 
 # Blocks of each stage.
-FOUR_STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
-FOUR_STAGES |= {110: (3, 4, 26, 3), 152: (3, 8, 36, 3)}
+FOUR_STAGES = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    110: (3, 4, 26, 3),
+    152: (3, 8, 36, 3),
+}
 
 
 class PadShortcut(nn.Module):
@@ -22,7 +30,9 @@ class PadShortcut(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
         before = (outputs - inputs) // 2
-        self.stride, self.padding = stride, (before, outputs - inputs - before)
+        after = outputs - inputs - before
+        self.stride = stride
+        self.padding = (before, after)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, *self.padding))
@@ -40,7 +50,8 @@ def join(inputs: int, outputs: int, stride: int, shortcut: str) -> nn.Module:
 
 
 class BasicBlock(nn.Module):
-    expansion, layers = 1, 2
+    expansion = 1  # channels of its output over `outputs` of its narrowest convolution
+    layers = 2
 
     def __init__(self, inputs: int, outputs: int, stride: int, shortcut: str):
         super().__init__()
@@ -55,7 +66,8 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    expansion, layers = 4, 3
+    expansion = 4
+    layers = 3
 
     def __init__(self, inputs: int, outputs: int, stride: int, shortcut: str):
         super().__init__()
@@ -73,7 +85,13 @@ class Bottleneck(nn.Module):
 
 
 def resnet(
-    block, blocks, widths=(16, 32, 64), stem=16, grid=1, shortcut="conv", num_classes=10
+    block: type[BasicBlock] | type[Bottleneck],
+    blocks: Sequence[int],
+    widths: Sequence[int] = (16, 32, 64),
+    stem: int = 16,
+    grid: int = 1,
+    shortcut: str = "conv",
+    num_classes: int = 10,
 ) -> Chain:
     """Stage i has `blocks[i]` blocks of `widths[i]` channels, times the block's expansion.
 
@@ -81,19 +99,26 @@ def resnet(
     (learned) or "pad" (without parameters). `grid` x `grid` means of each map go to the head.
     """
     conv1, bn1 = conv_bn(3, stem, 3)
-    parts, inputs = {"conv1": conv1, "bn1": bn1, "relu": nn.ReLU()}, stem
-    for i, (count, width) in enumerate(zip(blocks, widths, strict=True), 1):
-        shape = inputs, width * block.expansion, 2 if i > 1 else 1
-        parts[f"layer{i}"] = repeated(block, count, *shape, shortcut=shortcut)
-        inputs = width * block.expansion
-    return Chain(**parts, pool=Pool(grid), fc=nn.Linear(inputs * grid**2, num_classes))
+    parts = {"conv1": conv1, "bn1": bn1, "relu": nn.ReLU()}
+    stages = []
+    inputs = stem
+    for i, (count, width) in enumerate(zip(blocks, widths, strict=True), start=1):
+        outputs = width * block.expansion
+        stride = 1 if i == 1 else 2
+        parts[f"layer{i}"] = repeated(block, count, inputs, outputs, stride, shortcut=shortcut)
+        stages.append(f"layer{i}")
+        inputs = outputs
+    parts["pool"] = Pool(grid)
+    parts["fc"] = nn.Linear(inputs * grid**2, num_classes)
+    return Chain(parts, stages)
 
 
 def thin(depth: int, block: type = BasicBlock, **options) -> Chain:
     """Three stages of one length; depth 6n+2, with Bottleneck 9n+2."""
-    return resnet(block, [(depth - 2) // (3 * block.layers)] * 3, **options)
+    blocks_per_stage = (depth - 2) // (3 * block.layers)
+    return resnet(block, [blocks_per_stage] * 3, **options)
 
 
 def four_stages(depth: int, **options) -> Chain:
     block = BasicBlock if depth < 50 else Bottleneck
-    return resnet(block, FOUR_STAGES[depth], (64, 128, 256, 512), 64, **options)
+    return resnet(block, FOUR_STAGES[depth], widths=(64, 128, 256, 512), stem=64, **options)

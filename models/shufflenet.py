@@ -6,11 +6,15 @@ from torch.nn import functional as F
 
 from models.blocks import Chain, Pool, conv_bn, repeated
 
-# What the first convolution gives, and groups of V1.
-STEM, GROUPS = 24, 3
+STEM = 24  # channels of the first convolution
+GROUPS = 3  # of V1
 # V2: channels of three stages and of the last convolution.
-WIDTHS = {0.5: (48, 96, 192, 1024), 1.0: (116, 232, 464, 1024)}
-WIDTHS |= {1.5: (176, 352, 704, 1024), 2.0: (244, 488, 976, 2048)}
+WIDTHS = {
+    0.5: (48, 96, 192, 1024),
+    1.0: (116, 232, 464, 1024),
+    1.5: (176, 352, 704, 1024),
+    2.0: (244, 488, 976, 2048),
+}
 
 
 def shuffle(maps: Tensor, groups: int) -> Tensor:
@@ -25,8 +29,10 @@ class GroupedBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
         # A block that halves the size appends to its pooled input.
-        outputs -= inputs if stride == 2 else 0
-        self.stride, narrow = stride, outputs // 4
+        if stride == 2:
+            outputs -= inputs
+        narrow = outputs // 4
+        self.stride = stride
         # The stem's few channels are not grouped.
         self.groups = 1 if inputs == STEM else GROUPS
         self.conv1, self.bn1 = conv_bn(inputs, narrow, groups=self.groups)
@@ -39,18 +45,23 @@ class GroupedBlock(nn.Module):
         out = self.bn3(self.conv3(out))
         if self.stride == 1:
             return F.relu(out + x)
-        return F.relu(torch.cat([out, F.avg_pool2d(x, 3, 2, padding=1)], 1))
+        pooled = F.avg_pool2d(x, 3, stride=2, padding=1)
+        return F.relu(torch.cat([out, pooled], dim=1))
 
 
 def shufflenet_v1(num_classes: int = 10) -> Chain:
     conv1, bn1 = conv_bn(3, STEM)
-    return Chain(
-        **{"conv1": conv1, "bn1": bn1, "relu": nn.ReLU()},
-        layer1=repeated(GroupedBlock, 4, STEM, 240, 2),
-        layer2=repeated(GroupedBlock, 8, 240, 480, 2),
-        layer3=repeated(GroupedBlock, 4, 480, 960, 2),
-        **{"pool": Pool(), "fc": nn.Linear(960, num_classes)},
-    )
+    parts = {
+        "conv1": conv1,
+        "bn1": bn1,
+        "relu": nn.ReLU(),
+        "layer1": repeated(GroupedBlock, 4, STEM, 240, stride=2),
+        "layer2": repeated(GroupedBlock, 8, 240, 480, stride=2),
+        "layer3": repeated(GroupedBlock, 4, 480, 960, stride=2),
+        "pool": Pool(),
+        "fc": nn.Linear(960, num_classes),
+    }
+    return Chain(parts, stages=("layer1", "layer2", "layer3"))
 
 
 class SplitBlock(nn.Module):
@@ -58,23 +69,29 @@ class SplitBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int, kdc: bool):
         super().__init__()
-        self.split, half = stride == 1, outputs // 2
-        inputs = half if self.split else inputs
-        wide, bias = inputs if kdc else half, kdc
+        self.split = stride == 1
+        half = outputs // 2
+        if self.split:
+            inputs = half
+        wide = inputs if kdc else half
         self.downsample = nn.Sequential()
         if not self.split:
-            self.downsample.extend(conv_bn(inputs, inputs, 3, 2, groups=inputs, bias=bias))
-            self.downsample.extend([*conv_bn(inputs, half, bias=bias), nn.ReLU()])
-        first = [*conv_bn(inputs, wide, bias=bias), nn.ReLU()]
-        each = conv_bn(wide, wide, 3, stride, groups=wide, bias=bias)
-        self.residual = nn.Sequential(*first, *each, *conv_bn(wide, half, bias=bias), nn.ReLU())
+            self.downsample.extend(conv_bn(inputs, inputs, 3, 2, groups=inputs, bias=kdc))
+            self.downsample.extend([*conv_bn(inputs, half, bias=kdc), nn.ReLU()])
+        widen = [*conv_bn(inputs, wide, bias=kdc), nn.ReLU()]
+        filter_each = conv_bn(wide, wide, 3, stride, groups=wide, bias=kdc)
+        narrow = [*conv_bn(wide, half, bias=kdc), nn.ReLU()]
+        self.residual = nn.Sequential(*widen, *filter_each, *narrow)
 
     def forward(self, x: Tensor) -> Tensor:
-        passed, changed = x.chunk(2, 1) if self.split else (x, x)
-        return shuffle(torch.cat([self.downsample(passed), self.residual(changed)], 1), 2)
+        passed, changed = x.chunk(2, dim=1) if self.split else (x, x)
+        halves = torch.cat([self.downsample(passed), self.residual(changed)], dim=1)
+        return shuffle(halves, groups=2)
 
 
-def shufflenet_v2(width=1.0, stem=3, kdc=False, num_classes=10) -> Chain:
+def shufflenet_v2(
+    width: float = 1.0, stem: int = 3, kdc: bool = False, num_classes: int = 10
+) -> Chain:
     """`stem` is the first kernel's size.
 
     `kdc` is the net of the calibration transfer paper's code: biases, no ReLU behind the stem, and
@@ -82,11 +99,13 @@ def shufflenet_v2(width=1.0, stem=3, kdc=False, num_classes=10) -> Chain:
     """
     first, second, third, last = WIDTHS[width]
     act = nn.Identity() if kdc else nn.ReLU()
-    return Chain(
-        pre=nn.Sequential(*conv_bn(3, STEM, stem, bias=kdc), act),
-        stage2=repeated(SplitBlock, 4, STEM, first, 2, kdc=kdc),
-        stage3=repeated(SplitBlock, 8, first, second, 2, kdc=kdc),
-        stage4=repeated(SplitBlock, 4, second, third, 2, kdc=kdc),
-        conv5=nn.Sequential(*conv_bn(third, last, bias=kdc), nn.ReLU()),
-        **{"pool": Pool(), "fc": nn.Linear(last, num_classes)},
-    )
+    parts = {
+        "pre": nn.Sequential(*conv_bn(3, STEM, stem, bias=kdc), act),
+        "stage2": repeated(SplitBlock, 4, STEM, first, stride=2, kdc=kdc),
+        "stage3": repeated(SplitBlock, 8, first, second, stride=2, kdc=kdc),
+        "stage4": repeated(SplitBlock, 4, second, third, stride=2, kdc=kdc),
+        "conv5": nn.Sequential(*conv_bn(third, last, bias=kdc), nn.ReLU()),
+        "pool": Pool(),
+        "fc": nn.Linear(last, num_classes),
+    }
+    return Chain(parts, stages=("stage2", "stage3", "stage4"))

@@ -1,12 +1,20 @@
 """Nets without shortcuts: Simonyan and Zisserman, Very Deep Convolutional Networks, ICLR 2015."""
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.blocks import Chain, Pool, conv_bn
 
 # Convolutions in each of the five blocks.
-VGGS = {8: (1,) * 5, 11: (1, 1, 2, 2, 2), 13: (2,) * 5, 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+VGGS = {
+    8: (1, 1, 1, 1, 1),
+    11: (1, 1, 2, 2, 2),
+    13: (2, 2, 2, 2, 2),
+    16: (2, 2, 3, 3, 3),
+    19: (2, 2, 4, 4, 4),
+}
 
 
 class Halve(nn.Module):
@@ -20,38 +28,63 @@ class Halve(nn.Module):
         return F.max_pool2d(maps, 2) if maps.shape[-1] > self.smallest else maps
 
 
-def plain(blocks, widths, smallest, grid=1, hidden=(), dropout=0.0, num_classes=10) -> Chain:
-    """Blocks of convolutions, each halved, then linear layers.
+def plain(
+    blocks: Sequence[int],
+    widths: Sequence[int],
+    smallest: int,
+    grid: int = 1,
+    hidden: Sequence[int] = (),
+    dropout: float = 0.0,
+    num_classes: int = 10,
+) -> Chain:
+    """Blocks of convolutions, each halved down to `smallest` pixels, then linear layers.
 
     `grid` x `grid` means of each map go to linear layers of the widths `hidden`, and from there to
     the head.
     """
-    parts, inputs = {}, 3
+    parts = {}
+    inputs = 3
     for i, (count, width) in enumerate(zip(blocks, widths, strict=True)):
-        parts[f"block{i}"] = nn.Sequential()
+        block = nn.Sequential()
         for _ in range(count):
-            parts[f"block{i}"].extend([*conv_bn(inputs, width, 3, bias=True), nn.ReLU()])
+            block.extend([*conv_bn(inputs, width, 3, bias=True), nn.ReLU()])
             inputs = width
+        parts[f"block{i}"] = block
         parts[f"halve{i}"] = Halve(smallest)
-    parts |= {"pool": Pool(grid), "hidden": nn.Sequential()}
+
+    parts["pool"] = Pool(grid)
     inputs *= grid**2
+    layers = nn.Sequential()
     for width in hidden:
-        parts["hidden"].extend([nn.Linear(inputs, width), nn.ReLU(), nn.Dropout(dropout)])
+        layers.extend([nn.Linear(inputs, width), nn.ReLU(), nn.Dropout(dropout)])
         inputs = width
-    return Chain(**parts, fc=nn.Linear(inputs, num_classes))
+    parts["hidden"] = layers
+    parts["fc"] = nn.Linear(inputs, num_classes)
+    return Chain(parts, stages=[f"block{i}" for i in range(len(blocks))])
 
 
 def vgg(depth: int, **options) -> Chain:
-    return plain(VGGS[depth], (64, 128, 256, 512, 512), **options)
+    return plain(VGGS[depth], widths=(64, 128, 256, 512, 512), **options)
 
 
 def convnet(depth: int, num_classes: int = 10) -> Chain:
     """The calibration transfer paper's small students, narrower for up to ten classes."""
-    few = num_classes <= 10
-    first = 16 if few and depth < 10 else 32
+    few_classes = num_classes <= 10
+    # Convolutions of each block, pixels a side of the last maps, widths of the linear layers.
     blocks, grid, hidden = {
-        **{2: ((1, 1), 8, ()), 4: ((2, 2), 8, ()), 6: ((2, 2, 2), 4 if few else 8, ())},
-        **{8: ((2, 2, 2, 2), 2, (64,)), 10: ((2, 2, 2, 4), 2, (128 if few else 512,))},
+        2: ((1, 1), 8, ()),
+        4: ((2, 2), 8, ()),
+        6: ((2, 2, 2), 4 if few_classes else 8, ()),
+        8: ((2, 2, 2, 2), 2, (64,)),
+        10: ((2, 2, 2, 4), 2, (128 if few_classes else 512,)),
     }[depth]
-    widths = [first if depth == 2 else first << i for i in range(len(blocks))]
-    return plain(blocks, widths, grid, grid, hidden, num_classes=num_classes)
+    first_width = 16 if few_classes and depth < 10 else 32
+    growth = 1 if depth == 2 else 2
+    return plain(
+        blocks,
+        widths=[first_width * growth**i for i in range(len(blocks))],
+        smallest=grid,
+        grid=grid,
+        hidden=hidden,
+        num_classes=num_classes,
+    )

@@ -11,8 +11,10 @@ class PreActBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
-        self.bn1, self.conv1 = nn.BatchNorm2d(inputs), conv3x3(inputs, outputs, stride)
-        self.bn2, self.conv2 = nn.BatchNorm2d(outputs), conv3x3(outputs, outputs)
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = conv3x3(inputs, outputs, stride)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.conv2 = conv3x3(outputs, outputs)
         same = stride == 1 and inputs == outputs
         self.downsample = None if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
@@ -28,9 +30,15 @@ def wide_resnet(depth: int, width: int, num_classes: int = 10) -> Chain:
 
     Without the dropout of the paper, as the distillation literature uses it.
     """
-    parts, inputs = {"conv1": conv3x3(3, 16)}, 16
-    for i, outputs in enumerate((16 * width, 32 * width, 64 * width), 1):
-        parts[f"layer{i}"] = repeated(PreActBlock, (depth - 4) // 6, inputs, outputs, min(i, 2))
+    blocks_per_stage = (depth - 4) // 6
+    parts = {"conv1": conv3x3(3, 16)}
+    inputs = 16
+    for i, outputs in enumerate((16 * width, 32 * width, 64 * width), start=1):
+        stride = 1 if i == 1 else 2
+        parts[f"layer{i}"] = repeated(PreActBlock, blocks_per_stage, inputs, outputs, stride)
         inputs = outputs
-    parts |= {"bn1": nn.BatchNorm2d(inputs), "relu": nn.ReLU(), "pool": Pool()}
-    return Chain(**parts, fc=nn.Linear(inputs, num_classes))
+    parts["bn1"] = nn.BatchNorm2d(inputs)
+    parts["relu"] = nn.ReLU()
+    parts["pool"] = Pool()
+    parts["fc"] = nn.Linear(inputs, num_classes)
+    return Chain(parts, stages=("layer1", "layer2", "layer3"))

@@ -47,6 +47,11 @@ def sgd(weights: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
     return optimizer
 
 
+def adamw(weights: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+    """Adam with decoupled weight decay: Loshchilov and Hutter, ICLR 2019, Algorithm 2."""
+    return torch.optim.AdamW(weights, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+
+
 def multistep(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int):
     """The rate times lr_decay_factor after each epoch of schedule_steps."""
     milestones = [epoch * steps_per_epoch for epoch in recipe.schedule_steps]
@@ -70,6 +75,7 @@ def warmup_cosine(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_ep
 
 OPTIMIZERS = {
     "sgd": OptimizerEntry(sgd, reads=("momentum",)),
+    "adamw": OptimizerEntry(adamw),
 }
 SCHEDULES = {
     "multistep": ScheduleEntry(multistep, reads=("schedule_steps", "lr_decay_factor")),

@@ -1,11 +1,8 @@
-"""Run folders: names, the lock, atomic files, what a run was started with, its log.
-
-    {checkpoint}/{dataset}/{model}/{run name}/
-        config.json  train_log.txt  metrics.jsonl  checkpoint.pth  model_best.pth  model_last.pth
-        predictions.npz  reliability.png  result.json
+"""One run: the name of its folder, the lock, what it was started with, its files and its log.
 
 `checkpoint.pth` is what a resumed run goes on from; `metrics.jsonl` and `model_best.pth` are copies
 of what it holds and are written after it. `result.json` comes last: its presence means complete.
+utils/run_files.py lists all files.
 """
 
 import errno
@@ -14,135 +11,155 @@ import json
 import os
 import shutil
 import sys
-from argparse import Namespace
-from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
-from utils import files
 from utils.data import Dataset
-from utils.environment import environment, precision_note
-from utils.program import RunFailed, Stopped, UserError
-from utils.source import finished_line, resumed_line
-from utils.tables import result_table
+from utils.program import RunFailed, Stopped, UserError, files
+from utils.program.environment import environment, precision_note
+from utils.program.processes import on_main
+from utils.program.source import finished_line, resumed_line
+from utils.run_files import OURS, is_complete, label_of
+from utils.settings import Experiment
+from utils.teachers import Teacher
 
-# What a run, and what reads it afterwards, leaves in its folder.
-OURS = (
-    *("result.json", "config.json", "train_log.txt", "metrics.jsonl", "checkpoint.pth"),
-    *("model_best.pth", "model_last.pth", "predictions.npz", "reliability.png"),
-    *("posthoc.json", "evaluation_*.json", "tensorboard"),
-)
 UNKNOWN_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # on Lustre, some NFS
-# What readers rely on, wherever its metrics are.
-RESULT = {"model", "dataset", "fingerprint", "num_classes", "loss", "loss_parameters", "label"}
-RESULT |= {"seed", "split_seed", "settings", "best", "last"}
 
 
-def number_text(value: float) -> str:
-    """3.0 and 3 are both `3`; every digit that distinguishes two values is kept."""
-    return str(int(value)) if value == int(value) else repr(value)
-
-
-def label_of(name: str, parameters: dict[str, float]) -> str:
-    """`FL+MDCA`, {gamma: 3, beta: 1} -> `FL+MDCA_gamma=3_beta=1`."""
-    return "_".join([name, *(f"{key}={number_text(value)}" for key, value in parameters.items())])
-
-
-def identity_of(args: Namespace, data: Dataset, loss: str, parameters: dict, label: str) -> dict:
+def identity_of(experiment: Experiment, data: Dataset, teacher: Teacher | None) -> dict:
     """What a net is: stands in every checkpoint and result, and names the run folder.
 
-    `label` says how it was trained, but for the seeds: `FL+MDCA_gamma=3_beta=1`.
+    Its `label` says how it was trained, but for the seeds: `FL+MDCA_gamma=3_beta=1`.
     """
-    chosen = {name: getattr(args, name) for name in ("model", "seed", "split_seed")}
-    known = {"dataset": data.name, "mean": list(data.mean), "std": list(data.std)}
-    known |= {name: getattr(data, name) for name in ("num_classes", "flip", "fingerprint")}
-    return chosen | known | {"loss": loss, "loss_parameters": parameters, "label": label}
+    recipe = experiment.recipe
+    parameters = dict(experiment.loss.parameters)
+    if recipe.mix:
+        parameters[recipe.mix] = recipe.mix_alpha
+    label = label_of(experiment.loss.name, parameters)
+    if teacher is not None:
+        label = f"{label}_from_{teacher.model}_{teacher.label}"
+    return {
+        "model": recipe.model,
+        "seed": recipe.seed,
+        "split_seed": data.split_seed,
+        "dataset": data.name,
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "num_classes": data.num_classes,
+        "flip": data.flip,
+        "fingerprint": data.fingerprint,
+        "loss": experiment.loss.name,
+        "loss_parameters": parameters,
+        "label": label,
+    }
 
 
-def arguments_of(args: Namespace) -> dict:
-    """The values of all flags, ready for JSON."""
-    derived = ("settings", "notes")
-    return {name: value for name, value in vars(args).items() if name not in derived}
+def settings_of(
+    experiment: Experiment, identity: dict, accelerator: Accelerator, teacher: Teacher | None
+) -> dict:
+    """What the result depends on: a run that was started with other settings is refused."""
+    settings = {
+        **experiment.recipe.settings(),
+        "split_seed": experiment.data.split_seed,
+        "fingerprint": identity["fingerprint"],
+        "label": identity["label"],
+        "mean": identity["mean"],
+        "std": identity["std"],
+        "flip": identity["flip"],
+        "mixed_precision": accelerator.mixed_precision,
+        "processes": accelerator.num_processes,
+    }
+    if teacher is not None:
+        # Where it lies and what it is said to be change no number.
+        settings["teacher"] = {
+            key: value for key, value in teacher.identity.items() if key not in ("path", "loss")
+        }
+    return settings
 
 
-def is_complete(result) -> bool:
-    """Whether it is the result of a finished run."""
-    return isinstance(result, dict) and result.keys() >= RESULT
+def run_name(experiment: Experiment, identity: dict, teacher: Teacher | None) -> str:
+    """`NLL_seed=42`; of a student whose teacher has another seed, that one, too."""
+    seed = experiment.recipe.seed
+    parts = [identity["label"]]
+    if teacher is not None and teacher.identity["seed"] not in (None, seed):
+        parts.append(f"teacher-seed={teacher.identity['seed']}")
+    parts.append(f"seed={seed}")
+    if experiment.run.exp_name:
+        parts.append(experiment.run.exp_name)
+    return files.safe_name("_".join(parts))
 
 
-def finished_run(args: Namespace, dataset: str) -> tuple[Path, dict] | None:
-    """Folder and result of the finished run that these very arguments made, if there is one."""
-    for path in Path(args.checkpoint, dataset, args.model).glob("*/result.json"):
+def finished_run(experiment: Experiment, dataset: str) -> tuple[Path, dict] | None:
+    """Folder and result of the finished run that this very command made, if there is one."""
+    root = Path(experiment.run.checkpoint, dataset, experiment.recipe.model)
+    for path in root.glob("*/result.json"):
         with suppress(UserError):
             config = files.read_json(path.with_name("config.json"), "")
             result = files.read_json(path, "")
-            if config.get("arguments") == arguments_of(args) and is_complete(result):
+            before = config.get("arguments", {})
+            # A run of an older version lacks the flags that are new, which change nothing there.
+            same = all(experiment.arguments.get(flag) == x for flag, x in before.items())
+            if before and same and is_complete(result):
                 return path.parent, result
     return None
 
 
-def shown_result(folder: Path, result: dict) -> str:
-    """Of a run that was finished before this command: when, by which code, and its table."""
+def finished_note(folder: Path, result: dict) -> str:
+    """Of a run that was finished before this command: when, and by which code."""
     config = files.read_json(folder / "config.json", "--overwrite starts the run anew")
-    return f"{finished_line(folder, config, result)}\n{folder}\n{result_table(result)}"
-
-
-def on_main(accelerator: Accelerator, work: Callable):
-    """Run `work` on the main process; its value, or its UserError, reaches every process."""
-    outcome = [None, None]
-    if accelerator.is_main_process:
-        try:
-            outcome[0] = work()
-        except UserError as error:
-            outcome[1] = error
-    broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        outcome[1].told = not accelerator.is_main_process
-        raise outcome[1]
-    return outcome[0]
+    return finished_line(folder, config, result)
 
 
 class Run:
-    """One run folder. Under several processes only the main one touches it.
+    """One run folder. Under several processes only the main one touches it."""
 
-    `settings` is what the result depends on: a run that was started with others is refused.
-    """
-
-    def __init__(self, args: Namespace, identity: dict, accelerator: Accelerator, teacher=None):
-        self.settings = args.settings | {
-            **{key: identity[key] for key in ("fingerprint", "label", "mean", "std", "flip")},
-            "mixed_precision": accelerator.mixed_precision,
-            "processes": accelerator.num_processes,
-        }
-        seeds = f"seed={args.seed}"
-        if teacher is not None:
-            known = teacher.identity  # where it lies and what it is said to be change no number
-            self.settings["teacher"] = {k: known[k] for k in known.keys() - {"path", "loss"}}
-            if known["seed"] not in (None, args.seed):
-                seeds = f"teacher-seed={known['seed']}_{seeds}"
-        parts = filter(None, (identity["label"], seeds, args.exp_name))
-        self.name = files.safe_name("_".join(parts))
-        self.folder = Path(args.checkpoint, identity["dataset"], identity["model"], self.name)
-        self.identity = identity
+    def __init__(
+        self,
+        experiment: Experiment,
+        data: Dataset,
+        accelerator: Accelerator,
+        teacher: Teacher | None = None,
+    ):
+        self.experiment = experiment
+        self.data = data
         self.accelerator = accelerator
         self.is_main = accelerator.is_main_process
+        self.identity = identity_of(experiment, data, teacher)
+        self.settings = settings_of(experiment, self.identity, accelerator, teacher)
+        self.name = run_name(experiment, self.identity, teacher)
+        root = Path(experiment.run.checkpoint, self.identity["dataset"], self.identity["model"])
+        self.folder = root / self.name
         self.lock = None
         self.epochs = None  # in the checkpoint
 
+    def config(self) -> dict:
+        """What config.json holds."""
+        sizes = {
+            name: len(split.labels)
+            for name, split in (
+                ("train", self.data.train),
+                ("val", self.data.val),
+                ("test", self.data.test),
+            )
+        }
+        return {
+            **self.identity,
+            "settings": self.settings,
+            "arguments": self.experiment.arguments,
+            "images": sizes,
+            **environment(self.accelerator),
+        }
+
     @contextmanager
-    def opened(self, args: Namespace, data: Dataset):
+    def opened(self):
         """Create or re-enter the folder, and hold its lock. Raises UserError, on all processes."""
-        sizes = {name: len(getattr(data, name).labels) for name in ("train", "val", "test")}
-        config = self.identity | {"settings": self.settings, "arguments": arguments_of(args)}
-        config |= {"images": sizes, "class_names": data.class_names}
-        config |= environment(self.accelerator)
+        config = self.config()
         try:
-            on_main(self.accelerator, lambda: self._open(config, args.overwrite))
-            for note in (*args.notes, precision_note(self.accelerator)):
+            on_main(self.accelerator, lambda: self._open(config))
+            for note in (*self.experiment.notes, precision_note(self.accelerator)):
                 if note:
                     self.say(note)
             yield
@@ -152,35 +169,39 @@ class Run:
             raise
         except Stopped as stopped:
             if self.epochs is not None:
-                advice = f"the same command goes on after epoch {self.epochs}"
-                stopped = Stopped(stopped.number, advice)
+                stopped = Stopped(
+                    stopped.number, f"the same command goes on after epoch {self.epochs}"
+                )
             self.log(str(stopped))
             raise stopped from None
         finally:
             if self.lock is not None:
                 os.close(self.lock)
 
-    def _open(self, config: dict, overwrite: bool) -> None:
+    def _open(self, config: dict) -> None:
         try:
             with files.unmade_on_failure(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
             self._lock()
-            for pattern in (".*.tmp", *(OURS if overwrite else ())):
-                for file in self.folder.glob(pattern):
-                    shutil.rmtree(file) if file.is_dir() else file.unlink()
+            self._clear()
         except OSError as error:
-            fault = f"cannot write {error.filename or self.folder} ({error.strerror})"
-            raise UserError(f"--checkpoint: {fault}; name a folder that you may write to") from None
+            raise UserError(
+                f"--checkpoint: cannot write {error.filename or self.folder} ({error.strerror}); "
+                "name a folder that you may write to"
+            ) from None
+
+        has_checkpoint = (self.folder / "checkpoint.pth").exists()
         if (self.folder / "config.json").exists():
             before = self._refuse_other_settings()
-            unfinished = not (self.folder / "result.json").exists()
-            if unfinished and (self.folder / "checkpoint.pth").exists():
+            is_finished = (self.folder / "result.json").exists()
+            if has_checkpoint and not is_finished:
                 changed = resumed_line(before)
                 if changed:
                     self.say(changed)
-        elif (self.folder / "checkpoint.pth").exists():
-            fault = "has a checkpoint but no config.json"
-            raise UserError(f"{self.folder} {fault}; --overwrite starts it anew")
+        elif has_checkpoint:
+            raise UserError(
+                f"{self.folder} has a checkpoint but no config.json; --overwrite starts it anew"
+            )
         else:
             files.write_json(self.folder / "config.json", config)
 
@@ -190,12 +211,26 @@ class Run:
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            fault = "is in use by another process that runs the same command"
-            raise UserError(f"{self.folder} {fault}; wait for it, or give --exp_name") from None
+            raise UserError(
+                f"{self.folder} is in use by another process that runs the same command; wait for "
+                "it, or give --exp_name"
+            ) from None
         except OSError as error:
             if error.errno not in UNKNOWN_LOCKS:
                 raise
             self.say(f"{self.folder}: no locks here, so start this command only once at a time")
+
+    def _clear(self) -> None:
+        """Remove what a killed process was writing, and with --overwrite all that a run wrote."""
+        patterns = [".*.tmp"]
+        if self.experiment.run.overwrite:
+            patterns += OURS
+        for pattern in patterns:
+            for path in self.folder.glob(pattern):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
 
     def _refuse_other_settings(self) -> dict:
         """The run's config.json, where it was started with the settings of this command."""
@@ -205,20 +240,19 @@ class Run:
         before = config.get("settings")
         if not isinstance(before, dict):
             raise UserError(f"{path} has no settings; {way_out}")
-        keys = sorted(before.keys() | self.settings.keys())
-        pairs = ((key, before.get(key), self.settings.get(key)) for key in keys)
-        differing = [f"{key} was {old} and is {new}" for key, old, new in pairs if old != new]
-        if differing:
-            fault = f"was started with other settings ({'; '.join(differing)})"
-            way_out = "--exp_name NAME keeps both, --overwrite starts it anew"
-            raise UserError(f"{self.folder} {fault}; {way_out}")
-        return config
 
-    def say_finished(self) -> None:
-        """Print what a run that was finished before has left, and that nothing was trained."""
-        result = self.result()
-        if self.is_main:
-            self.say(shown_result(self.folder, result))
+        differing = []
+        for key in sorted(before.keys() | self.settings.keys()):
+            old = before.get(key)
+            new = self.settings.get(key)
+            if old != new:
+                differing.append(f"{key} was {old} and is {new}")
+        if differing:
+            raise UserError(
+                f"{self.folder} was started with other settings ({'; '.join(differing)}); "
+                "--exp_name NAME keeps both, --overwrite starts it anew"
+            )
+        return config
 
     def result(self) -> dict | None:
         """Of a finished run; None before. Raises UserError where it is damaged."""
@@ -243,23 +277,30 @@ class Run:
 
     def log(self, text: str) -> None:
         """Append to train_log.txt, without which a run can go on."""
+        if not self.is_main:
+            return
         path = self.folder / "train_log.txt"
-        if self.is_main:
-            try:
-                with open(path, "a") as log:
-                    log.write(text + "\n")
-            except OSError as error:
-                tqdm.write(f"this line is missing in {path}: {error.strerror}", file=sys.stderr)
+        try:
+            with open(path, "a") as log:
+                log.write(text + "\n")
+        except OSError as error:
+            tqdm.write(f"this line is missing in {path}: {error.strerror}", file=sys.stderr)
 
     def load(self, file: str) -> dict | None:
-        """A .pth file of the run, on every process; None where there is none yet."""
-        path, way_out = self.folder / file, "--overwrite starts the run anew"
+        """A .pth file of the run, on every process; None where there is none yet.
+
+        Raises UserError where it is damaged or another run's.
+        """
+        path = self.folder / file
+        way_out = "--overwrite starts the run anew"
         if not on_main(self.accelerator, path.exists):
             return None
         saved = files.read_torch(path, way_out)
-        net = saved.get("best", saved)
-        whose = {key: net.get(key) for key in self.identity} if isinstance(net, dict) else None
-        if whose != self.identity:
+        # A checkpoint has its identity in the best epoch's snapshot.
+        identity = saved.get("best", saved)
+        if not isinstance(identity, dict) or any(
+            identity.get(key) != value for key, value in self.identity.items()
+        ):
             raise UserError(f"{path} comes from another run; {way_out}")
         return saved
 
@@ -268,13 +309,15 @@ class Run:
 
         A resumed run calls this too: a kill may have fallen between the two.
         """
-        if self.is_main:
-            files.write_torch(self.folder / "checkpoint.pth", checkpoint)
-            self.epochs = len(checkpoint["history"])
-            if improved:
-                files.write_torch(self.folder / "model_best.pth", checkpoint["best"])
-            with files.atomic(self.folder / "metrics.jsonl", "w") as file:
-                file.writelines(json.dumps(line) + "\n" for line in checkpoint["history"])
+        if not self.is_main:
+            return
+        files.write_torch(self.folder / "checkpoint.pth", checkpoint)
+        self.epochs = len(checkpoint["history"])
+        if improved:
+            files.write_torch(self.folder / "model_best.pth", checkpoint["best"])
+        with files.atomic(self.folder / "metrics.jsonl", "w") as file:
+            for record in checkpoint["history"]:
+                file.write(json.dumps(record) + "\n")
 
     def save_last(self, snapshot: dict) -> None:
         if self.is_main:

@@ -4,7 +4,7 @@
 defaults of the command line are those written here.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,18 @@ class Recipe:
     select: str = "top1"
     sync_bn: bool = False
 
+    def settings(self) -> dict:
+        """What tells two runs apart that bear one name, ready for JSON.
+
+        How images are mixed is a part of the name. An optimiser is named where it is not the one
+        that runs of older versions, which name none, were trained with.
+        """
+        settings = asdict(self) | {"schedule_steps": list(self.schedule_steps)}
+        del settings["mix"], settings["mix_alpha"]
+        if self.optimizer == Recipe.optimizer:
+            del settings["optimizer"]
+        return settings
+
 
 @dataclass(frozen=True)
 class TeacherSource:
@@ -79,7 +91,8 @@ class RunChoice:
 
 @dataclass(frozen=True)
 class Experiment:
-    """All of it. `arguments` are the values of every flag, which the run's config.json keeps."""
+    """All of it. `arguments` are the values of every flag, which the run's config.json keeps;
+    `notes` are lines about flags that have no effect, which the run says at its start."""
 
     data: DataChoice
     recipe: Recipe
@@ -87,3 +100,4 @@ class Experiment:
     run: RunChoice
     arguments: dict
     teacher: TeacherSource | None = None
+    notes: tuple[str, ...] = ()

@@ -19,14 +19,37 @@ from utils.program import RunFailed
 
 MODES = ("auto", "eager", "graph", "compile")
 EAGER_STEPS = 3  # before a capture: cuDNN chooses its algorithms in them
+# Releases before 2.14 leave the allocator in the state of a capture when one fails, and torch then
+# asserts when memory runs out. There only --step graph captures.
+SURVIVES_A_FAILED_CAPTURE = torch.__version__ >= (2, 14)
 
 Sums = dict[str, Tensor]
 Step = Callable[[Draw], Sums]
 
 
 def can_capture(accelerator: Accelerator) -> bool:
-    """Several processes exchange gradients and statistics in a step, which stays uncaptured."""
+    """Whether a step can become a graph.
+
+    Several processes exchange gradients and statistics in a step, which stays uncaptured.
+    torch's deterministic ways to gather and scatter copy from the host, which no capture allows.
+    """
+    if torch.are_deterministic_algorithms_enabled():
+        return False
     return accelerator.device.type == "cuda" and accelerator.num_processes == 1
+
+
+def is_captured(mode: str, accelerator: Accelerator) -> bool:
+    """Whether steps are captured with this --step, one of MODES."""
+    if mode == "eager" or not can_capture(accelerator):
+        return False
+    return SURVIVES_A_FAILED_CAPTURE or mode == "graph"
+
+
+def first_fault(error: BaseException) -> BaseException:
+    """What an error came from: to end a failed capture fails as well, and that is raised."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
 
 
 def compile_net(net: nn.Module, batch_size: int) -> None:
@@ -124,7 +147,7 @@ class GraphedStep:
             group["lr"] = rate
 
     def give_up(self, error: RuntimeError) -> None:
-        reason = str(error).splitlines()[0]
+        reason = str(first_fault(error)).splitlines()[0]
         if self.required:
             raise RunFailed(
                 f"a step cannot be captured as a CUDA graph: {reason}; give --step eager"

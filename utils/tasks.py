@@ -96,7 +96,9 @@ class DistillationTask(Task):
         logits = self.logits(batch)
         target = self.teacher.tempered(self.ask(batch))
         with full_precision(logits.device):
-            return step_output(logits, batch, lambda labels: self.loss.parts(logits, target, labels))
+            return step_output(
+                logits, batch, lambda labels: self.loss.parts(logits, target, labels)
+            )
 
     def epoch(self, epoch: int) -> AbstractContextManager:
         self.loss.before_epoch(epoch)
@@ -125,4 +127,3 @@ def step_output(
             for name, part in parts.items()
         }
     return StepOutput(loss, logits, {name: part.detach() for name, part in parts.items()})
-

@@ -1,7 +1,6 @@
 """fit(), the one training loop, and train_step(), the one step: for teachers and students alike."""
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -14,12 +13,13 @@ from tqdm import tqdm
 from utils.data import Dataset
 from utils.data.views import Batch, Draw, TrainLoader
 from utils.evaluation import evaluate, predict
-from utils.files import refused
 from utils.optimizers import build_optimizer, build_schedule
-from utils.program import RunFailed
-from utils.runs import Run, on_main
+from utils.program import RunFailed, UserError
+from utils.program.files import refused
+from utils.program.processes import on_main
+from utils.runs import Run
 from utils.settings import Recipe, RunChoice
-from utils.steps import GraphedStep, Step, can_capture, compile_net
+from utils.steps import GraphedStep, Step, compile_net, is_captured
 from utils.sums import LOWER_THE_RATE, EpochSums, Sums, step_sums
 from utils.tasks import Task
 
@@ -122,9 +122,7 @@ class Trainer:
     `model` is the task as accelerate calls it, with its precision and processes.
     """
 
-    def __init__(
-        self, task: Task, recipe: Recipe, accelerator: Accelerator, steps_per_epoch: int
-    ):
+    def __init__(self, task: Task, recipe: Recipe, accelerator: Accelerator, steps_per_epoch: int):
         task.to(accelerator.device, memory_format=torch.channels_last)
         if recipe.sync_bn and accelerator.num_processes > 1:
             task.net = nn.SyncBatchNorm.convert_sync_batchnorm(task.net)
@@ -176,13 +174,11 @@ def launched_step(trainer: Trainer, loader: TrainLoader, mode: str) -> Step:
     """train_step on a draw of the loader, launched as --step says (one of steps.MODES)."""
 
     def step(draw: Draw) -> Sums:
-        return train_step(
-            trainer.model, loader.batch(draw), trainer.optimizer, trainer.accelerator
-        )
+        return train_step(trainer.model, loader.batch(draw), trainer.optimizer, trainer.accelerator)
 
     if mode == "compile":
         compile_net(trainer.task.net, loader.images_per_process)
-    if mode == "eager" or not can_capture(trainer.accelerator):
+    if not is_captured(mode, trainer.accelerator):
         return step
     return GraphedStep(
         step,
@@ -300,9 +296,13 @@ def resume(run: Run, trainer: Trainer) -> tuple[list[dict], dict | None]:
     saved = run.load("checkpoint.pth")
     if saved is None:
         return [], None
-    with refused(
-        f"{run.folder / 'checkpoint.pth'} does not fit its run", "--overwrite starts the run anew"
-    ):
+    path = run.folder / "checkpoint.pth"
+    if "task" not in saved:
+        raise UserError(
+            f"{path} was begun by an older version of this code; finish it with the version that "
+            "config.json names, or --overwrite starts the run anew"
+        )
+    with refused(f"{path} does not fit its run", "--overwrite starts the run anew"):
         trainer.load_state_dict(saved)
         history = saved["history"]
         if [record["epoch"] for record in history] != list(range(1, len(history) + 1)):

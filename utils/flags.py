@@ -1,0 +1,296 @@
+"""The flags of both entry scripts: names, types, defaults and help, in reading order.
+
+Defaults are those of utils/settings.py. A flag that one loss, distillation or schedule alone reads
+has none here: so it is seen whether it was given.
+"""
+
+import argparse
+import os
+from collections.abc import Mapping
+
+from losses import LossEntry
+from models import MODELS, WRN_PATTERN, check_name
+from utils.data import NAMES, NORMALISATION, normalisation
+from utils.data.mixing import MIXES
+from utils.optimizers import OPTIMIZERS, SCHEDULES
+from utils.program.command_line import (
+    CommandLine,
+    below_one,
+    checked,
+    count,
+    fraction,
+    number,
+    path,
+    positive,
+    printable,
+    suffix,
+    weight,
+    whole,
+)
+from utils.runs import number_text
+from utils.settings import DataChoice, Recipe, RunChoice, TeacherSource
+from utils.steps import MODES
+from utils.training import SELECTIONS
+
+
+def add_data(parser: CommandLine) -> None:
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--dataset",
+        type=path,
+        default=DataChoice.dataset,
+        help=f"{', '.join(NAMES)}, an .npz file or a folder of images",
+    )
+    data.add_argument(
+        "--data_dir",
+        type=path,
+        default=os.environ.get("KD_DATA") or DataChoice.data_dir,
+        help="where data lie or are downloaded to ($KD_DATA sets it)",
+    )
+    data.add_argument(
+        "--flip",
+        action=argparse.BooleanOptionalAction,
+        help="draw mirrored views too, not for digits (default: yes, for svhn no)",
+    )
+    data.add_argument(
+        "--image_size",
+        type=count,
+        metavar="PIXELS",
+        help="folder of images: resize the shorter side to so many pixels and cut out the middle",
+    )
+    data.add_argument(
+        "--skip_unreadable",
+        action="store_true",
+        help="folder of images: leave out those that cannot be read",
+    )
+    data.add_argument(
+        "--split-seed",
+        type=whole,
+        default=DataChoice.split_seed,
+        help="which tenth of the training images validates; a teacher's and its students' alike",
+    )
+
+
+def add_model(parser: CommandLine) -> None:
+    owned: dict[str, list[str]] = {}
+    for net, entry in MODELS.items():
+        owned.setdefault(entry.origin, []).append(net)
+    nets = "; ".join(f"{', '.join(names)} ({origin})" for origin, names in owned.items())
+
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--model",
+        type=checked(check_name),
+        default=Recipe.model,
+        help=f"{nets}; any {WRN_PATTERN}; timm/NAME",
+    )
+
+
+def add_loss_flags(group: argparse._ArgumentGroup, entries: Mapping[str, LossEntry]) -> None:
+    """Each flag that a loss reads, once, with what it means to which loss."""
+    readers: dict[str, list] = {}
+    for loss, entry in entries.items():
+        for flag in entry.flags:
+            readers.setdefault(flag.name, []).append((loss, flag))
+
+    for name, pairs in readers.items():
+        meanings: dict[str, list[str]] = {}
+        for loss, flag in pairs:
+            default = "1 - Lambda" if flag.default is None else number_text(flag.default)
+            meanings.setdefault(flag.help, []).append(f"{loss} {default}")
+        texts = [f"{text} (default: {', '.join(losses)})" for text, losses in meanings.items()]
+        _, first = pairs[0]
+        wanted, allowed = first.range
+        group.add_argument(f"--{name}", type=number(float, wanted, allowed), help="; ".join(texts))
+
+
+def add_optimisation(parser: CommandLine) -> None:
+    optimisation = parser.add_argument_group("optimisation")
+    optimisation.add_argument(
+        "--epochs", type=count, default=Recipe.epochs, help="passes over the training split"
+    )
+    optimisation.add_argument(
+        "--optimizer",
+        choices=OPTIMIZERS,
+        default=Recipe.optimizer,
+        help="sgd: with Nesterov momentum; adamw: wants a smaller --lr, such as 0.001",
+    )
+    optimisation.add_argument(
+        "--lr", type=positive, default=Recipe.lr, help="learning rate at the start"
+    )
+    optimisation.add_argument(
+        "--momentum",
+        type=below_one,
+        help=f"sgd: 0 is plain SGD without Nesterov (default: {Recipe.momentum})",
+    )
+    optimisation.add_argument(
+        "--weight-decay", "--wd", type=weight, default=Recipe.weight_decay, help="of all weights"
+    )
+    optimisation.add_argument(
+        "--scheduler",
+        choices=SCHEDULES,
+        default=Recipe.scheduler,
+        help="how the learning rate falls",
+    )
+    optimisation.add_argument(
+        "--schedule-steps",
+        type=count,
+        nargs="+",
+        metavar="EPOCH",
+        help="multistep: epochs after which the rate falls (default: half and three quarters)",
+    )
+    optimisation.add_argument(
+        "--lr-decay-factor",
+        type=fraction,
+        help="multistep: the rate is multiplied by this at each of those epochs "
+        f"(default: {Recipe.lr_decay_factor})",
+    )
+    optimisation.add_argument(
+        "--warmup",
+        type=whole,
+        metavar="STEPS",
+        help=f"warmupcosine: steps of linear warm-up (default: {Recipe.warmup})",
+    )
+    optimisation.add_argument(
+        "--train-batch-size",
+        type=count,
+        default=Recipe.train_batch_size,
+        help="images per step and per process",
+    )
+    optimisation.add_argument(
+        "--mix",
+        choices=MIXES,
+        help="train on mixtures of two images, a teacher and its student alike",
+    )
+    optimisation.add_argument(
+        "--mix_alpha",
+        type=positive,
+        help=f"a of Beta(a, a), the first image's share (default: {Recipe.mix_alpha:g})",
+    )
+    optimisation.add_argument(
+        "--seed",
+        type=whole,
+        default=Recipe.seed,
+        help="of initial weights, order and augmentation; report several",
+    )
+    optimisation.add_argument(
+        "--select",
+        choices=SELECTIONS,
+        default=Recipe.select,
+        help="the best epoch by validation: top-1, NLL, or NLL after temperature scaling "
+        "(refinement)",
+    )
+    optimisation.add_argument(
+        "--sync_bn",
+        action="store_true",
+        help="several GPUs: batch norm over the images of all processes",
+    )
+
+
+def add_run(parser: CommandLine) -> None:
+    run = parser.add_argument_group("run")
+    run.add_argument(
+        "--checkpoint",
+        type=path,
+        default=RunChoice.checkpoint,
+        help="root of the run folders",
+    )
+    run.add_argument(
+        "--exp_name", type=checked(suffix), help="a suffix of the run's name, to keep two apart"
+    )
+    run.add_argument(
+        "--overwrite", action="store_true", help="start a finished or differing run anew"
+    )
+    run.add_argument(
+        "--log_with", choices=("tensorboard",), help="also write the epochs' metrics to this"
+    )
+    run.add_argument(
+        "--test-batch-size",
+        type=count,
+        help="images per evaluation step (default: 1000, on a CPU 128)",
+    )
+    run.add_argument(
+        "--step",
+        choices=MODES,
+        default=RunChoice.step,
+        help="auto: one CUDA graph on one GPU, else eager, kernel by kernel; compile also fuses",
+    )
+    run.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="the same bits in every run on the same GPU, more slowly; the CPU does so anyway",
+    )
+
+
+def add_teacher(parser: CommandLine, for_cache: bool = False) -> None:
+    """`for_cache`: the cache is required, and holds logits that have no temperature yet."""
+    teacher = parser.add_argument_group("teacher")
+    teacher.add_argument(
+        "--teacher_path",
+        type=path,
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="a run folder, a folder with exactly one finished run below it, or a weights file "
+        "(.pth, .safetensors, ...); several are an ensemble; `pretrained` lets timm download",
+    )
+    teacher.add_argument(
+        "--teacher",
+        type=checked(check_name),
+        nargs="+",
+        metavar="MODEL",
+        help="its architecture (one for all paths or one each); a checkpoint of ours names its own",
+    )
+    teacher.add_argument(
+        "--teacher_loss",
+        type=printable(80),
+        help="the loss it was trained with: checked where the checkpoint says it, else recorded",
+    )
+    teacher.add_argument(
+        "--teacher_select",
+        choices=("best", "last"),
+        default=TeacherSource.select,
+        help="which epoch of a run folder",
+    )
+    teacher.add_argument(
+        "--teacher_norm",
+        type=checked(normalisation_text),
+        help="how a third party's teacher wants its inputs (default: as the data): "
+        f"{', '.join(NORMALISATION)}, or six numbers, such as 0.49,0.48,0.45/0.25,0.24,0.26",
+    )
+    teacher.add_argument(
+        "--teacher_key",
+        type=printable(200),
+        help="which weights of a third party's file that holds several, e.g. model or ema",
+    )
+    teacher.add_argument(
+        "--teacher_size",
+        type=count,
+        metavar="PIXELS",
+        help="enlarge the teacher's images to this side, e.g. 224; the student's stay",
+    )
+    if not for_cache:
+        teacher.add_argument(
+            "--teacher_temperature",
+            type=auto_or_positive,
+            default=TeacherSource.temperature,
+            metavar="auto|T",
+            help="divide its logits by this first; auto: by what suits its validation logits",
+        )
+    teacher.add_argument(
+        "--teacher_cache",
+        type=path,
+        metavar="DIR",
+        required=for_cache,
+        help="keep the teacher's logits here, and use those of earlier students (README, Sweeps)",
+    )
+
+
+def auto_or_positive(text: str) -> str | float:
+    return text if text == "auto" else positive(text)
+
+
+def normalisation_text(text: str) -> str:
+    """The text itself where it names or holds a normalisation. Raises ValueError."""
+    normalisation(text)
+    return text

@@ -1,0 +1,5 @@
+"""What every program needs: its command line, how it ends, signals, files, environment."""
+
+from utils.program.errors import RunFailed, Stopped, UserError, one_line_errors
+
+__all__ = ["RunFailed", "Stopped", "UserError", "one_line_errors"]

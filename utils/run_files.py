@@ -1,0 +1,53 @@
+"""What lies in a run folder and how it is called: what a run writes, and its readers rely on.
+
+{checkpoint}/{dataset}/{model}/{run name}/
+    config.json  train_log.txt  metrics.jsonl  checkpoint.pth  model_best.pth  model_last.pth
+    predictions.npz  reliability.png  result.json
+"""
+
+# What a run, and what reads it afterwards, leaves in its folder.
+OURS = (
+    "result.json",
+    "config.json",
+    "train_log.txt",
+    "metrics.jsonl",
+    "checkpoint.pth",
+    "model_best.pth",
+    "model_last.pth",
+    "predictions.npz",
+    "reliability.png",
+    "posthoc.json",
+    "evaluation_*.json",
+    "tensorboard",
+)
+# What result.json holds in any case, wherever its metrics are.
+RESULT = {
+    "model",
+    "dataset",
+    "fingerprint",
+    "num_classes",
+    "loss",
+    "loss_parameters",
+    "label",
+    "seed",
+    "split_seed",
+    "settings",
+    "best",
+    "last",
+}
+
+
+def number_text(value: float) -> str:
+    """3.0 and 3 are both `3`; every digit that distinguishes two values is kept."""
+    return str(int(value)) if value == int(value) else repr(value)
+
+
+def label_of(name: str, parameters: dict[str, float]) -> str:
+    """`FL+MDCA`, {gamma: 3, beta: 1} -> `FL+MDCA_gamma=3_beta=1`."""
+    values = [f"{key}={number_text(value)}" for key, value in parameters.items()]
+    return "_".join([name, *values])
+
+
+def is_complete(result) -> bool:
+    """Whether it is the result of a finished run."""
+    return isinstance(result, dict) and result.keys() >= RESULT
