@@ -46,9 +46,9 @@ class Pool(nn.Module):
 class Chain(nn.Sequential):
     """Parts by name, one after the other: images (B, 3, H, W) to logits (B, num_classes).
 
-    `stages` (kept as `stage_names`) names the parts whose maps a distillation of features compares by default: the ends of
-    the net's stages; a part of a part is `stages.2`. Convolutions start from Kaiming's normal
-    distribution, fan out; the rest as torch has it.
+    `stages`, kept as `stage_names`, names the parts whose maps a distillation of features compares
+    by default: the ends of the net's stages; a part of a part is `stages.2`. Convolutions start
+    from Kaiming's normal distribution, fan out; the rest as torch has it.
     """
 
     def __init__(self, parts: dict[str, nn.Module], stages: Sequence[str]):

@@ -202,6 +202,4 @@ class TrainLoader:
         kind, _ = self.mix
         partners = take_views(self.windows, draw.partners, draw.partner_views)
         mixed, share = MIXES[kind].apply(images, partners, draw.numbers)
-        return Batch(
-            mixed, labels, draw.places, draw.weight, self.labels[draw.partners], share
-        )
+        return Batch(mixed, labels, draw.places, draw.weight, self.labels[draw.partners], share)
