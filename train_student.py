@@ -14,49 +14,68 @@ import torch
 
 from losses import build_distillation
 from models import build_model
-from utils.evaluation import conclude, inspect_teacher
-from utils.objectives import Distillation
-from utils.options import check_run, parameters_of, student_options
+from utils.analysis.columns import result_table
+from utils.conclusion import conclude
+from utils.data.shared import load_data
+from utils.options import check_run, student_options
+from utils.preflight import check_net, check_teacher
 from utils.program import UserError, one_line_errors
-from utils.runs import Run, finished_run, identity_of, label_of, shown_result
-from utils.tables import result_table
-from utils.teachers import teacher_of
-from utils.training import fit, load_data, start
+from utils.program.processes import start
+from utils.runs import Run, finished_note, finished_run
+from utils.tasks import DistillationTask
+from utils.teacher_cache import asked_teacher
+from utils.teacher_files import load_teacher
+from utils.teacher_inspection import inspect_teacher
+from utils.training import fit
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = student_options(argv)
-    accelerator = start(args.deterministic, args.log_with)
-    data = load_data(args, accelerator)
-    check_run(args, data, accelerator)
+def main(argv: list[str] | None = None) -> dict:
+    """Distil what the command line asks for; the content of its result.json."""
+    experiment = student_options(argv)
+    recipe = experiment.recipe
+    accelerator = start(experiment.run.deterministic, experiment.run.log_with)
+    data = load_data(experiment.data, accelerator)
+    check_run(experiment, data, accelerator)
+    check_net(recipe, data, accelerator)
+
     try:
-        teacher = teacher_of(args, data)
+        teacher = load_teacher(experiment.teacher, data)
     except UserError:
-        finished = finished_run(args, data.name)
+        finished = finished_run(experiment, data.name)
         if finished is None:
             raise
-        accelerator.print(shown_result(*finished))  # what it is, wherever its teacher has gone
-        return
+        # A finished run is shown wherever its teacher has gone.
+        folder, result = finished
+        note = finished_note(folder, result)
+        accelerator.print(f"{note}\n{folder}\n{result_table(result)}")
+        return result
+    check_teacher(teacher, data)
     teacher.to(accelerator.device)
 
-    parameters, naming = parameters_of(args.distill, args)
-    label = f"{label_of(args.distill, naming)}_from_{teacher.model}_{teacher.label}"
-    run = Run(args, identity_of(args, data, args.distill, naming, label), accelerator, teacher)
-    objective = None
-    # Before the run has a folder, for the cache may be refused.
-    if args.overwrite or run.result() is None:
-        loss = build_distillation(args.distill, **parameters)
-        objective = Distillation(loss, teacher, data, accelerator, args.seed, args.teacher_cache)
-    with run.opened(args, data):
-        if run.result() is None:
-            run.say(inspect_teacher(teacher, data, accelerator, args.test_batch_size))
-            torch.manual_seed(args.seed)
-            student = build_model(args.model, data.num_classes)
-            history = fit(run, accelerator, student, objective, data, args)
-            conclude(run, accelerator, student, data, history, args.test_batch_size, teacher)
-            run.say(f"{run.folder}\n{result_table(run.result())}")
+    run = Run(experiment, data, accelerator, teacher)
+    is_new = experiment.run.overwrite or run.result() is None
+    if is_new:
+        # Before the run has a folder: the cache or the teacher may be refused.
+        loss = build_distillation(experiment.loss.name, **experiment.loss.parameters)
+        ask = asked_teacher(teacher, data, accelerator, recipe.seed, experiment.teacher.cache)
+        about_teacher = inspect_teacher(
+            teacher, data, accelerator, experiment.run.test_batch_size, loss
+        )
+
+    with run.opened():
+        result = run.result()
+        if result is not None:
+            run.say(finished_note(run.folder, result))
         else:
-            run.say_finished()
+            run.say(about_teacher)
+            torch.manual_seed(recipe.seed)
+            student = build_model(recipe.model, data.num_classes)
+            task = DistillationTask(student, loss, teacher, ask, data)
+            history = fit(run, accelerator, task, data, recipe)
+            conclude(run, accelerator, task.net, data, history, teacher)
+            result = run.result()
+        run.say(f"{run.folder}\n{result_table(result)}")
+    return result
 
 
 if __name__ == "__main__":

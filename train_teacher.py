@@ -13,34 +13,42 @@ import torch
 
 from losses import build_loss
 from models import build_model
-from utils.evaluation import conclude
-from utils.objectives import Objective
-from utils.options import check_run, parameters_of, teacher_options
+from utils.analysis.columns import result_table
+from utils.conclusion import conclude
+from utils.data.shared import load_data
+from utils.options import check_run, teacher_options
+from utils.preflight import check_net
 from utils.program import one_line_errors
-from utils.runs import Run, identity_of, label_of
-from utils.tables import result_table
-from utils.training import fit, load_data, start
+from utils.program.processes import start
+from utils.runs import Run, finished_note
+from utils.tasks import ClassificationTask
+from utils.training import fit
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = teacher_options(argv)
-    accelerator = start(args.deterministic, args.log_with)
-    data = load_data(args, accelerator)
-    check_run(args, data, accelerator)
+def main(argv: list[str] | None = None) -> dict:
+    """Train what the command line asks for; the content of its result.json."""
+    experiment = teacher_options(argv)
+    recipe = experiment.recipe
+    accelerator = start(experiment.run.deterministic, experiment.run.log_with)
+    data = load_data(experiment.data, accelerator)
+    check_run(experiment, data, accelerator)
+    check_net(recipe, data, accelerator)
 
-    parameters, naming = parameters_of(args.loss, args)
-    label = label_of(args.loss, naming)
-    run = Run(args, identity_of(args, data, args.loss, naming, label), accelerator)
-    with run.opened(args, data):
-        if run.result() is None:
-            torch.manual_seed(args.seed)
-            net = build_model(args.model, data.num_classes)
-            objective = Objective(build_loss(args.loss, **parameters))
-            history = fit(run, accelerator, net, objective, data, args)
-            conclude(run, accelerator, net, data, history, args.test_batch_size)
-            run.say(f"{run.folder}\n{result_table(run.result())}")
+    run = Run(experiment, data, accelerator)
+    with run.opened():
+        result = run.result()
+        if result is not None:
+            run.say(finished_note(run.folder, result))
         else:
-            run.say_finished()
+            torch.manual_seed(recipe.seed)
+            net = build_model(recipe.model, data.num_classes)
+            loss = build_loss(experiment.loss.name, **experiment.loss.parameters)
+            task = ClassificationTask(net, loss, data)
+            history = fit(run, accelerator, task, data, recipe)
+            conclude(run, accelerator, task.net, data, history)
+            result = run.result()
+        run.say(f"{run.folder}\n{result_table(result)}")
+    return result
 
 
 if __name__ == "__main__":

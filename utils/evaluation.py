@@ -1,158 +1,84 @@
-"""Logits of a whole split, every metric from them, and the result of a run."""
+"""Logits of a whole split, and every metric from them."""
 
 import math
-import time
-from dataclasses import replace
+from collections.abc import Callable
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from utils.calibration.diagram import reliability_diagrams
 from utils.calibration.metrics import classification_metrics, posterior_metrics
-from utils.calibration.temperature import fit_temperature
-from utils.data import NORMALISATION, Dataset, Split
+from utils.data import Split, Statistics
 from utils.data.views import normalise
-from utils.files import atomic, write_json
-from utils.runs import Run
-from utils.source import MINUTES
-from utils.teachers import Member, Teacher
+
+CPU_BATCH = 128  # images at once; more overflow its caches, at half the rate
+GPU_BATCH = 1000
 
 
-def predict(net: nn.Module, split: Split, mean, std, *options) -> torch.Tensor:
-    """Logits of a split, as below, of a net whose inputs are normalised with `mean` and `std`."""
+def predict(
+    net: nn.Module,
+    split: Split,
+    mean: Statistics,
+    std: Statistics,
+    accelerator: Accelerator,
+    batch_size: int | None = None,
+    title: str | None = None,
+) -> Tensor:
+    """Logits of a split, as `logits_of` gives them, of a net in eval mode.
+
+    Its inputs are pixels / 255, normalised with `mean` and `std`.
+    """
     net.eval()
-    return logits_of(lambda images: net(normalise(images, mean, std)), split, *options)
+
+    def forward(images: Tensor) -> Tensor:
+        return net(normalise(images, mean, std))
+
+    return logits_of(forward, split, accelerator, batch_size, title)
 
 
 @torch.inference_mode()
 def logits_of(
-    forward, split: Split, batch_size: int | None, accelerator: Accelerator, title=None
-) -> torch.Tensor:
+    forward: Callable[[Tensor], Tensor],
+    split: Split,
+    accelerator: Accelerator,
+    batch_size: int | None = None,
+    title: str | None = None,
+) -> Tensor:
     """Logits (N, K) of a split, float32 on the CPU, in its order, the same on every process.
 
-    `forward` takes images uint8 (B, 3, H, W), by default 1000 at once; on a CPU 128, for more
-    overflow its caches, at half the rate. A progress bar is shown where there is a `title` for it.
+    `forward` takes images uint8 (B, 3, H, W) on the accelerator's device. A progress bar is shown
+    where there is a `title` for it.
     """
-    batch_size = batch_size or (128 if accelerator.device.type == "cpu" else 1000)
-    total, world = len(split.labels), accelerator.num_processes
+    if batch_size is None:
+        batch_size = CPU_BATCH if accelerator.device.type == "cpu" else GPU_BATCH
+
     # Equal shares can be gathered; the last image stands in where there are not enough.
-    share = math.ceil(total / world)
-    mine = torch.arange(share) + accelerator.process_index * share
-    images = split.images[mine.clamp(max=total - 1).to(split.images.device)]
-    logits = []
+    total = len(split.labels)
+    share = math.ceil(total / accelerator.num_processes)
+    own = torch.arange(share) + accelerator.process_index * share
+    images = split.images[own.clamp(max=total - 1).to(split.images.device)]
+
     hidden = title is None or not accelerator.is_main_process
-    for batch in tqdm(images.split(batch_size), title, leave=False, disable=hidden or None):
+    batches = tqdm(images.split(batch_size), title, leave=False, disable=hidden or None)
+    logits = []
+    for batch in batches:
         with accelerator.autocast():
             logits.append(forward(batch.to(accelerator.device)).float())
     return accelerator.gather(torch.cat(logits))[:total].cpu()
 
 
-def evaluate(logits: torch.Tensor, split: Split, temperature: float = 1.0) -> dict[str, float]:
-    """Every metric of a split's logits (fractions), those against a known posterior included."""
+def evaluate(logits: Tensor, split: Split, temperature: float = 1.0) -> dict[str, float]:
+    """Every metric of a split's logits (fractions), those against a known posterior included.
+
+    One that is infinite is left out, as the NLL of a teacher that rules a label out.
+    """
     metrics = classification_metrics(logits, split.labels.cpu(), temperature)
     if split.posterior is not None:
         metrics |= posterior_metrics(logits, split.posterior, temperature)
-    return metrics
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
-def conclude(
-    run: Run, accelerator: Accelerator, net, data: Dataset, history, batch_size, teacher=None
-) -> dict:
-    """Read the test split, for the only time; write predictions, picture and, last, the result."""
-    arrays = {"val_labels": data.val.labels, "test_labels": data.test.labels}
-
-    def measure(name: str, forward) -> dict:
-        """Test metrics raw and with the temperature that suits the validation logits best."""
-        val = logits_of(forward, data.val, batch_size, accelerator, f"{name}: validation split")
-        test = logits_of(forward, data.test, batch_size, accelerator, f"{name}: test split")
-        arrays[f"{name}_val_logits"], arrays[f"{name}_test_logits"] = val, test
-        temperature, at_bound = fit_temperature(val, data.val.labels)
-        found = {"raw": evaluate(test, data.test)}
-        found["scaled"] = evaluate(test, data.test, temperature)
-        fit = {"temperature": temperature, "temperature_at_bound": at_bound}
-        return fit | {"val": evaluate(val, data.val), "test": found}
-
-    seconds = sum(record["seconds"] for record in history)
-    result = {
-        **run.identity,
-        "settings": run.settings,
-        "seconds": seconds,
-        "finished": time.strftime(MINUTES),
-    }
-    net = accelerator.unwrap_model(net).eval()
-    for which in ("best", "last"):
-        saved = run.load(f"model_{which}.pth")
-        net.load_state_dict(saved["state_dict"])
-        result[which] = {"epoch": saved["epoch"]}
-        result[which] |= measure(which, lambda images: net(normalise(images, data.mean, data.std)))
-    if teacher is not None:
-        result["teacher"] = teacher.identity | measure("teacher", teacher.logits)
-        if teacher.temperature != 1:
-            logits = teacher.tempered(arrays["teacher_test_logits"])
-            result["teacher"]["test"]["tempered"] = evaluate(logits, data.test)
-    if run.is_main:
-        with atomic(run.folder / "predictions.npz") as file:
-            np.savez(file, **{name: array.cpu().numpy() for name, array in arrays.items()})
-        with atomic(run.folder / "reliability.png") as file:
-            reliability_diagrams(reliability_panels(result, arrays), file)
-        write_json(run.folder / "result.json", result)
-    return result
-
-
-def inspect_teacher(teacher: Teacher, data: Dataset, accelerator: Accelerator, batch_size) -> str:
-    """What a teacher is worth on the validation split, in lines to be read before training.
-
-    Fits its temperature where that is asked for. Other people's teachers are also tried on up to
-    1,000 images with every known normalisation: with a wrong one they are silently worse.
-    """
-    logits = logits_of(teacher.logits, data.val, batch_size, accelerator, "teacher")
-    if teacher.fitted:
-        teacher.temperature, _ = fit_temperature(logits, data.val.labels)
-    raw = evaluate(logits, data.val)
-    line = f"teacher {teacher.model} {teacher.label}: "
-    line += f"validation top-1 {100 * raw['top1']:.2f} %, ECE {100 * raw['ece']:.2f} %"
-    if teacher.temperature != 1:
-        tempered = evaluate(logits, data.val, teacher.temperature)
-        line += f", with T = {teacher.temperature:.4g} {100 * tempered['ece']:.2f} %"
-    step = math.ceil(len(data.val.labels) / 1000)
-    some = Split(data.val.images[::step], data.val.labels[::step])
-    foreign = (member for member in teacher.members if member.seed is None)
-    advice = (norm_advice(member, some, accelerator) for member in foreign)
-    return "\n".join([line, *filter(None, advice)])
-
-
-def norm_advice(member: Member, some: Split, accelerator: Accelerator) -> str:
-    """A line where another normalisation makes a teacher right far more often, else nothing."""
-
-    def percent(mean, std) -> float:
-        teacher = Teacher([replace(member, mean=mean, std=std)])
-        logits = logits_of(teacher.logits, some, None, accelerator)
-        return 100 * (logits.argmax(1) == some.labels.cpu()).double().mean().item()
-
-    own = percent(member.mean, member.std)
-    others = {norm: percent(*statistics) for norm, statistics in NORMALISATION.items()}
-    best, n = max(others, key=others.get), len(some.labels)
-    # A handful of images decides nothing.
-    if others[best] - own <= max(5, 1000 / n):
-        return ""
-    better = f"with --teacher_norm {best} {others[best]:.1f} %"
-    return f"{member.path}: is {own:.1f} % right on {n} validation images, and {better}"
-
-
-def reliability_panels(result: dict, arrays: dict) -> list[tuple]:
-    """(title, probabilities, labels) of the test split: best epoch and teacher, raw and scaled."""
-    titles = {"best": result["model"]}
-    if "teacher" in result:
-        titles["teacher"] = "teacher " + result["teacher"]["model"]
-    return [
-        (
-            f"{title}, {'raw' if temperature == 1 else f'T = {temperature:.2f}'}",
-            (arrays[f"{name}_test_logits"].double() / temperature).softmax(1),
-            arrays["test_labels"],
-        )
-        for name, title in titles.items()
-        for temperature in (1.0, result[name]["temperature"])
-    ]
+def without_infinity(logits: Tensor) -> Tensor:
+    """For a fit: -inf, a class that a teacher rules out, as a number of the same probability, 0."""
+    return logits.clamp_min(torch.finfo(logits.dtype).min)

@@ -51,3 +51,12 @@ def label_of(name: str, parameters: dict[str, float]) -> str:
 def is_complete(result) -> bool:
     """Whether it is the result of a finished run."""
     return isinstance(result, dict) and result.keys() >= RESULT
+
+
+def is_third_party(measured: dict) -> bool:
+    """Whether a part of a result is that of a teacher of others, or of an ensemble with one.
+
+    It may have been trained on the images that validate its student. What is fitted on these, such
+    as a temperature, says nothing then, and is not shown.
+    """
+    return "seed" in measured and measured["seed"] is None

@@ -18,7 +18,7 @@ from utils.program import RunFailed, UserError
 from utils.program.files import refused
 from utils.program.processes import on_main
 from utils.runs import Run
-from utils.settings import Recipe, RunChoice
+from utils.settings import Recipe
 from utils.steps import GraphedStep, Step, compile_net, is_captured
 from utils.sums import LOWER_THE_RATE, EpochSums, Sums, step_sums
 from utils.tasks import Task
@@ -55,18 +55,14 @@ def train_step(
 
 
 def fit(
-    run: Run,
-    accelerator: Accelerator,
-    task: Task,
-    data: Dataset,
-    recipe: Recipe,
-    choice: RunChoice,
+    run: Run, accelerator: Accelerator, task: Task, data: Dataset, recipe: Recipe
 ) -> list[dict]:
     """Train a task in place from where its run stands to the last epoch; validate and save each.
 
     Returns the records of all epochs, as in metrics.jsonl. Raises RunFailed when the loss or the
     net's outputs are no longer finite.
     """
+    choice = run.experiment.run
     # Images lie on the device from here on: training views are made there, step by step.
     loader = train_loader(data, recipe, accelerator)
     val = replace(data.val, images=data.val.images.to(accelerator.device))
@@ -91,10 +87,10 @@ def fit(
         logits = predict(
             task.net,
             val,
-            data.mean,
-            data.std,
-            batch_size=choice.test_batch_size,
+            mean=data.mean,
+            std=data.std,
             accelerator=accelerator,
+            batch_size=choice.test_batch_size,
         )
         on_main(accelerator, partial(check_logits, logits, epoch, record["lr"]))
         metrics = evaluate(logits, data.val)
