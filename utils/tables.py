@@ -39,6 +39,12 @@ COLUMNS = {
     "smece": Column("smECE %", 100, 2, usual=False),
     "debiased_ece": Column("debiased ECE %", 100, 2, usual=False),
     "aurc": Column("AURC %", 100, 3, usual=False),
+    "augrc": Column("AUGRC %", 100, 3, usual=False),
+    "risk_at_80_coverage": Column("risk at 0.8 coverage %", 100, 2, usual=False),
+    "coverage_at_5_risk": Column("coverage at 0.05 risk %", 100, 2, "max", usual=False),
+    "overconfidence": Column("overconfidence %", 100, 2, usual=False),
+    "underconfidence": Column("underconfidence %", 100, 2, usual=False),
+    "balanced_accuracy": Column("balanced accuracy %", 100, 2, "max", usual=False),
     "refinement": Column("refinement", 1, 4, usual=False),
     "calibration": Column("calibration", 1, 4, usual=False),
 }
