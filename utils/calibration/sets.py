@@ -23,8 +23,9 @@ A set can be empty, by any method: no class is likely enough. The papers' sets a
 `set_empty` is their share. `never_empty=True` puts the predicted class in, which can only add
 coverage. A set that is not empty always holds the predicted class.
 
-Scaling with T > 1 makes the probabilities flatter and so the sets of APS and RAPS larger (Dabah and
-Tirer, "On temperature scaling and conformal prediction of deep classifiers", ICML 2025).
+Temperature scaling with T > 1 makes the sets of APS and RAPS of usual nets larger (Dabah and Tirer,
+"On temperature scaling and conformal prediction of deep classifiers", ICML 2025). A ResNet-20 on
+CIFAR-100, T = 1.44: APS from 4.4 to 5.5 classes, RAPS from 3.5 to 4.4, LAC from 3.1 to 3.0.
 """
 
 import math
