@@ -288,6 +288,16 @@ def test_sets_without_chance_do_not_depend_on_the_order(method):
     assert torch.equal(plain(test)[test_order], moved(test[test_order]))
 
 
+def test_equal_logits_rank_by_class_number():
+    logits, labels = np.zeros((200, 80)), np.arange(200) % 80
+    members = fit_sets(logits, labels, "APS", alpha=0.5, randomised=False)(logits)
+    [size] = set(members.sum(dim=1).tolist())
+    assert 0 < size < 80 and members[:, :size].all()
+    measured = set_metrics(logits, labels, logits, labels, alpha=0.5, randomised=False)
+    assert measured["aps_set_size"] == size
+    assert measured["aps_coverage"] == np.mean(labels < size)
+
+
 def test_raps_is_aps_where_no_class_is_penalised():
     (val, val_labels), (test, labels) = sample(300, FREE_RANKS), sample(300, FREE_RANKS, seed=1)
     found = set_metrics(val, val_labels, test, labels)
