@@ -17,6 +17,7 @@ from models import build_model
 from utils.evaluation import conclude, inspect_teacher
 from utils.objectives import Distillation
 from utils.options import check_run, parameters_of, student_options
+from utils.preflight import check_net, check_teacher
 from utils.program import UserError, one_line_errors
 from utils.runs import Run, finished_run, identity_of, label_of
 from utils.tables import result_table
@@ -29,6 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     accelerator = start(args.deterministic, args.log_with)
     data = load_data(args, accelerator)
     check_run(args, data, accelerator)
+    check_net(args, data, accelerator)
     try:
         teacher = teacher_of(args, data)
     except UserError:
@@ -38,6 +40,7 @@ def main(argv: list[str] | None = None) -> None:
         folder, result = finished  # shows what it is, wherever its teacher has gone
         accelerator.print(f"{folder}\n{result_table(result)}")
         return
+    check_teacher(teacher, data)
     teacher.to(accelerator.device)
 
     parameters, naming = parameters_of(args.distill, args)

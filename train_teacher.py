@@ -16,6 +16,7 @@ from models import build_model
 from utils.evaluation import conclude
 from utils.objectives import Objective
 from utils.options import check_run, parameters_of, teacher_options
+from utils.preflight import check_net
 from utils.program import one_line_errors
 from utils.runs import Run, identity_of, label_of
 from utils.tables import result_table
@@ -27,6 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     accelerator = start(args.deterministic, args.log_with)
     data = load_data(args, accelerator)
     check_run(args, data, accelerator)
+    check_net(args, data, accelerator)
 
     parameters, naming = parameters_of(args.loss, args)
     label = label_of(args.loss, naming)

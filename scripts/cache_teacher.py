@@ -16,6 +16,7 @@ from utils.data import Split
 from utils.data.views import take_views, view_numbers, view_windows
 from utils.evaluation import logits_of
 from utils.options import CommandLine, add_data, add_teacher, count
+from utils.preflight import check_teacher
 from utils.program import one_line_errors
 from utils.runs import on_main
 from utils.teacher_cache import LogitFiles
@@ -42,6 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     accelerator = start()
     data = load_data(args, accelerator)
     teacher = teacher_of(args, data)
+    check_teacher(teacher, data)
     teacher.to(accelerator.device)
     files = LogitFiles(args.teacher_cache, teacher, data, accelerator)
     views, windows = view_numbers(data.flip), view_windows(data.train.images.to(accelerator.device))

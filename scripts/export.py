@@ -68,6 +68,7 @@ def export(net: Record, images: Tensor, args: Namespace) -> tuple[bytes, str]:
         "temperature": net.measured["temperature"],
         "ece": ece,
         "classes": net.result["num_classes"],
+        "class_names": net.config.get("class_names"),
         "dataset": net.dataset,
         "command": net.config.get("command", ""),
         "checkpoint": saved | {"softmax": {"weight": weight, "bias": bias}},

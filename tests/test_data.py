@@ -13,6 +13,7 @@ from torchvision.transforms import functional as TF
 
 from utils.data import NORMALISATION, load_dataset, pixel_statistics, split_indices
 from utils.data import synthetic as synthetic_module
+from utils.data.names import CLASS_NAMES as NAMES_OF
 from utils.program import UserError
 
 
@@ -98,6 +99,67 @@ def test_measured_statistics_are_those_of_the_training_split(save):
     assert mean == (1.0, 1.0, 1.0) and min(std) > 0  # a channel that never varies
 
 
+# a validation split that the data bring
+
+
+def with_validation(**changes):
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
+    return small_arrays() | {"x_val": images, "y_val": np.arange(12)[::-1] % 4} | changes
+
+
+def test_own_validation_images_validate_and_all_of_train_trains(save):
+    arrays = with_validation()
+    data = load_dataset(save(arrays), "nowhere")
+    for part in ("train", "val", "test"):
+        split = getattr(data, part)
+        assert np.array_equal(as_saved(split.images), arrays[f"x_{part}"])
+        assert np.array_equal(split.labels.numpy(), arrays[f"y_{part}"])
+    shares = torch.from_numpy(arrays["x_train"]).double() / 255
+    np.testing.assert_allclose(data.mean, shares.mean((0, 1, 2)), rtol=1e-12)
+
+
+def test_the_fingerprint_knows_own_validation_images(save):
+    arrays = with_validation()
+    own = load_dataset(save(arrays), "nowhere").fingerprint
+    assert own != load_dataset(save(), "nowhere").fingerprint
+    for key in ("x_val", "y_val"):
+        changed = arrays[key].copy()
+        changed.flat[0] ^= 1
+        assert load_dataset(save(arrays, **{key: changed}), "nowhere").fingerprint != own
+
+
+def test_a_split_seed_without_effect_is_refused(save):
+    with pytest.raises(UserError, match="--split-seed 3: has no effect on .*own.npz"):
+        load_dataset(save(with_validation()), "nowhere", split_seed=3)
+
+
+BAD_VALIDATION = {
+    "labels missing": ({"y_val": None}, "has no y_val; .*may hold x_val and y_val"),
+    "images missing": ({"x_val": None}, "has no x_val; .*may hold x_val and y_val"),
+    "sizes differ": ({"x_val": np.zeros((12, 9, 9, 3), "u1")}, "x_val .* sizes must agree"),
+    "too few labels": ({"y_val": np.zeros(9, int)}, r"y_val has shape \(9,\); it must be \(12,\)"),
+    "unknown class": ({"y_val": np.full(12, 4)}, "class 4 of y_val has no training image"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_VALIDATION)
+def test_bad_validation_images_are_refused(save, case):
+    changes, expected = BAD_VALIDATION[case]
+    assert re.search(expected, refused(save(with_validation(**changes))))
+
+
+def test_classes_without_a_validation_image_are_said(save, capsys):
+    y_train = np.arange(40) % 2  # four validate, of which none is of the two rare classes
+    rare = split_indices(40, 0)[0][:2]
+    y_train[rare] = 2, 3
+    load_dataset(save(y_train=y_train), "nowhere")
+    said = capsys.readouterr().out
+    assert "2 of 4 classes have no validation image (class 2, 3)" in said and said.count("\n") == 1
+    load_dataset(save(with_validation(y_val=np.arange(12) % 3)), "nowhere")
+    assert "1 of 4 classes have no validation image (class 3)" in capsys.readouterr().out
+
+
 # what an .npz may hold
 
 
@@ -125,15 +187,50 @@ def test_a_class_that_only_validates_is_said(save, capsys):
     y_train[split_indices(40, 0)[1][0]] = 4
     data = load_dataset(save(y_train=y_train), "nowhere")
     assert data.num_classes == 5
-    assert re.search("--split-seed 0: 1 of 5 classes .*validation", capsys.readouterr().err)
+    assert re.search("--split-seed 0: 1 of 5 classes .*validation split", capsys.readouterr().out)
     load_dataset(save(y_train=y_train), "nowhere", split_seed=1)
-    assert capsys.readouterr().err == ""
+    assert "in the validation split" not in capsys.readouterr().out
 
 
 def test_other_arrays_compression_and_fortran_order_are_welcome(save):
     arrays, plain = small_arrays(), load_dataset(save(), "nowhere").fingerprint
     other = {"x_train": np.asfortranarray(arrays["x_train"]), "names": np.array(["a", 1], object)}
     assert load_dataset(save(arrays, compress=True, **other), "nowhere").fingerprint == plain
+
+
+def test_other_arrays_are_named(save, capsys):
+    load_dataset(save(x_valid=np.zeros((3, 8, 8, 3), "u1"), notes=np.array(["own"])), "nowhere")
+    assert "own.npz: not read: notes, x_valid" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["U", "S"])
+def test_names_of_classes(save, kind):
+    names = ["cat", "dog", "emu", "fox"]
+    data = load_dataset(save(classes=np.array(names, kind)), "nowhere")
+    assert data.class_names == tuple(names)
+    assert data.fingerprint == load_dataset(save(), "nowhere").fingerprint
+
+
+@pytest.mark.parametrize(
+    "classes", [np.array(["cat", "dog"]), np.arange(4), np.array(["a", 1, 2, 3], object)]
+)
+def test_classes_that_are_no_names_are_said(save, capsys, classes):
+    assert load_dataset(save(classes=classes), "nowhere").class_names is None
+    assert "classes is no array of 4 texts" in capsys.readouterr().out
+
+
+def test_known_data_sets_have_known_names(save, tmp_path):
+    for name, classes in (("cifar10", 10), ("cifar100", 100), ("svhn", 10), ("cifar10", 4)):
+        save(small_arrays(train=300, classes=classes), name=f"{name}.npz")
+        names = load_dataset(name, tmp_path).class_names
+        if classes == 4:  # not what its name says
+            assert names is None
+        else:
+            assert len(set(names)) == classes and list(names) == sorted(names)
+            own = np.array([f"my {k}" for k in range(classes)])
+            save(small_arrays(train=300, classes=classes), name=f"{name}.npz", classes=own)
+            assert load_dataset(name, tmp_path).class_names == tuple(own)
+    assert NAMES_OF["cifar100"][23] == "cloud" and NAMES_OF["cifar10"][9] == "truck"
 
 
 def empty(*shape, kind="u1"):
@@ -154,6 +251,8 @@ BAD_ARRAYS = {
     "too few labels": ({"y_test": empty(9)}, r"it must be \(10,\)"),
     "negative": ({"y_train": np.arange(40) - 1}, "y_train has 40 classes, -1 to 38, not 0 to 39"),
     "far too large": ({"y_test": np.full(10, 10**9)}, "class 1000000000 of y_test has no train"),
+    "twelve channels": ({"x_train": empty(40, 32, 32, 12)}, "with 1 or 3 channels are wanted"),
+    "transparent": ({"x_train": empty(40, 8, 8, 4)}, "with 1 or 3 channels are wanted"),
     "one class": ({"y_train": empty(40)}, "every label in y_train is 0"),
     "1 to K": ({"y_train": np.arange(40) % 4 + 1}, "1 to 4, not 0 to 3; .*numpy.searchsorted"),
     "two missing": ({"y_train": None, "y_test": None}, "has no y_train, y_test"),
@@ -430,5 +529,7 @@ def test_real_tiny_imagenet(tmp_path):
     (tmp_path / "tiny-imagenet-200").symlink_to(folder)
     first = load_dataset("tiny_imagenet", tmp_path)
     assert load_dataset("tiny_imagenet", tmp_path).fingerprint == first.fingerprint
-    assert first.train.images.shape == (45_000, 3, 64, 64) and first.num_classes == 100
-    assert first.test.labels.bincount().tolist() == [50] * 100
+    names = (folder / "wnids.txt").read_text().split()
+    assert first.train.images.shape == (450 * len(names), 3, 64, 64)
+    assert first.test.labels.bincount().tolist() == [50] * len(names)
+    assert first.class_names == tuple(sorted(names))

@@ -129,7 +129,8 @@ class Run:
         """Create or re-enter the folder, and hold its lock. Raises UserError, on all processes."""
         sizes = {name: len(getattr(data, name).labels) for name in ("train", "val", "test")}
         config = self.identity | {"settings": self.settings, "arguments": arguments_of(args)}
-        config |= {"images": sizes} | environment(self.accelerator)
+        config |= {"images": sizes, "class_names": data.class_names}
+        config |= environment(self.accelerator)
         try:
             on_main(self.accelerator, lambda: self._open(config, args.overwrite))
             yield

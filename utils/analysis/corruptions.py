@@ -31,6 +31,11 @@ SOURCES = {
     "cifar10c": ("CIFAR-10-C", "https://zenodo.org/record/2535967"),
     "cifar100c": ("CIFAR-100-C", "https://zenodo.org/record/3555552"),
 }
+CIFAR_CLASSES = {  # what the images of --on were made of, and its classes
+    "cifar10c": ("CIFAR-10", 10),
+    "cifar10h": ("CIFAR-10", 10),
+    "cifar100c": ("CIFAR-100", 100),
+}
 Corrupted = tuple[str, int, Tensor]  # a corruption, its severity, images uint8 (N, 3, H, W)
 
 
@@ -116,6 +121,8 @@ def published_corruptions(
         f"put the files of {title} ({address}) there, whole, name the folder above it by "
         "--data_dir, or choose by --corruptions those that are there"
     )
+    if not files[0].exists():
+        refuse_other_data(source, labels)
     published, *arrays = (mapped(file, way_out) for file in files)
     if not np.array_equal(published, np.tile(labels.numpy(), len(SEVERITIES))):
         wanted = f"the labels of the run's test split ({len(labels)} images), once per severity"
@@ -125,6 +132,18 @@ def published_corruptions(
         for name, array in zip(names, arrays, strict=True)
         for severity, part in zip(SEVERITIES, np.split(array, len(SEVERITIES)), strict=True)
     )
+
+
+def refuse_other_data(source: str, labels: Tensor) -> None:
+    """Before a download is asked for that could not fit a run. Raises UserError.
+
+    `labels` (N,) of the run's test split; CIFAR's has 10,000 images, as many of each class.
+    """
+    name, classes = CIFAR_CLASSES[source]
+    if labels.bincount().tolist() != [10_000 // classes] * classes:
+        own = f"{len(labels)} images of {len(labels.unique())} classes"
+        fault = f"the run's test split, {own}, is not {name}'s"
+        raise UserError(f"--on {source}: {fault}; evaluate a run on {name}")
 
 
 def mapped(file: Path, way_out: str) -> np.ndarray:

@@ -1,16 +1,17 @@
 """Every data set as tensors in memory: where it comes from, how it is split, its statistics.
 
 A data set is four arrays x_train, y_train, x_test, y_test, from torchvision, an .npz file, a folder
-of images, or made on the spot (`synthetic`). A tenth of the training images validates, by
---split-seed alone, so that a student validates on images that its teacher never saw. Images stay
-uint8: augmentation and normalisation happen on the device (utils/data/views.py).
+of images, or made on the spot (`synthetic`). It may bring x_val and y_val, which then validate.
+Else a tenth of the training images does, by --split-seed alone, so that a student validates on
+images that its teacher never saw. Images stay uint8: augmentation and normalisation happen on the
+device (utils/data/views.py).
 """
 
 import difflib
 import hashlib
 import os
 import re
-import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,19 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from utils.data.images import read_folder
-from utils.data.npz import ARRAYS, Arrays, checked, read_npz
+from utils.data.names import CLASS_NAMES
+from utils.data.npz import (
+    ARRAYS,
+    CLASSES,
+    OWN_VALIDATION,
+    Arrays,
+    checked,
+    has_validation,
+    read_npz,
+)
 from utils.data.synthetic import make_synthetic
 from utils.files import refused, unmade_on_failure
 from utils.program import UserError
@@ -77,6 +88,7 @@ class Dataset:
     fingerprint: str  # sha256 of all images and labels, the same for every split seed
     split_seed: int = 0
     flip: bool = True  # whether mirrored views are drawn
+    class_names: tuple[str, ...] | None = None  # in the order of the labels, where they are known
 
 
 class Source(NamedTuple):
@@ -111,17 +123,54 @@ def load_dataset(
     Raises UserError, in one line, for everything that can be wrong with a name or a file.
     """
     arrays = read_arrays(name, Path(data_dir), download, image_size, skip_unreadable)
-    indices = split_indices(len(arrays["y_train"]), split_seed)
-    train, val = (take(arrays, "train", index) for index in indices)
-    mean, std = NORMALISATION[name] if name in NORMALISATION else pixel_statistics(train.images)
+    train, val, test = splits_of(arrays, split_seed, name)
     classes = int(arrays["y_train"].max()) + 1
-    unseen = classes - len(train.labels.unique())
-    if unseen and download:
-        only = "have all their training images in the validation split"
-        print(f"--split-seed {split_seed}: {unseen} of {classes} classes {only}", file=sys.stderr)
-    flip = name not in DIGITS if flip is None else flip
-    label, splits = dataset_label(name), (train, val, take(arrays, "test", slice(None)))
-    return Dataset(label, classes, *splits, mean, std, fingerprint(arrays), split_seed, flip)
+    names = class_names(name, arrays, classes)
+    if download:
+        for note in arrays.get("notes", ()):
+            tqdm.write(f"--dataset {name}: {note}")
+        seed = "" if has_validation(arrays) else f", --split-seed {split_seed}"
+        say_absent_classes(train, val, names, f"--dataset {name}{seed}")
+    has_constants = name in NAMES and name in NORMALISATION
+    mean, std = NORMALISATION[name] if has_constants else pixel_statistics(train.images)
+    return Dataset(
+        name=dataset_label(name),
+        num_classes=classes,
+        train=train,
+        val=val,
+        test=test,
+        mean=mean,
+        std=std,
+        fingerprint=fingerprint(arrays),
+        split_seed=split_seed,
+        flip=name not in DIGITS if flip is None else flip,
+        class_names=names,
+    )
+
+
+def class_names(name: str, arrays: Arrays, classes: int) -> tuple[str, ...] | None:
+    """Those that the data bring, or the known ones of a known data set."""
+    if CLASSES in arrays:
+        return tuple(arrays[CLASSES].tolist())
+    names = CLASS_NAMES.get(name, ())
+    return names if len(names) == classes else None
+
+
+def splits_of(arrays: Arrays, split_seed: int, name: str) -> tuple[Split, Split, Split]:
+    """Training, validation and test split of a data set.
+
+    Where it brings x_val and y_val, they validate and all of x_train trains: then no seed decides
+    anything, and any but the default is refused. Raises UserError.
+    """
+    everything = slice(None)
+    test = take(arrays, "test", everything)
+    if has_validation(arrays):
+        if split_seed != 0:
+            fault = f"--split-seed {split_seed}: has no effect on --dataset {name}, which brings"
+            raise UserError(f"{fault} validation images of its own; leave it out")
+        return take(arrays, "train", everything), take(arrays, "val", everything), test
+    training, validation = split_indices(len(arrays["y_train"]), split_seed)
+    return take(arrays, "train", training), take(arrays, "train", validation), test
 
 
 def read_arrays(
@@ -185,6 +234,22 @@ def split_indices(n: int, split_seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(order[size:]), np.sort(order[:size])
 
 
+def say_absent_classes(train: Split, val: Split, names: Sequence[str] | None, where: str) -> None:
+    """A line for classes that have no image in one of the two splits."""
+    trained, validated = (set(split.labels.unique().tolist()) for split in (train, val))
+    classes = len(trained | validated)
+    only_validated = sorted(validated - trained)
+    if only_validated:
+        fault = f"{len(only_validated)} of {classes} classes have all their training images"
+        tqdm.write(f"{where}: {fault} in the validation split")
+    never_validated = sorted(trained - validated)
+    if never_validated:
+        shown = ", ".join(names[k] if names else str(k) for k in never_validated[:10])
+        more = ", ..." if len(never_validated) > 10 else ""
+        fault = f"{len(never_validated)} of {classes} classes have no validation image"
+        tqdm.write(f"{where}: {fault} (class {shown}{more})")
+
+
 def take(arrays: Arrays, part: str, index) -> Split:
     keys = (f"{kind}_{part}" for kind in ("x", "y", "posterior"))
     images, *others = (torch.from_numpy(arrays[key][index]) for key in keys if key in arrays)
@@ -205,7 +270,7 @@ def pixel_statistics(images: torch.Tensor) -> tuple[Statistics, Statistics]:
 
 def fingerprint(arrays: Arrays) -> str:
     digest = hashlib.sha256()
-    for key in ARRAYS:
+    for key in (*ARRAYS, *(OWN_VALIDATION if has_validation(arrays) else ())):
         digest.update(f"{key} {arrays[key].shape}".encode())
         digest.update(np.ascontiguousarray(arrays[key]))
     return digest.hexdigest()

@@ -1,133 +1,99 @@
 """Folders of images, decoded once into an .npz file that later runs read.
 
-FOLDER/train/CLASS/**/*.jpg      any format that Pillow reads; classes in the order of their names
-FOLDER/test/CLASS/...            or val/, where there is no test/
-FOLDER/val/val_annotations.txt   instead of class folders, as in Tiny-ImageNet
+utils/data/folders.py says what a folder may hold, utils/data/decoding.py how a file is read.
 """
 
 import hashlib
 import os
 from contextlib import suppress
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from utils.data.decoding import decode, decoder_version
+from utils.data.folders import Listing, list_folder
 from utils.data.npz import Arrays, checked, read_npz
-from utils.files import atomic, one_line, require_memory, safe_name
+from utils.files import atomic, one_line, open_npz, safe_name
 from utils.program import RunFailed, UserError
-
-Labelled = list[tuple[str, str]]  # class and file of each image
 
 
 def read_folder(
     folder: Path, data_dir: Path, where: str, image_size: int | None, skip_unreadable: bool
 ) -> Arrays:
-    """The four arrays of a folder of images, as `checked` makes them.
+    """The arrays of a folder of images, as `checked` makes them, and `notes`, lines to be said.
 
     With `image_size` the shorter side is resized to it and the middle cut out; without, all are
     squares of one size. They are kept in `data_dir`, under a name that depends on the files' paths,
-    sizes and dates. Raises UserError.
+    sizes and dates and on what decodes them. Raises UserError.
     """
     try:
-        train, test = labelled_images(folder)
-        key = content_key(folder, train + test, image_size, skip_unreadable)
+        listing = list_folder(folder)
+        key = content_key(folder, listing, image_size, skip_unreadable)
         cache = data_dir / "decoded" / f"{safe_name(folder.absolute().name)}_{key}.npz"
         if cache.is_file():
-            return read_npz(cache, f"{cache} (delete it, and the images are decoded again)")
-        images, faults = decode([file for _, file in train + test], image_size)
+            arrays = read_npz(cache, f"{cache} (delete it, and the images are decoded again)")
+            with open_npz(cache) as archive:
+                notes = archive["notes"].tolist()
+        else:
+            arrays, notes = decoded(listing, where, image_size, skip_unreadable)
+            keep(cache, arrays | {"notes": np.array(notes, dtype=str)}, data_dir)
     except (OSError, ValueError) as error:
         raise UserError(f"{where}: {one_line(error)}") from error
-    classes, cut = sorted({label for label, _ in train}), len(train)
-    labels = np.searchsorted(classes, [label for label, _ in train + test])
-    unreadable = [fault for fault in faults if fault]
-    if unreadable:
-        said = f"{len(unreadable)} of {len(faults)} images cannot be read, first {unreadable[0]}"
+    return arrays | {"notes": np.array(listing.notes + notes, dtype=str)}
+
+
+def decoded(
+    listing: Listing, where: str, image_size: int | None, skip_unreadable: bool
+) -> tuple[Arrays, list[str]]:
+    """The arrays of the listed images, and what is to be said of how they were read.
+
+    Raises UserError, and ValueError, whose words stand behind `where`.
+    """
+    parts = {"train": listing.train, "val": listing.val, "test": listing.test}
+    files = [file for part in parts.values() for _, file in part]
+    images, faults, notes = decode(files, image_size)
+    readable = np.array([fault is None for fault in faults])
+    if not readable.all():
+        first = next(filter(None, faults))
+        fault = f"{(~readable).sum()} of {len(faults)} images cannot be read, first {first}"
         if not skip_unreadable:
-            raise UserError(f"{where}: {said}; mend or delete them, or give --skip_unreadable")
-        tqdm.write(f"{where}: {said}; left out")
-        good = np.array([fault is None for fault in faults])
-        images, labels, cut = images[good], labels[good], good[:cut].sum()
-    arrays = {"x_train": images[:cut], "y_train": labels[:cut]}
-    arrays = checked(arrays | {"x_test": images[cut:], "y_test": labels[cut:]}, where)
+            raise ValueError(f"{fault}; mend or delete them, or give --skip_unreadable")
+        notes = [f"{fault}; left out", *notes]
+    classes = sorted({label for label, _ in listing.train})
+    arrays, start = {}, 0
+    for name, part in parts.items():
+        here = slice(start, start := start + len(part))
+        if part and not readable[here].any():
+            raise ValueError(f"none of the {len(part)} images of the {name} split can be read")
+        if part:
+            labels = np.searchsorted(classes, [label for label, _ in part])
+            arrays[f"x_{name}"] = images[here][readable[here]]
+            arrays[f"y_{name}"] = labels[readable[here]]
+    unseen = np.setdiff1d(np.arange(len(classes)), arrays["y_train"])
+    if len(unseen):
+        raise ValueError(f"class {classes[unseen[0]]}: none of its training images can be read")
+    return checked(arrays, where) | {"classes": np.array(classes)}, notes
+
+
+def keep(cache: Path, arrays: Arrays, data_dir: Path) -> None:
+    """Write the cache; a folder that one may only read is enough to go on."""
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         with atomic(cache) as file:
             np.savez(file, **arrays)
-    except (OSError, RunFailed) as error:  # a folder that one may only read is enough
+    except (OSError, RunFailed) as error:
         tqdm.write(f"--data_dir {data_dir}: the decoded images are not kept ({one_line(error)})")
-    return arrays
 
 
-def labelled_images(folder: Path) -> tuple[Labelled, Labelled]:
-    """The training and the test images. Raises OSError and ValueError."""
-    train, test, val = (labelled_part(folder / name) for name in ("train", "test", "val"))
-    test = test or val
-    classes = {label for label, _ in train}
-    if len(classes) < 2 or not test:
-        found = f"{len(train)} images of {len(classes)} classes in train/CLASS/ and {len(test)} in"
-        raise ValueError(f"{found} val/CLASS/ or test/CLASS/; both need images of two classes")
-    absent = sorted({label for label, _ in test} - classes)
-    if absent:
-        way_out = f"put some into train/{absent[0]}/, or leave the class out"
-        one = f"class {absent[0]} (one of {len(absent)})"
-        raise ValueError(f"{one} has no training image; {way_out}")
-    return train, test
-
-
-def labelled_part(part: Path) -> Labelled:
-    annotations = part / "val_annotations.txt"
-    if annotations.exists():
-        rows = [line.split("\t")[:2] for line in annotations.read_text().splitlines()]
-        return [(label, f"{part}/images/{name}") for name, label in rows]
-    known = Image.registered_extensions()
-    return [
-        (path.name, f"{at}/{name}")
-        for path in sorted(path for path in part.glob("[!.]*") if path.is_dir())
-        for at, _, names in sorted(os.walk(path))
-        for name in sorted(names)
-        if name[0] != "." and known.get(os.path.splitext(name)[1].lower()) in Image.OPEN
-    ]
-
-
-def content_key(folder: Path, images: Labelled, *settings) -> str:
-    digest = hashlib.sha256(repr(settings).encode())
-    for label, file in images:
-        stat, place = os.stat(file), file.removeprefix(str(folder))
-        digest.update(f"{label} {place} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+def content_key(folder: Path, listing: Listing, *settings) -> str:
+    """Of the files, of how they are read, and of what reads them."""
+    digest = hashlib.sha256(repr((decoder_version(), *settings)).encode())
+    for name in ("train", "val", "test"):
+        for label, file in getattr(listing, name):
+            place = f"{name} {label} {file.removeprefix(str(folder))} "
+            digest.update(place.encode(errors="surrogateescape"))  # names may be no UTF-8
+            with suppress(FileNotFoundError):  # a link to nowhere, which cannot be read either
+                stat = os.stat(file)
+                digest.update(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
-
-
-def decode(files: list[str], image_size: int | None) -> tuple[np.ndarray, list[str | None]]:
-    """Images uint8 (N, S, S, 3), and of each why it cannot be read, or None. Raises ValueError."""
-    side = image_size or first_width(files)
-    require_memory(2 * 3 * side**2 * len(files))  # as decoded, and as split
-    images = np.empty((len(files), side, side, 3), np.uint8)
-
-    def into(number: int) -> str | None:
-        try:
-            with Image.open(files[number]) as image:
-                pixels = image.convert("RGB")
-        # Any exception: damaged images raise a dozen kinds, and each means the same to the user.
-        except Exception as error:
-            return f"{files[number]} ({one_line(error)})"
-        if image_size:
-            pixels = ImageOps.fit(pixels, (side, side), Image.Resampling.BILINEAR)
-        if pixels.size != (side, side):
-            size = "{} x {} pixels, not {} x {}".format(*pixels.size, side, side)
-            raise ValueError(f"{files[number]} is {size}; give --image_size")
-        images[number] = np.asarray(pixels)
-
-    # Threads: Pillow decodes without holding Python's lock.
-    with ThreadPool(os.cpu_count()) as pool:
-        work = pool.imap(into, range(len(files)), chunksize=64)
-        return images, list(tqdm(work, "decoding", len(files), disable=None, leave=False))
-
-
-def first_width(files: list[str]) -> int:
-    for file in files:
-        with suppress(Exception), Image.open(file) as image:
-            return image.width
-    raise ValueError("no image can be read")

@@ -1,5 +1,6 @@
-"""The four arrays of a data set: a stranger's .npz file, and the checks that any source passes."""
+"""The arrays of a data set: a stranger's .npz file, and the checks that any source passes."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +10,47 @@ from utils.program import UserError
 
 Arrays = dict[str, np.ndarray]
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+# A data set may bring them. They then validate, and all of x_train trains.
+OWN_VALIDATION = ("x_val", "y_val")
+CLASSES = "classes"  # the names of the classes
 
 
 def read_npz(path: Path, where: str) -> Arrays:
-    """The four arrays of an .npz file, checked. `where` begins every message."""
+    """The arrays of an .npz file, checked. `where` begins every message.
+
+    With `classes`, names, where the file has a text for each class, and `notes`, lines to be said.
+    """
     way_out = f"write it with numpy.savez(file, {', '.join(f'{key}=...' for key in ARRAYS)})"
     # Two copies: as read, and as split.
     with refused(f"{where}: not a readable .npz file", way_out), open_npz(path, 2) as archive:
-        arrays = {key: archive[key] for key in ARRAYS if key in archive.files}
-    return checked(arrays, where)
+        read = [key for key in (*ARRAYS, *OWN_VALIDATION) if key in archive.files]
+        arrays = {key: archive[key] for key in read}
+        names = texts(archive, CLASSES)
+        others = sorted(set(archive.files).difference(read, [CLASSES]))
+        names_lie_there = CLASSES in archive.files
+    made, notes = checked(arrays, where), []
+    if has_validation(made):
+        notes.append(
+            f"the {len(made['y_val'])} images of x_val validate, and all of x_train trains"
+        )
+    classes = int(made["y_train"].max()) + 1
+    if names is not None and names.shape == (classes,):
+        made[CLASSES] = names
+    elif names_lie_there:
+        notes.append(f"{CLASSES} is no array of {classes} texts: the classes' names are not kept")
+    if others:
+        notes.append(f"not read: {', '.join(others)}")
+    return made | {"notes": np.array(notes, dtype=str)}
+
+
+def texts(archive, key: str) -> np.ndarray | None:
+    """An array of texts, or None where there is none: pickled objects are not read."""
+    array = None
+    with suppress(ValueError, KeyError):
+        array = archive[key]
+    if array is not None and array.dtype.kind == "S":
+        array = np.char.decode(array, "utf-8", "replace")
+    return array if array is not None and array.dtype.kind == "U" else None
 
 
 def checked(arrays: Arrays, where: str) -> Arrays:
@@ -25,36 +58,58 @@ def checked(arrays: Arrays, where: str) -> Arrays:
 
     Images may come as `channels_last` takes them, labels as (N, 1).
     """
-
-    def require(met: bool, fault: str) -> None:
-        if not met:
-            raise UserError(f"{where}: {fault}")
-
-    absent = [key for key in ARRAYS if key not in arrays]
-    require(not absent, f"has no {', '.join(absent)}; it must hold {', '.join(ARRAYS)}")
+    wanted = OWN_VALIDATION if has_validation(arrays) else ()
+    absent = [key for key in (*ARRAYS, *wanted) if key not in arrays]
+    if absent:
+        must = f"it must hold {', '.join(ARRAYS)}, and may hold {' and '.join(OWN_VALIDATION)}"
+        raise UserError(f"{where}: has no {', '.join(absent)}; {must}")
     made = {}
-    for x, y in (("x_train", "y_train"), ("x_test", "y_test")):
-        try:
-            images, labels = channels_last(arrays[x]), arrays[y]
-        except ValueError as error:
-            raise UserError(f"{where}: {x} {error}") from None
-        require(labels.dtype.kind in "iu", f"{y} is {labels.dtype}; save labels as integers")
-        wanted = f"it must be ({len(images)},), a label for each image"
-        fits = labels.shape in ((len(images),), (len(images), 1))
-        require(fits, f"{y} has shape {labels.shape}; {wanted}")
-        made |= {x: images, y: labels.reshape(-1).astype(np.int64)}
-    train, test = made["x_train"].shape, made["x_test"].shape
-    require(train[1:] == test[1:], f"x_train has shape {train} and x_test {test}; sizes must agree")
-    seen = np.unique(made["y_train"])
-    require(len(seen) > 1, f"every label in y_train is {seen[0]}; two classes are needed, 0 and 1")
-    fault = f"y_train has {len(seen)} classes, {seen[0]} to {seen[-1]}, not 0 to {len(seen) - 1}"
-    way_out = "save numpy.searchsorted(numpy.unique(y_train), y) of y_train and of y_test"
-    require(np.array_equal(seen, np.arange(len(seen))), f"{fault}; {way_out}")
-    unseen = np.setdiff1d(made["y_test"], seen)
-    if len(unseen):
-        way_out = "leave its images out, or move some to x_train"
-        raise UserError(f"{where}: class {unseen[0]} of y_test has no training image; {way_out}")
+    for part in ("train", "test", "val") if wanted else ("train", "test"):
+        images, labels = checked_part(arrays, part, where)
+        made[f"x_{part}"], made[f"y_{part}"] = images, labels
+        if images.shape[1:] != made["x_train"].shape[1:]:
+            shapes = f"x_train has shape {made['x_train'].shape} and x_{part} {images.shape}"
+            raise UserError(f"{where}: {shapes}; sizes must agree")
+    check_classes(made, where)
     return made
+
+
+def has_validation(arrays: Arrays) -> bool:
+    """Whether a data set brings a validation split of its own, or at least a part of one."""
+    return any(key in arrays for key in OWN_VALIDATION)
+
+
+def checked_part(arrays: Arrays, part: str, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 (N, H, W, 3) and labels int64 (N,) of `train`, `val` or `test`. UserError."""
+    try:
+        images = channels_last(arrays[f"x_{part}"])
+    except ValueError as error:
+        raise UserError(f"{where}: x_{part} {error}") from None
+    labels = arrays[f"y_{part}"]
+    if labels.dtype.kind not in "iu":
+        raise UserError(f"{where}: y_{part} is {labels.dtype}; save labels as integers")
+    if labels.shape not in ((len(images),), (len(images), 1)):
+        wanted = f"it must be ({len(images)},), a label for each image"
+        raise UserError(f"{where}: y_{part} has shape {labels.shape}; {wanted}")
+    return images, labels.reshape(-1).astype(np.int64)
+
+
+def check_classes(arrays: Arrays, where: str) -> None:
+    """Refuse labels that are not 0 to K - 1, and classes that have no training image."""
+    seen = np.unique(arrays["y_train"])
+    if len(seen) == 1:
+        fault = f"every label in y_train is {seen[0]}; two classes are needed, 0 and 1"
+        raise UserError(f"{where}: {fault}")
+    if not np.array_equal(seen, np.arange(len(seen))):
+        fault = f"y_train has {len(seen)} classes, {seen[0]} to {seen[-1]}, not 0 to"
+        way_out = "save numpy.searchsorted(numpy.unique(y_train), y) of y_train and of y_test"
+        raise UserError(f"{where}: {fault} {len(seen) - 1}; {way_out}")
+    for key in ("y_test", "y_val"):
+        unseen = np.setdiff1d(arrays.get(key, seen), seen)
+        if len(unseen):
+            way_out = "leave its images out, or move some to x_train"
+            fault = f"class {unseen[0]} of {key} has no training image"
+            raise UserError(f"{where}: {fault}; {way_out}")
 
 
 def channels_last(images: np.ndarray) -> np.ndarray:
@@ -70,6 +125,7 @@ def channels_last(images: np.ndarray) -> np.ndarray:
         made = made.transpose(0, 2, 3, 1)
     square = made.ndim == 4 and made.shape[1] == made.shape[2]
     if not (square and len(made) and made.shape[3] in (1, 3) and 8 <= made.shape[1] <= 512):
-        shapes = "(N, H, W, 3), (N, H, W, 1), (N, H, W) or (N, C, H, W)"
-        raise ValueError(f"has shape {images.shape}; images are square, 8 to 512 pixels, {shapes}")
+        wanted = "square images of 8 to 512 pixels with 1 or 3 channels are wanted"
+        shapes = "(N, H, W, 3), (N, H, W, 1), (N, H, W), (N, 3, H, W) or (N, 1, H, W)"
+        raise ValueError(f"has shape {images.shape}; {wanted}: {shapes}")
     return np.ascontiguousarray(made if made.shape[3] == 3 else made.repeat(3, axis=3))

@@ -1,0 +1,179 @@
+"""Image files as arrays of grey levels from 0 to 255: upright, in red, green and blue.
+
+What a viewer shows is what is read. Where an image holds more than that (more than 8 bits, colours
+for print, transparency, further frames), a remark says what became of it; where its range is not
+known it is refused, for to cut off at 255 would make it white.
+"""
+
+import os
+from collections import Counter
+from contextlib import suppress
+from multiprocessing.pool import ThreadPool
+from typing import NamedTuple
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, TiffTags, features
+from PIL import __version__ as pillow_version
+from tqdm import tqdm
+
+from utils.files import one_line, require_memory
+
+# To be raised when an image comes to be read otherwise: what was decoded before is decoded anew.
+READING = 2
+CODECS = ("jpg", "jpg_2000", "zlib", "libtiff")
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+UNSIGNED = (1,)  # of the TIFF tag SampleFormat
+WHITE_IS_ZERO = 0  # of the TIFF tag PhotometricInterpretation
+TIFF_TAGS = {tag.name: tag.value for tag in TiffTags.TAGS_V2.values()}
+
+TURNED = "turned upright, as their EXIF orientation says"
+DEEPER = "grey with more than 8 bits, scaled to 0 to 255"
+FOR_PRINT = "CMYK, converted to RGB without their colour profile"
+TRANSPARENT = "partly transparent, read without their transparency"
+FRAMES = "of several frames or pages, of which the first is read"
+
+
+class Decoded(NamedTuple):
+    images: np.ndarray  # uint8 (N, S, S, 3)
+    faults: list[str | None]  # why an image cannot be read
+    remarks: list[str]  # one for each kind, with the number of images
+
+
+def decoder_version() -> str:
+    """What the pixels of a file depend on besides the file."""
+    codecs = (f"{name} {features.version(name)}" for name in CODECS if features.check(name))
+    modules = (f"{name} {features.version(name)}" for name in ("webp", "avif"))
+    return ", ".join([f"reading {READING}", f"Pillow {pillow_version}", *codecs, *modules])
+
+
+def decode(files: list[str], image_size: int | None) -> Decoded:
+    """Read every file; with `image_size` resize the shorter side to it and cut out the middle.
+
+    Raises ValueError where images have different sizes and none is given.
+    """
+    side = image_size or first_width(files)
+    require_memory(2 * 3 * side**2 * len(files))  # as decoded, and as split
+    images = np.zeros((len(files), side, side, 3), np.uint8)
+
+    def into(number: int) -> tuple[str | None, list[str]]:
+        try:
+            pixels, remarks = read_image(files[number])
+        # Any exception: damaged images raise a dozen kinds, and each means the same to the user.
+        except Exception as error:
+            return f"{files[number]} ({one_line(error)})", []
+        if image_size:
+            pixels = ImageOps.fit(pixels, (side, side), Image.Resampling.BILINEAR)
+        if pixels.size != (side, side):
+            size = "{} x {} pixels, not {} x {}".format(*pixels.size, side, side)
+            raise ValueError(f"{files[number]} is {size}; give --image_size")
+        images[number] = np.asarray(pixels)
+        return None, remarks
+
+    # Threads: Pillow decodes without holding Python's lock.
+    with ThreadPool(os.cpu_count()) as pool:
+        work = pool.imap(into, range(len(files)), chunksize=64)
+        outcomes = list(tqdm(work, "decoding", len(files), disable=None, leave=False))
+    return Decoded(images, [fault for fault, _ in outcomes], counted_remarks(files, outcomes))
+
+
+def counted_remarks(files: list[str], outcomes: list[tuple[str | None, list[str]]]) -> list[str]:
+    counts, first = Counter(), {}
+    for file, (_, remarks) in zip(files, outcomes, strict=True):
+        counts.update(remarks)
+        for remark in remarks:
+            first.setdefault(remark, file)
+    return [f"{n} images are {remark} (first {first[remark]})" for remark, n in counts.items()]
+
+
+def first_width(files: list[str]) -> int:
+    for file in files:
+        with suppress(Exception), Image.open(file) as image:
+            return image.width
+    raise ValueError("no image can be read")
+
+
+def read_image(file: str) -> tuple[Image.Image, list[str]]:
+    """An image as RGB, as a viewer shows it, and remarks. Raises almost any Exception."""
+    with Image.open(file) as image:
+        turn = orientation(image)
+        image.load()  # which turns a TIFF, and finds what stands at the end of a PNG
+        remarks = [TURNED] if turn != 1 or orientation(image) != 1 else []
+        turn = orientation(image)
+        pixels = as_rgb(image, remarks)
+        if turn in TURNS:
+            pixels = pixels.transpose(TURNS[turn])
+        if has_frames(image):
+            remarks.append(FRAMES)
+    return pixels, remarks
+
+
+def orientation(image: Image.Image) -> int:
+    """As EXIF has it, 1 to 8; 1, upright, also where the EXIF is damaged."""
+    with suppress(Exception):
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return value if value in TURNS else 1
+    return 1
+
+
+def has_frames(image: Image.Image) -> bool:
+    """Whether there are further pictures that a data set would lose."""
+    if image.format == "MPO":  # a camera's JPEG: previews and the other eye
+        return False
+    with suppress(Exception):
+        return bool(getattr(image, "is_animated", False))
+    return False
+
+
+def as_rgb(image: Image.Image, remarks: list[str]) -> Image.Image:
+    """The image in mode RGB; adds to `remarks`. Raises ValueError where its range is not known."""
+    if tiff_tag(image, "SampleFormat", UNSIGNED)[0] not in UNSIGNED or image.mode == "F":
+        kind = "signed or floating-point levels, whose range is not known"
+        raise ValueError(f"{kind}; save it as unsigned levels of 8 or 16 bits")
+    if image.mode == "I" or image.mode.startswith("I;"):
+        remarks.append(DEEPER)
+        return eight_bits(image).convert("RGB")
+    if image.mode == "CMYK":
+        remarks.append(FOR_PRINT)
+    if is_transparent(image):
+        remarks.append(TRANSPARENT)
+    return image.convert("RGB")
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """Grey levels of more than 8 bits, the largest possible one becoming 255."""
+    largest = largest_level(image)
+    levels = np.asarray(image).astype(np.int64)
+    if tiff_tag(image, "PhotometricInterpretation", 1) == WHITE_IS_ZERO:  # Pillow turns 8 bits only
+        levels = largest - levels
+    return Image.fromarray(((255 * levels + largest // 2) // largest).astype(np.uint8))
+
+
+def largest_level(image: Image.Image) -> int:
+    """That an image in one of Pillow's modes I and I;16 can have. Raises ValueError."""
+    if image.format == "TIFF" and image.mode.startswith("I;16"):
+        return 2 ** tiff_tag(image, "BitsPerSample", (16,))[0] - 1
+    if image.format in ("PNG", "PPM", "JPEG2000"):  # Pillow scales fewer bits up to 16
+        return 2**16 - 1
+    fault = f"grey levels of a {image.format} in mode {image.mode}, whose range is not known"
+    raise ValueError(f"{fault}; save it as unsigned levels of 8 or 16 bits")
+
+
+def tiff_tag(image: Image.Image, name: str, default):
+    return image.tag_v2.get(TIFF_TAGS[name], default) if image.format == "TIFF" else default
+
+
+def is_transparent(image: Image.Image) -> bool:
+    """Whether any pixel lets something through."""
+    if "A" not in image.getbands() and "transparency" not in image.info:
+        return False
+    alpha = image.convert("RGBA").getchannel("A")
+    return alpha.getextrema()[0] < 255
