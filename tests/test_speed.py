@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from losses import DISTILLATIONS, build_distillation, build_loss
 from models import build_model
-from scripts import benchmark
+from scripts import benchmark, profile_step
 from utils import steps, training
 from utils.data import load_dataset
 from utils.data.views import TrainLoader
@@ -191,6 +191,23 @@ def test_the_cost_of_a_net():
     assert forward == pytest.approx(2 * 40.8e6, rel=0.01)
     assert benchmark.cost("resnet20") == (3 * forward, 3 * numbers)
     assert benchmark.cost("resnet20", "resnet20") == (4 * forward, 4 * numbers)
+
+
+def test_a_profile_of_kernels():
+    """Two streams that overlap, a gap and a conversion, in two steps of 50 microseconds."""
+    span = profile_step.Span
+    spans = [span("nchwToNhwcKernel", 60, 70), span("gemm", 0, 40), span("relu", 20, 50)]
+    spans.append(span("gemm", 90, 100))
+    assert profile_step.busy_time(spans) == 70
+    text = profile_step.report(spans, steps=2)
+    assert "2.0 kernels a step, 0.050 ms a step, of which 30.0 % are gaps" in text
+    assert "0.5 conversions of layout a step, 10.0 % of the time" in text
+    assert re.search(r"\ngemm +1\.0 +25\.0 +50\.0 %\n", text)
+
+
+def test_a_profile_of_a_run(capsys):
+    profile_step.main(["--batch-size", "4"])
+    assert re.search(r"\n(aten::)?conv", capsys.readouterr().out) or torch.cuda.is_available()
 
 
 def test_the_day_of_a_gpu_rehearsed(tmp_path):
