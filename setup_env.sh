@@ -1,17 +1,20 @@
 #!/usr/bin/env bash
 # Set up the environment: conda environment `kd` where conda is installed, else .venv (uv or pip).
 # Running it again takes seconds. Say KD_VENV=1 to get .venv in spite of conda.
+# Which build of torch is installed depends on the NVIDIA driver and the GPUs: see utils/wheels.py.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 if command -v conda >/dev/null && [ -z "${KD_VENV:-}" ]; then
     conda env list | grep -qE '^kd[[:space:]]' || conda create --yes --name kd python=3.11
     stamp="$(conda run --name kd python -c 'import sys; print(sys.prefix)')/.kd_requirements"
+    python=(conda run --name kd python)
     install=(conda run --no-capture-output --name kd python -m pip install)
     activate="conda activate kd"
 else
     stamp=.venv/.kd_requirements
     activate="source .venv/bin/activate"
+    python=(.venv/bin/python)
     if command -v uv >/dev/null; then
         [ -x .venv/bin/python ] || uv venv --python '>=3.11' .venv
         install=(uv pip install --python .venv/bin/python)
@@ -21,10 +24,23 @@ else
     fi
 fi
 
-# The stamp is a copy of what was installed, so a changed requirements.txt installs again.
-if ! cmp --silent requirements.txt "$stamp"; then
+# Where torch's ordinary build does not suit: uv takes another one of the same release, pip has only
+# the ordinary index and takes an older release.
+if [ "${install[0]}" = uv ]; then
+    index=$("${python[@]}" utils/wheels.py index)
+    choice=(${index:+--torch-backend "$index"})
+else
+    release=$("${python[@]}" utils/wheels.py release)
+    choice=()
+    [ "$release" = torch ] || choice=("$release")
+fi
+
+# The stamp is a copy of what was installed, so changed requirements or another GPU install again.
+wanted=$(cat requirements.txt; echo "# ${choice[*]}")
+if [ "$wanted" != "$(cat "$stamp" 2>/dev/null)" ]; then
     echo "Installing requirements.txt; the CUDA build of torch is several GB and takes minutes."
-    "${install[@]}" -r requirements.txt
-    cp requirements.txt "$stamp"
+    [ ${#choice[@]} -eq 0 ] || echo "For this machine's NVIDIA driver and GPUs: ${choice[*]}"
+    "${install[@]}" -r requirements.txt "${choice[@]}"
+    echo "$wanted" >"$stamp"
 fi
 echo "Ready. Activate it with: $activate"

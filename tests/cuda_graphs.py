@@ -48,6 +48,11 @@ class capture(TorchDispatchMode):
         super().__exit__(*error)
         for storage, content in self.before:
             storage.copy_(content)
+        if error[0] is not None:
+            # torch.cuda.graph ends the capture, which fails as well and hides the cause.
+            raise RuntimeError(
+                "CUDA error: operation failed due to a previous error during capture"
+            )
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         if operation.name() in REFUSED:

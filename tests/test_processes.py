@@ -161,6 +161,23 @@ def test_a_run_is_that_of_one_process_with_the_whole_batch(launch, tiny_npz, tmp
     assert writers == [True] + [False] * (world - 1)
 
 
+def note_patience(file: str) -> None:
+    accelerator = training.start()
+    args = train_teacher.teacher_options([])
+    _, net, *_ = training.prepare(accelerator, build_model("resnet8", 10), args, 1)
+    group = torch.distributed.distributed_c10d._get_default_group()
+    waits = group._get_backend(accelerator.device).options._timeout
+    Path(file).write_text(f"{waits} {net.broadcast_buffers} {net.gradient_as_bucket_view}")
+
+
+def test_processes_wait_hours_and_exchange_no_buffers(launch, tmp_path):
+    """The first one may download and decode for long. It says the device, the others do not."""
+    children = launch(["test_processes:note_patience", tmp_path / "{rank}"])
+    wait_for_all(children)
+    assert (tmp_path / "1").read_text() == "4:00:00 False True"
+    assert [child.out.count("device: cpu") for child in children] == [1, 0]
+
+
 def test_processes_that_are_killed_go_on(launch, tiny_npz, tmp_path):
     for root in ("whole", "cut"):
         line = ["train_teacher.py", *command(tiny_npz, tmp_path / root)]

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from utils import wheels
+
 # A tool that notes how it was called and says where its environment lies.
 STAND_IN = """#!/bin/sh
 echo "$(basename "$0") $*" >>calls
@@ -15,7 +17,11 @@ case "$*" in
     "env list") cat environments ;;
     create*) echo "kd  /somewhere" >>environments ;;
     *sys.prefix*) echo "$PWD/environment" ;;
-    venv*) mkdir -p .venv/bin && : >.venv/bin/python && chmod +x .venv/bin/python ;;
+    *wheels.py*) echo "$BUILD" ;;
+    venv*)
+        mkdir -p .venv/bin
+        printf '#!/bin/sh\\necho "$BUILD"\\n' >.venv/bin/python
+        chmod +x .venv/bin/python ;;
 esac
 """
 
@@ -24,6 +30,8 @@ esac
 def setup(tmp_path):
     """Run a copy of the script among stand-ins for `tools`; what it printed and what it called."""
     shutil.copy(ROOT / "setup_env.sh", tmp_path)
+    (tmp_path / "utils").mkdir()
+    shutil.copy(ROOT / "utils/wheels.py", tmp_path / "utils")
     (tmp_path / "requirements.txt").write_text("# nothing\n")
     (tmp_path / "environments").write_text("base  /somewhere\n")
     (tmp_path / "environment").mkdir()
@@ -51,12 +59,12 @@ def setup(tmp_path):
 
 
 def test_conda_where_it_is_installed(setup):
-    said, calls = setup("conda", "uv")
+    said, calls = setup("conda", "uv", BUILD="torch")
     assert "conda activate kd" in said
     assert "conda create --yes --name kd python=3.11" in calls
     install = "conda run --no-capture-output --name kd python -m pip install -r requirements.txt"
     assert calls[-1] == install
-    said, calls = setup("conda", "uv")
+    said, calls = setup("conda", "uv", BUILD="torch")
     assert "conda activate kd" in said and "Installing" not in said
     assert not [call for call in calls if "create" in call or "install" in call]
 
@@ -89,3 +97,64 @@ def test_pip_where_there_is_neither(setup, tmp_path):
     assert "source .venv/bin/activate" in said and (tmp_path / ".venv/bin/pip").exists()
     said, _ = setup()
     assert "Installing" not in said
+
+
+def test_an_older_driver_gets_a_torch_that_it_runs(setup):
+    """uv from another index, pip from the ordinary one; where the GPU changes, anew."""
+    said, calls = setup("uv", BUILD="cu126")
+    assert "For this machine's NVIDIA driver and GPUs: --torch-backend cu126" in said
+    install = "uv pip install --python .venv/bin/python -r requirements.txt"
+    assert calls[-1] == f"{install} --torch-backend cu126"
+    assert setup("uv", BUILD="cu126")[1] == []
+    assert setup("uv", BUILD="")[1] == [install]
+    said, calls = setup("conda", BUILD="torch<2.8")
+    assert "Installing" in said and calls[-1].endswith("-r requirements.txt torch<2.8")
+
+
+DRIVERS = {
+    "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12 19:39:15 UTC 2024": 535,
+    "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build": 580,
+}
+
+
+@pytest.mark.parametrize("text", DRIVERS)
+def test_the_driver_as_the_kernel_names_it(tmp_path, monkeypatch, text):
+    monkeypatch.setattr(wheels, "DRIVER", tmp_path / "version")
+    assert wheels.driver_version() is None
+    (tmp_path / "version").write_text(f"{text}\nGCC version:  gcc version 12.2.0\n")
+    assert wheels.driver_version() == DRIVERS[text]
+
+
+@pytest.mark.parametrize(
+    "driver, gpus, index",
+    [
+        (580, [90], ""),  # H100
+        (580, [61], "cu126"),  # GTX 1080
+        (580, [70, 80], "cu126"),  # V100 and A100
+        (550, [80], "cu126"),
+        (550, [], "cu126"),
+        (570, [120], "cu128"),  # RTX 5090
+        (580, [61, 120], None),
+        (470, [80], None),
+        (550, [35], None),
+    ],
+)
+def test_what_suits_a_driver_and_gpus(driver, gpus, index):
+    build = wheels.suitable(driver, gpus)
+    assert (build and build.index) == index
+
+
+def test_what_nvidia_smi_says(tmp_path, monkeypatch, capsys):
+    tool = tmp_path / "nvidia-smi"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert wheels.capabilities() == []
+    tool.write_text("#!/bin/sh\necho 8.6\necho 12.0\n")
+    tool.chmod(0o755)
+    assert wheels.capabilities() == [86, 120]
+    monkeypatch.setattr(wheels, "driver_version", lambda: 470)
+    wheels.main("release")
+    said = capsys.readouterr()
+    assert said.out == "torch\n" and "update the driver" in said.err
+    monkeypatch.setattr(wheels, "driver_version", lambda: None)
+    wheels.main("index")
+    assert capsys.readouterr().out == "\n"

@@ -8,11 +8,13 @@ import shutil
 import sys
 
 import pytest
+import torch
 from conftest import ROOT, assert_same_run, command, run_script
 
 import train_student
 import train_teacher
-from utils import training
+from utils import training, wheels
+from utils.environment import check_gpu
 from utils.program import UserError
 
 NAME = "tiny/resnet8/NLL_seed=42"
@@ -97,6 +99,79 @@ def test_what_a_foreign_configuration_would_change(tiny_npz, tmp_path, forks, sa
     assert child.code == 2 and child.err.count("\n") == 1
     assert said in child.err and "accelerate config" in child.err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def driver(tmp_path, monkeypatch):
+    """The driver of a machine whose GPU torch does not find, and nothing hides it."""
+    file = tmp_path / "driver"
+    file.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5\n")
+    monkeypatch.setattr(wheels, "DRIVER", file)
+    for name in ("CUDA_VISIBLE_DEVICES", "ACCELERATE_USE_CPU"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def test_a_gpu_that_torch_does_not_find_is_no_reason_to_use_the_cpu(driver, monkeypatch):
+    def init():
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 12040).\n..")
+
+    monkeypatch.setattr(torch.cuda, "init", init)
+    with pytest.raises(UserError) as refused:
+        training.start()
+    said = str(refused.value)
+    assert "\n" not in said and "too old (found version 12040);" in said
+    assert "wheel index cu126" in said and "torch<2.8" in said and "bash setup_env.sh" in said
+    assert "CUDA_VISIBLE_DEVICES= in front" in said and "--cpu" in said
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    with pytest.raises(UserError, match="no GPU with CUDA_VISIBLE_DEVICES=7"):
+        training.start()
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [("CUDA_VISIBLE_DEVICES", ""), ("CUDA_VISIBLE_DEVICES", "-1"), ("ACCELERATE_USE_CPU", "true")],
+)
+def test_a_gpu_that_is_not_wanted(driver, monkeypatch, capsys, name, value):
+    monkeypatch.setenv(name, value)
+    assert training.start().device.type == "cpu"
+    assert capsys.readouterr().out.startswith("device: cpu (")
+
+
+def gpu_of(monkeypatch, capability: tuple, archs: str, cuda: str | None = "13.0") -> None:
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    stand_ins = {
+        "is_available": True,
+        "device_count": 2,
+        "get_device_capability": capability,
+        "get_device_name": "Tesla",
+        "get_arch_list": archs.split(),
+    }
+    for name, answer in stand_ins.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *given, answer=answer: answer)
+
+
+@pytest.mark.parametrize(
+    "capability, archs, runs",
+    [
+        ((7, 0), "sm_75 sm_80 sm_90", False),  # V100
+        ((6, 1), "sm_50 sm_60 sm_70", True),  # GTX 1080
+        ((8, 9), "sm_75 sm_80 sm_86 sm_90", True),
+        ((8, 0), "sm_75 sm_86 sm_90", False),
+        ((12, 0), "sm_90 compute_90", True),
+        ((8, 0), "compute_90 sm_90a", False),
+    ],
+)
+def test_a_gpu_that_torch_has_no_kernels_for(driver, monkeypatch, capability, archs, runs):
+    """As NVIDIA documents it: machine code runs within its major version, from its minor one on;
+    intermediate code on all that came later."""
+    gpu_of(monkeypatch, capability, archs)
+    if runs:
+        return check_gpu()
+    with pytest.raises(UserError, match=f"built for {archs}, not for Tesla .sm_{capability[0]}"):
+        check_gpu()
+    gpu_of(monkeypatch, capability, archs, cuda=None)  # AMD's
+    check_gpu()
 
 
 def test_the_recorded_command_repeats_the_run(tiny_npz, tmp_path, forks):

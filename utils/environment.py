@@ -7,13 +7,15 @@ import shlex
 import shutil
 import subprocess
 import sys
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, parse_flag_from_env
 
+from utils import wheels
 from utils.program import UserError
 
 PACKAGES = ("torch", "torchvision", "numpy", "accelerate")
@@ -56,6 +58,80 @@ def cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
     return f"{os.cpu_count()} cores, {names[0] if names else platform.processor()}"
+
+
+def check_gpu() -> None:
+    """Refuse a GPU that is there and that this build of torch cannot use.
+
+    torch itself goes on: on the CPU, without a word, or up to the first kernel that it lacks.
+    """
+    driver = wheels.driver_version()
+    if driver is None or cpu_is_asked():
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what torch warns of is said here, in one line
+        fault = gpu_fault()
+    if fault is None:
+        return
+    build = wheels.suitable(driver, wheels.capabilities())
+    if build is None:
+        way_out = "no build of torch suits the two: update the driver"
+    else:
+        index = f" of the wheel index {build.index}" if build.index else ""
+        way_out = f"bash setup_env.sh installs a build of torch{index} that suits (pip: "
+        way_out += f"'{build.release}')"
+    raise UserError(
+        f"there is an NVIDIA driver ({driver}), but {fault}; {way_out}; CUDA_VISIBLE_DEVICES= in "
+        "front of the command, or --cpu of accelerate launch, goes on without GPU"
+    )
+
+
+def cpu_is_asked() -> bool:
+    """Whether the launcher says so, or no GPU is to be seen."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    hidden = visible is not None and visible.strip() in ("", "-1")
+    return hidden or parse_flag_from_env("ACCELERATE_USE_CPU")
+
+
+def gpu_fault() -> str | None:
+    """Why torch cannot use this process's GPU; None where it can."""
+    if not torch.cuda.is_available():
+        try:
+            torch.cuda.init()
+            reason = "it does not say why"
+        except (RuntimeError, AssertionError) as error:  # the latter from a build without CUDA
+            reason = str(error).strip().splitlines()[0].rstrip(".")
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        where = f" with CUDA_VISIBLE_DEVICES={visible}" if visible else ""
+        return f"torch {torch.__version__} finds no GPU{where}: {reason}"
+    builds = torch.cuda.get_arch_list() if torch.version.cuda else []  # AMD's are not numbered so
+    device = int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()
+    major, minor = torch.cuda.get_device_capability(device)
+    if not builds or any(runs_on(code, major, minor) for code in builds):
+        return None
+    name = torch.cuda.get_device_name(device)
+    gpu = f"{name} (sm_{major}{minor})"
+    return f"torch {torch.__version__} is built for {' '.join(builds)}, not for {gpu}"
+
+
+def runs_on(code: str, major: int, minor: int) -> bool:
+    """Whether code such as sm_86 or compute_90 runs on a GPU of that compute capability."""
+    kind, number = re.match(r"(sm|compute)_(\d+)", code).groups()
+    built = int(number[:-1]), int(number[-1])
+    if kind == "compute":  # the driver translates it for all later ones
+        return built <= (major, minor)
+    return built[0] == major and built[1] <= minor
+
+
+def say_device(accelerator: Accelerator) -> None:
+    """On the terminal, before the first minutes are spent: what this run computes on."""
+    device = accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+    text = f"device: {device} ({name}), mixed precision: {accelerator.mixed_precision}"
+    if accelerator.num_processes > 1:
+        text += f", processes: {accelerator.num_processes}"
+    if accelerator.is_main_process:
+        print(text, flush=True)
 
 
 def check_launch(accelerator: Accelerator) -> None:

@@ -330,6 +330,8 @@ def check_run(args: argparse.Namespace, data: Dataset, accelerator: Accelerator)
     if args.warmup >= steps:
         raise UserError(f"--warmup {args.warmup}: the run has only {steps} steps; give fewer")
     if args.step == "graph" and not can_capture(accelerator):
-        raise UserError("--step graph: needs one GPU and one process; leave it out")
+        raise UserError(
+            "--step graph: needs one GPU, one process and no --deterministic; leave it out"
+        )
     if args.sync_bn and (processes == 1 or accelerator.device.type == "cpu"):
         raise UserError("--sync_bn: has an effect on several GPUs only; leave it out")

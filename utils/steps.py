@@ -17,11 +17,27 @@ from utils.program import RunFailed
 
 MODES = ("auto", "eager", "graph", "compile")
 EAGER_STEPS = 3  # before a capture
+# Releases before 2.14 leave the allocator in the state of a capture when one fails, and torch then
+# asserts when memory runs out. There only --step graph captures.
+SURVIVES_A_FAILED_CAPTURE = torch.__version__ >= (2, 14)
 
 
 def can_capture(accelerator: Accelerator) -> bool:
-    """Several processes exchange gradients and statistics in a step, which stays uncaptured."""
+    """Whether a step can become a graph.
+
+    Several processes exchange gradients and statistics in a step, which stays uncaptured.
+    torch's deterministic ways to gather and scatter copy from the host, which no capture allows.
+    """
+    if torch.are_deterministic_algorithms_enabled():
+        return False
     return accelerator.device.type == "cuda" and accelerator.num_processes == 1
+
+
+def first_fault(error: BaseException) -> BaseException:
+    """What an error came from: to end a failed capture fails as well, and that is raised."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
 
 
 class Step:
@@ -36,7 +52,8 @@ class Step:
         self.mode, self.accelerator, self.optimizer = mode, accelerator, optimizer
         self.net, self.objective, self.loader, self.data = net, objective, loader, data
         self.compiled = torch.compile(net, dynamic=False) if mode == "compile" else net
-        self.captured = mode != "eager" and can_capture(accelerator)
+        safe = SURVIVES_A_FAILED_CAPTURE or mode == "graph"
+        self.captured = mode != "eager" and safe and can_capture(accelerator)
         self.size = loader.step // loader.world
         device = accelerator.device
         self.skipped = torch.zeros((), dtype=torch.float64, device=device)
@@ -114,7 +131,8 @@ class Step:
             with self.on_side_stream(), torch.cuda.graph(graph, stream=self.stream):
                 sums = self.run(Draw(self.plan, 1.0))
         except RuntimeError as error:
-            reason = f"a step cannot be captured as a CUDA graph: {str(error).splitlines()[0]}"
+            cause = str(first_fault(error)).splitlines()[0]
+            reason = f"a step cannot be captured as a CUDA graph: {cause}"
             if self.mode == "graph":
                 raise RunFailed(f"{reason}; give --step eager") from error
             tqdm.write(f"{reason}; steps are launched kernel by kernel")

@@ -6,18 +6,19 @@ import sys
 import time
 from argparse import Namespace
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, MultiStepLR, SequentialLR
 from tqdm import tqdm
 
 from utils.data import Dataset, load_dataset
 from utils.data.views import TrainLoader
-from utils.environment import check_launch
+from utils.environment import check_gpu, check_launch, say_device
 from utils.evaluation import evaluate, predict
 from utils.files import refused
 from utils.objectives import Objective
@@ -29,6 +30,11 @@ from utils.steps import Step
 SELECTIONS = {"top1": ("val_top1", 1), "nll": ("val_nll", -1), "refinement": ("val_refinement", -1)}
 EPOCH_METRICS = ("nll", "top1", "ece", "sce", "adaece", "refinement")
 REPORT_SECONDS = 0.5
+# Of several processes: the others wait while the main one downloads, decodes or fits, for which
+# NCCL would allow ten minutes. Buffers are not exchanged in every step: share_buffers does it where
+# they are read.
+PATIENCE = InitProcessGroupKwargs(timeout=timedelta(hours=4))
+GRADIENTS = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
 MOST_SKIPPED = 100  # steps in a row
 TOO_FAST = (
@@ -50,12 +56,15 @@ def keep_freed_memory() -> None:
 
 def start(deterministic: bool = False, log_with: str | None = None) -> Accelerator:
     """The accelerator of this process: device, precision and processes as the launcher set them."""
+    check_gpu()
     if not torch.cuda.is_available() and os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16":
         print("fp16 needs a GPU and there is none: this run computes in float32", file=sys.stderr)
         os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
         torch.use_deterministic_algorithms(True)
+        # Else every new tensor is filled first, though none is read before it is written.
+        torch.utils.deterministic.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = not deterministic
     keep_freed_memory()
     # TF32 keeps float32's range and is several times faster; CUDA convolutions use it already.
@@ -64,8 +73,11 @@ def start(deterministic: bool = False, log_with: str | None = None) -> Accelerat
     cpu, way_out = torch.backends.mps.is_available(), "mend the launch or `accelerate config`"
     with refused("accelerate cannot start", way_out, (ValueError, ImportError, RuntimeError)):
         # The run folder, which is known later, replaces this project_dir (see fit).
-        accelerator = Accelerator(cpu=cpu, log_with=log_with, project_dir=".")
+        accelerator = Accelerator(
+            cpu=cpu, log_with=log_with, project_dir=".", kwargs_handlers=[PATIENCE, GRADIENTS]
+        )
     check_launch(accelerator)
+    say_device(accelerator)
     return accelerator
 
 
