@@ -19,7 +19,7 @@ from utils.objectives import Distillation
 from utils.options import check_run, parameters_of, student_options
 from utils.preflight import check_net, check_teacher
 from utils.program import UserError, one_line_errors
-from utils.runs import Run, finished_run, identity_of, label_of
+from utils.runs import Run, finished_run, identity_of, label_of, shown_result
 from utils.tables import result_table
 from utils.teachers import teacher_of
 from utils.training import fit, load_data, start
@@ -37,8 +37,7 @@ def main(argv: list[str] | None = None) -> None:
         finished = finished_run(args, data.name)
         if finished is None:
             raise
-        folder, result = finished  # shows what it is, wherever its teacher has gone
-        accelerator.print(f"{folder}\n{result_table(result)}")
+        accelerator.print(shown_result(*finished))  # what it is, wherever its teacher has gone
         return
     check_teacher(teacher, data)
     teacher.to(accelerator.device)
@@ -58,7 +57,9 @@ def main(argv: list[str] | None = None) -> None:
             student = build_model(args.model, data.num_classes)
             history = fit(run, accelerator, student, objective, data, args)
             conclude(run, accelerator, student, data, history, args.test_batch_size, teacher)
-        run.say(f"{run.folder}\n{result_table(run.result())}")
+            run.say(f"{run.folder}\n{result_table(run.result())}")
+        else:
+            run.say_finished()
 
 
 if __name__ == "__main__":

@@ -40,7 +40,9 @@ def main(argv: list[str] | None = None) -> None:
             objective = Objective(build_loss(args.loss, **parameters))
             history = fit(run, accelerator, net, objective, data, args)
             conclude(run, accelerator, net, data, history, args.test_batch_size)
-        run.say(f"{run.folder}\n{result_table(run.result())}")
+            run.say(f"{run.folder}\n{result_table(run.result())}")
+        else:
+            run.say_finished()
 
 
 if __name__ == "__main__":

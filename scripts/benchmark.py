@@ -11,18 +11,23 @@ shape. The contenders of a row take turns, so that whatever else a machine does 
 them alike; a ratio is the median over the rounds. docs/performance.md says more.
 """
 
+import sys
+from pathlib import Path
+
+if not __package__:  # started as `python scripts/benchmark.py`
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    import scripts  # noqa: F401  before torch
+
 import json
 import math
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -39,7 +44,7 @@ from models import build_model
 from utils.data import NORMALISATION, Dataset, Split
 from utils.data.npz import ARRAYS
 from utils.data.views import Draw, TrainLoader, normalise
-from utils.environment import environment
+from utils.environment import environment, precision_note
 from utils.objectives import Distillation, Objective
 from utils.options import CommandLine, count, positive, teacher_options, whole
 from utils.program import RunFailed, UserError, one_line_errors
@@ -93,7 +98,8 @@ def main(argv: list[str] | None = None) -> None:
     about, precision = environment(accelerator), accelerator.mixed_precision
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     print(f"{time.strftime('%Y-%m-%d')}, {about['hardware']}, threads: {about['threads']}")
-    print(f"{versions}; precision: {precision}, --step {args.step}\n")
+    print(f"{versions}; precision: {precision}, --step {args.step}")
+    print(precision_note(accelerator))
     # On a GPU, which is through in a second or two, about CIFAR's training split.
     steps = 350 if accelerator.device.type == "cuda" else max(5, round(8 * min(5, args.seconds)))
     data = random_data(steps * args.batch_size)

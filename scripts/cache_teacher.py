@@ -7,6 +7,13 @@
 A student of the same teacher, data and precision then never runs its teacher, whatever its seed.
 """
 
+import sys
+from pathlib import Path
+
+if not __package__:  # started as `python scripts/cache_teacher.py`
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    import scripts  # noqa: F401  before torch
+
 from argparse import Namespace
 
 import torch
@@ -14,6 +21,7 @@ from tqdm import tqdm
 
 from utils.data import Split
 from utils.data.views import take_views, view_numbers, view_windows
+from utils.environment import precision_note
 from utils.evaluation import logits_of
 from utils.options import CommandLine, add_data, add_teacher, count
 from utils.preflight import check_teacher
@@ -41,6 +49,9 @@ def options(argv: list[str] | None) -> Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = options(argv)
     accelerator = start()
+    note = precision_note(accelerator)
+    if note:
+        accelerator.print(note)
     data = load_data(args, accelerator)
     teacher = teacher_of(args, data)
     check_teacher(teacher, data)

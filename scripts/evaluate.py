@@ -6,9 +6,15 @@ Each net has a raw and a temperature-scaled row; the temperature is the run's ow
 validation split. Images are run in the precision of the run.
 """
 
+import sys
+from pathlib import Path
+
+if not __package__:  # started as `python scripts/evaluate.py`
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    import scripts  # noqa: F401  before torch
+
 import os
 from argparse import Namespace
-from pathlib import Path
 
 from utils.analysis import shift
 from utils.analysis.corruptions import OWN, PUBLISHED, SOURCES

@@ -5,11 +5,17 @@
 docs/export.md says what is in a file, and what is checked before it is written.
 """
 
+import sys
+from pathlib import Path
+
+if not __package__:  # started as `python scripts/export.py`
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    import scripts  # noqa: F401  before torch
+
 import json
 import os
 from argparse import Namespace
 from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 from torch import Tensor

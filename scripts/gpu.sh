@@ -7,8 +7,10 @@
 # docs/performance.md, and a log of each part, and ends with what has failed (exit code 1), what is
 # slower than its target, and what there was no time for.
 set -uo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/usage.sh"
 dry=
 [ "${1:-}" != --dry ] || { dry=yes; shift; }
+[[ $# -le 1 && ${1:-} != -* ]] || stop "$*: give --dry or nothing, then one FOLDER at most"
 out=$(realpath -m "${1:-gpu}")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python}

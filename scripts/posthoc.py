@@ -6,6 +6,13 @@
 Every map is fitted on the validation split and measured on the test split. No net is run.
 """
 
+import sys
+from pathlib import Path
+
+if not __package__:  # started as `python scripts/posthoc.py`
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    import scripts  # noqa: F401  before torch
+
 from functools import partial
 
 import torch

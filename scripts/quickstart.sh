@@ -2,6 +2,8 @@
 # From a fresh machine to a calibration table:  bash scripts/quickstart.sh [FOLDER]
 # Two teachers, a student of each, and the same student from scratch, on data made in memory.
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/usage.sh"
+[[ $# -le 1 && ${1:-} != -* ]] || stop "$*: give one FOLDER at most"
 root=$(realpath -m "${1:-quickstart}")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh

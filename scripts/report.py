@@ -8,6 +8,13 @@ Runs below the folders ROOT that differ only in the seed are one row. Teachers c
 its students below it. Settings are chosen on the validation split alone.
 """
 
+import sys
+from pathlib import Path
+
+if not __package__:  # started as `python scripts/report.py`
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    import scripts  # noqa: F401  before torch
+
 import csv
 import io
 import math

@@ -4,8 +4,6 @@ import os
 import platform
 import re
 import shlex
-import shutil
-import subprocess
 import sys
 import warnings
 from importlib.metadata import version
@@ -17,6 +15,7 @@ from accelerate.utils import DistributedType, parse_flag_from_env
 
 from utils import wheels
 from utils.program import UserError
+from utils.source import commit, training_code
 
 PACKAGES = ("torch", "torchvision", "numpy", "accelerate")
 LAUNCHES = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
@@ -24,19 +23,28 @@ LAUNCHES = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI
 
 def environment(accelerator: Accelerator) -> dict:
     """Ready for JSON."""
-    here = Path(__file__).parent
-    git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"]
-    commit = ""
-    if shutil.which("git"):
-        commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "command": command(accelerator),
         "versions": {"python": platform.python_version()}
         | {package: version(package) for package in PACKAGES},
-        "git": commit or "unknown",
+        "git": commit(),
+        "training_code": training_code(),
+        "mixed_precision_asked": precision_asked(),
         "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
         "threads": torch.get_num_threads(),
     }
+
+
+def precision_asked() -> str:
+    """The precision that the launcher or `accelerate config` asks for: no, fp16, bf16 or fp8."""
+    return os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+
+
+def precision_note(accelerator: Accelerator) -> str:
+    """A line where the launcher asked for a precision that this machine does not have, or none."""
+    if precision_asked() == "fp16" and accelerator.mixed_precision == "no":
+        return "fp16 needs a GPU and there is none: this run computes in float32"
+    return ""
 
 
 def command(accelerator: Accelerator) -> str:

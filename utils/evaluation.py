@@ -1,6 +1,7 @@
 """Logits of a whole split, every metric from them, and the result of a run."""
 
 import math
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from utils.data import NORMALISATION, Dataset, Split
 from utils.data.views import normalise
 from utils.files import atomic, write_json
 from utils.runs import Run
+from utils.source import MINUTES
 from utils.teachers import Member, Teacher
 
 
@@ -74,7 +76,12 @@ def conclude(
         return fit | {"val": evaluate(val, data.val), "test": found}
 
     seconds = sum(record["seconds"] for record in history)
-    result = {**run.identity, "settings": run.settings, "seconds": seconds}
+    result = {
+        **run.identity,
+        "settings": run.settings,
+        "seconds": seconds,
+        "finished": time.strftime(MINUTES),
+    }
     net = accelerator.unwrap_model(net).eval()
     for which in ("best", "last"):
         saved = run.load(f"model_{which}.pth")

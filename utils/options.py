@@ -10,28 +10,42 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from difflib import get_close_matches
 from pathlib import Path
 
 from accelerate import Accelerator
 
-from losses import BASES, DISTILLATIONS, TERMS, Entry, canonical_loss, loss_parameters
+from losses import (
+    BASES,
+    DISTILLATIONS,
+    TERMS,
+    Entry,
+    canonical_loss,
+    loss_flags,
+    loss_parameters,
+)
 from models import MODELS, WRN_PATTERN, check_name
 from utils.data import NAMES, NORMALISATION, Dataset, normalisation
 from utils.data.mixing import MIXES
+from utils.hints import flag_hint, stray_hint
 from utils.program import UserError
 from utils.runs import number_text
 from utils.steps import MODES, can_capture
 from utils.training import SELECTIONS
 
 LARGEST = 10**9
+# The paper's page has a command with both flags for whichever of these losses.
+PAGE_LOSSES = ("NLL", "NLL+MDCA", "FL", "FL+MDCA")
+PAGE_FLAGS = ("gamma", "beta")
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
     """Defaults in the help, but not "(default: None)"."""
 
     def _get_help_string(self, action):
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        # 0 is a default, though it equals False.
+        if action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
 
 
 class CommandLine(argparse.ArgumentParser):
@@ -74,9 +88,13 @@ class CommandLine(argparse.ArgumentParser):
         argv = [respell(token) if token.startswith("--") else token for token in argv]
         args, unknown = self.parse_known_args(argv, namespace)
         if unknown:
-            close = get_close_matches(unknown[0].split("=")[0], known.values(), 1)
-            hint = f"did you mean {close[0]}?" if close else "--help lists the flags"
-            self.error(f"{unknown[0]!r} is not a flag here; {hint}")
+            word, actions = unknown[0], self._option_string_actions
+            if word.startswith("-"):
+                hint = flag_hint(word, actions)
+            else:
+                takes_value = {flag: action.nargs != 0 for flag, action in actions.items()}
+                hint = stray_hint(word, argv, takes_value)
+            self.error(f"{word!r} is not a flag here; {hint}")
         return args
 
     def error(self, message: str):
@@ -197,7 +215,8 @@ def add_optimisation_and_run(parser: CommandLine) -> None:
     setting("--scheduler", schedules, "multistep", "how the learning rate falls")
     milestones = "multistep: epochs after which the rate falls (default: half and three quarters)"
     setting("--schedule-steps", count, None, milestones, nargs="+", metavar="EPOCH")
-    setting("--lr-decay-factor", fraction, None, "multistep: what it falls to (default: 0.1)")
+    falls = "multistep: the rate is multiplied by this at each of those epochs (default: 0.1)"
+    setting("--lr-decay-factor", fraction, None, falls)
     setting("--warmup", whole, None, "warmupcosine: iterations of linear warm-up (default: 0)")
     setting("--train-batch-size", count, 128, "images per step and per process")
     flag("--mix", MIXES, None, "train on mixtures of two images, a teacher and its student alike")
@@ -259,6 +278,7 @@ def teacher_options(argv: list[str] | None = None) -> argparse.Namespace:
     add_loss_flags(flag, BASES | TERMS)
     add_optimisation_and_run(parser)
     args = complete(parser, argv)
+    args.notes = unread_flags(args, "loss", BASES | TERMS)
     _, _, term = args.loss.partition("+")
     if args.mix and term and TERMS[term].of_batch:
         reason = f"{term} compares a batch's confidences with its labels, and mixtures have two"
@@ -277,6 +297,7 @@ def student_options(argv: list[str] | None = None) -> argparse.Namespace:
     add_loss_flags(flag, DISTILLATIONS)
     add_optimisation_and_run(parser)
     args = complete(parser, argv)
+    args.notes = unread_flags(args, "distill", DISTILLATIONS)
     if args.mix and args.teacher_cache:
         reason = "no cache can hold a teacher's answers to all mixtures"
         raise UserError(f"--mix {args.mix}: {reason}; leave out --teacher_cache")
@@ -308,6 +329,34 @@ def complete(parser: CommandLine, argv: list[str] | None) -> argparse.Namespace:
         raise UserError(f"--schedule-steps {' '.join(map(str, steps))}: {wanted}")
     args.settings = {name: getattr(args, name) for name in parser.identifying}
     return args
+
+
+def unread_flags(args: argparse.Namespace, chooser: str, entries: dict[str, Entry]) -> list[str]:
+    """Refuse flags of the losses `entries` that the chosen one does not read.
+
+    The paper's page gives two of them with four losses, whether they are read or not: of these,
+    the lines that say that they have no effect.
+    """
+    chosen, notes = getattr(args, chooser), []
+    read = {flag.name for flag in loss_flags(chosen)}
+    readers: dict[str, list[str]] = {}
+    for loss, entry in entries.items():
+        for flag in entry.flags:
+            readers.setdefault(flag.name, []).append(f"+{loss}" if loss in TERMS else loss)
+    for flag, losses in readers.items():
+        value = getattr(args, flag)
+        if flag in read or value is None:
+            continue
+        fault = f"--{flag} {value:g} has no effect with --{chooser} {chosen}"
+        by = f"read by {', '.join(losses)}"
+        if chosen in PAGE_LOSSES and flag in PAGE_FLAGS:
+            notes.append(f"{fault} ({by})")
+            continue
+        # Many call the distillation's weight so.
+        is_weight = chooser == "distill" and flag == "alpha"
+        weight = "; the weight of the distillation is --Lambda" if is_weight else ""
+        raise UserError(f"{fault}; leave it out or give another --{chooser} ({by}){weight}")
+    return notes
 
 
 def parameters_of(loss: str, args: argparse.Namespace) -> tuple[dict, dict]:

@@ -9,7 +9,8 @@ import re
 import signal
 import sys
 import traceback
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 NO_MEMORY = re.compile("out of memory|can't allocate memory")  # torch on a GPU, and on the CPU
 NO_PEER = re.compile("gloo|NCCL|Connection (closed|reset)")
@@ -56,9 +57,10 @@ class Lasting:
         try:
             return act(*arguments)
         except OSError:  # the reader, the terminal or the disk is gone
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.stream.fileno())
-            os.close(nowhere)
+            with suppress(OSError):  # a notebook's stream may have no file below it
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self.stream.fileno())
+                os.close(nowhere)
 
 
 @contextmanager
@@ -66,32 +68,44 @@ def one_line_errors(program: str):
     """Turn a fault or a signal into one line on standard error and an exit code.
 
     2: a mistake of the user's, 1: a run that cannot go on, 128 + n: signal n. KD_TRACEBACK=1 shows
-    where a fault was met. Output that fails, or was closed from the start, ends nothing.
+    where a fault was met. Output that fails, or was closed from the start, ends nothing. A notebook
+    that runs a program gets back its streams and what it does at a signal.
     """
+    with lasting_streams(), stopping_at_signals():
+        try:
+            yield
+        except Stopped as stopped:
+            fail(program, str(stopped), stopped.exit_code, told=not is_first())
+        except UserError as error:
+            # A run fails on one process; a mistake is met by all of them.
+            told = error.told or not (isinstance(error, RunFailed) or is_first())
+            fail(program, f"error: {error}", error.exit_code, told)
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
+                advice = "give smaller batches, a smaller net or less data"
+                fail(program, f"error: out of memory: {error}; {advice}", RunFailed.exit_code)
+            if not NO_PEER.search(str(error)):
+                raise
+            advice = "if another process has ended, its message says why; the same command goes on"
+            fail(program, f"error: {error}; {advice}", RunFailed.exit_code)
+        except OSError as error:
+            fail(program, f"error: {error}; KD_TRACEBACK=1 shows where", RunFailed.exit_code)
+
+
+@contextmanager
+def lasting_streams():
+    """Standard output and error that cannot fail, and can print whatever is in a name."""
+    given = sys.stdout, sys.stderr
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115
-        stream.reconfigure(errors="backslashreplace")  # whatever is in a name, it can be printed
+        if hasattr(stream, "reconfigure"):  # a notebook's has not, and prints everything
+            stream.reconfigure(errors="backslashreplace")
         setattr(sys, name, Lasting(stream))
-    listen_to_signals()
     try:
         yield
+    finally:
         sys.stdout.flush()
-    except Stopped as stopped:
-        fail(program, str(stopped), stopped.exit_code, told=not is_first())
-    except UserError as error:
-        # A run fails on one process; a mistake is met by all of them.
-        told = error.told or not (isinstance(error, RunFailed) or is_first())
-        fail(program, f"error: {error}", error.exit_code, told)
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
-            advice = "give smaller batches, a smaller net or less data"
-            fail(program, f"error: out of memory: {error}; {advice}", RunFailed.exit_code)
-        if not NO_PEER.search(str(error)):
-            raise
-        advice = "if another process has ended, its message says why; the same command goes on"
-        fail(program, f"error: {error}; {advice}", RunFailed.exit_code)
-    except OSError as error:
-        fail(program, f"error: {error}; KD_TRACEBACK=1 shows where", RunFailed.exit_code)
+        sys.stdout, sys.stderr = given
 
 
 def is_first() -> bool:
@@ -110,7 +124,8 @@ def fail(program: str, message: str, code: int, told: bool = False) -> None:
     sys.exit(code)
 
 
-def listen_to_signals() -> None:
+@contextmanager
+def stopping_at_signals():
     """SIGTERM and SIGINT raise Stopped in the main thread; a terminal that goes away does not."""
 
     def stop(number, frame):
@@ -118,8 +133,57 @@ def listen_to_signals() -> None:
             signal.signal(each, signal.SIG_DFL)  # a second one does not wait
         raise Stopped(number)
 
+    before = {}
     for number in (signal.SIGTERM, signal.SIGINT):
         # What a shell has told a program in the background to ignore stays ignored.
         if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, stop)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            before[number] = signal.signal(number, stop)
+    before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # it was not set from Python
+                signal.signal(number, handler)
+
+
+def stop_while_importing() -> None:
+    """Have a signal end a program of ours in one line while torch is imported, too.
+
+    An exception there would be shown with the traceback of the imports, or be swallowed by one of
+    them. Nothing has begun yet, so there is nothing to leave in order.
+    """
+    program = own_program()
+    if program is None:
+        return
+
+    def leave(number, frame):
+        if is_first() and sys.stderr is not None:
+            os.write(sys.stderr.fileno(), f"{program}: {Stopped(number)}\n".encode())
+        os._exit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, leave)
+
+
+def own_program() -> str | None:
+    """The program of ours that this process is, as its messages name it.
+
+    None where our code is only imported: in a notebook, a test, another project.
+    """
+    root = Path(__file__).resolve().parent.parent
+    words = iter(sys.orig_argv[1:])
+    for word in words:
+        if word == "-m":
+            module = next(words, "")
+            return f"python -m {module}" if module.startswith("scripts.") else None
+        if word.startswith("-"):  # an option of Python
+            continue
+        path = Path(word).resolve()
+        if path.suffix != ".py":
+            return None
+        if path.parent == root / "scripts":
+            return f"python -m scripts.{path.stem}"
+        return path.name if path.parent == root else None
+    return None

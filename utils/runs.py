@@ -25,8 +25,10 @@ from tqdm import tqdm
 
 from utils import files
 from utils.data import Dataset
-from utils.environment import environment
+from utils.environment import environment, precision_note
 from utils.program import RunFailed, Stopped, UserError
+from utils.source import finished_line, resumed_line
+from utils.tables import result_table
 
 # What a run, and what reads it afterwards, leaves in its folder.
 OURS = (
@@ -63,7 +65,8 @@ def identity_of(args: Namespace, data: Dataset, loss: str, parameters: dict, lab
 
 def arguments_of(args: Namespace) -> dict:
     """The values of all flags, ready for JSON."""
-    return {name: value for name, value in vars(args).items() if name != "settings"}
+    derived = ("settings", "notes")
+    return {name: value for name, value in vars(args).items() if name not in derived}
 
 
 def is_complete(result) -> bool:
@@ -80,6 +83,12 @@ def finished_run(args: Namespace, dataset: str) -> tuple[Path, dict] | None:
             if config.get("arguments") == arguments_of(args) and is_complete(result):
                 return path.parent, result
     return None
+
+
+def shown_result(folder: Path, result: dict) -> str:
+    """Of a run that was finished before this command: when, by which code, and its table."""
+    config = files.read_json(folder / "config.json", "--overwrite starts the run anew")
+    return f"{finished_line(folder, config, result)}\n{folder}\n{result_table(result)}"
 
 
 def on_main(accelerator: Accelerator, work: Callable):
@@ -133,6 +142,9 @@ class Run:
         config |= environment(self.accelerator)
         try:
             on_main(self.accelerator, lambda: self._open(config, args.overwrite))
+            for note in (*args.notes, precision_note(self.accelerator)):
+                if note:
+                    self.say(note)
             yield
             self.accelerator.end_training()  # the processes part here
         except RunFailed as failed:
@@ -160,7 +172,12 @@ class Run:
             fault = f"cannot write {error.filename or self.folder} ({error.strerror})"
             raise UserError(f"--checkpoint: {fault}; name a folder that you may write to") from None
         if (self.folder / "config.json").exists():
-            self._refuse_other_settings()
+            before = self._refuse_other_settings()
+            unfinished = not (self.folder / "result.json").exists()
+            if unfinished and (self.folder / "checkpoint.pth").exists():
+                changed = resumed_line(before)
+                if changed:
+                    self.say(changed)
         elif (self.folder / "checkpoint.pth").exists():
             fault = "has a checkpoint but no config.json"
             raise UserError(f"{self.folder} {fault}; --overwrite starts it anew")
@@ -180,10 +197,12 @@ class Run:
                 raise
             self.say(f"{self.folder}: no locks here, so start this command only once at a time")
 
-    def _refuse_other_settings(self) -> None:
+    def _refuse_other_settings(self) -> dict:
+        """The run's config.json, where it was started with the settings of this command."""
         path = self.folder / "config.json"
         way_out = "copy it from where it is whole, or --overwrite starts the run anew"
-        before = files.read_json(path, way_out).get("settings")
+        config = files.read_json(path, way_out)
+        before = config.get("settings")
         if not isinstance(before, dict):
             raise UserError(f"{path} has no settings; {way_out}")
         keys = sorted(before.keys() | self.settings.keys())
@@ -193,6 +212,13 @@ class Run:
             fault = f"was started with other settings ({'; '.join(differing)})"
             way_out = "--exp_name NAME keeps both, --overwrite starts it anew"
             raise UserError(f"{self.folder} {fault}; {way_out}")
+        return config
+
+    def say_finished(self) -> None:
+        """Print what a run that was finished before has left, and that nothing was trained."""
+        result = self.result()
+        if self.is_main:
+            self.say(shown_result(self.folder, result))
 
     def result(self) -> dict | None:
         """Of a finished run; None before. Raises UserError where it is damaged."""

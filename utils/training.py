@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import sys
 import time
 from argparse import Namespace
 from dataclasses import replace
@@ -18,7 +17,7 @@ from tqdm import tqdm
 
 from utils.data import Dataset, load_dataset
 from utils.data.views import TrainLoader
-from utils.environment import check_gpu, check_launch, say_device
+from utils.environment import check_gpu, check_launch, precision_asked, say_device
 from utils.evaluation import evaluate, predict
 from utils.files import refused
 from utils.objectives import Objective
@@ -57,9 +56,8 @@ def keep_freed_memory() -> None:
 def start(deterministic: bool = False, log_with: str | None = None) -> Accelerator:
     """The accelerator of this process: device, precision and processes as the launcher set them."""
     check_gpu()
-    if not torch.cuda.is_available() and os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16":
-        print("fp16 needs a GPU and there is none: this run computes in float32", file=sys.stderr)
-        os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
+    # A run says so when it opens its folder (precision_note).
+    without_fp16 = precision_asked() == "fp16" and not torch.cuda.is_available()
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
         torch.use_deterministic_algorithms(True)
@@ -74,7 +72,11 @@ def start(deterministic: bool = False, log_with: str | None = None) -> Accelerat
     with refused("accelerate cannot start", way_out, (ValueError, ImportError, RuntimeError)):
         # The run folder, which is known later, replaces this project_dir (see fit).
         accelerator = Accelerator(
-            cpu=cpu, log_with=log_with, project_dir=".", kwargs_handlers=[PATIENCE, GRADIENTS]
+            cpu=cpu,
+            mixed_precision="no" if without_fp16 else None,
+            log_with=log_with,
+            project_dir=".",
+            kwargs_handlers=[PATIENCE, GRADIENTS],
         )
     check_launch(accelerator)
     say_device(accelerator)

@@ -1,0 +1,177 @@
+"""What is said of a word on the command line that is no flag: what its user most likely means."""
+
+from collections.abc import Collection, Mapping, Sequence
+from difflib import get_close_matches
+
+ALIKE = 0.8  # as difflib measures it, of names without dashes: `epoch` and `epochs` have 0.91
+SHORTEST = 3  # letters of a beginning that stands for a flag
+
+# What other code bases call a flag. Of several, the first that the program has.
+MEANT = {
+    "a": ("--model",),
+    "arch": ("--model",),
+    "b": ("--train-batch-size", "--batch-size"),
+    "batch_size": ("--train-batch-size", "--test-batch-size"),
+    "batchsize": ("--train-batch-size", "--test-batch-size"),
+    "bs": ("--train-batch-size", "--test-batch-size"),
+    "criterion": ("--loss", "--distill"),
+    "data": ("--data_dir",),
+    "data_path": ("--data_dir",),
+    "data_root": ("--data_dir",),
+    "experiment": ("--exp_name",),
+    "force": ("--overwrite",),
+    "img_size": ("--image_size",),
+    "input_size": ("--image_size",),
+    "kd_alpha": ("--Lambda",),
+    "kd_weight": ("--Lambda",),
+    "lam": ("--Lambda",),
+    "learning_rate": ("--lr",),
+    "lr_decay_epochs": ("--schedule-steps",),
+    "lr_decay_rate": ("--lr-decay-factor",),
+    "lr_scheduler": ("--scheduler",),
+    "lr_steps": ("--schedule-steps",),
+    "method": ("--distill", "--loss"),
+    "milestones": ("--schedule-steps",),
+    "mixup": ("--mix",),
+    "cutmix": ("--mix",),
+    "model_s": ("--model",),
+    "model_t": ("--teacher",),
+    "name": ("--exp_name",),
+    "net": ("--model",),
+    "num_epochs": ("--epochs",),
+    "out": ("--checkpoint",),
+    "out_dir": ("--checkpoint", "--out"),
+    "output": ("--checkpoint", "--out"),
+    "output_dir": ("--checkpoint", "--out"),
+    "path_t": ("--teacher_path",),
+    "save": ("--checkpoint", "--out"),
+    "save_dir": ("--checkpoint", "--out"),
+    "schedule": ("--schedule-steps",),
+    "student": ("--model",),
+    "tau": ("--T",),
+    "teacher_checkpoint": ("--teacher_path",),
+    "teacher_model": ("--teacher",),
+    "temp": ("--T",),
+    "temperature": ("--T",),
+    "tensorboard": ("--log_with",),
+    "warmup_epochs": ("--warmup",),
+}
+# The flags that only one of the entry scripts has.
+STUDENT = (
+    "T",
+    "Lambda",
+    "ce_weight",
+    "distill",
+    "teacher",
+    "teacher_path",
+    "teacher_loss",
+    "teacher_norm",
+    "teacher_cache",
+    "teacher_temperature",
+    "teacher_select",
+)
+TEACHER = ("loss", "margin", "exclusion")
+ELSEWHERE = dict.fromkeys(STUDENT, "train_student.py") | dict.fromkeys(TEACHER, "train_teacher.py")
+
+SEEDS = (
+    'a run has one seed; SEEDS="1 2 3" bash scripts/cifar10.sh runs several, and so does '
+    "bash scripts/hypersearch.sh NLL --seeds 3"
+)
+GPU = "say CUDA_VISIBLE_DEVICES=0 in front of the command; without a GPU the CPU is used"
+PRECISION = "start it with accelerate launch --mixed_precision fp16 (or bf16) instead of python"
+PROCESSES = "start it with accelerate launch --num_processes 4 instead of python"
+OPTIMISER = "training is SGD with Nesterov momentum: see --lr, --momentum and --wd"
+LOADERS = "all images lie on the device, so there are no loader processes; leave it out"
+RESUME = "type the same command again: it goes on after the last epoch"
+# What train_teacher.py and train_student.py have no flag for, and what to do instead.
+ADVICE = {
+    "adam": OPTIMISER,
+    "amp": PRECISION,
+    "bf16": PRECISION,
+    "cfg": "there are no files of settings; a run's config.json has the command that repeats it",
+    "config": "there are no files of settings; a run's config.json has the command that repeats it",
+    "cuda": GPU,
+    "device": GPU,
+    "distributed": PROCESSES,
+    "early_stopping": "all epochs are trained; --select says which is the best one",
+    "ema": "there is no moving average of the weights here; leave it out",
+    "eval": "a run measures the test split at its end; scripts.evaluate and scripts.report do more",
+    "evaluate": "a run measures the test split at its end; python -m scripts.evaluate does more",
+    "fp16": PRECISION,
+    "gpu": GPU,
+    "gpu_id": GPU,
+    "gpu_ids": GPU,
+    "gpus": GPU,
+    "half": PRECISION,
+    "j": LOADERS,
+    "label_smoothing": "it is a loss of train_teacher.py: --loss LS --alpha 0.1",
+    "mixed_precision": PRECISION,
+    "nesterov": OPTIMISER,
+    "num_classes": "it follows from --dataset; leave it out",
+    "num_processes": PROCESSES,
+    "num_workers": LOADERS,
+    "opt": OPTIMISER,
+    "optim": OPTIMISER,
+    "optimizer": OPTIMISER,
+    "patience": "all epochs are trained; --select says which is the best one",
+    "pretrained": "only a teacher can be pretrained: --teacher_path FILE, or --teacher timm/NAME "
+    "--teacher_path pretrained, of train_student.py",
+    "resume": RESUME,
+    "seeds": SEEDS,
+    "val_split": "a tenth of the training images validates; --split-seed says which",
+    "workers": LOADERS,
+    "world_size": PROCESSES,
+}
+
+
+def simple(flag: str) -> str:
+    """`--Batch-Size` -> `batch_size`."""
+    return flag.partition("=")[0].lstrip("-").replace("-", "_").lower()
+
+
+def flag_hint(word: str, flags: Collection[str]) -> str:
+    """What to do instead of a flag that the program, which has these `flags`, does not have."""
+    typed = simple(word)
+    own = {simple(flag): flag for flag in flags}
+    # Also `--t` for --T.
+    targets = (own[typed],) if typed in own else MEANT.get(typed, ())
+    for target in targets:
+        if target in flags:
+            return f"did you mean {target}?"
+    trains = "--epochs" in flags
+    if trains and typed in ADVICE:
+        return ADVICE[typed]
+    others = {name.lower(): name for name in ELSEWHERE}
+    for name in (typed, *map(simple, targets)):
+        if trains and name in others:
+            other = others[name]
+            return f"--{other} is a flag of {ELSEWHERE[other]}; --help lists those of this program"
+    beginning = [name for name in own if name.startswith(typed) and len(typed) >= SHORTEST]
+    # A beginning that many flags share says nothing.
+    nearest = beginning if len(beginning) < 3 else []
+    nearest = nearest or get_close_matches(typed, own, 1, ALIKE)
+    if not nearest:
+        return "--help lists the flags"
+    return f"did you mean {' or '.join(own[name] for name in nearest)}?"
+
+
+def stray_hint(word: str, words: Sequence[str], takes_value: Mapping[str, bool]) -> str:
+    """What to do about a word that is neither a flag nor the value of one.
+
+    `words` are those of the whole command line; `takes_value` says it of every flag.
+    """
+    flag = ""
+    for before, this in zip(["", *words], words, strict=False):
+        if before.startswith("-"):
+            flag = before.partition("=")[0]
+        is_value = before == flag and takes_value.get(flag, False)
+        if this == word and not is_value:
+            break
+    if flag not in takes_value:
+        return "--help lists the flags"
+    if not takes_value[flag]:
+        return f"{flag} takes no value; --help lists the flags"
+    if flag == "--seed" and "--epochs" in takes_value:
+        return SEEDS
+    again = "; start the command once for each" if "--epochs" in takes_value else ""
+    return f"{flag} takes one value{again}; --help lists the flags"

@@ -1,0 +1,122 @@
+"""Which code a run was made with, and whether it is still the code that lies here.
+
+A run keeps the commit and a checksum of every file that decides its numbers. So a finished run
+that is only shown, and one that goes on, can say that the code has changed in the meantime.
+Needs no torch.
+"""
+
+import hashlib
+import json
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# What decides the numbers of a run: nets, losses, data, the step, the metrics. The command line,
+# messages, files and tables do not.
+FOLDERS = ("losses", "models", "utils/data", "utils/calibration")
+FILES = (
+    "train_teacher.py",
+    "train_student.py",
+    "utils/evaluation.py",
+    "utils/objectives.py",
+    "utils/steps.py",
+    "utils/teacher_cache.py",
+    "utils/teachers.py",
+    "utils/training.py",
+)
+SHOWN = 4  # names of files in a message
+MINUTES = "%Y-%m-%d %H:%M"
+
+
+def commit() -> str:
+    """The commit of this code, with -dirty where files differ from it; `unknown` without git."""
+    if not shutil.which("git"):
+        return "unknown"
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
+    done = subprocess.run(git, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def short(commit: str) -> str:
+    """`20d2211` or `20d2211-dirty`, for a message."""
+    name, dirty, _ = commit.partition("-dirty")
+    return name[:7] + dirty
+
+
+def training_code() -> dict[str, str]:
+    """{file: checksum} of what decides the numbers of a run."""
+    paths = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
+    paths += [ROOT / file for file in FILES]
+    return {
+        path.relative_to(ROOT).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        for path in sorted(paths)
+    }
+
+
+def changed_files(config: Mapping) -> list[str] | None:
+    """The files that are not as when this config.json was written; None where it does not say."""
+    before = config.get("training_code")
+    if not isinstance(before, dict):
+        return None
+    now = training_code()
+    return [
+        file for file in sorted(before.keys() | now.keys()) if before.get(file) != now.get(file)
+    ]
+
+
+def listed(files: Sequence[str]) -> str:
+    more = f" and {len(files) - SHOWN} more" if len(files) > SHOWN else ""
+    return ", ".join(files[:SHOWN]) + more
+
+
+def finished_line(folder: Path, config: Mapping, result: Mapping) -> str:
+    """What is said of a finished run that is shown and not trained; loud where the code differs."""
+    finished = result.get("finished")
+    if finished is None:  # a run of an older version
+        written = datetime.fromtimestamp((folder / "result.json").stat().st_mtime)
+        finished = written.strftime(MINUTES)
+    before, now = short(str(config.get("git", "unknown"))), short(commit())
+    line = f"finished on {finished} at commit {before} (the code is now {now}): "
+    line += "shown, not trained; --overwrite trains anew"
+    changed = changed_files(config)
+    if changed is None:
+        # A run of an older version: only an equal, clean commit tells that the code is the same.
+        if before == now and before != "unknown" and "dirty" not in before:
+            return line
+        return f"{line}\nits training code was not recorded, so it may differ from today's"
+    if changed:
+        line += f"\nWARNING: the training code has changed since: {listed(changed)}. These are the "
+        line += "numbers of the OLD code; --overwrite trains anew, --exp_name NAME keeps both"
+    return line
+
+
+def resumed_line(config: Mapping) -> str:
+    """What is said of a run that goes on with other code than it began with; else nothing."""
+    changed = changed_files(config)
+    if changed:
+        since = f"WARNING: the training code has changed since this run began: {listed(changed)}. "
+        return since + "Its first epochs are the OLD code's; --overwrite starts it anew"
+    if changed is None and short(str(config.get("git", "unknown"))) != short(commit()):
+        return "this run began with a version that did not record its code, which may differ"
+    return ""
+
+
+def sweep_lines(folders: Sequence[Path], total: int) -> str:
+    """What is said of the runs of a sweep that are complete before it starts."""
+    lines = f"{len(folders)} of {total} runs are complete from before: not trained again"
+    changed: dict[Path, list[str]] = {}
+    for folder in folders:
+        with suppress(OSError, ValueError, AttributeError):  # it is said when the run is read
+            config = json.loads((folder / "config.json").read_text())
+            changed[folder] = changed_files(config) or []
+    files = sorted({file for names in changed.values() for file in names})
+    if files:
+        number = sum(map(bool, changed.values()))
+        lines += f"\nWARNING: the training code has changed since {number} of them began: "
+        lines += f"{listed(files)}. ROOT=... in front of the sweep, or --overwrite among the "
+        lines += "commands' flags, trains them anew"
+    return lines
