@@ -18,9 +18,10 @@ import pytest
 from conftest import fails
 
 from scripts import report
+from utils.analysis import taught
 from utils.analysis.figures import is_grid
 from utils.analysis.groups import group_runs
-from utils.analysis.records import Record, read_runs
+from utils.analysis.records import read_runs
 from utils.analysis.statistics import sections_of
 from utils.analysis.tables import Entry, Table, main_table, render
 from utils.calibration.metrics import classification_metrics
@@ -55,7 +56,8 @@ def write_run(
     result |= {"num_classes": CLASSES, "split_seed": 0, "mean": [0.5] * 3, "std": [0.2] * 3}
     result |= {name: {"epoch": 1} | more.get(name, measured()) for name in ("best", "last")}
     if teacher:
-        own["teacher"] = teacher
+        facts = {*measured(), "epoch", "path", "loss"}
+        own["teacher"] = {key: value for key, value in teacher.items() if key not in facts}
         result["teacher"] = measured(test={"top1": 0.9}) | teacher
     command = more.get("command", "python train_teacher.py")
     config = {"arguments": {"exp_name": exp_name}, "settings": own, "command": command}
@@ -191,7 +193,9 @@ def test_students_stand_below_their_teacher(tmp_path):
 def test_a_teacher_without_a_run_is_what_its_students_measured(tmp_path):
     """An ensemble, and two files of one name."""
     files = [identity("resnet56", "best", None, sha256) for sha256 in ("abc", "def")]
-    ensemble = identity("2xresnet20", "NLL", "42+43") | {"members": [{"seed": 42}, {"seed": 43}]}
+    ensemble = identity("2xresnet20", "NLL", "42+43") | {
+        "members": [identity("resnet20", seed=seed) for seed in (42, 43)]
+    }
     for seed, (place, teacher) in product((1, 2), enumerate([*files, ensemble])):
         write_run(tmp_path / str(place), "KD", {"T": 4}, seed, teacher=teacher)
     section = only_section(tmp_path)
@@ -306,7 +310,8 @@ def test_posthoc_is_a_row_where_it_is_of_these_predictions(tmp_path):
 def test_many_runs(tmp_path, monkeypatch, capsys):
     """As pairs and as one sweep: work grows with the runs, pictures with what is shown."""
     compared = []
-    monkeypatch.setattr(Record, "can_teach", lambda *pair: compared.append(pair) or True)
+    fits = {"best": (False, False, 0.0)}
+    monkeypatch.setattr(taught, "epochs_that_fit", lambda run, *_: compared.append(run) or fits)
     for gamma in range(60):
         write_run(tmp_path, "FL", {"gamma": gamma}, model="resnet56")
         teacher = identity(label=f"FL_gamma={gamma}")
@@ -490,10 +495,11 @@ def written(tmp_path_factory) -> Path:
     for seed in (1, 2):
         top1 = measured(test={"top1": 0.86 + seed / 25, "true_kl": 0.25})
         write_run(runs, seed=seed, model="resnet20", best=top1)
-        write_predicted_run(runs, seed=seed, model="resnet56")
+        folder = write_predicted_run(runs, seed=seed, model="resnet56")
+        trained = json.loads((folder / "result.json").read_text())["best"]
         for temperature, weight in product((1, 4), (0.9, 1)):
             knobs = {"T": temperature, "Lambda": weight}
-            options = {"seed": seed, "teacher": identity(seed=seed)}
+            options = {"seed": seed, "teacher": trained | identity(seed=seed)}
             write_predicted_run(runs, loss="KD", parameters=knobs, **options)
     # A folder's name cannot hold a slash, but what a file says can be anything.
     hostile = write_predicted_run(runs / "<b>bold", command=HOSTILE)

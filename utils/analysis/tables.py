@@ -92,6 +92,8 @@ def legend(section: Section, has_chance: bool) -> list[str]:
     few = "mce" in section.columns and any(row.few for row in rows)
     at_bound = any(row.at_bound for row in rows)
     borrowed = any(group.first.borrowed for group in groups)
+    other = {"best": "last", "last": "best"}[args.epoch]
+    taught = any(group.first.note for group in groups)
     unprinted = len(section.groups) - len(groups)
     sentences = {
         f"Test split, {epoch}; scaled: logits divided by the temperature that fits the validation "
@@ -106,6 +108,8 @@ def legend(section: Section, has_chance: bool) -> list[str]:
         f"←: chosen from its sweep by validation {select}; the sweep's other settings do not take "
         "part in the comparison.": section.sweeps,
         "†: the temperature lies at the bound of its range; do not trust the row.": at_bound,
+        f"{other} epoch: what taught the students below it; a teacher is always shown at the epoch "
+        "that they were taught by.": taught,
         "A teacher without a run here is shown as its students' runs measured it.": borrowed,
         f"{unprinted} further nets are in report.csv only (--nets prints more).": unprinted,
     }
