@@ -16,6 +16,7 @@ from dataclasses import replace
 
 from utils.analysis.groups import Group
 from utils.analysis.records import Record, pack, read_runs
+from utils.analysis.splits import COLUMNS_OF_TEST, columns_of_test
 from utils.analysis.statistics import SELECT, Section, find_group, rows_of, sections_of
 from utils.analysis.tables import Entry, Table, main_table, paired_table, render
 from utils.files import atomic, make_folder
@@ -39,6 +40,10 @@ def options(argv: list[str] | None):
     add("--select", choices=SELECT, default="nll", help="on validation, chooses a sweep's setting")
     draws = "draws behind the ECE's interval and the ECE of a calibrated net; 0 leaves both out"
     add("--resamples", type=whole, default=1000, help=draws)
+    of_test = (
+        "also the T that the test split would choose, and its ECE; no result: it saw the labels"
+    )
+    add("--test-temperature", action="store_true", help=of_test)
     add("--nets", type=count, default=100, help="print at most so many, by validation's order")
     against = "also a table of the differences from this row; may be given again for another"
     add("--against", action="append", metavar="ROW", help=against)
@@ -129,6 +134,9 @@ def csv_line(section: Section, group: Group, logits: str) -> dict[str, str | int
         "seeds": " ".join(str(record.seed) for record in group.records),
         "chosen": "yes" if any(sweep.chosen is group for sweep in section.sweeps) else "",
     }
+    if logits == "scaled" and section.args.test_temperature:
+        for key, values in columns_of_test(group.records).items():
+            line[COLUMNS_OF_TEST[key].head] = f"{COLUMNS_OF_TEST[key].factor * values.mean():.10g}"
     for metric, cell in group.rows[logits].cells.items():
         column = COLUMNS[metric]
         values = {"": cell.mean, " sd": cell.sd}

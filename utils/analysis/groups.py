@@ -79,9 +79,13 @@ class Group:
     def has_history(self) -> bool:
         return all(record.history for record in self.records)
 
-    def validation(self, metric: str) -> np.ndarray:
-        """A metric of every run, raw, on validation (fractions); empty where it is unknown."""
-        measured = [record.measured["val"] for record in self.records]
+    def validation(self, metric: str, seeds: set[tuple] | None = None) -> np.ndarray:
+        """A metric of every run, raw, on validation (fractions); empty where it is unknown.
+
+        Of the runs of these `seeds` (see `seeds_of`), where there are some to choose by.
+        """
+        chosen = [run for run in self.records if not seeds or seeds_of(run) in seeds]
+        measured = [run.measured["val"] for run in chosen]
         return np.array([one[metric] for one in measured if metric in one])
 
 

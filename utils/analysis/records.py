@@ -70,6 +70,9 @@ class Record:
         hash(self.seed)
         if self.borrowed:  # a third party's file stands for itself
             self.settings = teacher_settings(identity, result["settings"]["teacher"])
+            for member in identity.get("members") or [identity]:
+                hash((files.safe_name(member["label"]), member["model"], member["seed"]))
+                hash(member["sha256"])
             self.loss, self.parameters = self.label.replace("_", " "), {}
             self.exp_name = None
             named = " ".join(filter(None, (self.model, self.label, self.note)))
