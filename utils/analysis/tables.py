@@ -164,9 +164,7 @@ def compared_on(sweep: Sweep) -> str:
     if not sweep.seeds_differ:
         return ""
     if not sweep.seeds:
-        return (
-            " (the seeds differ in all settings: each is judged by its own, which is no comparison)"
-        )
+        return " (no seed is common to all settings: each is judged by its own, so beware)"
     runs = {seeds_of(run): run for group in sweep.places for run in group.records}
     seeds = [str(run.seed) for key, run in runs.items() if key in sweep.seeds]
     return f" on the seeds that all settings have ({', '.join(dict.fromkeys(seeds))})"
