@@ -2,6 +2,7 @@
 
 import math
 import time
+from itertools import product
 
 import numpy as np
 import pytest
@@ -182,17 +183,21 @@ def test_torchmetrics_sums_in_float32_and_ours_does_not():
     ) / len(labels)
     assert ece(probs, labels) == pytest.approx(exact, abs=1e-12)
     theirs = torchs_error(*map(torch.from_numpy, (probs, labels)), 2, n_bins=BINS)
-    assert abs(theirs.item() - exact) > 1e-5
+    assert 3e-5 < abs(theirs.item() - exact) < 3e-4
 
 
-@pytest.mark.parametrize("shift", [0.0, 0.02, 0.1])
-def test_smece_is_relplots(shift):
+@pytest.mark.parametrize("n, median, largest", [(200, 2e-4, 3e-3), (5000, 5e-5, 1e-3)])
+def test_smece_is_relplots(n, median, largest):
+    """But for its mesh of 200 points, which matters the less the more samples there are."""
     relplot = pytest.importorskip("relplot")
-    rng = np.random.default_rng(1)
-    confidence = rng.beta(6, 1.5, 5000)
-    right = rng.random(5000) < confidence - shift
-    ours = metrics.smooth_ece(torch.from_numpy(confidence), torch.from_numpy(right))
-    assert ours == pytest.approx(relplot.smECE(confidence, right.astype(float)), abs=3e-4)
+    differences = []
+    for seed, shift in product(range(10), (0.0, 0.02, 0.1)):
+        rng = np.random.default_rng(seed)
+        confidence = rng.beta(6, 1.5, n)
+        right = rng.random(n) < confidence - shift
+        ours = metrics.smooth_ece(torch.from_numpy(confidence), torch.from_numpy(right))
+        differences.append(abs(ours - relplot.smECE(confidence, right.astype(float))))
+    assert np.median(differences) < median and max(differences) < largest
 
 
 def test_debiased_ece_and_aurc_are_kumars():

@@ -6,12 +6,14 @@ less time than Python needs to launch it. A graph launches all of them at once.
 
 from collections import Counter
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
 from utils.data import Dataset
+from utils.data.mixing import mixed_loss
 from utils.data.views import Draw, normalise
 from utils.program import RunFailed
 
@@ -38,6 +40,11 @@ def first_fault(error: BaseException) -> BaseException:
     while error.__context__ is not None:
         error = error.__context__
     return error
+
+
+def agreement(predicted: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The fraction of predictions (B,) that are the labels (B,), as float64."""
+    return (predicted == labels).double().mean()
 
 
 class Step:
@@ -74,7 +81,8 @@ class Step:
         """The step's sums, float64 (4,) on the device, which the next call may overwrite.
 
         They are the mean loss times images, right predictions, images, and how many steps in a
-        row fp16's scaler has skipped. Steps of one `kind` launch the same kernels.
+        row fp16's scaler has skipped. Of a mixture a prediction is right by the share of the label
+        that it names. Steps of one `kind` launch the same kernels.
         """
         if not self.captured or draw.plan.shape[1] != self.size:
             return self.run(draw)
@@ -100,7 +108,7 @@ class Step:
         loss = self.objective(logits, batch)
         self.accelerator.backward(loss * batch.weight)
         self.update()
-        right = (logits.detach().argmax(1) == batch.labels).double().mean()
+        right = mixed_loss(partial(agreement, logits.detach().argmax(1)), batch)
         images = torch.full_like(right, len(batch.labels) if batch.weight > 0 else 0)
         return torch.stack([images * loss.detach().double(), images * right, images, self.skipped])
 

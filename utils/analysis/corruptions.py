@@ -2,7 +2,8 @@
 
 Our own take their constants, which are meant for 32 x 32 pixels, from Hendrycks and Dietterich,
 "Benchmarking neural network robustness to common corruptions and perturbations", ICLR 2019 (the
-CIFAR-10-C variant), but not their images, libraries or random numbers: results on them are not
+CIFAR-10-C variant), and their rules at the border, but not their images, libraries or random
+numbers; grey levels are rounded, where the published ones are cut off. Results on them are not
 results on CIFAR-10-C.
 """
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.transforms.v2.functional import gaussian_blur, pil_to_tensor, to_pil_image
 
 from utils.files import refused
@@ -46,9 +48,15 @@ def make_noise(images: Tensor, sigma: float, rng: np.random.Generator) -> Tensor
 
 
 def make_blur(images: Tensor, sigma: float, rng) -> Tensor:
-    """Gaussian blur, sigma in pixels, cut off at four of them."""
-    size = 2 * int(4 * sigma + 0.5) + 1
-    return gaussian_blur(images, [size, size], [sigma])
+    """Gaussian blur, sigma in pixels, cut off at four of them; beyond the border its pixels repeat.
+
+    So do the published images: skimage.filters.gaussian with its mode `nearest` and truncate 4.
+    """
+    reach = int(4 * sigma + 0.5)
+    size = 2 * reach + 1
+    # torchvision would reflect; what it makes of the rim that is added here is cut off again.
+    framed = F.pad(images.float(), [reach] * 4, mode="replicate")
+    return gaussian_blur(framed, [size, size], [sigma])[..., reach:-reach, reach:-reach]
 
 
 def make_contrast(images: Tensor, share: float, rng) -> Tensor:

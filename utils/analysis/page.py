@@ -87,7 +87,8 @@ def reliability(group: Group) -> str:
 def commands(sections: list[Section]) -> str:
     groups = [group for section in sections for group in section.groups]
     rows = []
-    for record in (one for group in groups for one in group.records if not one.borrowed):
+    records = [one for group in groups for one in group.records if not one.borrowed]
+    for record in {one.folder: one for one in records}.values():  # once, whatever its epochs
         minutes = f"{record.result['seconds'] / 60:.1f}" if "seconds" in record.result else "–"
         known = [record.config.get(key, "–") for key in ("hardware", "command")]
         rows.append([Entry(printable(text)) for text in (record.folder, minutes, *known)])

@@ -67,7 +67,10 @@ def mix_plan(
 
 
 def mixed_loss(loss: Callable[[Tensor], Tensor], batch) -> Tensor:
-    """share * loss(labels) + (1 - share) * loss(partners); loss(labels) where nothing is mixed."""
+    """share * loss(labels) + (1 - share) * loss(partners); loss(labels) where nothing is mixed.
+
+    `loss` may be whatever is measured of labels: `utils.steps` has the share of right predictions.
+    """
     if batch.partners is None:
         return loss(batch.labels)
     return batch.share * loss(batch.labels) + (1 - batch.share) * loss(batch.partners)
