@@ -12,7 +12,7 @@ from utils.analysis.records import LOGITS
 from utils.analysis.statistics import FEW, Cell, Section, Sweep, differences
 from utils.calibration.bootstrap import PAIRED, Difference
 from utils.runs import number_text
-from utils.tables import COLUMNS, Column, printable, text_table
+from utils.tables import COLUMNS, NO_SCALED_ROW, Column, printable, text_table
 
 
 class Entry(NamedTuple):
@@ -92,6 +92,7 @@ def legend(section: Section, has_chance: bool) -> list[str]:
     few = "mce" in section.columns and any(row.few for row in rows)
     at_bound = any(row.at_bound for row in rows)
     borrowed = any(group.first.borrowed for group in groups)
+    third_party = any(group.first.third_party for group in groups)
     unprinted = len(section.groups) - len(groups)
     sentences = {
         f"Test split, {epoch}; scaled: logits divided by the temperature that fits the validation "
@@ -107,6 +108,7 @@ def legend(section: Section, has_chance: bool) -> list[str]:
         "part in the comparison.": section.sweeps,
         "†: the temperature lies at the bound of its range; do not trust the row.": at_bound,
         "A teacher without a run here is shown as its students' runs measured it.": borrowed,
+        f"A third party's teacher has no scaled row. {NO_SCALED_ROW}": third_party,
         f"{unprinted} further nets are in report.csv only (--nets prints more).": unprinted,
     }
     said = [sentence for sentence, holds in sentences.items() if holds]
