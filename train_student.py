@@ -46,13 +46,14 @@ def main(argv: list[str] | None = None) -> None:
     label = f"{label_of(args.distill, naming)}_from_{teacher.model}_{teacher.label}"
     run = Run(args, identity_of(args, data, args.distill, naming, label), accelerator, teacher)
     objective = None
-    # Before the run has a folder, for the cache may be refused.
+    # Before the run has a folder, for cache and teacher may be refused.
     if args.overwrite or run.result() is None:
         loss = build_distillation(args.distill, **parameters)
         objective = Distillation(loss, teacher, data, accelerator, args.seed, args.teacher_cache)
+        about_teacher = inspect_teacher(teacher, data, accelerator, args.test_batch_size, objective)
     with run.opened(args, data):
         if run.result() is None:
-            run.say(inspect_teacher(teacher, data, accelerator, args.test_batch_size))
+            run.say(about_teacher)
             torch.manual_seed(args.seed)
             student = build_model(args.model, data.num_classes)
             history = fit(run, accelerator, student, objective, data, args)

@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     table, measured = EVALUATIONS.get(args.on, shift.out_of_distribution)(nets, args)
     print(table)
     for net in nets:
-        if net.measured["temperature_at_bound"]:
+        if net.measured["temperature_at_bound"] and not net.third_party:
             title = net.title.strip()
             print(f"{title}: T lies at the bound of its range, do not trust its scaled rows")
     for sentence in comparison(nets, with_temperatures=False):

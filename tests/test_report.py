@@ -28,6 +28,7 @@ from utils.analysis.statistics import sections_of
 from utils.analysis.tables import Entry, Table, main_table, render
 from utils.calibration.metrics import classification_metrics
 from utils.runs import label_of
+from utils.tables import result_table
 
 CLASSES = 3
 
@@ -209,6 +210,55 @@ def test_a_teacher_without_a_run_is_what_its_students_measured(tmp_path):
     assert "A teacher without a run here" in shown(section)
 
 
+@pytest.mark.parametrize("members", [1, 2])
+def test_what_is_fitted_on_images_that_a_teacher_may_know_is_not_shown(tmp_path, capsys, members):
+    """A third party's teacher, or an ensemble with one, has no scaled and no post-hoc row."""
+    foreign = identity("foreign", "best", None, "abc")
+    if members == 2:
+        foreign["members"] = [{"seed": 42}, {"seed": None}]
+    folder = write_predicted_run(tmp_path / "runs", loss="KD", teacher=foreign)
+    write_predicted_run(tmp_path / "runs", 0.2)
+    result = json.loads((folder / "result.json").read_text())
+    lucky = {name: 0.0 if name in ("ece", "nll") else 1.0 for name in ("ece", "nll", "top1")}
+    result["teacher"]["test"]["scaled"] |= lucky
+    result["teacher"]["temperature_at_bound"] = True
+    (folder / "result.json").write_text(json.dumps(result))
+    digest = hashlib.sha256((folder / "predictions.npz").read_bytes()).hexdigest()
+    fitted = {"val": measured()["val"], "test": measured()["test"]["raw"]}
+    content = {"predictions": digest, "teacher": {"vector": fitted}, "best": {"vector": fitted}}
+    (folder / "posthoc.json").write_text(json.dumps(content))
+    out = ["--out", str(tmp_path / "out"), "--resamples", "50"]
+    report.main([str(tmp_path / "runs"), *out, "--against", "foreign best"])
+    printed = capsys.readouterr().out
+    assert "A third party's teacher has no scaled row." in printed and "†" not in printed
+    section = only_section(tmp_path / "runs", "--resamples", "50")
+    rows = {group.first.model: group.rows for group in section.groups if not group.teachers}
+    assert list(rows["foreign"]) == ["raw"]
+    [student] = [group for group in section.groups if group.teachers]
+    assert list(student.rows) == ["raw", "scaled", "vector"]
+    # The best of the column is one of those that are shown.
+    scaled = [group.rows["scaled"] for group in section.groups if "scaled" in group.rows]
+    assert "best" in {row.cells["nll"].mark for row in scaled}
+    with open(tmp_path / "out/report.csv") as file:
+        kinds = [row["logits"] for row in csv.DictReader(file) if row["model"] == "foreign"]
+    with open(tmp_path / "out/runs.csv") as file:
+        kinds += [row["logits"] for row in csv.DictReader(file) if row["model"] == "foreign"]
+    assert kinds == ["raw", "raw"]
+    differences = printed.split("Difference from foreign best")[1]
+    assert "raw" in differences and "scaled" not in differences
+    page = (tmp_path / "out/report.html").read_text()
+    assert page.count("reliability of") == 3  # its diagram is there, without the scaled half
+
+
+def test_the_table_of_a_run_shows_no_temperature_of_a_third_partys_teacher():
+    own, foreign = measured(), measured() | {"seed": None, "temperature_at_bound": True}
+    for teacher, shown in ((foreign, False), (foreign | {"seed": 42}, True)):
+        table = result_table({"best": own, "last": own, "teacher": teacher})
+        assert ("teacher, scaled" in table) == shown and "teacher, raw" in table
+        assert ("The teacher has no scaled row" in table) != shown
+        assert ("at the bound" in table) == shown
+
+
 def test_the_weights_decide_between_teachers_of_one_name(tmp_path):
     for lr in (0.1, 0.2):
         folder = write_run(tmp_path / str(lr), model="resnet56", settings={"lr": lr})
@@ -362,6 +412,48 @@ def test_a_report_comes_again_from_its_pack(tmp_path, capsys):
     assert [name.split("/")[-2][:4] for name, of in packed.items() if of] == ["KD_f", "LSKD"]
     for student in (one for one in read_runs([tmp_path / "runs.zip"], "best")[0] if one.taught_by):
         assert student.taught_by.stored("test")[0].shape == (2000, CLASSES)
+
+
+def with_logits(folder: Path, logits: np.ndarray) -> None:
+    """Give a run written by `write_predicted_run` other test logits, of the same labels."""
+    with np.load(folder / "predictions.npz") as stored:
+        arrays = dict(stored)
+    arrays |= dict.fromkeys(("best_test_logits", "teacher_test_logits"), logits)
+    np.savez(folder / "predictions.npz", **arrays)
+
+
+@pytest.mark.parametrize("offset, scale", [(3e3, 1), (7e4, 1), (-7e4, 1), (0, 1e4), (7e4, 1e5)])
+def test_a_pack_keeps_probabilities_whatever_the_size_of_the_logits(tmp_path, offset, scale):
+    folder = write_predicted_run(tmp_path / "runs")
+    rng = np.random.default_rng(0)
+    logits = (scale * rng.normal(size=(2000, CLASSES)) + offset).astype(np.float32)
+    with_logits(folder, logits)
+    report.main([str(tmp_path / "runs"), "--resamples", "0", "--pack", str(tmp_path / "p.zip")])
+    [packed], [] = read_runs([tmp_path / "p.zip"], "best")
+    with np.load(folder / "predictions.npz") as stored:
+        labels = stored["test_labels"]
+    for kind, temperature in (("raw", 1.0), ("scaled", 1.5)):
+        values = logits.astype(np.float64) / temperature
+        shares = np.exp(values - values.max(1, keepdims=True))
+        found, theirs = packed.probabilities(kind)
+        np.testing.assert_allclose(found, shares / shares.sum(1, keepdims=True), atol=1e-3)
+        assert np.array_equal(theirs, labels)
+
+
+def test_a_teacher_that_rules_classes_out_is_read_and_packed(tmp_path, capsys):
+    teacher = identity("foreign", "best", None, "abc")
+    folder = write_predicted_run(tmp_path / "runs", loss="KD", teacher=teacher)
+    with np.load(folder / "predictions.npz") as stored:
+        arrays = dict(stored)
+    arrays["teacher_test_logits"][:, 2] = -np.inf
+    np.savez(folder / "predictions.npz", **arrays)
+    pack = ["--resamples", "20", "--pack", str(tmp_path / "runs.zip")]
+    report.main([str(tmp_path / "runs"), *pack])
+    assert "Not in the tables" not in capsys.readouterr().out
+    for root in ("runs", "runs.zip"):
+        [student], [] = read_runs([tmp_path / root], "best")
+        probabilities, _ = student.taught_by.probabilities("raw")
+        assert not probabilities[:, 2].any() and probabilities.isfinite().all()
 
 
 # Sweeps

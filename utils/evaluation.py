@@ -12,12 +12,15 @@ from tqdm import tqdm
 
 from utils.calibration.diagram import reliability_diagrams
 from utils.calibration.metrics import classification_metrics, posterior_metrics
-from utils.calibration.temperature import fit_temperature
+from utils.calibration.temperature import T_MIN, fit_temperature
 from utils.data import NORMALISATION, Dataset, Split
 from utils.data.views import normalise
 from utils.files import atomic, write_json
+from utils.objectives import Distillation
+from utils.program import UserError
 from utils.runs import Run
 from utils.source import MINUTES
+from utils.tables import is_third_party
 from utils.teachers import Member, Teacher
 
 
@@ -51,11 +54,19 @@ def logits_of(
 
 
 def evaluate(logits: torch.Tensor, split: Split, temperature: float = 1.0) -> dict[str, float]:
-    """Every metric of a split's logits (fractions), those against a known posterior included."""
+    """Every metric of a split's logits (fractions), those against a known posterior included.
+
+    One that is infinite is left out, as the NLL of a teacher that rules a label out.
+    """
     metrics = classification_metrics(logits, split.labels.cpu(), temperature)
     if split.posterior is not None:
         metrics |= posterior_metrics(logits, split.posterior, temperature)
-    return metrics
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def without_infinity(logits: torch.Tensor) -> torch.Tensor:
+    """For a fit: -inf, a class that a teacher rules out, as a number of the same probability, 0."""
+    return logits.clamp_min(torch.finfo(logits.dtype).min)
 
 
 def conclude(
@@ -69,7 +80,7 @@ def conclude(
         val = logits_of(forward, data.val, batch_size, accelerator, f"{name}: validation split")
         test = logits_of(forward, data.test, batch_size, accelerator, f"{name}: test split")
         arrays[f"{name}_val_logits"], arrays[f"{name}_test_logits"] = val, test
-        temperature, at_bound = fit_temperature(val, data.val.labels)
+        temperature, at_bound = fit_temperature(without_infinity(val), data.val.labels)
         found = {"raw": evaluate(test, data.test)}
         found["scaled"] = evaluate(test, data.test, temperature)
         fit = {"temperature": temperature, "temperature_at_bound": at_bound}
@@ -102,15 +113,31 @@ def conclude(
     return result
 
 
-def inspect_teacher(teacher: Teacher, data: Dataset, accelerator: Accelerator, batch_size) -> str:
+def inspect_teacher(
+    teacher: Teacher,
+    data: Dataset,
+    accelerator: Accelerator,
+    batch_size: int | None,
+    objective: Distillation | None = None,
+) -> str:
     """What a teacher is worth on the validation split, in lines to be read before training.
 
     Fits its temperature where that is asked for. Other people's teachers are also tried on up to
-    1,000 images with every known normalisation: with a wrong one they are silently worse.
+    1,000 images with every known normalisation: with a wrong one they are silently worse. Raises
+    UserError where it cannot teach: its logits are not finite, no temperature suits it, or it
+    rules classes out and the `objective` has no value for that.
     """
     logits = logits_of(teacher.logits, data.val, batch_size, accelerator, "teacher")
+    if not logits.amax(dim=1).isfinite().all():
+        raise UserError(
+            f"--teacher_path {teacher.members[0].path}: its outputs are NaN or infinite for some "
+            "validation images; give another teacher, or another precision if this is bf16 or fp16"
+        )
     if teacher.fitted:
-        teacher.temperature, _ = fit_temperature(logits, data.val.labels)
+        teacher.temperature = suiting_temperature(logits, data.val)
+    if objective is not None and logits.isneginf().any():
+        know_nothing = torch.zeros_like(logits)
+        objective.of_target(know_nothing, teacher.tempered(logits), data.val.labels.cpu())
     raw = evaluate(logits, data.val)
     line = f"teacher {teacher.model} {teacher.label}: "
     line += f"validation top-1 {100 * raw['top1']:.2f} %, ECE {100 * raw['ece']:.2f} %"
@@ -122,6 +149,21 @@ def inspect_teacher(teacher: Teacher, data: Dataset, accelerator: Accelerator, b
     foreign = (member for member in teacher.members if member.seed is None)
     advice = (norm_advice(member, some, accelerator) for member in foreign)
     return "\n".join([line, *filter(None, advice)])
+
+
+def suiting_temperature(logits: torch.Tensor, val: Split) -> float:
+    """The T of --teacher_temperature auto. Raises UserError where it lies at its bound."""
+    temperature, at_bound = fit_temperature(without_infinity(logits), val.labels)
+    if not at_bound:
+        return temperature
+    if temperature == T_MIN:
+        reason = "it is right on so many validation images that its NLL falls with T without end"
+    else:
+        reason = "its logits are no better than a guess"
+    raise UserError(
+        f"--teacher_temperature auto: the T that suits this teacher lies at the bound of its "
+        f"range, {temperature:g} ({reason}); give a number, such as 1"
+    )
 
 
 def norm_advice(member: Member, some: Split, accelerator: Accelerator) -> str:
@@ -143,16 +185,21 @@ def norm_advice(member: Member, some: Split, accelerator: Accelerator) -> str:
 
 
 def reliability_panels(result: dict, arrays: dict) -> list[tuple]:
-    """(title, probabilities, labels) of the test split: best epoch and teacher, raw and scaled."""
+    """(title, probabilities, labels) of the test split: best epoch and teacher, raw and scaled.
+
+    A third party's teacher is raw only, see `is_third_party`.
+    """
     titles = {"best": result["model"]}
     if "teacher" in result:
         titles["teacher"] = "teacher " + result["teacher"]["model"]
-    return [
-        (
-            f"{title}, {'raw' if temperature == 1 else f'T = {temperature:.2f}'}",
-            (arrays[f"{name}_test_logits"].double() / temperature).softmax(1),
-            arrays["test_labels"],
-        )
-        for name, title in titles.items()
-        for temperature in (1.0, result[name]["temperature"])
-    ]
+    panels = []
+    for name, title in titles.items():
+        temperatures = {"raw": 1.0}
+        if not is_third_party(result[name]):
+            fitted = result[name]["temperature"]
+            temperatures[f"T = {fitted:.2f}"] = fitted
+        for text, temperature in temperatures.items():
+            logits = arrays[f"{name}_test_logits"].double()
+            probabilities = (logits / temperature).softmax(1)
+            panels.append((f"{title}, {text}", probabilities, arrays["test_labels"]))
+    return panels

@@ -50,6 +50,12 @@ COLUMNS = {
 }
 
 
+NO_SCALED_ROW = (
+    "A third party's net may have been trained on the validation images, on which its temperature "
+    "would be fitted."
+)
+
+
 def printable(text) -> str:
     """One line without control characters, whatever a name or a log holds."""
     return "".join(char if char.isprintable() else " " for char in str(text))
@@ -73,15 +79,31 @@ def metrics_table(head: list[str], rows: list[tuple[list[str], dict]], columns=C
     return text_table([*head, *(c.head for c in known.values())], lines)
 
 
+def is_third_party(measured: dict) -> bool:
+    """Whether a part of a result is that of a teacher of others, or of an ensemble with one.
+
+    It may have been trained on the images that validate its student. What is fitted on these, such
+    as a temperature, says nothing then, and is not shown.
+    """
+    return "seed" in measured and measured["seed"] is None
+
+
 def result_table(result: dict) -> str:
     """The test metrics of a finished run: best and last epoch, its teacher, raw and scaled."""
     owners = {name: result[name] for name in ("best", "last", "teacher") if name in result}
-    rows = []
+    rows, notes = [], []
     for name, measured in owners.items():
-        for logits, temperature in (("raw", 1.0), ("scaled", measured["temperature"])):
+        temperatures = {"raw": 1.0}
+        if is_third_party(measured):
+            notes.append(f"The teacher has no scaled row. {NO_SCALED_ROW}")
+        else:
+            temperatures["scaled"] = measured["temperature"]
+            if measured["temperature_at_bound"]:
+                notes.append(
+                    "A fitted temperature lies at the bound of its range: do not trust that row."
+                )
+        for logits, temperature in temperatures.items():
             first = [f"{name}, {logits}", str(measured.get("epoch", "")), f"{temperature:.3f}"]
             rows.append((first, measured["test"][logits]))
     table = metrics_table(["test split", "epoch", "T"], rows)
-    if any(measured["temperature_at_bound"] for measured in owners.values()):
-        table += "\nA fitted temperature lies at the bound of its range: do not trust that row."
-    return table
+    return "\n".join([table, *dict.fromkeys(notes)])

@@ -100,11 +100,12 @@ def top1_against_ece(section: Section, file) -> None:
     with drawing(file, 9.6, 4.2) as (figure, [[axes]]):
         for group, line in zip(section.drawn, LINES, strict=False):
             style = {"color": line["color"], "marker": "^" if group.teachers else "o"}
-            raw, scaled = (group.rows[logits].cells for logits in LOGITS)
-            top1, top1_sd, *_ = np.nan_to_num(100 * np.array(raw["top1"][:2]))
-            ends = [np.nan_to_num(100 * np.array(cells["ece"][:2])) for cells in (raw, scaled)]
-            axes.plot([ends[0][0], ends[1][0]], [top1, top1], linewidth=0.6, **line)
-            for (error, sd), fill in zip(ends, (line["color"], "white"), strict=True):
+            # A third party's teacher has no scaled row.
+            known = [group.rows[logits].cells for logits in LOGITS if logits in group.rows]
+            top1, top1_sd, *_ = np.nan_to_num(100 * np.array(known[0]["top1"][:2]))
+            ends = [np.nan_to_num(100 * np.array(cells["ece"][:2])) for cells in known]
+            axes.plot([ends[0][0], ends[-1][0]], [top1, top1], linewidth=0.6, **line)
+            for (error, sd), fill in zip(ends, (line["color"], "white"), strict=False):
                 label = label_of(group) if fill != "white" else None
                 axes.errorbar(error, top1, top1_sd, sd, mfc=fill, label=label, **style)
         axes.set(xlabel="ECE %", ylabel="top-1 %")
@@ -148,12 +149,15 @@ def severity_boxes(titles: list[str], measured: list[dict], file) -> None:
     NeurIPS 2019.
     """
     severities, centres = [CLEAN, *map(str, SEVERITIES)], np.arange(1 + len(SEVERITIES))
-    boxes, width = list(product(zip(titles, measured, strict=True), LOGITS)), 0.4 / len(titles)
+    width = 0.4 / len(titles)
+    places = enumerate(product(zip(titles, measured, strict=True), LOGITS))
+    # A third party's teacher has no scaled logits: its second place stays empty.
+    boxes = [(place, *net, kind) for place, (net, kind) in places if kind in net[1][MEAN][MEAN]]
     size = 8, 2.5 * len(BOXES), len(BOXES)
     with drawing(file, *size, format="png", sharex=True) as (figure, axes):
         for metric, panel in zip(BOXES, axes[:, 0], strict=True):
             column = COLUMNS[metric]
-            for place, ((title, one), logits) in enumerate(boxes):
+            for place, title, one, logits in boxes:
                 corrupted = [by for name, by in one.items() if name not in (CLEAN, MEAN)]
                 found = [one[CLEAN].values()]
                 found += [[by[severity] for by in corrupted] for severity in severities[1:]]

@@ -29,10 +29,17 @@ from utils.data import Dataset
 from utils.data.views import normalise
 from utils.program import UserError
 from utils.runs import is_complete, number_text
-from utils.tables import printable
+from utils.tables import is_third_party, printable
 from utils.teachers import Teacher, teacher_of
 
 LOGITS = ("raw", "scaled")
+# What load_teacher needs of config.json and earlier versions did not write, at its default.
+OLDER_ARGUMENTS = {
+    "teacher_key": None,
+    "teacher_size": None,
+    "teacher_temperature": 1.0,
+}
+LEAST_FLOAT16 = np.finfo(np.float16).min
 MARKS = ("result.json", "config.json", ".lock")  # any of them makes a run folder
 
 
@@ -85,10 +92,15 @@ class Record:
         parameters = (f"{key}={number_text(x)}" for key, x in self.parameters.items())
         self.name = " ".join([self.model, self.loss, *parameters])
         self.measured: dict = result[self.owner]
+        self.third_party = is_third_party(self.measured)
         self.temperatures = {"raw": 1.0, "scaled": self.measured["temperature"]}
         float(self.measured["temperature"] + self.measured["temperature_at_bound"])
         for metrics in (self.measured["val"], *map(self.measured["test"].get, LOGITS)):
             math.fsum([metrics["top1"], metrics["ece"], *metrics.values()])
+        if self.third_party:  # what was fitted on images that it may know says nothing
+            del self.temperatures["scaled"]
+            test = {kind: x for kind, x in self.measured["test"].items() if kind != "scaled"}
+            self.measured = self.measured | {"test": test}
         self.predictions = self.folder / "predictions.npz"
         self.taught_by = None
         if self.settings.get("teacher"):
@@ -111,7 +123,7 @@ class Record:
     def tests(self) -> dict[str, dict[str, float]]:
         """Metrics on test (fractions) of raw, scaled, a teacher's tempered and post-hoc logits."""
         test = self.measured["test"]
-        first = {logits: test[logits] for logits in LOGITS}
+        first = {logits: test[logits] for logits in self.temperatures}
         return first | test | {name: found["test"] for name, found in self.posthoc.items()}
 
     @cached_property
@@ -127,7 +139,7 @@ class Record:
     @property
     def posthoc(self) -> dict[str, dict]:
         """Of `calibrated`, by method, what is this net's and not in its result already."""
-        methods = self.calibrated.get(self.owner, {})
+        methods = {} if self.third_party else self.calibrated.get(self.owner, {})
         return {name: methods[name] for name in methods if name not in ("none", "temperature")}
 
     def stored(self, split: str) -> tuple[Tensor, Tensor]:
@@ -138,13 +150,17 @@ class Record:
                 return self.source.stored(split)
             logits, labels = arrays[name], arrays[f"{split}_labels"]
             fits = logits.shape == (len(labels), self.result["num_classes"]) and len(labels) > 0
-            if not fits or not np.isfinite(logits).all():
+            # A teacher may rule classes out by a logit of -inf, but not all of them.
+            if not fits or not np.isfinite(logits.max(axis=1)).all():
                 raise ValueError(f"{split} logits of shape {logits.shape}, or not finite")
             return torch.from_numpy(logits).float(), torch.from_numpy(labels)
 
     def probabilities(self, logits: str) -> tuple[Tensor, Tensor] | None:
-        """Of the test split: softmax, float64 (N, K), and labels (N,); None without the file."""
-        if not self.predictions.exists():
+        """Of the test split: softmax, float64 (N, K), and labels (N,).
+
+        None without the file, and of the scaled logits of a third party's teacher.
+        """
+        if logits not in self.temperatures or not self.predictions.exists():
             return None
         values, labels = self.stored("test")
         return (values.double() / self.temperatures[logits]).softmax(dim=1), labels
@@ -174,8 +190,10 @@ class Record:
 
     def nll_distance(self, other: "Record", epoch: str) -> float:
         """How far its raw test NLL at an epoch is from the other's, relative to that."""
-        nll = self.result[epoch]["test"]["raw"]["nll"]
-        others = other.measured["test"]["raw"]["nll"]
+        nll = self.result[epoch]["test"]["raw"].get("nll")
+        others = other.measured["test"]["raw"].get("nll")
+        if nll is None or others is None:  # infinite, of a net that rules a label out
+            return math.inf
         return abs(nll - others) / max(others, 1e-12)
 
     def measured_alike(self, other: "Record", tolerance: float) -> bool:
@@ -204,7 +222,10 @@ class Record:
 
     def load_teacher(self) -> Teacher:
         """The student's teacher, from where its command found it; checked by its hash."""
-        given = self.config.get("arguments", {})
+        given = OLDER_ARGUMENTS | self.config.get("arguments", {})
+        for flag in ("teacher", "teacher_path"):  # before ensembles they were texts
+            if isinstance(given.get(flag), str):
+                given[flag] = [given[flag]]
         facts = {key: self.result[key] for key in ("num_classes", "mean", "std", "fingerprint")}
         # What a teacher is checked against; its images are not needed.
         data = Dataset(self.dataset, train=None, val=None, test=None, **facts)
@@ -304,13 +325,24 @@ def pack(records: list[Record], file) -> None:
                     if net.source and (net.source.folder, net.source.owner) in stored:
                         continue
                     logits, labels = net.stored("test")
-                    arrays[f"{net.owner}_test_logits"] = logits.numpy().astype(np.float16)
+                    arrays[f"{net.owner}_test_logits"] = half_precision(logits)
                 np.savez(buffer := io.BytesIO(), test_labels=labels.numpy(), **arrays)
                 contents["predictions.npz"] = predictions = buffer.getvalue()
                 digest = {"predictions": hashlib.sha256(predictions).hexdigest()}
                 contents["posthoc.json"] = json.dumps(record.calibrated | digest)
             for name, content in contents.items():
                 archive.writestr(f"{record.title}/{name}", content)
+
+
+def half_precision(logits: Tensor) -> np.ndarray:
+    """Logits (N, K) as float16 (N, K), each row's largest taken off, which no softmax sees.
+
+    So the digits go to the classes that have a probability. What is below float16's range has none
+    at any temperature, and becomes the least number.
+    """
+    values = logits.double()
+    below_top = values - values.amax(dim=1, keepdim=True)
+    return below_top.clamp_min(LEAST_FLOAT16).numpy().astype(np.float16)
 
 
 def finished_nets(

@@ -77,7 +77,8 @@ def against_labels(nets: list[Record], args: Namespace) -> Evaluation:
     for net, share in zip(nets, shares, strict=True):
         metrics, (logits, _) = distributions.label_distribution_metrics, net.stored("test")
         found = net.raw_and_scaled(metrics, logits, share)
-        for kind, one in found.items() if net.taught_by else ():
+        shared = set(net.taught_by.temperatures) if net.taught_by else ()
+        for kind, one in ((kind, found[kind]) for kind in found if kind in shared):
             probs = [each.probabilities(kind)[0] for each in (net, net.taught_by)]
             correlation = distributions.rank_correlation(*map(distributions.entropy, probs))
             one["teacher_entropy_correlation"] = correlation

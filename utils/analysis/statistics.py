@@ -205,7 +205,7 @@ def rows_of(group: Group, args: Namespace, in_full: bool) -> dict[str, Row]:
     records, rows = group.records, {}
     tests = [record.tests if in_full else record.measured["test"] for record in records]
     kinds = (kind for kind in tests[0] if all(kind in test for test in tests))
-    for logits in kinds if in_full else LOGITS:
+    for logits in kinds if in_full else [kind for kind in kinds if kind in LOGITS]:
         measured = [test[logits] for test in tests]
         metrics = [name for name in COLUMNS if all(name in one for one in measured)]
         values = np.array([[one[name] for name in metrics] for one in measured])

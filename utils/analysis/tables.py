@@ -13,7 +13,7 @@ from utils.analysis.splits import COLUMNS_OF_TEST, columns_of_test, comparison
 from utils.analysis.statistics import FEW, Cell, Section, Sweep, differences, distinct
 from utils.calibration.bootstrap import PAIRED, Difference
 from utils.runs import number_text
-from utils.tables import COLUMNS, Column, printable, text_table
+from utils.tables import COLUMNS, NO_SCALED_ROW, Column, printable, text_table
 
 
 class Entry(NamedTuple):
@@ -113,6 +113,7 @@ def legend(section: Section, has_chance: bool) -> list[str]:
     other = {"best": "last", "last": "best"}[args.epoch]
     taught = any(group.first.note for group in groups)
     of_test = args.test_temperature
+    third_party = any(group.first.third_party for group in groups)
     unprinted = len(section.groups) - len(groups)
     sentences = {
         f"Test split, {epoch}; scaled: logits divided by the temperature that fits the validation "
@@ -132,6 +133,7 @@ def legend(section: Section, has_chance: bool) -> list[str]:
         "T of test: what fits the test split best, and the ECE that it gives there. It has seen "
         "the labels: no result, but what the transfer of T from validation costs.": of_test,
         "A teacher without a run here is shown as its students' runs measured it.": borrowed,
+        f"A third party's teacher has no scaled row. {NO_SCALED_ROW}": third_party,
         f"{unprinted} further nets are in report.csv only (--nets prints more).": unprinted,
     }
     said = [sentence for sentence, holds in sentences.items() if holds]
