@@ -3,6 +3,11 @@
 # Running it again takes seconds. Say KD_VENV=1 to get .venv in spite of conda.
 # Which build of torch is installed depends on the NVIDIA driver and the GPUs: see utils/wheels.py.
 set -euo pipefail
+case ${1:-} in
+    "") ;;
+    --help | -h) sed -n '/^#!/d; /^#/!q; s/^# \{0,1\}//p' "$0"; exit ;;
+    *) echo "setup_env.sh: error: $1: it takes no words; --help says more" >&2; exit 2 ;;
+esac
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 if command -v conda >/dev/null && [ -z "${KD_VENV:-}" ]; then

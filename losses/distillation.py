@@ -1,10 +1,28 @@
-"""Distillation losses: student logits, teacher logits (B, K) and labels (B,) -> scalar."""
+"""Distillation losses: student logits, teacher logits (B, K) and labels (B,) -> scalar.
+
+A teacher may rule classes out: a logit of -inf is a probability of 0, and 0 log 0 is 0. Where a
+loss has no value for such logits it raises Undefined.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from losses.classification import at_least_float32, of_label, of_others
+
+
+class Undefined(ValueError):
+    """A distillation has no value for a teacher's logits, not even as a limit."""
+
+
+def refuse_minus_infinity(values: Tensor, reason: str) -> None:
+    """Raises Undefined, with the reason, where one of the values is -inf.
+
+    On the CPU alone: on a GPU to look would be to wait in every step, and a captured step cannot.
+    There the loss is NaN; a teacher is looked at before training (utils/evaluation.py).
+    """
+    if values.device.type == "cpu" and values.isneginf().any():
+        raise Undefined(reason)
 
 
 def log_softmax(logits: Tensor, T: float) -> Tensor:
@@ -18,8 +36,10 @@ def log_softmax(logits: Tensor, T: float) -> Tensor:
 
 
 def divergence(log_teacher: Tensor, log_student: Tensor) -> Tensor:
-    """KL(teacher || student), summed over classes and averaged over the batch."""
-    return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+    """KL(teacher || student), summed over classes and averaged over the batch; 0 log 0 = 0."""
+    terms = F.kl_div(log_student, log_teacher, reduction="none", log_target=True)
+    impossible = log_teacher == -torch.inf
+    return terms.masked_fill(impossible, 0).sum() / len(terms)
 
 
 def kd(student: Tensor, teacher: Tensor, labels: Tensor, T: float) -> Tensor:
@@ -38,7 +58,8 @@ def dkd(
 
     TCKD is that of (p_y, 1 - p_y), NCKD that of the other classes, renormalised; per image KD is
     TCKD + (1 - p_y of the teacher) NCKD. Zhao et al., CVPR 2022, Eq. 7. Their code takes the
-    logarithm of p, which is infinite where p rounds to 0.
+    logarithm of p, which is infinite where p rounds to 0. NCKD is not defined for a teacher that
+    rules out every class but the label: Undefined.
     """
 
     def decoupled(logits):
@@ -48,6 +69,11 @@ def dkd(
         return torch.cat([of_label(log_p, labels), rest], dim=1), others - rest
 
     (target_t, others_t), (target_s, others_s) = decoupled(teacher), decoupled(student)
+    refuse_minus_infinity(
+        target_t[:, 1],
+        "DKD compares how the probability is shared among the classes other than the label, and "
+        "for some image the teacher rules all of them out",
+    )
     return T**2 * (alpha * divergence(target_t, target_s) + beta * divergence(others_t, others_s))
 
 
@@ -55,7 +81,13 @@ def lskd(student: Tensor, teacher: Tensor, labels: Tensor, T: float) -> Tensor:
     """KD after each row of both logits became (z - mean) / (standard deviation + 1e-7).
 
     The standard deviation divides by K - 1, as in the code of Sun et al., CVPR 2024, Algorithm 1.
+    A logit of -inf has neither mean nor standard deviation: Undefined.
     """
+    refuse_minus_infinity(
+        teacher,
+        "LSKD divides logits by their standard deviation, which a logit of -inf (a class that the "
+        "teacher rules out) makes infinite",
+    )
 
     def standardised(logits):
         z = at_least_float32(logits)
@@ -70,8 +102,9 @@ def dist(
     """T^2 (beta (1 - r over the classes) + gamma (1 - r over the images)) of softmax(z / T).
 
     r is the Pearson correlation of student and teacher: over the classes, averaged over images,
-    and over the images, averaged over classes; 0 where one of them is constant. Huang et al.,
-    NeurIPS 2022, Section 4, with the T^2 of `kd`.
+    and over the images, averaged over classes; 0 where one of them is constant, as the probability
+    of a class that the teacher always rules out. Huang et al., NeurIPS 2022, Section 4, with the
+    T^2 of `kd`.
     """
     p_s, p_t = log_softmax(student, T).exp(), log_softmax(teacher, T).exp()
 

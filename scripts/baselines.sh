@@ -14,17 +14,8 @@ teachers=${TEACHERS:-resnet14}
 students=${STUDENTS:-resnet8}
 recipe="--epochs 15 --train-batch-size 64"
 T=${T:-4} ensemble="42 43 44"
-repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-registered=$( # every base, every term, and the paper's own: the beginning of a run's name, its flags
-    PYTHONPATH=$repository python - <<'PYTHON'
-from losses import BASES, TERMS, loss_parameters
-from utils.runs import label_of
-for name in [*BASES, *(f"NLL+{term}" for term in TERMS), "FL+MDCA"]:
-    given = {"gamma": 3} if name in ("FL", "FL+MDCA") else {}
-    parameters = loss_parameters(name, given)
-    print(label_of(name, parameters), "--loss", name, *(f"--{k} {v:g}" for k, v in parameters.items()))
-PYTHON
-)
+source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
+registered=$(ask losses) || exit 2
 mapfile -t losses <<<"$registered"
 source "$repository/scripts/grid.sh"
 

@@ -5,8 +5,9 @@
     python -m scripts.benchmark --at-once 1 2 4 8           what several runs on one device yield
 
 The conventional loop is what this field publishes, ours the code that train_teacher.py and
-train_student.py run, a bare step that without the loop, on one batch. Images are random bytes of
-CIFAR's shape. The contenders of a row take turns, so that whatever else a machine does slows all of
+train_student.py run, a bare step that without the loop, on one batch, launched like ours; where
+ours are CUDA graphs, it is measured kernel by kernel as well. Images are random bytes of CIFAR's
+shape. The contenders of a row take turns, so that whatever else a machine does slows all of
 them alike; a ratio is the median over the rounds. docs/performance.md says more.
 """
 
@@ -18,12 +19,14 @@ if not __package__:  # started as `python scripts/benchmark.py`
     import scripts  # noqa: F401  before torch
 
 import json
+import math
 import os
 import subprocess
 import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -40,12 +43,12 @@ from losses import build_distillation, build_loss
 from models import build_model
 from utils.data import NORMALISATION, Dataset, Split
 from utils.data.npz import ARRAYS
-from utils.data.views import TrainLoader, normalise
+from utils.data.views import Draw, TrainLoader, normalise
 from utils.environment import environment, precision_note
 from utils.objectives import Distillation, Objective
 from utils.options import CommandLine, count, positive, teacher_options, whole
 from utils.program import RunFailed, UserError, one_line_errors
-from utils.steps import MODES, Step
+from utils.steps import MODES, Step, can_capture
 from utils.tables import text_table
 from utils.teacher_cache import DTYPES
 from utils.teachers import Member, Teacher, ready
@@ -55,8 +58,11 @@ NETS = ("resnet8", "resnet20", "resnet56", "resnet110", "wrn_40_2")
 PAIRS = (("resnet56", "resnet8"), ("wrn_40_2", "wrn_16_2"))  # teacher, student
 QUICK = (NETS[:3], PAIRS[:1])
 HEAD = ["images/s", "conventional", "ours", "ratio", "of a bare step", "of the floor"]
+EAGER_BARE = "of a bare step, kernel by kernel"  # where ours are graphs
 TEACHER = Path(__file__).parent.parent / "train_teacher.py"
-TOGETHER, EPOCHS = "resnet8", 6  # of several runs at once
+TOGETHER = "resnet8"  # of several runs at once
+SECONDS_AT_ONCE = 30  # of each run: starting takes some 8, and they are to overlap
+FEWEST_EPOCHS = 6
 CLASSES, SIDE, ROUNDS = 10, 32, 3
 Pass = Callable[[int], None]  # trains for that many steps
 
@@ -68,14 +74,16 @@ def options(argv: list[str] | None) -> Namespace:
     add = parser.add_argument
     add("--quick", action="store_true", help="few nets and short passes: minutes on a CPU")
     add("--batch-size", type=count, default=128, help="images per training step")
-    add("--seconds", type=positive, help="of a pass, roughly (default: 5, or 1.5 with --quick)")
+    seconds = "of a pass, roughly (default: 5, or 1.5 with --quick); with --at-once of a run (30)"
+    add("--seconds", type=positive, help=seconds)
     add("--workers", type=whole, help="of the DataLoader (default: as many as there are cores)")
     add("--step", choices=MODES, default="auto", help="how ours launches a step; see the scripts")
     add("--at-once", type=count, nargs="+", metavar="N", help=at_once)
     args = parser.parse_args(argv)
     if args.at_once and args.workers is not None:
         raise UserError("--workers has no effect with --at-once; leave it out")
-    args.seconds = args.seconds or (1.5 if args.quick else 5)
+    if args.seconds is None:
+        args.seconds = SECONDS_AT_ONCE if args.at_once else 1.5 if args.quick else 5
     args.workers = os.cpu_count() if args.workers is None else args.workers
     # A low rate: labels are random, and nothing here is to diverge.
     training = f"--epochs 1 --lr 0.001 --step {args.step} --train-batch-size {args.batch_size}"
@@ -93,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{versions}; precision: {precision}, --step {args.step}")
     print(precision_note(accelerator))
     # On a GPU, which is through in a second or two, about CIFAR's training split.
-    steps = 350 if accelerator.device.type == "cuda" else max(5, round(8 * args.seconds))
+    steps = 350 if accelerator.device.type == "cuda" else max(5, round(8 * min(5, args.seconds)))
     data = random_data(steps * args.batch_size)
     if args.at_once:
         return print(runs_at_once(args, data))
@@ -109,7 +117,8 @@ def main(argv: list[str] | None = None) -> None:
         floor = 1 / max(operations / products, size * numbers / copies)  # images/s
         name = (f"{teacher} -> " if teacher else "") + model + ", cached" * cached
         lines.append([name, *cells(rates, floor)])
-    print(text_table(HEAD, lines))
+    has_graphs = args.step != "eager" and can_capture(accelerator)
+    print(text_table([*HEAD, EAGER_BARE] if has_graphs else HEAD, lines))
     print(f"\n{ROUNDS} rounds, median +- half the range; {args.batch_size} images a step, ", end="")
     print(f"floor: {products / 1e9:,.0f} billion operations/s, {copies / 1e9:,.1f} GB/s")
 
@@ -142,10 +151,18 @@ def cells(rates: dict[str, list[float]], floor: float) -> list[str]:
     def spread(values, form: str) -> str:
         return f"{np.median(values):{form}} +- {50 * np.ptp(values) / np.median(values):.0f} %"
 
-    loop, ours, bare = map(np.array, rates.values())
-    share = f"{100 * np.median(ours) / floor:.1f} %"
-    ratios = (spread(ours / other, ".2f") for other in (loop, bare))
-    return [spread(loop, ",.0f"), spread(ours, ",.0f"), *ratios, share]
+    rates = {name: np.array(values) for name, values in rates.items()}
+    loop, ours = rates["conventional"], rates["ours"]
+    row = [
+        spread(loop, ",.0f"),
+        spread(ours, ",.0f"),
+        spread(ours / loop, ".2f"),
+        spread(ours / rates["bare step"], ".2f"),
+        f"{100 * np.median(ours) / floor:.1f} %",
+    ]
+    if "bare step, eager" in rates:
+        row.append(spread(ours / rates["bare step, eager"], ".2f"))
+    return row
 
 
 def seconds_of(work: Callable, *given) -> float:
@@ -194,30 +211,50 @@ def conventional(accelerator, data: Dataset, args, model: str, teacher: str | No
     return train
 
 
+class BareStep(Step):
+    """A step without what surrounds the net: always the same batch, which lies there normalised."""
+
+    def __init__(self, mode, accelerator, net, optimizer, objective, loader, data: Dataset):
+        super().__init__(mode, accelerator, net, optimizer, objective, loader, data)
+        self.draw = next(loader.epoch(1))
+        self.batch = loader.batch(self.draw)
+        self.images = normalise(self.batch.images, data.mean, data.std)
+
+    def run(self, draw: Draw) -> torch.Tensor:
+        logits = self.compiled(self.images)
+        self.accelerator.backward(self.objective(logits, self.batch))
+        self.update()
+        return self.skipped
+
+
 def ours(accelerator, data: Dataset, args, model: str, objective: Objective) -> dict[str, Pass]:
-    """The steps of an epoch as `fit` runs them, and bare ones, on one fixed batch."""
+    """The steps of an epoch as `fit` runs them, and bare ones, launched likewise and eagerly."""
     loader = TrainLoader(data.train, args.batch_size, args.seed, accelerator.device)
-    nets = (build_model(model, CLASSES) for _ in range(2))
-    prepared = [prepare(accelerator, net, args, len(loader)) for net in nets]
-    (_, net, optimizer, schedule), (_, bare_net, bare_optimizer, _) = prepared
-    step = Step(args.step, accelerator, net, optimizer, objective, loader, data)
-    batch = loader.batch(next(loader.epoch(1)))
-    images = normalise(batch.images, data.mean, data.std)
+
+    def step_and_schedule(kind: type[Step], mode: str) -> tuple[Step, object]:
+        net = build_model(model, CLASSES)
+        _, net, optimizer, schedule = prepare(accelerator, net, args, len(loader))
+        return kind(mode, accelerator, net, optimizer, objective, loader, data), schedule
+
+    step, schedule = step_and_schedule(Step, args.step)
+    bare, _ = step_and_schedule(BareStep, args.step)
 
     def train(steps: int) -> None:
         bar = tqdm(islice(loader.epoch(1), steps), total=steps, disable=True)
         with objective.epoch(1) as kind:
             train_epoch(step, kind, schedule, 1, bar, 0)
 
-    def train_bare(steps: int) -> None:
-        bare_net.train()
-        with objective.epoch(1):
+    def train_bare(bare: BareStep, steps: int) -> None:
+        bare.net.train()
+        with objective.epoch(1) as kind:
             for _ in range(steps):
-                accelerator.backward(objective(bare_net(images), batch))
-                bare_optimizer.step()
-                bare_optimizer.zero_grad()
+                bare(bare.draw, kind)
 
-    return {"ours": train, "bare step": train_bare}
+    passes = {"ours": train, "bare step": partial(train_bare, bare)}
+    if step.captured:
+        eager, _ = step_and_schedule(BareStep, "eager")
+        passes["bare step, eager"] = partial(train_bare, eager)
+    return passes
 
 
 def random_data(images: int) -> Dataset:
@@ -278,30 +315,48 @@ def runs_at_once(args: Namespace, data: Dataset) -> str:
     """A table: how many images a second N runs of train_teacher.py train on, all together."""
     train, test = data.train, data.test
     arrays = dict(zip(ARRAYS, (train.images, train.labels, test.images, test.labels), strict=True))
-    flags = f"--model {TOGETHER} --epochs {EPOCHS} --lr 0.001 --step {args.step}"
+    flags = f"--model {TOGETHER} --lr 0.001 --step {args.step}"
     flags += f" --train-batch-size {args.batch_size} --dataset"
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "random.npz")
         np.savez(file, **{name: array.numpy() for name, array in arrays.items()})
         command = [sys.executable, TEACHER, *flags.split(), file]
+        alone = histories([*command, "--epochs", "3"], Path(folder, "alone"), 1)
+        epochs = epochs_of(alone[0], args.seconds)
         for number in tqdm(args.at_once, "runs at once", disable=None):
-            rate = total_rate(command, Path(folder, str(number)), number)
-            rows.append([str(number), f"{rate:,.0f}"])
+            root = Path(folder, str(number))
+            records = histories([*command, "--epochs", str(epochs)], root, number)
+            rows.append([str(number), f"{total_rate(records):,.0f}"])
     return text_table(["runs at once", f"{TOGETHER}, images/s"], rows)
 
 
-def total_rate(command: list, root: Path, number: int) -> float:
-    """The sum of the rates of that many runs below `root`, without their first epoch."""
+def epochs_of(records: list[dict], seconds: float) -> int:
+    """As many epochs as make that long a run, judged by the records of a short one."""
+    fastest = min(record["seconds"] for record in records[1:])
+    return max(FEWEST_EPOCHS, math.ceil(seconds / fastest))
+
+
+def histories(command: list, root: Path, number: int) -> list[list[dict]]:
+    """The epochs' records of that many runs below `root`, all started at once."""
     # Threads that are more than the cores wait for each other.
     environ = os.environ | {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // number))}
     lines = [[*command, "--checkpoint", root, "--seed", str(seed)] for seed in range(number)]
     runs = [subprocess.Popen(line, stdout=subprocess.DEVNULL, env=environ) for line in lines]
     if any([run.wait() for run in runs]):
         raise RunFailed("a run has ended with an error, which stands above; try fewer at once")
-    histories = [file.read_text().splitlines() for file in root.rglob("metrics.jsonl")]
-    rates = [[json.loads(epoch)["images_per_second"] for epoch in h[1:]] for h in histories]
-    return sum(map(np.median, rates))
+    files = root.rglob("metrics.jsonl")
+    return [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+
+
+def total_rate(records: list[list[dict]]) -> float:
+    """The sum of the runs' median rates, each in its middle half: there all run side by side."""
+    total = 0.0
+    for run in records:
+        quarter = len(run) // 4
+        rates = [record["images_per_second"] for record in run[quarter : len(run) - quarter]]
+        total += float(np.median(rates))
+    return total
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ from utils.data.views import take_views, view_numbers, view_windows
 from utils.environment import precision_note
 from utils.evaluation import logits_of
 from utils.options import CommandLine, add_data, add_teacher, count
-from utils.program import one_line_errors
+from utils.preflight import check_teacher
+from utils.program import RunFailed, one_line_errors
 from utils.runs import on_main
 from utils.teacher_cache import LogitFiles
 from utils.teachers import teacher_of
@@ -53,10 +54,13 @@ def main(argv: list[str] | None = None) -> None:
         accelerator.print(note)
     data = load_data(args, accelerator)
     teacher = teacher_of(args, data)
+    check_teacher(teacher, data)
     teacher.to(accelerator.device)
     files = LogitFiles(args.teacher_cache, teacher, data, accelerator)
     views, windows = view_numbers(data.flip), view_windows(data.train.images.to(accelerator.device))
     missing = on_main(accelerator, lambda: [v for v in views if not files.has(f"view={v}")])
+    if missing and files.fault:
+        raise RunFailed(f"--teacher_cache: {files.folder} cannot be written to: {files.fault}")
     every = torch.arange(len(windows), device=windows.device)
     for view in tqdm(missing, "views", disable=None if accelerator.is_main_process else True):
         images = take_views(windows, every, torch.full_like(every, view))

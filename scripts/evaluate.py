@@ -20,6 +20,7 @@ from utils.analysis import shift
 from utils.analysis.corruptions import OWN, PUBLISHED, SOURCES
 from utils.analysis.figures import severity_boxes
 from utils.analysis.records import finished_nets, write_beside
+from utils.analysis.splits import comparison
 from utils.data import dataset_label
 from utils.files import atomic
 from utils.options import CommandLine, count, location, name, path, whole
@@ -39,9 +40,11 @@ def main(argv: list[str] | None = None) -> None:
     table, measured = EVALUATIONS.get(args.on, shift.out_of_distribution)(nets, args)
     print(table)
     for net in nets:
-        if net.measured["temperature_at_bound"]:
+        if net.measured["temperature_at_bound"] and not net.third_party:
             title = net.title.strip()
             print(f"{title}: T lies at the bound of its range, do not trust its scaled rows")
+    for sentence in comparison(nets, with_temperatures=False):
+        print(f"{sentence} T was fitted on validation, which the scaled rows pay for.")
     if args.out is not None:
         with atomic(args.out) as file:
             severity_boxes([net.title.strip() for net in nets], measured, file)

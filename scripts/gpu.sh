@@ -1,61 +1,185 @@
 #!/usr/bin/env bash
-# All that needs a GPU, on one of them and without network, in at most 10 minutes:
+# All that needs a GPU, on one of them and without network, in at most 10 minutes, and first what a
+# first GPU is most likely to show:
 #   bash scripts/gpu.sh [FOLDER]          KD_DATA names the folder of cifar10.npz, if any
 #   bash scripts/gpu.sh --dry [FOLDER]    the same commands on a CPU, all of them made small
-# Writes FOLDER/performance.md, the rows for docs/performance.md, and a log of each part, and ends
-# with what has failed (exit code 1) and what is slower than its target.
+# KD_SECONDS=1200 gives it twice the time. Writes FOLDER/performance.md, the rows for
+# docs/performance.md, and a log of each part, and ends with what has failed (exit code 1), what is
+# slower than its target, and what there was no time for.
 set -uo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/usage.sh"
 dry=
 [ "${1:-}" != --dry ] || { dry=yes; shift; }
+[[ $# -le 1 && ${1:-} != -* ]] || stop "$*: give --dry or nothing, then one FOLDER at most"
 out=$(realpath -m "${1:-gpu}")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python}
-data=synthetic
+limit=${KD_SECONDS:-600}
+[ -z "$dry" ] || limit=1800
+mkdir -p "$out"
+rm -rf "$out/runs" "$out/cache"
+failed=() slow=() undone=()
+
 if [ -n "$dry" ]; then
-    device=--cpu net=wrn_10_1 steps=eager numbers=1 epochs=2 few=1
-    tests=--collect-only small="--seconds 0.01 --batch-size 4" workers="--workers 0"
+    export ACCELERATE_USE_CPU=true
+    data=$out/tiny.npz step=eager net=wrn_10_1 epochs=4 numbers=1
+    sizes=(--train-batch-size 16) small=(--seconds 0.01 --batch-size 4) workers=(--workers 0)
+    tests=(--collect-only) at_once=(--seconds 0.01 --batch-size 16)
+    $python -c '
+import sys
+import numpy as np
+
+images, labels = np.zeros((80, 8, 8, 3), np.uint8), np.arange(80) % 4
+np.savez(sys.argv[1], x_train=images, y_train=labels, x_test=images, y_test=labels)' "$data"
 else
-    device= net=resnet56 steps="eager compile graph" numbers="1 2 4 8" epochs=160 few=5
-    tests="-p no:randomly" small= workers=
+    data=synthetic step=graph net=resnet56 epochs=160 numbers="1 4"
+    sizes=() small=() workers=() tests=(-p no:randomly) at_once=(--seconds 8)
     [ ! -f "${KD_DATA:-data}/cifar10.npz" ] || data=cifar10
 fi
-mkdir -p "$out"
-rm -rf "$out/runs"
-failed=() slow=() runs=(--dataset $data --checkpoint "$out/runs")
 
-part() { # its name and its command; what it prints goes to a log
-    local name=$1 began=$SECONDS
-    shift
-    timeout $((began < 600 ? 600 - began : 1)) "$@" >"$out/$name.log" 2>&1 </dev/null ||
-        failed+=("$name: $(grep . "$out/$name.log" | tail -n 1)")
+part() { # the seconds it may take, its name and its command; what it prints goes to a log
+    local most=$1 name=$2 began=$SECONDS left=$((limit - SECONDS)) log=$out/$2.log
+    shift 2
+    [ -z "$dry" ] || most=$limit
+    took=0
+    [ "$left" -ge 5 ] || { undone+=("$name"); return; }
+    timeout $((left < most ? left : most)) "$@" >"$log" 2>&1 </dev/null
+    case $? in
+        0) ;;
+        124) failed+=("$name: it took more than $((SECONDS - began)) s") ;;
+        *) failed+=("$name: $(grep . "$log" | tail -n 1)") ;;
+    esac
     took=$((SECONDS - began))
     echo "$name: $took s"
+}
+run() { # its name, its precision, its script and flags
+    local name=$1 precision=$2 script=$3
+    shift 3
+    part 40 "$name" $python -m accelerate.commands.launch --num_processes 1 \
+        --mixed_precision "$precision" "$script" --dataset "$data" --checkpoint "$out/runs/$name" \
+        "${sizes[@]}" "$@"
+}
+graph() { # the same, of a small net for two epochs, in graphs that must succeed
+    run "$@" --model resnet8 --epochs 2 $([ -n "$dry" ] || echo --step graph)
+}
+of_epochs() { # a run's name and a function of the values `seconds` and `rates` of its epochs
+    $python -c '
+import json
+import sys
+from pathlib import Path
+from statistics import median
+
+file = next(Path(sys.argv[1]).rglob("metrics.jsonl"))
+records = [json.loads(line) for line in file.read_text().splitlines()]
+seconds = [record["seconds"] for record in records]
+rates = [record["images_per_second"] for record in records]
+print(round(eval(sys.argv[2])))' "$out/runs/$1" "$2"
 }
 rows() { # a log's text table as Markdown
     grep -E '^[^ ]+.*  ' "$1" | sed -E 's/ {2,}/ | /g; s/^/| /; s/$/ |/'
 }
 
-part tests $python -m pytest -q $tests tests/test_steps.py tests/test_speed.py
-part fp16 $python -m accelerate.commands.launch $device --num_processes 1 --mixed_precision fp16 \
-    train_teacher.py "${runs[@]}" --model $net --loss cross_entropy --epochs $few
-for step in $steps; do
-    part "benchmark_$step" $python -m scripts.benchmark --quick $small $workers --step "$step"
-done
-part at_once $python -m scripts.benchmark --at-once $numbers $small
-part epochs $python train_teacher.py "${runs[@]}" --model resnet8 --epochs $epochs
+# 1. The device, and what this build of torch has kernels for.
+part 30 device $python -c '
+import torch
+from utils.training import start
+
+device = start().device
+print("torch", torch.__version__, "CUDA", torch.version.cuda, torch.cuda.get_arch_list())
+if device.type == "cuda":
+    print(torch.cuda.get_device_properties(device))
+print(float(torch.ones(2, 2, device=device).mm(torch.ones(2, 2, device=device)).sum()))'
+cat "$out/device.log"
+
+# 2. Graphs in each precision, one loss of each kind, mixtures, students.
+graph no_NLL no train_teacher.py --loss NLL
+if [ -z "$dry" ]; then
+    graph fp16_FL+MMCE fp16 train_teacher.py --loss FL+MMCE
+    graph bf16_LS+MDCA bf16 train_teacher.py --loss LS+MDCA
+    graph cutmix no train_teacher.py --loss FLSD --mix cutmix
+    graph fp16_AdaFocal fp16 train_teacher.py --loss AdaFocal
+    graph bf16_Brier+CPC bf16 train_teacher.py --loss Brier+CPC
+    graph no_DFL+MbLS no train_teacher.py --loss DFL+MbLS
+    graph no_NLL+DCA no train_teacher.py --loss NLL+DCA
+    graph student no train_student.py --teacher_path "$out/runs/no_NLL"
+    graph student_fp16 fp16 train_student.py --teacher_path "$out/runs/no_NLL" --distill DKD
+    graph fills_cache bf16 train_student.py --teacher_path "$out/runs/no_NLL" \
+        --teacher_cache "$out/cache" --T 1
+fi
+graph cached bf16 train_student.py --teacher_path "$out/runs/no_NLL" --teacher_cache "$out/cache"
+
+# 3. The tests of steps and speed, but for those that may break a process.
+hard="cannot_be_captured or deterministic or compiled"
+part 180 tests $python -m pytest -q "${tests[@]}" tests/test_steps.py tests/test_speed.py \
+    -k "not day_of_a_gpu and not ($hard)"
+
+# 4. Speed, in graphs.
+part 150 "benchmark_$step" $python -m scripts.benchmark --quick "${small[@]}" "${workers[@]}" \
+    --step "$step"
+
+# 5. A whole run against the sum of its epochs.
+run epochs no train_teacher.py --model resnet8 --epochs $epochs
+wall=$took
+
+# 6. The kernels of a step.
+part 60 profile $python -m scripts.profile_step --model resnet8 --step "$step" \
+    $([ -z "$dry" ] || echo --batch-size 4)
+
+# 7. Runs at once: with CUDA's MPS, kernels of several processes overlap.
+part 80 at_once $python -m scripts.benchmark --at-once $numbers "${at_once[@]}"
+if [ -z "$dry" ] && command -v nvidia-cuda-mps-control >/dev/null; then
+    export CUDA_MPS_PIPE_DIRECTORY=$out/mps CUDA_MPS_LOG_DIRECTORY=$out/mps
+    mkdir -p "$out/mps"
+    if nvidia-cuda-mps-control -d; then
+        part 60 at_once_mps $python -m scripts.benchmark --at-once 4 "${at_once[@]}"
+        echo quit | nvidia-cuda-mps-control
+    fi
+    unset CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY
+fi
+
+# 8. The same bits twice, and what no graph can hold.
+if [ -z "$dry" ]; then
+    run deterministic no train_teacher.py --model resnet8 --epochs 2 --loss FL --deterministic
+    part 60 hard $python -m pytest -q "${tests[@]}" tests/test_steps.py \
+        -k "cannot_be_captured or deterministic"
+fi
+
+# 9. Two GPUs against one.
+gpus=$($python -c 'import torch; print(torch.cuda.device_count())')
+if [ -z "$dry" ] && [ "$gpus" -ge 2 ]; then
+    part 60 two_gpus $python -m accelerate.commands.launch --multi_gpu --num_processes 2 \
+        train_teacher.py --dataset $data --model resnet8 --epochs 3 --checkpoint "$out/runs/two_gpus"
+fi
+
+# 10. What is left is for the compiler.
+if [ -z "$dry" ]; then
+    part 300 benchmark_compile $python -m scripts.benchmark --quick --step compile
+    part 120 compiled $python -m pytest -q "${tests[@]}" tests/test_steps.py -k compiled
+    run compiled_bf16 bf16 train_teacher.py --model $net --epochs 2 --step compile
+fi
 
 {
-    head -n 2 "$out/benchmark_eager.log"
-    for step in $steps; do
-        printf '\nSteps: %s.\n\n' "$step"
-        rows "$out/benchmark_$step.log"
+    sed -n '/^[0-9]\{4\}-/,/^$/p' "$out/benchmark_$step.log"
+    for log in "$out/benchmark_$step.log" "$out/benchmark_compile.log"; do
+        [ -f "$log" ] || continue
+        printf '\n%s\n\n' "Steps: $(basename "$log" .log | sed s/benchmark_//)."
+        rows "$log"
     done
-    echo
-    rows "$out/at_once.log"
-    printf '\n%s epochs of resnet8 on %s, the whole process: %s s.\n' $epochs $data $took
+    for log in "$out/at_once.log" "$out/at_once_mps.log"; do
+        [ -f "$log" ] || continue
+        printf '\n%s\n\n' "Runs at once, $([[ $log != *mps* ]] && echo without || echo with) MPS."
+        rows "$log"
+    done
+    printf '\n%s epochs of resnet8 on %s, the whole process: %s s; the sum of its epochs: %s s.\n' \
+        "$epochs" "$(basename "$data")" "$wall" "$(of_epochs epochs 'sum(seconds)')"
+    [ ! -d "$out/runs/two_gpus" ] ||
+        printf 'resnet8 on two GPUs %s images/s, on one %s.\n' \
+            "$(of_epochs two_gpus 'rates[-1]')" "$(of_epochs epochs 'median(rates)')"
+    printf '\nA step, 20 of them profiled:\n\n'
+    grep -E 'kernels a step|conversions of layout' "$out/profile.log"
 } | tee "$out/performance.md"
 
-while IFS='|' read -r row column target what; do # of the last way to launch a step
+while IFS='|' read -r row column target what; do
     measured=$(awk -F'  +' -v row="$row" -v column="$column" \
         '$1 == row { gsub(",", "", $column); print $column + 0 }' "$out/benchmark_$step.log")
     awk -v measured="$measured" -v target="$target" 'BEGIN { exit !(measured >= target) }' ||
@@ -68,8 +192,9 @@ resnet20|4|8|resnet20 over the conventional loop
 resnet56|4|5|resnet56 over the conventional loop
 resnet56 -> resnet8|4|10|a student over the conventional loop
 resnet56 -> resnet8, cached|4|20|cached, over the conventional loop
-resnet56 -> resnet8, cached|5|0.87|cached, of a bare step
+resnet56 -> resnet8, cached|5|0.87|cached, of a bare step that is launched likewise
 TARGETS
-[ $took -le 60 ] || slow+=("$epochs epochs of resnet8: $took s, target 60 s")
+[ "$wall" -le 60 ] || slow+=("$epochs epochs of resnet8: $wall s, target 60 s")
+[ ${#undone[@]} -eq 0 ] || printf 'no time was left for: %s\n' "${undone[@]}"
 [ ${#slow[@]} -eq 0 ] || printf 'slower than its target: %s\n' "${slow[@]}"
 [ ${#failed[@]} -eq 0 ] || { printf 'failed: %s\n' "${failed[@]}"; exit 1; }

@@ -2,11 +2,24 @@
 # they are others. Leaves the commands in teaching and learning.
 source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
 
+of_one_loss="hypersearch.sh and train_teacher.py take other ones"
+instead=(
+    [alpha]=$of_one_loss [beta]=$of_one_loss [gamma]=$of_one_loss [loss]=$of_one_loss
+    [checkpoint]="give ROOT=... in front"
+    [dataset]="baselines.sh takes another one: DATASET=... in front"
+    [distill]="baselines.sh has every one"
+    [exp_name]="give ROOT=... in front"
+    [model]="baselines.sh takes other ones: TEACHERS=... STUDENTS=... in front"
+    [seed]='give SEEDS="1 2 3" in front'
+    [teacher_path]="give ROOT=... in front, where the teachers are"
+    [T]="give T=... in front"
+    [Lambda]="give Lambda=... in front"
+)
+refuse_set "$@"
 common="--dataset $(quote "$dataset") $recipe"
 for word; do
     case $word in
         --print) print=yes ;;
-        --exp[_-]name* | --dataset*) stop "$word: give ROOT=... or DATASET=..." ;;
         *) common+=" $(quote "$word")" ;;
     esac
 done

@@ -16,23 +16,6 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
 
-usage() { sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; }
-grids_of() { # "NAME loss" or "NAME distill", then "NAME FLAG VALUE..." for each flag, from the registry
-    PYTHONPATH=$repository python - "$@" <<'PYTHON'
-import sys
-from losses import DISTILLATIONS, loss_flags
-for name in sys.argv[1:]:
-    try:
-        flags = loss_flags(name)
-    except ValueError as error:
-        sys.exit(f"hypersearch.sh: error: no grid {name}: {error}")
-    print(name, "distill" if name in DISTILLATIONS else "loss")
-    for flag in flags:
-        if flag.grid:
-            print(name, flag.name, *(f"{value:g}" for value in flag.grid))
-PYTHON
-}
-
 count() { [[ $2 =~ ^[1-9][0-9]*$ ]] || stop "$1 '$2': give a whole number of at least 1"; }
 
 names=() seeds=1 sampling=(--sampling-mode grid --seed 0)
@@ -42,29 +25,40 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do
         --n-samples) count "$1" "${2:-}"; sampling+=("$1" "$2"); shift ;;
         --sampling-mode) sampling+=("$1" "${2:-}"); [ $# -eq 1 ] || shift ;;
         --print) print=yes ;;
-        --help | -h) usage; exit ;;
+        -*) stop "$1 is none of its options; what goes to every command stands behind --" ;;
         teachers) names+=(NLL LS FL NLL+MDCA FL+MDCA NLL+MMCE) ;;
         students) names+=(KD) ;;
         *) names+=("$1") ;;
     esac
     shift
 done
-[ ${#names[@]} -gt 0 ] || { usage >&2; exit 2; }
-grids=$(grids_of "${names[@]}") || exit 2
+[ ${#names[@]} -gt 0 ] || { bash "$0" --help >&2; exit 2; }
+grids=$(ask grids "${names[@]}") || exit 2
 [ $# -eq 0 ] || shift # the --
+instead=(
+    [seed]="give --seeds N in front of the --"
+    [loss]="name its grid in front of the --"
+    [distill]="name its grid in front of the --"
+)
+while read -r _ kind flag default; do
+    if [[ $kind = flag && -n ${!flag:-$default} ]]; then
+        instead[$flag]="give $flag=... in front of the whole command"
+    fi
+done <<<"$grids"
+refuse_set "$@"
 behind=
 for word; do behind+=" $(quote "$word")"; done
 
 sweep=()
 for name in "${names[@]}"; do
-    if grep -q "^$name distill" <<<"$grids"; then
+    if grep -qx "$name distillation" <<<"$grids"; then
         pattern="$python $(script train_student.py) --checkpoint $(quote "$root/students") --distill $name"
     else
         pattern="$python $(script train_teacher.py) --checkpoint $(quote "$root/teachers") --loss $name"
     fi
     values=(-p seed '{seed}') # replaced below, for a sample of settings is the same for every seed
-    while read -r loss flag default; do
-        [[ $loss = "$name" && $flag != distill && $flag != loss ]] || continue
+    while read -r loss kind flag default; do
+        [[ $loss = "$name" && $kind = flag && -n ${!flag:-$default} ]] || continue
         pattern+=" --$flag {$flag}"
         values+=(-p "$flag" ${!flag:-$default})
     done <<<"$grids"

@@ -22,7 +22,7 @@ from utils.calibration.metrics import classification_metrics
 from utils.calibration.posthoc import FOLDS, METHODS, Calibration, dirichlet_calibration
 from utils.options import CommandLine, location, number
 from utils.program import one_line_errors
-from utils.tables import COLUMNS, metrics_table
+from utils.tables import COLUMNS, NO_SCALED_ROW, metrics_table
 
 FILE = "posthoc.json"
 SHOWN = {"temperature": "T", "lambda": "lambda", "mu": "mu"}  # of what a fit found
@@ -46,6 +46,9 @@ def main(argv: list[str] | None = None) -> None:
     args = options(argv)
     methods = METHODS | {"Dirichlet ODIR": partial(dirichlet_calibration, folds=args.folds)}
     for net in finished_nets(args.runs, args.epoch, args.with_teacher):
+        if net.third_party:
+            print(f"\n{net.title}\nnothing is fitted: {NO_SCALED_ROW}")
+            continue
         val, test = net.stored("val"), net.stored("test")
         found = {method: measure(fit(*val), val, test) for method, fit in methods.items()}
         print(f"\n{net.title}\n{table(found)}")

@@ -22,7 +22,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from utils.analysis.groups import Group
-from utils.analysis.records import pack, read_runs
+from utils.analysis.records import Record, pack, read_runs
+from utils.analysis.splits import COLUMNS_OF_TEST, columns_of_test
 from utils.analysis.statistics import SELECT, Section, find_group, rows_of, sections_of
 from utils.analysis.tables import Entry, Table, main_table, paired_table, render
 from utils.files import atomic, make_folder
@@ -41,10 +42,15 @@ def options(argv: list[str] | None):
     add("--out", type=location, metavar="FOLDER", help=out)
     columns = f"which and in which order: {', '.join(COLUMNS)}"
     add("--columns", nargs="+", choices=COLUMNS, metavar="METRIC", help=columns)
-    add("--epoch", choices=("best", "last"), default="best", help="best: by validation")
+    epoch = "best: by validation; a net that taught is shown at the epoch that taught"
+    add("--epoch", choices=("best", "last"), default="best", help=epoch)
     add("--select", choices=SELECT, default="nll", help="on validation, chooses a sweep's setting")
     draws = "draws behind the ECE's interval and the ECE of a calibrated net; 0 leaves both out"
     add("--resamples", type=whole, default=1000, help=draws)
+    of_test = (
+        "also the T that the test split would choose, and its ECE; no result: it saw the labels"
+    )
+    add("--test-temperature", action="store_true", help=of_test)
     add("--nets", type=count, default=100, help="print at most so many, by validation's order")
     against = "also a table of the differences from this row; may be given again for another"
     add("--against", action="append", metavar="ROW", help=against)
@@ -70,7 +76,8 @@ def main(argv: list[str] | None = None) -> None:
         from utils.analysis.page import page  # matplotlib takes a second to load
 
         roots = ", ".join(map(str, args.roots))
-        about = f"{len(records)} finished runs below {roots}; not in the tables: {len(left_out)}"
+        runs = len({record.folder for record in records})
+        about = f"{runs} finished runs below {roots}; not in the tables: {len(left_out)}"
         markdown = [render(one, "markdown") for one in shown + rest]
         files = {
             "report.md": "\n".join(["# Report\n", *markdown]),
@@ -85,11 +92,21 @@ def main(argv: list[str] | None = None) -> None:
                 file.write(content.encode())
         print(f"written: {', '.join(str(args.out / name) for name in files)}")
     if args.pack is not None:
-        printed = [group for section in sections for group in section.printed]
-        folders = {record.folder for group in printed for record in group.records}
         with atomic(args.pack) as file:
-            pack([record for record in records if record.folder in folders], file)
+            pack(printed_runs(sections, records), file)
         print(f"written: {args.pack}")
+
+
+def printed_runs(sections: list[Section], records: list[Record]) -> list[Record]:
+    """The runs behind what is printed, each at the epochs that are; `records`: all that were read.
+
+    A teacher without a run of its own is kept with a student's, at whatever epoch.
+    """
+    printed = [group for section in sections for group in section.printed]
+    nets = [record for group in printed for record in group.records]
+    runs = [net for net in nets if not net.borrowed]
+    places = {net.folder for net in nets} - {run.folder for run in runs}
+    return runs + [record for record in records if record.folder in places]
 
 
 def runs_alone(sections: list[Section]) -> Iterator[tuple[Section, Group]]:
@@ -117,13 +134,16 @@ def csv_line(section: Section, group: Group, logits: str) -> dict[str, str | int
         "model": group.first.model,
         "label": group.first.label,
         "net": printable(group.name),
-        "teacher": printable(group.teacher.name) if group.teacher else "",
-        "epoch": section.args.epoch,
+        "teacher": printable(group.teacher.full_name) if group.teacher else "",
+        "epoch": group.first.net_epoch or "",
         "logits": logits,
         "n": len(group.records),
         "seeds": " ".join(str(record.seed) for record in group.records),
         "chosen": "yes" if any(sweep.chosen is group for sweep in section.sweeps) else "",
     }
+    if logits == "scaled" and section.args.test_temperature:
+        for key, values in columns_of_test(group.records).items():
+            line[COLUMNS_OF_TEST[key].head] = f"{COLUMNS_OF_TEST[key].factor * values.mean():.10g}"
     for metric, cell in group.rows[logits].cells.items():
         column = COLUMNS[metric]
         values = {"": cell.mean, " sd": cell.sd}

@@ -1,5 +1,6 @@
 # Sourced by the sweeps. Relative paths are the caller's: nothing here changes the folder.
 # For --print, GPUS, SBATCH and ROOT see hypersearch.sh.
+source "$(dirname "${BASH_SOURCE[0]}")/usage.sh"
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 root=${ROOT:-runs}
 root=${root/#\~\//$HOME/}
@@ -11,22 +12,45 @@ quote() { # for a shell, where it needs that
 script() { # an entry script, as seen from here
     [ "$PWD" = "$repository" ] && echo "$1" || quote "$repository/$1"
 }
-stop() { echo "$(basename "$0"): error: $1" >&2; exit 2; }
+ask() { # what only the code knows: see sweep.py
+    python "$repository/scripts/sweep.py" "$(basename "$0")" "$@"
+}
+
+# Flags that the sweep sets itself, and what to give instead of them.
+declare -A instead=()
+refuse_set() {
+    local word flag
+    for word; do
+        flag=${word%%=*}
+        flag=${flag#--}
+        flag=${flag//-/_}
+        if [[ $word = --?* && -n ${instead[$flag]:-} ]]; then
+            stop "$word: the sweep sets this flag itself; ${instead[$flag]}"
+        fi
+    done
+}
 
 log_of() { echo "$root/logs/$(cksum <<<"$1" | tr ' ' -).log"; }
-is_complete() { # a run's log names its folder
+finished_folder() { # a run's log names its folder; fails where that is not complete
     local line
     while read -r line; do
-        [ ! -f "$line/result.json" ] || return 0
+        [ ! -f "$line/result.json" ] || { echo "$line"; return; }
     done 2>/dev/null <"$1"
     return 1
 }
+is_complete() { finished_folder "$1" >/dev/null; }
 
 # Run each stage, an array of commands, after the one before. A run that fails stops no other.
 run_stages() {
     local stage failed=
     for stage; do
+        local -n given=$stage
+        printf '%s\n' "${given[@]}"
+    done | ask check || exit 2
+    for stage; do
         local -n commands=$stage
+        # A net may be asked for twice, as a teacher and as a student from scratch.
+        mapfile -t commands < <(printf '%s\n' "${commands[@]}" | awk '!seen[$0]++')
         if [ -n "${print:-}" ]; then
             printf '%s\n' "${commands[@]}"
         else
@@ -41,13 +65,18 @@ run_stages() {
 # Run what is not complete of the commands in the arguments. Says at the end what is complete,
 # failed and missing; fails where not all are complete.
 run_commands() {
-    local gpus=${GPUS:-0} command log complete=0 failed=0 missing=0 pending=()
+    local gpus=${GPUS:-0} command log folder complete=0 failed=0 missing=0 pending=() finished=()
     gpus=(${gpus//,/ })
     mkdir -p "$root/logs"
     for command; do
         log=$(log_of "$command")
-        is_complete "$log" || pending+=("$command </dev/null >>$(quote "$log") 2>&1")
+        if folder=$(finished_folder "$log"); then
+            finished+=("$folder")
+        else
+            pending+=("$command </dev/null >>$(quote "$log") 2>&1")
+        fi
     done
+    [ ${#finished[@]} -eq 0 ] || ask finished $# "${finished[@]}"
     if [ -n "${SBATCH+given}" ]; then
         submit
         return

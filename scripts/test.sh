@@ -3,6 +3,7 @@
 # KD_DATA (cifar10.npz, tiny100.npz), KD_CHECKPOINTS (published teachers) and KD_CIFAR10H (human labels)
 # name folders of real data, which widen them.
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/usage.sh"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
 

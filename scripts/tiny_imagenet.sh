@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The experiments of the paper on Tiny-ImageNet, 64x64. Usage as scripts/cifar10.sh.
+# The experiments of the paper on Tiny-ImageNet, 64x64: teachers x losses, then students x teachers.
+#   bash scripts/tiny_imagenet.sh                 and with all that bash scripts/cifar10.sh --help says
 # As in the original: its nets, warm-up, 100 epochs, images per step. Otherwise: one process takes
 # all 256 images of a step (it took 64 on each of four GPUs), and its own normalisation is that of
 # the training images (it took ImageNet's).

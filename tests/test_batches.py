@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from conftest import command
 from scipy import stats
+from torch import nn
 from torchvision.transforms import functional as TF
 
 import train_teacher
-from utils.data import NORMALISATION, Split
+from losses import build_loss
+from utils.data import NORMALISATION, Dataset, Split
 from utils.data.mixing import MIXES, mix_plan, mixed_loss
 from utils.data.views import (
     NUM_VIEWS,
@@ -23,6 +26,8 @@ from utils.data.views import (
     view_numbers,
     view_windows,
 )
+from utils.objectives import Objective
+from utils.steps import Step
 
 
 def random_images(n, size=32, seed=0):
@@ -223,6 +228,32 @@ def test_the_loss_of_a_mix_is_the_weighted_sum(mix):
     shares = batch.share * own + (1 - batch.share) * others
     torch.testing.assert_close(mixed_loss(loss, batch), loss(shares.double()))
     assert mixed_loss(loss, batch._replace(partners=None, share=None)) == loss(batch.labels)
+
+
+def test_train_top1_of_a_mix_counts_both_labels_by_their_shares(mix):
+    """As mixup's own code counts, and not the first label alone."""
+    split = random_split(50, 32)
+    data = Dataset("d", 10, split, split, split, (0.5,) * 3, (0.5,) * 3, "f")
+    loader = TrainLoader(split, 16, 7, "cpu", mix=mix)
+    net = nn.Sequential(nn.AvgPool2d(16), nn.Flatten(), nn.Linear(12, 10))
+    optimizer = torch.optim.SGD(net.parameters(), 0.0)
+    accelerator = Accelerator(cpu=True)
+    objective = Objective(build_loss("NLL"))
+    step = Step("eager", accelerator, net, optimizer, objective, loader, data)
+    counted_first = []
+    for draw in loader.epoch(1):
+        batch = loader.batch(draw)
+        with torch.no_grad():
+            predicted = net(normalise(batch.images, data.mean, data.std)).argmax(1).tolist()
+        share, right = batch.share.item(), 0.0
+        labels = zip(predicted, batch.labels.tolist(), batch.partners.tolist(), strict=True)
+        for guess, label, partner in labels:
+            right += share * (guess == label) + (1 - share) * (guess == partner)
+        _, reported, images, _ = step(draw).tolist()
+        assert reported == pytest.approx(right, abs=1e-5) and images == len(predicted)
+        first = sum(a == b for a, b in zip(predicted, batch.labels.tolist(), strict=True))
+        counted_first.append(reported == pytest.approx(first, abs=1e-5))
+    assert not all(counted_first)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

@@ -6,7 +6,12 @@ They run on a small cifar100.npz and for one epoch; nothing else in them is chan
 import json
 
 import pytest
+import torch
 from conftest import ROOT, run_script
+
+from losses import BASES, DISTILLATIONS, TERMS, loss_flags, loss_names, loss_parameters
+from utils.options import student_options, teacher_options
+from utils.program import UserError
 
 SHORT = "--epochs 1 --data_dir {data}"
 TEACHER = (
@@ -52,6 +57,52 @@ def test_teachers(tmp_path, cifar100_dir, loss, name):
     assert results(tmp_path / "calibrated_teachers").keys() == {f"{name}_seed=42"}
 
 
+@pytest.mark.parametrize("loss", ["NLL", "NLL+MDCA", "FL", "FL+MDCA", "cross_entropy"])
+def test_the_pages_flags_are_accepted_and_said_to_have_no_effect(loss):
+    """Its command has both flags for whichever of four losses."""
+    given = {"gamma": 3.0, "beta": 5.0}
+    args = teacher_options(["--loss", loss, "--gamma", "3", "--beta", "5"])
+    unread = given.keys() - loss_parameters(loss, given).keys()
+    assert {note.split()[0] for note in args.notes} == {f"--{flag}" for flag in unread}
+    assert all("has no effect" in note for note in args.notes)
+
+
+def test_what_has_no_effect_is_printed_and_kept(folder):
+    """The first run of the folder was given --gamma and --beta with NLL."""
+    log = next(folder.glob("calibrated_teachers/*/*/NLL_seed=42/train_log.txt")).read_text()
+    first, second, *_ = log.splitlines()
+    assert first.startswith("--gamma 3 has no effect with --loss NLL")
+    assert second.startswith("--beta 5 has no effect with --loss NLL")
+
+
+@pytest.mark.parametrize("name", loss_names())
+def test_every_flag_that_a_loss_does_not_read_is_refused(name):
+    """But for two flags with the four losses of the page."""
+    flags = {flag.name for entry in (BASES | TERMS).values() for flag in entry.flags}
+    read = {flag.name for flag in loss_flags(name)}
+    for flag in flags:
+        words = ["--loss", name, f"--{flag}", "0.5"]
+        on_page = flag in ("gamma", "beta") and name in ("NLL", "NLL+MDCA", "FL", "FL+MDCA")
+        if flag in read or on_page:
+            assert bool(teacher_options(words).notes) == (flag not in read)
+        else:
+            with pytest.raises(UserError, match=f"--{flag} 0.5 has no effect with --loss"):
+                teacher_options(words)
+
+
+@pytest.mark.parametrize("name", DISTILLATIONS)
+def test_every_flag_that_a_distillation_does_not_read_is_refused(name):
+    flags = {flag.name for entry in DISTILLATIONS.values() for flag in entry.flags}
+    read = {flag.name for flag in loss_flags(name)}
+    for flag in flags:
+        words = ["--teacher_path", "t", "--distill", name, f"--{flag}", "0.5"]
+        if flag in read:
+            assert student_options(words).notes == []
+        else:
+            with pytest.raises(UserError, match=f"--{flag} 0.5 has no effect with --distill"):
+                student_options(words)
+
+
 def test_student(folder, cifar100_dir):
     line = STUDENT.format(
         root=ROOT,
@@ -91,6 +142,13 @@ def test_accelerate(tmp_path, cifar100_dir):
         root=ROOT, data=cifar100_dir, model="resnet56", loss="--loss cross_entropy"
     )
     launcher = "accelerate launch --num_processes 1 --mixed_precision fp16  "
-    shell(line.replace("python ", launcher), tmp_path)
+    done = shell(line.replace("python ", launcher), tmp_path)
     ((name, result),) = results(tmp_path / "calibrated_teachers").items()
     assert name == "NLL_seed=42" and result["loss"] == "NLL"
+    if not torch.cuda.is_available():
+        [run] = tmp_path.glob("calibrated_teachers/*/*/*")
+        note = "fp16 needs a GPU and there is none: this run computes in float32"
+        assert note in done.stdout and note in (run / "train_log.txt").read_text().splitlines()
+        config = json.loads((run / "config.json").read_text())
+        assert config["mixed_precision_asked"] == "fp16"
+        assert config["settings"]["mixed_precision"] == "no"

@@ -13,6 +13,7 @@ from torchvision.transforms import functional as TF
 
 from utils.data import NORMALISATION, load_dataset, pixel_statistics, split_indices
 from utils.data import synthetic as synthetic_module
+from utils.data.names import CLASS_NAMES as NAMES_OF
 from utils.program import UserError
 
 
@@ -197,6 +198,41 @@ def test_other_arrays_compression_and_fortran_order_are_welcome(save):
     assert load_dataset(save(arrays, compress=True, **other), "nowhere").fingerprint == plain
 
 
+def test_other_arrays_are_named(save, capsys):
+    load_dataset(save(x_valid=np.zeros((3, 8, 8, 3), "u1"), notes=np.array(["own"])), "nowhere")
+    assert "own.npz: not read: notes, x_valid" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["U", "S"])
+def test_names_of_classes(save, kind):
+    names = ["cat", "dog", "emu", "fox"]
+    data = load_dataset(save(classes=np.array(names, kind)), "nowhere")
+    assert data.class_names == tuple(names)
+    assert data.fingerprint == load_dataset(save(), "nowhere").fingerprint
+
+
+@pytest.mark.parametrize(
+    "classes", [np.array(["cat", "dog"]), np.arange(4), np.array(["a", 1, 2, 3], object)]
+)
+def test_classes_that_are_no_names_are_said(save, capsys, classes):
+    assert load_dataset(save(classes=classes), "nowhere").class_names is None
+    assert "classes is no array of 4 texts" in capsys.readouterr().out
+
+
+def test_known_data_sets_have_known_names(save, tmp_path):
+    for name, classes in (("cifar10", 10), ("cifar100", 100), ("svhn", 10), ("cifar10", 4)):
+        save(small_arrays(train=300, classes=classes), name=f"{name}.npz")
+        names = load_dataset(name, tmp_path).class_names
+        if classes == 4:  # not what its name says
+            assert names is None
+        else:
+            assert len(set(names)) == classes and list(names) == sorted(names)
+            own = np.array([f"my {k}" for k in range(classes)])
+            save(small_arrays(train=300, classes=classes), name=f"{name}.npz", classes=own)
+            assert load_dataset(name, tmp_path).class_names == tuple(own)
+    assert NAMES_OF["cifar100"][23] == "cloud" and NAMES_OF["cifar10"][9] == "truck"
+
+
 def empty(*shape, kind="u1"):
     return np.zeros(shape, kind)
 
@@ -215,6 +251,8 @@ BAD_ARRAYS = {
     "too few labels": ({"y_test": empty(9)}, r"it must be \(10,\)"),
     "negative": ({"y_train": np.arange(40) - 1}, "y_train has 40 classes, -1 to 38, not 0 to 39"),
     "far too large": ({"y_test": np.full(10, 10**9)}, "class 1000000000 of y_test has no train"),
+    "twelve channels": ({"x_train": empty(40, 32, 32, 12)}, "with 1 or 3 channels are wanted"),
+    "transparent": ({"x_train": empty(40, 8, 8, 4)}, "with 1 or 3 channels are wanted"),
     "one class": ({"y_train": empty(40)}, "every label in y_train is 0"),
     "1 to K": ({"y_train": np.arange(40) % 4 + 1}, "1 to 4, not 0 to 3; .*numpy.searchsorted"),
     "two missing": ({"y_train": None, "y_test": None}, "has no y_train, y_test"),
@@ -491,5 +529,7 @@ def test_real_tiny_imagenet(tmp_path):
     (tmp_path / "tiny-imagenet-200").symlink_to(folder)
     first = load_dataset("tiny_imagenet", tmp_path)
     assert load_dataset("tiny_imagenet", tmp_path).fingerprint == first.fingerprint
-    assert first.train.images.shape == (45_000, 3, 64, 64) and first.num_classes == 100
-    assert first.test.labels.bincount().tolist() == [50] * 100
+    names = (folder / "wnids.txt").read_text().split()
+    assert first.train.images.shape == (450 * len(names), 3, 64, 64)
+    assert first.test.labels.bincount().tolist() == [50] * len(names)
+    assert first.class_names == tuple(sorted(names))

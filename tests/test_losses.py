@@ -1,6 +1,7 @@
 """Losses against float64 loops written from the formulas, and at their edges."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import losses
 from losses import BASES, DISTILLATIONS, TERMS, build_distillation, build_loss
 from losses.calibration import cpc, dca, mbls, mdca, mmce
 from losses.classification import AdaFocal, focal, label_smoothing, nll
-from losses.distillation import dist, dkd, kd, lskd
+from losses.distillation import Undefined, dist, divergence, dkd, kd, lskd
 
 NAMES = [*BASES, *(f"NLL+{term}" for term in TERMS), *DISTILLATIONS]  # every part of a loss
 
@@ -269,6 +270,125 @@ def test_a_high_temperature_tends_to_the_difference_of_centred_logits(T):
     assert value.item() == pytest.approx(difference.square().mean().item() / 2, rel=0.02)
     error = gradient * difference.numel() - difference
     assert error.norm() < 0.05 * difference.norm()
+
+
+# ---- classes that a teacher rules out, by a logit of -inf ---------------------------------------
+
+NEVER = -math.inf
+
+
+def xlogy_kl(p, q):
+    """KL by a loop, where 0 log 0 = 0."""
+    return sum(a * torch.log(a / b) for a, b in zip(p, q, strict=True) if a > 0)
+
+
+def masked_teacher(*columns):
+    teacher = TEACHER.clone()
+    teacher[:, list(columns)] = NEVER
+    return teacher
+
+
+@pytest.mark.parametrize("columns", [(4,), (1, 3), (0, 1, 2, 4)])
+@pytest.mark.parametrize("T", [1.0, 4.0, 1e3])
+def test_kd_of_a_teacher_that_rules_classes_out(columns, T):
+    """Whether the label is among these or not: 0 log 0 = 0."""
+    logits, labels = batch("mixed")
+    teacher = masked_teacher(*columns)
+
+    def loop(logits, labels):
+        rows = zip(logits, teacher, strict=True)
+        return T**2 * sum(xlogy_kl(softmax(t, T), softmax(s, T)) for s, t in rows) / len(labels)
+
+    def loss(logits, labels):
+        return kd(logits, teacher, labels, T)
+
+    expected = value_and_gradient(loop, logits, labels)
+    torch.testing.assert_close(value_and_gradient(loss, logits, labels), expected)
+    assert torch.autograd.gradcheck(lambda z: loss(z, labels), logits)
+
+
+def test_dkd_of_a_teacher_that_rules_classes_out():
+    """Labels that it rules out and labels that it does not."""
+    (logits, labels), T = batch("mixed"), 4.0
+    teacher = masked_teacher(1, 3)
+    assert labels.eq(3).any() and labels.eq(2).any()
+
+    def loop(logits, labels):
+        total = 0
+        for s, t, y in zip(logits, teacher, labels.tolist(), strict=True):
+            p, q = softmax(t, T), softmax(s, T)
+            target = [torch.stack([r[y], 1 - r[y]]) for r in (p, q)]
+            rest = [torch.cat([r[:y], r[y + 1 :]]) / (1 - r[y]) for r in (p, q)]
+            total = total + 0.5 * xlogy_kl(*target) + 2 * xlogy_kl(*rest)
+        return T**2 * total / len(labels)
+
+    def loss(logits, labels):
+        return dkd(logits, teacher, labels, T, 0.5, 2.0)
+
+    expected = value_and_gradient(loop, logits, labels)
+    torch.testing.assert_close(value_and_gradient(loss, logits, labels), expected)
+
+
+def test_dist_of_a_teacher_that_rules_classes_out():
+    """Their probability is 0; over the images it is constant, and has a correlation of 0."""
+    logits, labels = batch("mixed")
+    almost = masked_teacher().index_fill(1, torch.tensor([1, 3]), -1e4)
+    for T in (1.0, 4.0):
+        expected, gradient = value_and_gradient(
+            lambda z, y, T=T: dist(z, almost, y, T, 2.0, 0.5), logits, labels
+        )
+        found, own = value_and_gradient(
+            lambda z, y, T=T: dist(z, masked_teacher(1, 3), y, T, 2.0, 0.5), logits, labels
+        )
+        assert torch.equal(found, expected) and torch.equal(own, gradient)
+        assert found.isfinite() and own.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["KD", "DKD", "DIST"])
+def test_a_class_that_both_rule_out_costs_nothing(name):
+    """As one does whose logits are so low that no probability is left."""
+    logits, labels = batch("mixed")
+    labels = labels % 4
+
+    def at(lowest):
+        student = logits.detach().clone()
+        student[:, 4] = lowest
+        student.requires_grad_()
+        teacher = TEACHER.clone()
+        teacher[:, 4] = lowest
+        return value_and_gradient(
+            lambda z, y: build_distillation(name)(z, teacher, y), student, labels
+        )
+
+    torch.testing.assert_close(at(NEVER), at(-1e5))
+
+
+def test_where_a_distillation_has_no_value_it_says_so():
+    logits, labels = batch("mixed")
+    with pytest.raises(Undefined, match="LSKD .*-inf"):
+        lskd(logits, masked_teacher(4), labels, 2.0)
+    certain = torch.full_like(TEACHER, NEVER).scatter(1, labels.unsqueeze(1), 0.0)
+    with pytest.raises(Undefined, match="DKD .*rules all of them out"):
+        dkd(logits, certain, labels, 4.0, 1.0, 8.0)
+    torch.testing.assert_close(kd(logits, certain, labels, 1.0), nll(logits, labels))
+    wrong = torch.full_like(TEACHER, NEVER).scatter(1, (labels.unsqueeze(1) + 1) % 5, 0.0)
+    assert dkd(logits, wrong, labels, 4.0, 1.0, 8.0).isfinite()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size, classes", [(1, 2), (9, 5), (128, 100), (37, 1000)])
+def test_finite_logits_keep_every_bit_of_torchs_own_divergence(dtype, size, classes):
+    """Value and gradient, as F.kl_div has them, by which runs were made before."""
+    generator = torch.Generator().manual_seed(size)
+    student, teacher = (
+        (5 * torch.randn(size, classes, generator=generator, dtype=dtype)).log_softmax(dim=1)
+        for _ in range(2)
+    )
+    student.requires_grad_()
+    torchs = partial(F.kl_div, reduction="batchmean", log_target=True)
+    expected = value_and_gradient(lambda s, t: torchs(s, t), student, teacher)
+    value, gradient = value_and_gradient(lambda s, t: divergence(t, s), student, teacher)
+    assert torch.equal(value, expected[0]) and torch.equal(gradient, expected[1])
 
 
 # ---- what changes between epochs ---------------------------------------------------------------

@@ -16,15 +16,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import fails
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
 
 from scripts import report
+from utils.analysis import taught
 from utils.analysis.figures import is_grid
 from utils.analysis.groups import group_runs
-from utils.analysis.records import Record, read_runs
+from utils.analysis.records import read_runs
 from utils.analysis.statistics import sections_of
 from utils.analysis.tables import Entry, Table, main_table, render
 from utils.calibration.metrics import classification_metrics
 from utils.runs import label_of
+from utils.tables import result_table
 
 CLASSES = 3
 
@@ -55,7 +59,8 @@ def write_run(
     result |= {"num_classes": CLASSES, "split_seed": 0, "mean": [0.5] * 3, "std": [0.2] * 3}
     result |= {name: {"epoch": 1} | more.get(name, measured()) for name in ("best", "last")}
     if teacher:
-        own["teacher"] = teacher
+        facts = {*measured(), "epoch", "path", "loss"}
+        own["teacher"] = {key: value for key, value in teacher.items() if key not in facts}
         result["teacher"] = measured(test={"top1": 0.9}) | teacher
     command = more.get("command", "python train_teacher.py")
     config = {"arguments": {"exp_name": exp_name}, "settings": own, "command": command}
@@ -191,7 +196,9 @@ def test_students_stand_below_their_teacher(tmp_path):
 def test_a_teacher_without_a_run_is_what_its_students_measured(tmp_path):
     """An ensemble, and two files of one name."""
     files = [identity("resnet56", "best", None, sha256) for sha256 in ("abc", "def")]
-    ensemble = identity("2xresnet20", "NLL", "42+43") | {"members": [{"seed": 42}, {"seed": 43}]}
+    ensemble = identity("2xresnet20", "NLL", "42+43") | {
+        "members": [identity("resnet20", seed=seed) for seed in (42, 43)]
+    }
     for seed, (place, teacher) in product((1, 2), enumerate([*files, ensemble])):
         write_run(tmp_path / str(place), "KD", {"T": 4}, seed, teacher=teacher)
     section = only_section(tmp_path)
@@ -201,6 +208,55 @@ def test_a_teacher_without_a_run_is_what_its_students_measured(tmp_path):
     assert [len(group.records) for group in section.groups] == [1, 2] * 3
     assert cells(section, file.format("abc"))["top1"].mean == 0.9
     assert "A teacher without a run here" in shown(section)
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_what_is_fitted_on_images_that_a_teacher_may_know_is_not_shown(tmp_path, capsys, members):
+    """A third party's teacher, or an ensemble with one, has no scaled and no post-hoc row."""
+    foreign = identity("foreign", "best", None, "abc")
+    if members == 2:
+        foreign["members"] = [{"seed": 42}, {"seed": None}]
+    folder = write_predicted_run(tmp_path / "runs", loss="KD", teacher=foreign)
+    write_predicted_run(tmp_path / "runs", 0.2)
+    result = json.loads((folder / "result.json").read_text())
+    lucky = {name: 0.0 if name in ("ece", "nll") else 1.0 for name in ("ece", "nll", "top1")}
+    result["teacher"]["test"]["scaled"] |= lucky
+    result["teacher"]["temperature_at_bound"] = True
+    (folder / "result.json").write_text(json.dumps(result))
+    digest = hashlib.sha256((folder / "predictions.npz").read_bytes()).hexdigest()
+    fitted = {"val": measured()["val"], "test": measured()["test"]["raw"]}
+    content = {"predictions": digest, "teacher": {"vector": fitted}, "best": {"vector": fitted}}
+    (folder / "posthoc.json").write_text(json.dumps(content))
+    out = ["--out", str(tmp_path / "out"), "--resamples", "50"]
+    report.main([str(tmp_path / "runs"), *out, "--against", "foreign best"])
+    printed = capsys.readouterr().out
+    assert "A third party's teacher has no scaled row." in printed and "†" not in printed
+    section = only_section(tmp_path / "runs", "--resamples", "50")
+    rows = {group.first.model: group.rows for group in section.groups if not group.teachers}
+    assert list(rows["foreign"]) == ["raw"]
+    [student] = [group for group in section.groups if group.teachers]
+    assert list(student.rows) == ["raw", "scaled", "vector"]
+    # The best of the column is one of those that are shown.
+    scaled = [group.rows["scaled"] for group in section.groups if "scaled" in group.rows]
+    assert "best" in {row.cells["nll"].mark for row in scaled}
+    with open(tmp_path / "out/report.csv") as file:
+        kinds = [row["logits"] for row in csv.DictReader(file) if row["model"] == "foreign"]
+    with open(tmp_path / "out/runs.csv") as file:
+        kinds += [row["logits"] for row in csv.DictReader(file) if row["model"] == "foreign"]
+    assert kinds == ["raw", "raw"]
+    differences = printed.split("Difference from foreign best")[1]
+    assert "raw" in differences and "scaled" not in differences
+    page = (tmp_path / "out/report.html").read_text()
+    assert page.count("reliability of") == 3  # its diagram is there, without the scaled half
+
+
+def test_the_table_of_a_run_shows_no_temperature_of_a_third_partys_teacher():
+    own, foreign = measured(), measured() | {"seed": None, "temperature_at_bound": True}
+    for teacher, shown in ((foreign, False), (foreign | {"seed": 42}, True)):
+        table = result_table({"best": own, "last": own, "teacher": teacher})
+        assert ("teacher, scaled" in table) == shown and "teacher, raw" in table
+        assert ("The teacher has no scaled row" in table) != shown
+        assert ("at the bound" in table) == shown
 
 
 def test_the_weights_decide_between_teachers_of_one_name(tmp_path):
@@ -306,7 +362,8 @@ def test_posthoc_is_a_row_where_it_is_of_these_predictions(tmp_path):
 def test_many_runs(tmp_path, monkeypatch, capsys):
     """As pairs and as one sweep: work grows with the runs, pictures with what is shown."""
     compared = []
-    monkeypatch.setattr(Record, "can_teach", lambda *pair: compared.append(pair) or True)
+    fits = {"best": (False, False, 0.0)}
+    monkeypatch.setattr(taught, "epochs_that_fit", lambda run, *_: compared.append(run) or fits)
     for gamma in range(60):
         write_run(tmp_path, "FL", {"gamma": gamma}, model="resnet56")
         teacher = identity(label=f"FL_gamma={gamma}")
@@ -355,6 +412,48 @@ def test_a_report_comes_again_from_its_pack(tmp_path, capsys):
     assert [name.split("/")[-2][:4] for name, of in packed.items() if of] == ["KD_f", "LSKD"]
     for student in (one for one in read_runs([tmp_path / "runs.zip"], "best")[0] if one.taught_by):
         assert student.taught_by.stored("test")[0].shape == (2000, CLASSES)
+
+
+def with_logits(folder: Path, logits: np.ndarray) -> None:
+    """Give a run written by `write_predicted_run` other test logits, of the same labels."""
+    with np.load(folder / "predictions.npz") as stored:
+        arrays = dict(stored)
+    arrays |= dict.fromkeys(("best_test_logits", "teacher_test_logits"), logits)
+    np.savez(folder / "predictions.npz", **arrays)
+
+
+@pytest.mark.parametrize("offset, scale", [(3e3, 1), (7e4, 1), (-7e4, 1), (0, 1e4), (7e4, 1e5)])
+def test_a_pack_keeps_probabilities_whatever_the_size_of_the_logits(tmp_path, offset, scale):
+    folder = write_predicted_run(tmp_path / "runs")
+    rng = np.random.default_rng(0)
+    logits = (scale * rng.normal(size=(2000, CLASSES)) + offset).astype(np.float32)
+    with_logits(folder, logits)
+    report.main([str(tmp_path / "runs"), "--resamples", "0", "--pack", str(tmp_path / "p.zip")])
+    [packed], [] = read_runs([tmp_path / "p.zip"], "best")
+    with np.load(folder / "predictions.npz") as stored:
+        labels = stored["test_labels"]
+    for kind, temperature in (("raw", 1.0), ("scaled", 1.5)):
+        values = logits.astype(np.float64) / temperature
+        shares = np.exp(values - values.max(1, keepdims=True))
+        found, theirs = packed.probabilities(kind)
+        np.testing.assert_allclose(found, shares / shares.sum(1, keepdims=True), atol=1e-3)
+        assert np.array_equal(theirs, labels)
+
+
+def test_a_teacher_that_rules_classes_out_is_read_and_packed(tmp_path, capsys):
+    teacher = identity("foreign", "best", None, "abc")
+    folder = write_predicted_run(tmp_path / "runs", loss="KD", teacher=teacher)
+    with np.load(folder / "predictions.npz") as stored:
+        arrays = dict(stored)
+    arrays["teacher_test_logits"][:, 2] = -np.inf
+    np.savez(folder / "predictions.npz", **arrays)
+    pack = ["--resamples", "20", "--pack", str(tmp_path / "runs.zip")]
+    report.main([str(tmp_path / "runs"), *pack])
+    assert "Not in the tables" not in capsys.readouterr().out
+    for root in ("runs", "runs.zip"):
+        [student], [] = read_runs([tmp_path / root], "best")
+        probabilities, _ = student.taught_by.probabilities("raw")
+        assert not probabilities[:, 2].any() and probabilities.isfinite().all()
 
 
 # Sweeps
@@ -413,6 +512,99 @@ def test_other_seeds_losses_or_settings_are_no_sweep(tmp_path):
     write_run(tmp_path / "b", "FL", {"gamma": 1})
     write_run(tmp_path / "c", "FL", {"gamma": 2}, settings={"epochs": 1})
     assert only_section(tmp_path).sweeps == []
+
+
+def write_sweep(root: Path, values: dict[int, dict[int, float]]) -> None:
+    """Validation NLL by gamma and seed."""
+    for gamma, by_seed in values.items():
+        for seed, nll in by_seed.items():
+            write_run(root, "FL", {"gamma": gamma}, seed, best=measured({"nll": nll}))
+
+
+def test_settings_are_compared_on_the_seeds_that_all_have(tmp_path):
+    """One lucky seed does not beat a setting that is better on that very seed."""
+    write_sweep(tmp_path, {1: {42: 0.40, 43: 0.44, 44: 0.45}, 2: {42: 0.41}})
+    section = only_section(tmp_path)
+    [sweep] = section.sweeps
+    assert sweep.chosen.name == "resnet8 FL gamma=1"
+    assert "validation NLL on the seeds that all settings have (42). On test" in shown(section)
+
+
+def test_settings_without_a_common_seed(tmp_path):
+    write_sweep(tmp_path, {1: {42: 0.40, 43: 0.44}, 2: {44: 0.41}})
+    section = only_section(tmp_path)
+    assert section.sweeps[0].chosen.name == "resnet8 FL gamma=2"
+    assert "no seed is common to all settings" in shown(section)
+
+
+def test_equal_seeds_need_no_word(tmp_path):
+    write_sweep(tmp_path, {1: {42: 0.40, 43: 0.44}, 2: {43: 0.41, 42: 0.30}})
+    section = only_section(tmp_path)
+    assert section.sweeps[0].chosen.name == "resnet8 FL gamma=2"
+    assert "seed" not in shown(section).split("Sweep of")[1]
+
+
+# Validation and test
+
+
+def set_images(root: Path, val: int = 4000, test: int = 10000) -> None:
+    for file in root.rglob("config.json"):
+        content = json.loads(file.read_text()) | {"images": {"val": val, "test": test}}
+        file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "val, test, said",
+    [
+        ((0.87, 0.89), (0.855, 0.875), "easier than test here: its top-1 is on average 1.5 points"),
+        ((0.85, 0.85), (0.87, 0.87), "harder than test here: its top-1 is on average 2.0 points"),
+        ((0.87, 0.86), (0.86, 0.855), None),  # less than two standard errors
+    ],
+)
+def test_whether_validation_is_easier_is_said(tmp_path, val, test, said):
+    for seed, (own, others) in enumerate(zip(val, test, strict=True)):
+        write_run(tmp_path, seed=seed, best=measured({"top1": own}, {"top1": others}))
+    assert "than test here" not in shown(only_section(tmp_path))  # of how many images?
+    set_images(tmp_path)
+    text = shown(only_section(tmp_path))
+    assert said in text and "2 of 2 nets" in text if said else "than test here" not in text
+
+
+def test_a_third_partys_teacher_says_nothing_of_the_splits(tmp_path):
+    foreign = measured({"top1": 1.0}, {"top1": 0.5}) | identity("foreign", "best", None, "abc")
+    write_run(tmp_path, "KD", {"T": 4}, teacher=foreign)
+    set_images(tmp_path)
+    assert "than test here" not in shown(only_section(tmp_path))
+
+
+def test_the_temperature_that_test_would_choose_is_shown_on_request(tmp_path, capsys):
+    """Against SciPy's minimum of the NLL; no row but the scaled one has it."""
+    folder = write_predicted_run(tmp_path, seed=3)
+    write_run(tmp_path, "LS")  # without predictions
+    with np.load(folder / "predictions.npz") as arrays:
+        logits, labels = arrays["best_test_logits"].astype(float), arrays["test_labels"]
+
+    def nll(temperature):
+        log_probs = log_softmax(logits / temperature, axis=1)
+        return -log_probs[np.arange(len(labels)), labels].mean()
+
+    best = minimize_scalar(nll, bounds=(0.1, 10), method="bounded", options={"xatol": 1e-8}).x
+    report.main([str(tmp_path), "--columns", "ece", "--resamples", "0"])
+    assert "T of test" not in capsys.readouterr().out
+    flags = ["--columns", "ece", "--test-temperature", "--out", str(tmp_path / "out")]
+    report.main([str(tmp_path), *flags, "--resamples", "0"])
+    text = capsys.readouterr().out
+    lines = {tuple(line.split()[:3]): line.split() for line in text.splitlines()}
+    expected = classification_metrics(logits, labels, best)["ece"]
+    rows = [line.split() for line in text.splitlines() if line.strip().startswith("scaled ")]
+    assert rows[0][-2:] == ["–", "–"] and rows[0][-3] == "1.500"
+    assert rows[1][-3:] == ["1.500", f"{best:.3f}", f"{100 * expected:.2f}"]
+    assert lines[("resnet8", "NLL", "raw")][-3:] == ["–"] * 3
+    assert "no result" in text and "times the one in use (1 with stored logits)" in text
+    with open(tmp_path / "out/report.csv") as file:
+        found = {(line["net"], line["logits"]): line["T of test"] for line in csv.DictReader(file)}
+    assert float(found["resnet8 NLL", "scaled"]) == pytest.approx(best, rel=1e-5)
+    assert found["resnet8 NLL", "raw"] == found["resnet8 LS", "scaled"] == ""
 
 
 # Runs that are not in the tables
@@ -490,10 +682,11 @@ def written(tmp_path_factory) -> Path:
     for seed in (1, 2):
         top1 = measured(test={"top1": 0.86 + seed / 25, "true_kl": 0.25})
         write_run(runs, seed=seed, model="resnet20", best=top1)
-        write_predicted_run(runs, seed=seed, model="resnet56")
+        folder = write_predicted_run(runs, seed=seed, model="resnet56")
+        trained = json.loads((folder / "result.json").read_text())["best"]
         for temperature, weight in product((1, 4), (0.9, 1)):
             knobs = {"T": temperature, "Lambda": weight}
-            options = {"seed": seed, "teacher": identity(seed=seed)}
+            options = {"seed": seed, "teacher": trained | identity(seed=seed)}
             write_predicted_run(runs, loss="KD", parameters=knobs, **options)
     # A folder's name cannot hold a slash, but what a file says can be anything.
     hostile = write_predicted_run(runs / "<b>bold", command=HOSTILE)

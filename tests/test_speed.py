@@ -4,6 +4,7 @@ import re
 import sys
 from contextlib import contextmanager
 
+import cuda_graphs
 import pytest
 import torch
 from accelerate import Accelerator
@@ -12,8 +13,8 @@ from tqdm import tqdm
 
 from losses import DISTILLATIONS, build_distillation, build_loss
 from models import build_model
-from scripts import benchmark
-from utils import training
+from scripts import benchmark, profile_step
+from utils import steps, training
 from utils.data import load_dataset
 from utils.data.views import TrainLoader
 from utils.evaluation import predict
@@ -34,14 +35,27 @@ def no_waiting():
     def refuse(*arguments):
         raise AssertionError("the host waits for a tensor")
 
-    if torch.cuda.is_available():
-        torch.cuda.set_sync_debug_mode("error")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in WAITS:
-            patch.setattr(torch.Tensor, name, refuse)
-        yield
-    if torch.cuda.is_available():
-        torch.cuda.set_sync_debug_mode("default")
+    on_gpu = torch.cuda.is_available()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            for name in WAITS:
+                patch.setattr(torch.Tensor, name, refuse)
+            if on_gpu:
+                torch.cuda.set_sync_debug_mode("error")
+            yield
+    finally:
+        if on_gpu:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_torch_refuses_to_wait_only_there(monkeypatch):
+    """Also where a step has failed: the tests that follow run in the same process."""
+    modes = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    with pytest.raises(ZeroDivisionError), no_waiting():
+        raise ZeroDivisionError
+    assert modes == ["error", "default"]
 
 
 def after_the_first(batches):
@@ -127,7 +141,48 @@ def test_threads_spin_only_shortly(module, monkeypatch):
 
 def test_a_run_at_once_that_fails_is_no_rate(tmp_path):
     with pytest.raises(RunFailed, match="a run has ended with an error"):
-        benchmark.total_rate([sys.executable, "-c", "raise SystemExit(2)"], tmp_path, 2)
+        benchmark.histories([sys.executable, "-c", "raise SystemExit(2)"], tmp_path, 2)
+
+
+def test_runs_at_once_last_long_enough_to_overlap():
+    records = [{"seconds": seconds} for seconds in (9.0, 0.25, 0.2)]
+    assert benchmark.epochs_of(records, 30) == 150  # the first epoch is no measure
+    assert benchmark.epochs_of([{"seconds": 60.0}] * 3, 30) == 6
+    # Alone at its start and its end, a run is faster.
+    runs = [[{"images_per_second": rate} for rate in (900, 100, 110, 900)]] * 2
+    assert benchmark.total_rate(runs) == 210
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_bare_step_trains_and_is_captured_like_ours(monkeypatch, tmp_path, cached):
+    """With graphs there are two of them, of which one is launched kernel by kernel."""
+    monkeypatch.setattr(steps, "SURVIVES_A_FAILED_CAPTURE", True)
+    if torch.cuda.is_available():
+        pytest.skip("the stand-in for graphs counts their replays")
+    monkeypatch.setattr(steps, "can_capture", lambda accelerator: True)
+    graphs = cuda_graphs.emulate(monkeypatch)
+    data, accelerator = benchmark.random_data(5 * 8), Accelerator()
+    args = benchmark.options(["--batch-size", "8"])
+    objective = Objective(build_loss("NLL"))
+    if cached:
+        teacher = benchmark.random_teacher("resnet8", data, accelerator)
+        loss = build_distillation("KD")
+        objective = Distillation(loss, teacher, data, accelerator, 42, str(tmp_path))
+    passes = benchmark.ours(accelerator, data, args, "resnet8", objective)
+    assert list(passes) == ["ours", "bare step", "bare step, eager"]
+    passes["ours"](5)
+    if cached:
+        monkeypatch.setattr(Teacher, "logits", None)
+        passes["ours"](5)
+    graphs.clear()
+    passes["bare step"](5)
+    assert [graph.replays for graph in graphs] == [2]
+    nets = []
+    monkeypatch.setattr(benchmark.BareStep, "update", lambda self: nets.append(self.net))
+    passes["bare step, eager"](1)
+    assert len(graphs) == 1
+    gradients = [weight.grad for weight in nets[0].parameters()]
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
 
 
 def test_the_cost_of_a_net():
@@ -138,6 +193,23 @@ def test_the_cost_of_a_net():
     assert benchmark.cost("resnet20", "resnet20") == (4 * forward, 4 * numbers)
 
 
+def test_a_profile_of_kernels():
+    """Two streams that overlap, a gap and a conversion, in two steps of 50 microseconds."""
+    span = profile_step.Span
+    spans = [span("nchwToNhwcKernel", 60, 70), span("gemm", 0, 40), span("relu", 20, 50)]
+    spans.append(span("gemm", 90, 100))
+    assert profile_step.busy_time(spans) == 70
+    text = profile_step.report(spans, steps=2)
+    assert "2.0 kernels a step, 0.050 ms a step, of which 30.0 % are gaps" in text
+    assert "0.5 conversions of layout a step, 10.0 % of the time" in text
+    assert re.search(r"\ngemm +1\.0 +25\.0 +50\.0 %\n", text)
+
+
+def test_a_profile_of_a_run(capsys):
+    profile_step.main(["--batch-size", "4"])
+    assert re.search(r"\n(aten::)?conv", capsys.readouterr().out) or torch.cuda.is_available()
+
+
 def test_the_day_of_a_gpu_rehearsed(tmp_path):
     """Every part of gpu.sh, made small, on the CPU; the benchmark trains as `fit` does."""
     assert benchmark.train_epoch is training.train_epoch
@@ -146,6 +218,7 @@ def test_the_day_of_a_gpu_rehearsed(tmp_path):
     page = (tmp_path / "out/performance.md").read_text()
     assert "| resnet56 -> resnet8, cached |" in page
     assert re.search(r"\| runs at once .*\n.*\n\| 1 \| [1-9]", page)
-    assert "torch" in page and "2 epochs of resnet8 on synthetic" in page
+    assert "torch" in page and re.search("4 epochs of resnet8 .* its epochs: [0-9]+ s", page)
+    assert "kernels a step" in page and "failed" not in done.stdout
     # A CPU at batches of 4 is slower than a GPU is to be.
     assert "slower than its target: resnet20, images/s" in done.stdout

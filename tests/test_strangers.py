@@ -20,6 +20,7 @@ import train_student
 import train_teacher
 from models import build_model
 from scripts import evaluate, posthoc, report
+from utils.files import read_torch
 from utils.program import UserError
 
 NAME = "tiny/resnet8/NLL_seed=42"
@@ -107,6 +108,32 @@ def test_no_code_is_run(refuses, tmp_path, save):
     assert not trace.exists()
     pickle.loads(pickle.dumps(RunsCode(trace)))
     assert trace.exists()  # so it would have run
+
+
+class ArrayOfObjects:
+    """As an array of NumPy that holds what runs code; and a number of such a type."""
+
+    def __init__(self, trace: Path, scalar: bool):
+        self.trace, self.scalar = trace, scalar
+
+    def __reduce__(self):
+        if self.scalar:
+            make, _ = np.float64().__reduce__()
+            return make, (np.dtype(object), RunsCode(self.trace))
+        content = np.empty(1, object)
+        content[0] = RunsCode(self.trace)
+        return content.__reduce__()
+
+
+@pytest.mark.parametrize("scalar", [True, False])
+def test_numbers_of_numpy_bring_no_objects(tmp_path, scalar):
+    """Beside the weights, where plain numbers of NumPy may stand."""
+    file, trace = tmp_path / "net.pth", tmp_path / "trace"
+    weights = build_model("resnet8", 4).state_dict()
+    torch.save({"state_dict": weights, "top1": ArrayOfObjects(trace, scalar)}, file)
+    with pytest.raises(UserError, match=r"net\.pth cannot be read"):
+        read_torch(file, "")
+    assert not trace.exists()
 
 
 def npy(shape: str, kind: str = "|u1", content: bytes = bytes(64)) -> bytes:

@@ -5,17 +5,19 @@ import json
 import os
 import pty
 import shutil
+import signal
+import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import ROOT, assert_same_run, command, run_script
+from conftest import ROOT, assert_same_run, command, run_script, wait_for
 
 import train_student
 import train_teacher
 from utils import training, wheels
 from utils.environment import check_gpu
-from utils.program import UserError
+from utils.program import Lasting, UserError, own_program
 
 NAME = "tiny/resnet8/NLL_seed=42"
 
@@ -215,3 +217,118 @@ def test_a_file_system_without_locks(teacher, tiny_npz, tmp_path, monkeypatch, c
     train_teacher.main(command(tiny_npz, tmp_path))
     assert "no locks" in capsys.readouterr().out
     assert_same_run(teacher, tmp_path / NAME)
+
+
+NOTEBOOK = """
+import io, runpy, signal, sys
+class Stream(io.TextIOBase):  # what a notebook puts in the place of both: no reconfigure, no file
+    def __init__(self, to): self.to = to
+    def write(self, text): return self.to.write(text)
+streams = sys.stdout, sys.stderr = Stream(sys.__stdout__), Stream(sys.__stderr__)
+numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+before = [signal.getsignal(number) for number in numbers]
+sys.path.insert(0, ROOT)
+for _ in range(2):
+    sys.argv = ["train_teacher.py", *COMMAND]
+    runpy.run_path(ROOT + "/train_teacher.py", run_name="__main__")
+    assert (sys.stdout, sys.stderr) == streams
+    assert before == [signal.getsignal(number) for number in numbers]
+"""
+
+
+def test_a_notebook(tiny_npz, tmp_path):
+    """`%run train_teacher.py`, twice: its streams can do less, and it gets everything back."""
+    line = command(tiny_npz, tmp_path, "--epochs", "1")
+    code = f"ROOT, COMMAND = {str(ROOT)!r}, {line!r}\n{NOTEBOOK}"
+    done = run_script(sys.executable, "-c", code, cwd=tmp_path)
+    assert done.stdout.count("best, scaled") == 2 and "shown, not trained" in done.stdout
+
+
+def test_a_stream_without_a_file_that_fails(capsys):
+    class Broken(io.TextIOBase):
+        def write(self, text):
+            raise OSError("gone")
+
+    stream = Lasting(Broken())
+    assert stream.write("text") == 4
+    stream.flush()
+
+
+SCRIPTS = sorted(p.name for p in (ROOT / "scripts").glob("*.py") if p.name != "__init__.py")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_that_is_started_by_its_path(tmp_path, script):
+    """`python scripts/report.py` does what `python -m scripts.report` does."""
+    line = [sys.executable, ROOT / "scripts" / script, "--help"]
+    done = run_script(*line, cwd=tmp_path, PYTHONPATH="")
+    assert f"scripts.{script.removesuffix('.py')}" in done.stdout and done.stderr.count("\n") < 2
+
+
+# Is found in the place of torch, and takes as long to import as it does on a slow disk.
+SLOW_TORCH = """
+import pathlib, time
+pathlib.Path(FILE).touch()
+time.sleep(60)
+"""
+PROGRAMS = [["train_teacher.py"], ["train_student.py"], ["-m", "scripts.report", "x"]]
+
+
+@pytest.mark.parametrize("words", PROGRAMS, ids=lambda words: words[-1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_torch_is_imported(tmp_path, words, number):
+    (tmp_path / "torch.py").write_text(f"FILE = {str(tmp_path / 'began')!r}\n{SLOW_TORCH}")
+    program = words[0] if words[0] != "-m" else "python -m scripts.report"
+    # sitecustomize comes before a script's own folder.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class First:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch':\n"
+        "            import importlib.util\n"
+        f"            file = {str(tmp_path / 'torch.py')!r}\n"
+        "            return importlib.util.spec_from_file_location(name, file)\n"
+        "sys.meta_path.insert(0, First())\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, *words],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        text=True,
+        # The suite may run in the background, where shells have SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    wait_for(tmp_path / "began")
+    process.send_signal(number)
+    _, error = process.communicate(timeout=30)
+    assert error == f"{program}: stopped by {number.name}; the same command goes on\n"
+    assert process.returncode == 128 + number
+
+
+def test_a_signal_that_is_ignored_while_torch_is_imported():
+    """A job in the background: what the shell has it ignore stays ignored."""
+    line = "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    line += "sys.orig_argv = ['python', 'train_teacher.py']; import utils\n"
+    line += "print(signal.getsignal(signal.SIGINT) == signal.SIG_IGN)"
+    assert run_script(sys.executable, "-c", line, cwd=ROOT).stdout == "True\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "program"),
+    [
+        (["python", "train_teacher.py", "--lr", "1"], "train_teacher.py"),
+        (["python", "-u", "./train_student.py"], "train_student.py"),
+        (["python", "scripts/report.py", "runs"], "python -m scripts.report"),
+        (["python", "-m", "scripts.report"], "python -m scripts.report"),
+        (["python", "-m", "pytest", "train_teacher.py"], None),
+        (["python", "-m", "ipykernel_launcher", "-f", "kernel.json"], None),
+        (["python", "tests/forks.py"], None),
+        (["python", "-c", "import utils"], None),
+        (["python"], None),
+    ],
+)
+def test_only_a_program_of_ours_ends_so(monkeypatch, words, program):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "orig_argv", words)
+    assert own_program() == program

@@ -135,6 +135,16 @@ class TestGrids:
             ("NLL --n-samples 0", "--n-samples '0'"),
             ("NLL --sampling-mode some", "--sampling-mode.*some"),
             ("", "Grids of runs"),
+            ("NLL --frob", "--frob"),
+            ("NLL -- --epoch 2", "train_teacher.py: '--epoch'.*--epochs"),
+            ("NLL -- stray", "'stray'"),
+            ("NLL -- --help", "--help"),
+            ("FL+MDCA -- --gamma 3", "--gamma: the sweep sets this flag itself.*gamma=..."),
+            ("KD DKD -- --teacher_path t --T=4", "--T=4: the sweep sets this flag itself"),
+            ("NLL -- --seed 3", "--seed: the sweep sets this flag itself.*--seeds N"),
+            ("FL -- --loss NLL", "--loss: the sweep sets this flag itself"),
+            ("NLL NLL+MbLS -- --margin 3", "train_teacher.py: --margin 3 has no effect"),
+            ("students", "train_student.py.*--teacher_path"),
         ],
     )
     def test_mistakes(self, tmp_path, words, said):
@@ -142,21 +152,86 @@ class TestGrids:
         assert done.returncode == 2 and not done.stdout
         assert all(part in done.stderr for part in said.split(".*"))
 
+    def test_settings_that_are_the_same_run(self, tmp_path):
+        words = ("students", "--", "--teacher_path", "t")
+        done = hypersearch(*words, cwd=tmp_path, check=False, T="4 4.0", Lambda="1")
+        assert done.returncode == 2 and "the same run" in done.stderr
+        assert not list(tmp_path.iterdir())
+
+    def test_a_flag_without_a_grid_takes_the_values_in_front(self, tmp_path):
+        words = ("DKD", "--", "--teacher_path", "t")
+        commands = printed(*words, cwd=tmp_path, T="1 4", beta="8")
+        assert [student_options(words[2:]).T for words in commands] == [1, 4]
+
+    def test_values_in_front_that_no_grid_reads(self, tmp_path):
+        done = hypersearch("--print", "LS", cwd=tmp_path, gamma="1 2")
+        assert "gamma=1 2 in front has no effect on LS" in done.stderr
+
+
+EVERY_SCRIPT = sorted(path for path in [*ROOT.glob("*.sh"), *ROOT.glob("scripts/*.sh")])
+
+
+@pytest.mark.parametrize("script", EVERY_SCRIPT, ids=lambda path: path.name)
+@pytest.mark.parametrize("word", ["--help", "-h"])
+def test_every_script_has_help_and_starts_nothing(tmp_path, script, word):
+    done = run_script("bash", script, word, cwd=tmp_path)
+    # The whole comment at its head, and nothing else.
+    lines = [line for line in script.read_text().splitlines() if not line.startswith("#!")]
+    head = lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]
+    assert done.stdout.splitlines() == [line.removeprefix("#").removeprefix(" ") for line in head]
+    assert head and not done.stderr and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("script", EVERY_SCRIPT, ids=lambda path: path.name)
+def test_no_script_takes_words_that_it_does_not_know(tmp_path, script):
+    """test.sh hands its words to pytest, which refuses them."""
+    if script.name == "test.sh":
+        pytest.skip("its words are pytest's")
+    done = run_script("bash", script, "--frobnicate", cwd=tmp_path, check=False)
+    assert done.returncode == 2 and not done.stdout
+    assert re.match(rf"{script.name}: error: .*\n$", done.stderr), done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--epoch 2", "train_teacher.py: '--epoch'.*--epochs"),
+        ("teachers", "'teachers'"),
+        ("--seed 3", "--seed.*SEEDS="),
+        ("--model=resnet8", "--model=resnet8.*TEACHERS="),
+        ("--loss FL", "--loss.*hypersearch.sh"),
+        ("--T 3", "--T.*T=... in front"),
+        ("--gamma 3", "--gamma.*hypersearch.sh"),
+        ("--exp-name x", "--exp-name.*ROOT="),
+        ("--dataset x", "--dataset.*DATASET="),
+        ("--checkpoint x", "--checkpoint.*ROOT="),
+        ("--teacher_select last", "'--teacher_select'.*train_student.py"),
+    ],
+)
+def test_flags_that_a_grid_sets_itself_or_no_script_has(tmp_path, words, said):
+    line = ("bash", ROOT / "scripts/cifar10.sh", *words.split())
+    done = run_script(*line, cwd=tmp_path, check=False)
+    assert done.returncode == 2 and not done.stdout
+    assert re.search(said, done.stderr) and done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
 
 class TestRuns:
     def test_it_says_what_failed_and_repeats_only_that(self, sweep):
         values = {"T": "1 3 4", "Lambda": "0.9 1"}
-        first = sweep("students", "--", "--model", "resnet8", **values)
+        first = sweep("students", "--", "--teacher_path", "t", **values)
         assert first.returncode == 1 and len(sweep.started()) == 6
         assert "runs: 4 complete, 2 failed, 0 missing\n" in first.stdout
         assert first.stdout.count("script: error: T is 3") == 2
-        second = sweep("students", "--", "--model", "resnet8", **values)
+        second = sweep("students", "--", "--teacher_path", "t", **values)
         assert second.returncode == 1 and len(sweep.started()) == 2
-        third = sweep("students", "--", "--model", "resnet8", MENDED="1", **values)
+        assert second.stdout.startswith("4 of 6 runs are complete from before: not trained again\n")
+        third = sweep("students", "--", "--teacher_path", "t", MENDED="1", **values)
         assert third.returncode == 0 and len(sweep.started()) == 2
         assert "runs: 6 complete, 0 failed, 0 missing" in third.stdout
         assert "scripts.report" in third.stdout
-        fourth = sweep("students", "--", "--model", "resnet8", **values)
+        fourth = sweep("students", "--", "--teacher_path", "t", **values)
         assert fourth.returncode == 0 and not sweep.started()
 
     def test_a_deleted_run_and_one_with_other_arguments_are_made(self, sweep):
@@ -266,7 +341,8 @@ def test_a_failed_run_ends_no_grid(sweep, tmp_path):
         "bash", ROOT / "scripts/baselines.sh", cwd=tmp_path, check=False, **environment
     )
     assert done.returncode == 1
+    # The net is asked for as teacher and as student, and trained once.
     assert re.findall("runs: .*", done.stdout) == [
-        "runs: 26 complete, 2 failed, 0 missing",
+        "runs: 14 complete, 1 failed, 0 missing",
         "runs: 18 complete, 0 failed, 0 missing",
     ]

@@ -1,6 +1,7 @@
 """--teacher_cache and scripts/cache_teacher.py: exact, complete, never stale, safe to share."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import zlib
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import assert_same_run, command, folder_of
@@ -20,7 +22,7 @@ from utils.data import load_dataset
 from utils.data.views import NUM_VIEWS, TrainLoader, epoch_plan
 from utils.files import atomic
 from utils.options import student_options
-from utils.program import UserError
+from utils.program import RunFailed, UserError
 from utils.teacher_cache import CachedTeacher, LogitFiles
 from utils.teachers import Teacher, teacher_of
 
@@ -235,6 +237,69 @@ def test_whatever_the_logits_depend_on_names_the_folder(parts, tmp_path):
     assert folder(moved) == folder(Teacher(teacher.members, 2)) == folder()
 
 
+def test_what_changes_the_last_bits_names_the_folder(parts, tmp_path, monkeypatch, capsys):
+    teacher, data = parts
+
+    def folder(of=teacher) -> Path:
+        return LogitFiles(tmp_path, of, data, ONE_PROCESS).folder
+
+    first = folder()
+    assert folder() == first and not capsys.readouterr().out
+    torch.set_num_threads(2)
+    other_threads = folder()
+    torch.set_num_threads(1)
+    said = capsys.readouterr().out
+    assert first.name in said and "are not read" in said and "threads" in said
+    found = {first, other_threads}
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "__version__", "2.9.9")
+        found.add(folder())
+    with monkeypatch.context() as patch:
+        patch.setattr(teacher_cache, "processor", lambda: "another processor")
+        found.add(folder())
+    with monkeypatch.context() as patch:  # the code of a net, say
+        logits = Teacher.logits
+        patch.setattr(Teacher, "logits", lambda self, images: logits(self, images) * 1.0000001)
+        found.add(folder())
+    teacher.to(torch.device("cpu"))
+    assert teacher.members[0].folded
+    found.add(folder())
+    assert len(found) == 6
+    assert len({path.name.split("_torch=")[0] for path in found}) == 1  # one teacher
+
+
+def test_files_of_an_earlier_version_are_neither_read_nor_deleted(
+    train, students, cache, calls, capsys
+):
+    [folder] = cache.glob("*/*")
+    older = folder.rename(folder.with_name(folder.name.split("_torch=")[0]))
+    before = {path: path.read_bytes() for path in older.iterdir()}
+    assert_same_run(students[0], train("second", "--teacher_cache", cache))
+    assert calls == [67, 67, 1] * 3
+    said = capsys.readouterr().out
+    assert f"logits in {older.name} (in {older.parent}) are not read" in said
+    assert {path: path.read_bytes() for path in older.iterdir()} == before
+    assert len(list(folder.iterdir())) == 3
+
+
+def test_a_net_that_leaves_half_precision_at_its_end_is_kept_exactly(parts, tmp_path):
+    teacher, data = parts
+    net = teacher.members[0].net
+
+    class Float32(torch.nn.Module):
+        def forward(self, pixels):
+            return net(pixels).float() / 3
+
+    own = changed(teacher, net=Float32())
+    bf16 = Namespace(**vars(ONE_PROCESS) | {"mixed_precision": "bf16"})
+    files = LogitFiles(tmp_path, own, data, bf16)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = own.logits(data.train.images)
+    files.write("view=0", logits)
+    assert files.has("view=0") and torch.equal(files.rows("view=0"), logits)
+    assert logits.dtype == torch.float32 and not torch.equal(logits, logits.bfloat16().float())
+
+
 def test_other_views_and_another_plan_are_other_files(parts, tmp_path, monkeypatch):
     def kept() -> Path:
         files = LogitFiles(tmp_path, *parts, ONE_PROCESS)
@@ -257,8 +322,79 @@ def test_a_cache_that_one_may_only_read(train, students, cache, calls, capsys, m
     monkeypatch.setattr(os, "access", lambda *_: False)  # what root is never told
     assert_same_run(students[0], train("second", "--teacher_cache", cache))
     assert calls == [67, 67, 1]  # of the epoch that it lacks
-    assert "no permission to keep epoch 3" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "--teacher_cache: seed=42_epoch=3_" in out and "no permission" in out
     assert sorted(cache.rglob("*")) == before
+
+
+def test_a_cache_that_lacks_all_and_takes_nothing_is_said_once(
+    train, students, tmp_path, calls, capsys, monkeypatch
+):
+    """A colleague's folder, in which there is none for this teacher."""
+    root = tmp_path / "colleague"
+    root.mkdir()
+
+    def refused(path, flag):
+        raise UserError(flag) from PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(teacher_cache, "make_folder", refused)
+    assert_same_run(students[0], train("second", "--teacher_cache", root))
+    assert calls == [67, 67, 1] * 3 and not list(root.iterdir())
+    assert capsys.readouterr().out.count("Permission denied") == 1
+    with pytest.raises(UserError):  # no such folder at all: a slip of the pen
+        train("third", "--teacher_cache", tmp_path / "colleagues")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO])
+def test_a_disk_that_fills_up_is_said_once_and_ends_no_run(
+    train, students, tmp_path, capsys, monkeypatch, number
+):
+    """From the second epoch on nothing can be written into the cache."""
+    written, fsync = [], os.fsync
+
+    def full(file):
+        if "cache" in os.readlink(f"/proc/self/fd/{file}"):
+            written.append(file)
+            if len(written) > 1:
+                raise OSError(number, os.strerror(number))
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", full)
+    cache = tmp_path / "cache"
+    assert_same_run(students[0], train("second", "--teacher_cache", cache))
+    out = capsys.readouterr().out
+    assert out.count(os.strerror(number)) == 1 and "seed=42_epoch=2_" in out
+    assert len(written) == 2  # it is not tried again
+    [file] = (path for path in cache.rglob("*") if path.is_file())
+    assert file.name.startswith("seed=42_epoch=1_")
+
+
+def test_a_disk_too_full_for_a_folder(train, students, tmp_path, capsys, monkeypatch):
+    def full(path, flag):
+        raise UserError(flag) from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(teacher_cache, "make_folder", full)
+    assert_same_run(students[0], train("second", "--teacher_cache", tmp_path / "cache"))
+    assert capsys.readouterr().out.count("No space left") == 1
+
+
+def test_all_views_ahead_need_a_disk_that_takes_them(tiny_npz, teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(RunFailed, match="--teacher_cache.*cannot be written to: no permission"):
+        cache_teacher.main(fill_command(tiny_npz, teacher, tmp_path / "cache"))
+
+
+def test_a_file_that_cannot_be_read_is_computed_anew(train, students, cache, capsys, monkeypatch):
+    memmap = np.memmap
+
+    def broken(path, *options, **more):
+        if "epoch=2_" in path.name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return memmap(path, *options, **more)
+
+    monkeypatch.setattr(np, "memmap", broken)
+    assert_same_run(students[0], train("second", "--teacher_cache", cache))
+    assert "cannot be read (Input/output error): computed anew" in capsys.readouterr().out
 
 
 def flipped(content: bytes) -> bytes:

@@ -3,27 +3,34 @@
 import dataclasses
 import hashlib
 import json
+import math
 import re
+import zipfile
 from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import given_file
+from conftest import command, given_file
 from safetensors.torch import save_file as save_safetensors
 from torch import nn
 from torch.nn import functional as F
 
+import train_student
+from losses import build_distillation
 from models import build_model
 from utils import teachers
 from utils.calibration.metrics import classification_metrics
 from utils.calibration.temperature import fit_temperature
 from utils.data import Dataset, Split, load_dataset, normalisation
 from utils.data.views import normalise
-from utils.evaluation import inspect_teacher
+from utils.evaluation import evaluate, inspect_teacher
+from utils.files import read_torch
+from utils.objectives import Distillation
 from utils.program import UserError
 from utils.teachers import Member, Teacher, teacher_of
 
@@ -197,6 +204,67 @@ def test_batch_norms_go_into_convolutions_where_the_code_can_be_traced(tmp_path,
     assert len(before.unique(dim=0)) == 3
 
 
+class Recurrent(nn.Module):
+    """Calls one convolution several times, each time with a batch norm of its own or the same."""
+
+    def __init__(self, norms: int):
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(norms))
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for k in range(2):
+            x = self.norms[k % len(self.norms)](self.conv(x)).relu()
+        return self.head(x.mean((2, 3)))
+
+
+class Hooked(nn.Sequential):
+    """Its batch norm's output is doubled by a hook, which a folded net would not run."""
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1))
+        self.append(nn.Flatten())
+        self[1].register_forward_hook(lambda module, given, result: 2 * result)
+
+
+class OfOneSize(nn.Sequential):
+    """Takes images of 16 pixels a side, and no others."""
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 4, 16), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 4))
+
+
+def in_use(net: nn.Module) -> nn.Module:
+    """In eval mode, with the statistics that training leaves."""
+    torch.manual_seed(0)
+    for part in net.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_var.uniform_(0.2, 2)
+            part.running_mean.normal_()
+    return net.eval()
+
+
+@pytest.mark.parametrize(
+    "net", [Recurrent(1), Recurrent(2), Hooked()], ids=["one norm", "two norms", "hook"]
+)
+def test_a_net_that_folding_would_change_stays_as_it_is(net):
+    """Bit for bit, and the member does not say that it is folded."""
+    images = torch.randint(256, (5, 3, 16, 16), dtype=torch.uint8)
+    teacher = Teacher([Member(in_use(net), "own", MEAN, STD, "x", "x", Path("x"))])
+    before = teacher.logits(images)
+    assert torch.equal(teacher.to(torch.device("cpu")).logits(images), before)
+    assert not teacher.members[0].folded
+
+
+def test_a_net_of_one_size_is_folded_at_its_own():
+    for size, folds in ((None, False), (16, True)):
+        member = Member(in_use(OfOneSize()), "own", MEAN, STD, "x", "x", Path("x"), size=size)
+        Teacher([member]).to(torch.device("cpu"))
+        assert member.folded is folds
+
+
 # --- third parties' files -------------------------------------------------------------------------
 
 
@@ -249,6 +317,22 @@ def test_old_files_and_half_precision(tmp_path):
         tmp_path, change=lambda state: {k: v.half() for k, v in state.items() if v.ndim}
     )
     assert same_net(net.half().float(), load(file, model="resnet8").net)
+
+
+@pytest.mark.parametrize("module", ["numpy._core.multiarray", "numpy.core.multiarray"])
+def test_numbers_of_numpy_beside_the_weights(tmp_path, module):
+    """Under the names that NumPy 2 and NumPy 1 give them."""
+    numbers = {"top1": np.float64(93.5), "epoch": np.int64(3), "loss": np.float32(0.25)}
+    numbers |= {"done": np.bool_(True), "small": np.float16(0.5)}
+    file, net = third_party(tmp_path, change=lambda state: {"state_dict": state} | numbers)
+    with zipfile.ZipFile(file) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content.replace(b"numpy._core.multiarray", module.encode()))
+    assert same_net(net, load(file, model="resnet8").net)
+    content = read_torch(file, "")
+    assert {name: content[name] for name in numbers} == numbers
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e300])
@@ -378,13 +462,100 @@ def test_temperature(tmp_path):
     assert torch.equal(warm.tempered(warm.logits(IMAGES)), logits / 2.5)
     assert (warm.label, auto.label) == (f"{LABEL}_Tcal=2.5", f"{LABEL}_Tcal=auto")
     before = auto.identity
-    data = make_dataset(val=Split(IMAGES.repeat(9, 1, 1, 1), LABELS.repeat(9)))
+    labels = logits.argmax(dim=1).repeat(9)
+    labels[:9] = (labels[:9] + 1) % 10  # it is wrong now and then
+    data = make_dataset(val=Split(IMAGES.repeat(9, 1, 1, 1), labels))
     line = inspect_teacher(auto, data, Accelerator(cpu=True), None)
     assert auto.temperature == fit_temperature(logits.repeat(9, 1), data.val.labels)[0]
     assert f"with T = {auto.temperature:.4g}" in line and "\n" not in line
     assert auto.identity == before  # a run that goes on elsewhere is the same run
     refused(file, "auto", "validate", "give a number", model="resnet8", temperature="auto")
     assert load_all(file, model="resnet8", temperature=2.0).temperature == 2
+
+
+@pytest.mark.parametrize("right, bound", [(True, "0.05"), (False, "20")])
+def test_a_temperature_at_its_bound_teaches_nobody(tmp_path, right, bound):
+    """Labels that the teacher always predicts, or that it always finds least likely."""
+    auto = load_all(make_run(tmp_path / "run"), temperature="auto")
+    logits = auto.logits(IMAGES)
+    labels = logits.argmax(dim=1) if right else logits.argmin(dim=1)
+    data = make_dataset(val=Split(IMAGES, labels))
+    words = f"--teacher_temperature auto: .* bound of its range, {bound} .*give a number"
+    with pytest.raises(UserError, match=words):
+        inspect_teacher(auto, data, Accelerator(cpu=True), None)
+
+
+def test_a_teacher_at_the_bound_leaves_no_run_behind(tiny_npz, teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.evaluation.fit_temperature", lambda *_: (0.05, True))
+    root = tmp_path / "students"
+    auto = ("--teacher_path", str(teacher), "--teacher_temperature", "auto")
+    with pytest.raises(UserError, match="--teacher_temperature auto.*give a number"):
+        train_student.main(command(tiny_npz, root, *auto))
+    assert not root.exists()
+
+
+class Fixed(nn.Module):
+    """Logits that do not look at the image: one row for all."""
+
+    def __init__(self, *row: float):
+        super().__init__()
+        self.row = torch.tensor(row)
+
+    def forward(self, pixels):
+        return self.row.expand(len(pixels), -1)
+
+
+def fixed_teacher(*rows, temperature=1.0) -> Teacher:
+    members = [Member(Fixed(*row), "fixed", MEAN, STD, "NLL", str(row), Path("x")) for row in rows]
+    return Teacher([dataclasses.replace(member, seed=1) for member in members], temperature)
+
+
+def test_an_ensemble_and_a_temperature_keep_what_is_ruled_out():
+    """A class is ruled out where all members do so; a temperature does not bring it back."""
+    never = float("-inf")
+    rows = [(0.0, 1.0, never, never), (2.0, never, 0.5, never)]
+    together = fixed_teacher(*rows, temperature=2.0)
+    logits = together.logits(IMAGES[:1])
+    shares = sum(torch.tensor(row).double().softmax(0) for row in rows) / 2
+    torch.testing.assert_close(logits[0].double().exp(), shares, rtol=1e-6, atol=0)
+    tempered = together.tempered(logits)[0]
+    assert tempered[3] == never and tempered[:3].isfinite().all()
+    torch.testing.assert_close(tempered[:3], logits[0, :3] / 2)
+
+
+def test_a_teacher_that_rules_classes_out_is_measured_and_refused_where_it_must(tmp_path):
+    never, accelerator = float("-inf"), Accelerator(cpu=True)
+    split = Split(IMAGES, torch.tensor([0, 1, 1, 0, 0]))
+    data = make_dataset(val=split, num_classes=3)
+    teacher = fixed_teacher((1.0, 0.5, never), temperature=None)
+    teacher.fitted = True
+
+    def inspect(distill):
+        loss = build_distillation(distill)
+        return inspect_teacher(
+            teacher, data, accelerator, None, Distillation(loss, teacher, data, accelerator, 42)
+        )
+
+    for distill in ("KD", "DKD", "DIST"):
+        assert "validation top-1 60.00 %" in inspect(distill)
+    # Two of the classes are left, the shares of which are 3 to 2.
+    assert teacher.temperature == pytest.approx(0.5 / math.log(1.5))
+    with pytest.raises(UserError, match="--distill: LSKD .*give --distill KD"):
+        inspect("LSKD")
+    # The label alone is possible: there are no others to compare.
+    data.val.labels.zero_()
+    teacher = fixed_teacher((1.0, never, never))
+    assert "100.00 %" in inspect("KD")
+    with pytest.raises(UserError, match="--distill: DKD .*give --distill KD"):
+        inspect("DKD")
+    # A label that is ruled out has an infinite NLL, which no file of JSON can hold.
+    data.val.labels.fill_(2)
+    found = evaluate(torch.tensor([[1.0, 0.0, never]] * 5), data.val)
+    assert "nll" not in found and found["top1"] == 0 and found["brier"] > 1
+    for bad in (float("nan"), float("inf")):
+        teacher = fixed_teacher((1.0, bad, 0.0))
+        with pytest.raises(UserError, match="--teacher_path x: its outputs are NaN or infinite"):
+            inspect("KD")
 
 
 def test_a_larger_view(tmp_path):

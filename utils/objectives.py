@@ -5,9 +5,11 @@ from contextlib import nullcontext
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from losses.distillation import Undefined
 from utils.data import Dataset
 from utils.data.mixing import mixed_loss
 from utils.data.views import Batch
+from utils.program import UserError
 from utils.teacher_cache import CachedTeacher, LogitFiles
 from utils.teachers import Teacher
 
@@ -50,7 +52,19 @@ class Distillation(Objective):
 
     def forward(self, logits: Tensor, batch: Batch) -> Tensor:
         target = self.teacher.tempered(self.teach(batch))
-        return mixed_loss(lambda labels: self.loss(logits, target, labels), batch)
+        return mixed_loss(lambda labels: self.of_target(logits, target, labels), batch)
+
+    def of_target(self, logits: Tensor, target: Tensor, labels: Tensor) -> Tensor:
+        """The loss of the student's logits and what it learns from (B, K).
+
+        Raises UserError where it has no value, as for classes that a teacher rules out.
+        """
+        try:
+            return self.loss(logits, target, labels)
+        except Undefined as undefined:
+            raise UserError(
+                f"--distill: {undefined}; give --distill KD or another teacher"
+            ) from undefined
 
     def epoch(self, epoch: int):
         self.loss.before_epoch(epoch)

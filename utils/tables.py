@@ -39,9 +39,21 @@ COLUMNS = {
     "smece": Column("smECE %", 100, 2, usual=False),
     "debiased_ece": Column("debiased ECE %", 100, 2, usual=False),
     "aurc": Column("AURC %", 100, 3, usual=False),
+    "augrc": Column("AUGRC %", 100, 3, usual=False),
+    "risk_at_80_coverage": Column("risk at 0.8 coverage %", 100, 2, usual=False),
+    "coverage_at_5_risk": Column("coverage at 0.05 risk %", 100, 2, "max", usual=False),
+    "overconfidence": Column("overconfidence %", 100, 2, usual=False),
+    "underconfidence": Column("underconfidence %", 100, 2, usual=False),
+    "balanced_accuracy": Column("balanced accuracy %", 100, 2, "max", usual=False),
     "refinement": Column("refinement", 1, 4, usual=False),
     "calibration": Column("calibration", 1, 4, usual=False),
 }
+
+
+NO_SCALED_ROW = (
+    "A third party's net may have been trained on the validation images, on which its temperature "
+    "would be fitted."
+)
 
 
 def printable(text) -> str:
@@ -67,15 +79,31 @@ def metrics_table(head: list[str], rows: list[tuple[list[str], dict]], columns=C
     return text_table([*head, *(c.head for c in known.values())], lines)
 
 
+def is_third_party(measured: dict) -> bool:
+    """Whether a part of a result is that of a teacher of others, or of an ensemble with one.
+
+    It may have been trained on the images that validate its student. What is fitted on these, such
+    as a temperature, says nothing then, and is not shown.
+    """
+    return "seed" in measured and measured["seed"] is None
+
+
 def result_table(result: dict) -> str:
     """The test metrics of a finished run: best and last epoch, its teacher, raw and scaled."""
     owners = {name: result[name] for name in ("best", "last", "teacher") if name in result}
-    rows = []
+    rows, notes = [], []
     for name, measured in owners.items():
-        for logits, temperature in (("raw", 1.0), ("scaled", measured["temperature"])):
+        temperatures = {"raw": 1.0}
+        if is_third_party(measured):
+            notes.append(f"The teacher has no scaled row. {NO_SCALED_ROW}")
+        else:
+            temperatures["scaled"] = measured["temperature"]
+            if measured["temperature_at_bound"]:
+                notes.append(
+                    "A fitted temperature lies at the bound of its range: do not trust that row."
+                )
+        for logits, temperature in temperatures.items():
             first = [f"{name}, {logits}", str(measured.get("epoch", "")), f"{temperature:.3f}"]
             rows.append((first, measured["test"][logits]))
     table = metrics_table(["test split", "epoch", "T"], rows)
-    if any(measured["temperature_at_bound"] for measured in owners.values()):
-        table += "\nA fitted temperature lies at the bound of its range: do not trust that row."
-    return table
+    return "\n".join([table, *dict.fromkeys(notes)])

@@ -3,6 +3,7 @@
 In eval mode a teacher is a function of the view, and an image has only 162 of them. A folder, named
 after everything that its logits depend on, holds two kinds of files, each written once, atomically:
 
+    resnet56_TEACHER_torch=2.14.1_threads=2_ARITHMETIC/
     seed=42_epoch=7_plan=5e6f7a8b_1a2b3c4d.bin    the logits of an epoch, in the order of its plan
     view=17_1a2b3c4d.bin                          those of all training images in one view
 
@@ -10,8 +11,18 @@ Runs with the same seed see the same views; `python -m scripts.cache_teacher` wr
 any seed. Several teachers' joint logits are kept, before any temperature. A name tells the checksum
 of the epoch's plan, and at its end that of the content: a damaged file is found and made anew. No
 file is ever changed, so any number of runs may read and add at once, or only read.
+
+TEACHER is a digest of weights, data, split and precision; ARITHMETIC one of what the last bits of a
+logit depend on besides. On a CPU these are torch, the processor, the number of threads and whether
+batch norms are folded; and because no list is complete, the very bits of some logits. On a GPU,
+whose bits may differ from run to run, its generation stands for the processor, and no bits are
+compared.
+
+The cache is a help: where nothing can be kept (a full disk, no permission), one line says so, and
+the student goes on.
 """
 
+import errno
 import hashlib
 import json
 import math
@@ -28,34 +39,126 @@ from tqdm import tqdm
 
 from utils.data import Dataset
 from utils.data.views import PADDING, Batch, epoch_plan, view_numbers
+from utils.environment import processor
 from utils.files import atomic, make_folder
-from utils.teachers import Teacher
+from utils.program import RunFailed, UserError, is_first
+from utils.teachers import PIECE, Teacher
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def digest_of(facts: dict) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def teacher_facts(teacher: Teacher, data: Dataset, precision: str, device: torch.device) -> dict:
+    """What its logits of the training images are a function of, ready for JSON."""
+    members = [member.identity for member in teacher.members]
+    for identity in members:  # what a net is called changes no logit
+        del identity["label"], identity["seed"]
+    return {
+        "members": members,
+        "data": data.fingerprint,
+        "split_seed": data.split_seed,
+        "precision": precision,
+        "device": device.type,
+        "padding": PADDING,
+    }
+
+
+def sample_logits(teacher: Teacher, data: Dataset, precision: str) -> torch.Tensor:
+    """Logits (64, K) of the first training images on the CPU, computed as in a student's step."""
+    images = data.train.images[:PIECE].cpu()
+    half = torch.autocast("cpu", DTYPES[precision], enabled=precision != "no")
+    with torch.inference_mode(), half:
+        return teacher.logits(images)
+
+
+def arithmetic_facts(teacher: Teacher, device: torch.device, sample: torch.Tensor | None) -> dict:
+    """What a logit's last bits depend on besides, ready for JSON; `sample`: logits on a CPU."""
+    facts = {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "folded": [member.folded for member in teacher.members],
+    }
+    if sample is not None:
+        facts["processor"] = processor()
+        bits = sample.contiguous().view(torch.uint8).numpy().tobytes()
+        facts["logits"] = hashlib.sha256(bits).hexdigest()
+    elif torch.cuda.is_available():
+        facts["processor"] = torch.cuda.get_device_capability(device)
+    return facts
 
 
 class LogitFiles:
-    """The files of one teacher, data set, split and precision."""
+    """The files of one teacher, data set, split, precision and arithmetic."""
 
     def __init__(self, root: str, teacher: Teacher, data: Dataset, accelerator: Accelerator):
         precision, self.device = accelerator.mixed_precision, accelerator.device
-        members = [member.identity for member in teacher.members]
-        for said in members:  # what a net is called changes no logit
-            del said["label"], said["seed"]
-        key = {"members": members, "data": data.fingerprint, "split_seed": data.split_seed}
-        key |= {"precision": precision, "device": self.device.type, "padding": PADDING}
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-        self.folder = Path(root, data.name, f"{teacher.model}_{digest}")
-        make_folder(self.folder, "--teacher_cache")
-        self.writable = os.access(self.folder, os.W_OK)
-        self.shape, self.dtype = (len(data.train.labels), data.num_classes), DTYPES[precision]
+        on_cpu = self.device.type == "cpu"
+        sample = sample_logits(teacher, data, precision) if on_cpu else None
+        name = f"{teacher.model}_{digest_of(teacher_facts(teacher, data, precision, self.device))}"
+        facts = arithmetic_facts(teacher, self.device, sample)
+        arithmetic = f"torch={facts['torch']}_threads={facts['threads']}_{digest_of(facts)}"
+        self.folder = Path(root, data.name, f"{name}_{arithmetic}")
+        self.say_others(name)
+        self.fault = self.make()  # why nothing can be kept, or None
+        self.given_up = False
+        self.shape = len(data.train.labels), data.num_classes
+        # A net may leave autocast before its end, and its logits are kept as they are.
+        self.dtype = DTYPES[precision] if sample is None else sample.dtype
         self.flip = data.flip
         # Each process sees a part of an epoch only.
         self.complete = accelerator.num_processes == 1
         self.sound: dict[str, np.memmap] = {}
 
+    def say_others(self, name: str) -> None:
+        """Where this teacher's logits lie in other folders alone, say why they are not read."""
+        if self.folder.exists():
+            return
+        older = sorted(path.name for path in self.folder.parent.glob(f"{name}*"))
+        if older and is_first():
+            tqdm.write(
+                f"--teacher_cache: this teacher's logits in {', '.join(older)} (in "
+                f"{self.folder.parent}) are not read. They were made by another version of torch "
+                "or of this program, with another number of threads or on another processor, and "
+                f"would differ in their last bits from those of {self.folder.name}. Delete what "
+                "you do not need"
+            )
+
+    def make(self) -> str | None:
+        """Make the folder; None, or why nothing can be kept in it.
+
+        Raises UserError where --teacher_cache is no folder and cannot become one.
+        """
+        try:
+            make_folder(self.folder, "--teacher_cache")
+        except UserError as error:
+            reason = error.__cause__
+            if not (os.path.isdir(self.folder.parents[1]) or reason.errno in DISK_FULL):
+                raise
+            return reason.strerror
+        return None if os.access(self.folder, os.W_OK) else "no permission"
+
+    def keep(self, name: str, logits: torch.Tensor) -> None:
+        """`write` for a run that can do without: where it fails, say so once, and keep no more."""
+        if self.given_up:
+            return
+        if self.fault is None:
+            try:
+                self.write(name, logits)
+                return
+            except RunFailed as failure:
+                self.fault = failure.__cause__.strerror
+        self.given_up = True
+        tqdm.write(
+            f"--teacher_cache: {name} cannot be kept in {self.folder}: {self.fault}. The run goes "
+            "on without: what is not there is computed, and no more is kept"
+        )
+
     def write(self, name: str, logits: torch.Tensor) -> None:
-        """Keep logits (N, K) under that name."""
+        """Keep logits (N, K) under that name. Raises RunFailed where the disk does not take it."""
         content = logits.to("cpu", self.dtype).contiguous().view(torch.uint8).numpy()
         with atomic(self.folder / f"{name}_{zlib.crc32(content):08x}.bin") as file:
             file.write(content)
@@ -65,22 +168,34 @@ class LogitFiles:
         return torch.from_numpy(np.array(self.sound[name][index])).view(self.dtype)
 
     def has(self, name: str) -> bool:
-        """Map a file of the right size and checksum; remove one where they are not."""
+        """Whether its logits can be read. Removes a file of the wrong size or checksum."""
         if name in self.sound:
             return True
-        size = self.dtype.itemsize
         for path in self.folder.glob(f"{name}_*.bin"):
-            # Another run has just removed it, or we may not.
-            with suppress(FileNotFoundError, PermissionError):
-                if path.stat().st_size == math.prod(self.shape) * size:
-                    # As whole numbers, for NumPy has no bfloat16.
-                    mapped = np.memmap(path, f"i{size}", "r", shape=self.shape)
-                    if path.stem.endswith(f"_{zlib.crc32(mapped):08x}"):
-                        self.sound[name] = mapped
-                        return True
-                tqdm.write(f"{path} is damaged: removed, and computed anew")
+            try:
+                mapped = self.map(path)
+            except FileNotFoundError:  # another run has just removed it
+                continue
+            except OSError as error:
+                tqdm.write(f"{path} cannot be read ({error.strerror}): computed anew")
+                continue
+            if mapped is not None:
+                self.sound[name] = mapped
+                return True
+            with suppress(OSError):  # removed by another run, or we may not
                 path.unlink()
+            state = "not removed" if path.exists() else "removed"
+            tqdm.write(f"{path} is damaged: {state}, and computed anew")
         return False
+
+    def map(self, path: Path) -> np.memmap | None:
+        """What a file holds; None where its size or its checksum is wrong. Raises OSError."""
+        size = self.dtype.itemsize
+        if path.stat().st_size != math.prod(self.shape) * size:
+            return None
+        # As whole numbers, for NumPy has no bfloat16.
+        mapped = np.memmap(path, f"i{size}", "r", shape=self.shape)
+        return mapped if path.stem.endswith(f"_{zlib.crc32(mapped):08x}") else None
 
     def epoch(self, name: str, plan: torch.Tensor) -> torch.Tensor | None:
         """Logits of an epoch in the order of its plan; None unless it or all views are there."""
@@ -129,7 +244,4 @@ class CachedTeacher:
             self.logits.copy_(logits)
         yield self.known
         if not self.known and files.complete:
-            if files.writable:
-                files.write(name, self.logits)
-            else:
-                tqdm.write(f"{files.folder}: no permission to keep epoch {epoch} there")
+            files.keep(name, self.logits)

@@ -5,6 +5,7 @@ weights are looked for, their names are translated (models/spellings.py), and th
 net that --teacher names. No code in a file is ever run.
 """
 
+import copy
 import hashlib
 import math
 from argparse import Namespace
@@ -35,6 +36,8 @@ PRETRAINED = "pretrained"  # the --teacher_path that lets timm download
 # On a CPU a logit's last bits depend on how many images it was computed with, so it is always
 # this many. Larger pieces are no faster (they leave the caches), and would be filled up more often.
 PIECE = 64
+TRIED_SIZE = 32  # pixels a side of the images that a folded net is compared on
+SAME_LOGITS = 1e-9  # of the largest logit, in float64
 
 
 @dataclass
@@ -44,6 +47,7 @@ class Member:
     Its inputs are pixels / 255, normalised with `mean` and `std` and then enlarged to `size` pixels
     a side, if given. `label` says how it was trained, or is the file's stem and the `key` of the
     weights in it; of other people's files `seed` is None, and `loss` what --teacher_loss says.
+    `folded`: its batch norms lie in its convolutions, which changes a logit's last bits.
     """
 
     net: nn.Module
@@ -57,6 +61,7 @@ class Member:
     seed: int | None = None
     size: int | None = None
     key: str | None = None
+    folded: bool = False
 
     def logits(self, images: Tensor) -> Tensor:
         pixels = normalise(images, self.mean, self.std)
@@ -108,8 +113,11 @@ class Teacher:
         return logits if self.temperature == 1 else logits.float() / self.temperature
 
     def to(self, device: torch.device) -> "Teacher":
+        """Move its nets there, ready to be run often: with their batch norms folded."""
         for member in self.members:
-            member.net = folded(member.net).to(device)
+            net = folded(member.net, member.size or TRIED_SIZE)
+            member.folded = member.folded or net is not member.net
+            member.net = net.to(device)
         return self
 
     @property
@@ -150,13 +158,30 @@ class Teacher:
         return known | {"model": self.model, "label": self.label}
 
 
-def folded(net: nn.Module) -> nn.Module:
-    """The net with batch norms in the convolutions before them, where its code can be traced."""
+def folded(net: nn.Module, size: int = TRIED_SIZE) -> nn.Module:
+    """The net with batch norms in the convolutions before them; itself where that fails.
+
+    It fails where its code cannot be traced, where it does not take images of `size` pixels a
+    side, or where the folded net is another one, as of a convolution that is called twice.
+    """
     with suppress(Exception):  # a stranger's code may do anything, and the library is experimental
         from torch.fx.experimental.optimization import fuse
 
-        return fuse(net)
+        # In float64 folding costs no more than its rounding, so any real difference shows.
+        exact = copy.deepcopy(net).double()
+        if agree(exact, fuse(exact), size):
+            return fuse(net)
     return net
+
+
+@torch.no_grad()
+def agree(net: nn.Module, other: nn.Module, size: int) -> bool:
+    """Whether two nets in float64 have the same logits of a batch of noise, but for rounding."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, 3, size, size, generator=generator, dtype=torch.float64)
+    logits, others = net(images), other(images)
+    allowed = SAME_LOGITS * logits.abs().max().item()
+    return torch.allclose(others, logits, rtol=0, atol=allowed)
 
 
 def refusal(path: str | Path, reason: str) -> UserError:

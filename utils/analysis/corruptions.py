@@ -2,7 +2,8 @@
 
 Our own take their constants, which are meant for 32 x 32 pixels, from Hendrycks and Dietterich,
 "Benchmarking neural network robustness to common corruptions and perturbations", ICLR 2019 (the
-CIFAR-10-C variant), but not their images, libraries or random numbers: results on them are not
+CIFAR-10-C variant), and their rules at the border, but not their images, libraries or random
+numbers; grey levels are rounded, where the published ones are cut off. Results on them are not
 results on CIFAR-10-C.
 """
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.transforms.v2.functional import gaussian_blur, pil_to_tensor, to_pil_image
 
 from utils.files import refused
@@ -31,6 +33,11 @@ SOURCES = {
     "cifar10c": ("CIFAR-10-C", "https://zenodo.org/record/2535967"),
     "cifar100c": ("CIFAR-100-C", "https://zenodo.org/record/3555552"),
 }
+CIFAR_CLASSES = {  # what the images of --on were made of, and its classes
+    "cifar10c": ("CIFAR-10", 10),
+    "cifar10h": ("CIFAR-10", 10),
+    "cifar100c": ("CIFAR-100", 100),
+}
 Corrupted = tuple[str, int, Tensor]  # a corruption, its severity, images uint8 (N, 3, H, W)
 
 
@@ -41,9 +48,15 @@ def make_noise(images: Tensor, sigma: float, rng: np.random.Generator) -> Tensor
 
 
 def make_blur(images: Tensor, sigma: float, rng) -> Tensor:
-    """Gaussian blur, sigma in pixels, cut off at four of them."""
-    size = 2 * int(4 * sigma + 0.5) + 1
-    return gaussian_blur(images, [size, size], [sigma])
+    """Gaussian blur, sigma in pixels, cut off at four of them; beyond the border its pixels repeat.
+
+    So do the published images: skimage.filters.gaussian with its mode `nearest` and truncate 4.
+    """
+    reach = int(4 * sigma + 0.5)
+    size = 2 * reach + 1
+    # torchvision would reflect; what it makes of the rim that is added here is cut off again.
+    framed = F.pad(images.float(), [reach] * 4, mode="replicate")
+    return gaussian_blur(framed, [size, size], [sigma])[..., reach:-reach, reach:-reach]
 
 
 def make_contrast(images: Tensor, share: float, rng) -> Tensor:
@@ -116,6 +129,8 @@ def published_corruptions(
         f"put the files of {title} ({address}) there, whole, name the folder above it by "
         "--data_dir, or choose by --corruptions those that are there"
     )
+    if not files[0].exists():
+        refuse_other_data(source, labels)
     published, *arrays = (mapped(file, way_out) for file in files)
     if not np.array_equal(published, np.tile(labels.numpy(), len(SEVERITIES))):
         wanted = f"the labels of the run's test split ({len(labels)} images), once per severity"
@@ -125,6 +140,18 @@ def published_corruptions(
         for name, array in zip(names, arrays, strict=True)
         for severity, part in zip(SEVERITIES, np.split(array, len(SEVERITIES)), strict=True)
     )
+
+
+def refuse_other_data(source: str, labels: Tensor) -> None:
+    """Before a download is asked for that could not fit a run. Raises UserError.
+
+    `labels` (N,) of the run's test split; CIFAR's has 10,000 images, as many of each class.
+    """
+    name, classes = CIFAR_CLASSES[source]
+    if labels.bincount().tolist() != [10_000 // classes] * classes:
+        own = f"{len(labels)} images of {len(labels.unique())} classes"
+        fault = f"the run's test split, {own}, is not {name}'s"
+        raise UserError(f"--on {source}: {fault}; evaluate a run on {name}")
 
 
 def mapped(file: Path, way_out: str) -> np.ndarray:

@@ -46,12 +46,15 @@ def is_grid(sweep: Sweep) -> bool:
 
 
 def heat_map(sweep: Sweep, metric: str, file) -> None:
-    """Validation means over a grid, darker = better, the chosen cell framed; grey without a run."""
+    """Validation means over a grid, darker = better, the chosen cell framed; grey without a run.
+
+    Of the seeds that all settings have, as they were compared.
+    """
     column = COLUMNS[metric]
     across, down = (sorted(set(values)) for values in zip(*sweep.places.values(), strict=True))
     values = np.full((len(down), len(across)), np.nan)
     for group, (x, y) in sweep.places.items():
-        values[down.index(y), across.index(x)] = group.validation(metric).mean()
+        values[down.index(y), across.index(x)] = group.validation(metric, sweep.seeds).mean()
     with drawing(file, 1.1 + 0.56 * len(across), 1.0 + 0.42 * len(down)) as (figure, [[axes]]):
         axes.set_facecolor("#d5d9de")
         shade = np.ma.masked_invalid(values if column.best == "max" else -values)
@@ -71,11 +74,20 @@ def heat_map(sweep: Sweep, metric: str, file) -> None:
         axes.set_title(f"{column.head}, validation", fontsize=9)
 
 
-def with_legend(figure, axes, count: int) -> None:
-    """Below the figure, of what is drawn in `axes`, with room for `count` nets."""
-    figure.set_figheight(figure.get_figheight() + 0.19 * ((count + 1) // 2))
+def with_legend(figure, axes) -> None:
+    """Below the figure, of what is drawn in `axes`; the figure grows until the legend fits in."""
     handles = axes.get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    place = {"loc": "outside lower center", "fontsize": 8, "frameon": False}
+    for columns in (2, 1):
+        legend = figure.legend(*handles, ncols=columns, **place)
+        extent = legend.get_window_extent(figure.canvas.get_renderer())
+        if extent.width <= figure.bbox.width:
+            break
+        if columns > 1:
+            legend.remove()
+    # A single name may still be wider than the figure.
+    figure.set_figwidth(max(figure.get_figwidth(), extent.width / figure.dpi + 0.1))
+    figure.set_figheight(figure.get_figheight() + extent.height / figure.dpi)
 
 
 def label_of(group: Group) -> str:
@@ -88,17 +100,18 @@ def top1_against_ece(section: Section, file) -> None:
     with drawing(file, 9.6, 4.2) as (figure, [[axes]]):
         for group, line in zip(section.drawn, LINES, strict=False):
             style = {"color": line["color"], "marker": "^" if group.teachers else "o"}
-            raw, scaled = (group.rows[logits].cells for logits in LOGITS)
-            top1, top1_sd, *_ = np.nan_to_num(100 * np.array(raw["top1"][:2]))
-            ends = [np.nan_to_num(100 * np.array(cells["ece"][:2])) for cells in (raw, scaled)]
-            axes.plot([ends[0][0], ends[1][0]], [top1, top1], linewidth=0.6, **line)
-            for (error, sd), fill in zip(ends, (line["color"], "white"), strict=True):
+            # A third party's teacher has no scaled row.
+            known = [group.rows[logits].cells for logits in LOGITS if logits in group.rows]
+            top1, top1_sd, *_ = np.nan_to_num(100 * np.array(known[0]["top1"][:2]))
+            ends = [np.nan_to_num(100 * np.array(cells["ece"][:2])) for cells in known]
+            axes.plot([ends[0][0], ends[-1][0]], [top1, top1], linewidth=0.6, **line)
+            for (error, sd), fill in zip(ends, (line["color"], "white"), strict=False):
                 label = label_of(group) if fill != "white" else None
                 axes.errorbar(error, top1, top1_sd, sd, mfc=fill, label=label, **style)
         axes.set(xlabel="ECE %", ylabel="top-1 %")
         axes.set_xlim(left=0)
         axes.grid()
-        with_legend(figure, axes, len(section.drawn))
+        with_legend(figure, axes)
 
 
 def learning_curves(section: Section, file) -> None:
@@ -124,7 +137,7 @@ def learning_curves(section: Section, file) -> None:
             axes.set_xlabel("epoch")
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.grid()
-        with_legend(figure, row[0], len(known))
+        with_legend(figure, row[0])
 
 
 def severity_boxes(titles: list[str], measured: list[dict], file) -> None:
@@ -136,12 +149,15 @@ def severity_boxes(titles: list[str], measured: list[dict], file) -> None:
     NeurIPS 2019.
     """
     severities, centres = [CLEAN, *map(str, SEVERITIES)], np.arange(1 + len(SEVERITIES))
-    boxes, width = list(product(zip(titles, measured, strict=True), LOGITS)), 0.4 / len(titles)
+    width = 0.4 / len(titles)
+    places = enumerate(product(zip(titles, measured, strict=True), LOGITS))
+    # A third party's teacher has no scaled logits: its second place stays empty.
+    boxes = [(place, *net, kind) for place, (net, kind) in places if kind in net[1][MEAN][MEAN]]
     size = 8, 2.5 * len(BOXES), len(BOXES)
     with drawing(file, *size, format="png", sharex=True) as (figure, axes):
         for metric, panel in zip(BOXES, axes[:, 0], strict=True):
             column = COLUMNS[metric]
-            for place, ((title, one), logits) in enumerate(boxes):
+            for place, title, one, logits in boxes:
                 corrupted = [by for name, by in one.items() if name not in (CLEAN, MEAN)]
                 found = [one[CLEAN].values()]
                 found += [[by[severity] for by in corrupted] for severity in severities[1:]]
@@ -166,4 +182,4 @@ def severity_boxes(titles: list[str], measured: list[dict], file) -> None:
             panel.set_xticks(centres, severities)
             panel.set_ylabel(column.head)
         panel.set_xlabel("severity")
-        with_legend(figure, panel, len(boxes))
+        with_legend(figure, panel)

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from operator import attrgetter
+from pathlib import Path
 
 import numpy as np
 
@@ -21,7 +22,7 @@ def alike(items: Iterable, key: Callable) -> list[list]:
 
 def same_but_for_seed(record: Record) -> tuple:
     """Equal for runs that differ only in the seed, their own and their teachers', or --exp_name."""
-    names = *record.data, record.model, record.label
+    names = *record.data, record.model, record.label, record.net_epoch
     settings = {key: x for key, x in record.settings.items() if key not in ("seed", "teacher")}
     teacher = record.teacher and (record.teacher.exp_name, same_but_for_seed(record.teacher))
     return json.dumps([names, settings], sort_keys=True), teacher
@@ -61,7 +62,8 @@ class Group:
     @property
     def name(self) -> str:
         """`resnet8 KD T=4 Lambda=0.9`, and what sets it apart from others of that name."""
-        return " ".join(filter(None, (self.first.name, self.exp_name, self.difference)))
+        parts = self.first.name, self.first.note, self.exp_name, self.difference
+        return " ".join(filter(None, parts))
 
     @property
     def full_name(self) -> str:
@@ -77,22 +79,34 @@ class Group:
     def has_history(self) -> bool:
         return all(record.history for record in self.records)
 
-    def validation(self, metric: str) -> np.ndarray:
-        """A metric of every run, raw, on validation (fractions); empty where it is unknown."""
-        measured = [record.measured["val"] for record in self.records]
+    def validation(self, metric: str, seeds: set[tuple] | None = None) -> np.ndarray:
+        """A metric of every run, raw, on validation (fractions); empty where it is unknown.
+
+        Of the runs of these `seeds` (see `seeds_of`), where there are some to choose by.
+        """
+        chosen = [run for run in self.records if not seeds or seeds_of(run) in seeds]
+        measured = [run.measured["val"] for run in chosen]
         return np.array([one[metric] for one in measured if metric in one])
 
 
 def group_runs(records: list[Record]) -> tuple[list[Group], list[LeftOut]]:
     """Groups by data set, nets that teach first, each before its students; and repeated runs.
 
-    A teacher whose own run is not among `records` is known from what its students measured.
+    A run that taught stands for itself at the epoch that taught, whichever `records` hold. A
+    teacher whose own run is not among them is known from what its students measured.
     """
+    shown = {record.folder for record in records}
     borrowed: dict[str, Record] = {}
-    for student in (one for one in records if one.teacher and one.teacher.borrowed):
-        known = json.dumps([student.fingerprint, student.settings["teacher"]], sort_keys=True)
-        student.teacher = borrowed.setdefault(known, student.taught_by)
-    everyone = [*records, *borrowed.values()]
+    trained: dict[Path, dict[Record, None]] = {}  # the runs that taught, at the epochs that did
+    for student in with_teachers(records):
+        if student.teacher.borrowed or student.teacher.folder not in shown:
+            own = student.taught_by
+            recorded = [own.fingerprint, own.net_epoch, student.settings["teacher"]]
+            student.teacher = borrowed.setdefault(json.dumps(recorded, sort_keys=True), own)
+        else:
+            trained.setdefault(student.teacher.folder, {})[student.teacher] = None
+    nets = [net for record in records for net in trained.get(record.folder, [record])]
+    everyone = [*nets, *borrowed.values()]
     everyone.sort(key=lambda record: natural(record.seed))
     group_of: dict[Record, Group] = {}
     repeated: list[LeftOut] = []
@@ -111,16 +125,43 @@ def group_runs(records: list[Record]) -> tuple[list[Group], list[LeftOut]]:
     return in_order(groups), repeated
 
 
+def with_teachers(records: list[Record]) -> list[Record]:
+    """The students among the records and among their teachers, which may be another epoch's."""
+    students = [record for record in records if record.teacher]
+    seen = set(students)
+    for student in students:
+        teacher = student.teacher
+        if teacher.teacher and teacher not in seen:
+            seen.add(teacher)
+            students.append(teacher)
+    return students
+
+
+OPTIONAL = ("size", "key", "epoch")  # settings of a teacher that are there only if given
+
+
 def tell_apart(groups: Iterable[Group]) -> None:
     """Where groups of one teacher share a name, add the settings that differ between them."""
     for same in alike(groups, lambda group: (*group.first.data, group.teacher, group.name)):
         settings = [group.first.settings for group in same]
-        for key in sorted(set().union(*settings) - {"seed", "teacher"}):
-            texts = [str(one.get(key)).replace(" ", "") for one in settings]
-            for group, text in zip(same, texts, strict=True):
-                if len(set(texts)) > 1:
-                    text = text if len(text) <= 20 else text[:12]
-                    group.difference = f"{group.difference} {key}={text}".strip()
+        keys = sorted(set().union(*settings) - {"seed", "teacher"})
+        of_all = [key for key in keys if key in OPTIONAL or all(key in one for one in settings)]
+        for key in of_all:
+            add_difference(same, key)
+        # A teacher whose run is not here lacks most settings: a single further one has to do.
+        for key in keys:
+            if len({group.difference for group in same}) < len(same) and key not in of_all:
+                add_difference(same, key)
+
+
+def add_difference(groups: list[Group], key: str) -> None:
+    """A setting added to the groups' names, shortened where that leaves its values different."""
+    texts = [str(group.first.settings.get(key)).replace(" ", "") for group in groups]
+    short = [text if len(text) <= 20 else text[:12] for text in texts]
+    if len(set(texts)) == 1:
+        return
+    for group, text in zip(groups, short if len(set(short)) > 1 else texts, strict=True):
+        group.difference = f"{group.difference} {key}={text}".strip()
 
 
 def in_order(groups: list[Group]) -> list[Group]:

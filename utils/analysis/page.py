@@ -10,7 +10,6 @@ from pathlib import Path
 
 from utils.analysis.figures import heat_map, is_grid, learning_curves, top1_against_ece
 from utils.analysis.groups import Group
-from utils.analysis.records import LOGITS
 from utils.analysis.statistics import Section, Sweep
 from utils.analysis.tables import Entry, Table, render
 from utils.calibration.diagram import reliability_diagrams
@@ -73,11 +72,13 @@ def heat_maps(section: Section, sweep: Sweep) -> str:
 def reliability(group: Group) -> str:
     """Diagrams of its first run, raw and scaled; empty without stored predictions."""
     record = group.first
-    known = [record.probabilities(logits) for logits in LOGITS]
-    if None in known:
-        return ""
-    heads = ("raw", f"scaled, T = {record.temperatures['scaled']:.2f}")
-    panels = [(head, *one) for head, one in zip(heads, known, strict=True)]
+    panels = []
+    for logits, temperature in record.temperatures.items():
+        predicted = record.probabilities(logits)
+        if predicted is None:
+            return ""
+        head = "raw" if logits == "raw" else f"scaled, T = {temperature:.2f}"
+        panels.append((head, *predicted))
     seed = f", seed {record.seed}" if record.seed is not None else ""
     caption = printable(group.full_name + seed)
     draw = partial(reliability_diagrams, panels, format="svg")
@@ -87,7 +88,8 @@ def reliability(group: Group) -> str:
 def commands(sections: list[Section]) -> str:
     groups = [group for section in sections for group in section.groups]
     rows = []
-    for record in (one for group in groups for one in group.records if not one.borrowed):
+    records = [one for group in groups for one in group.records if not one.borrowed]
+    for record in {one.folder: one for one in records}.values():  # once, whatever its epochs
         minutes = f"{record.result['seconds'] / 60:.1f}" if "seconds" in record.result else "–"
         known = [record.config.get(key, "–") for key in ("hardware", "command")]
         rows.append([Entry(printable(text)) for text in (record.folder, minutes, *known)])

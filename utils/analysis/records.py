@@ -24,14 +24,22 @@ from tqdm import tqdm
 
 from models import build_model
 from utils import files
+from utils.analysis.taught import epoch_of_files, find_teachers, teacher_settings
 from utils.data import Dataset
 from utils.data.views import normalise
 from utils.program import UserError
 from utils.runs import is_complete, number_text
-from utils.tables import printable
+from utils.tables import is_third_party, printable
 from utils.teachers import Teacher, teacher_of
 
 LOGITS = ("raw", "scaled")
+# What load_teacher needs of config.json and earlier versions did not write, at its default.
+OLDER_ARGUMENTS = {
+    "teacher_key": None,
+    "teacher_size": None,
+    "teacher_temperature": 1.0,
+}
+LEAST_FLOAT16 = np.finfo(np.float16).min
 MARKS = ("result.json", "config.json", ".lock")  # any of them makes a run folder
 
 
@@ -41,7 +49,8 @@ class Record:
 
     A teacher borrows folder, result and config from its student's run. `teacher` is the run that
     trained the teacher, where one is found, else `taught_by`: the teacher as this run measured it,
-    whose `source` is the run that stores the same logits.
+    whose `source` is the run that stores the same logits. `asked` is the epoch that the user asked
+    for, where a run is shown at another one because that taught.
     """
 
     folder: Path
@@ -52,23 +61,29 @@ class Record:
     title: str = ""  # the folder, without what those of the other runs share
     teacher: "Record | None" = None
     source: "Record | None" = None
+    asked: str = ""
 
     def __post_init__(self):
         """Touch what is later taken for granted: what is absent or of another type fails here."""
         result = self.result
         # The part of the result, and of predictions.npz, that is this net's.
         self.owner = "teacher" if self.borrowed else self.epoch
-        identity = result["teacher"] if self.borrowed else result
+        self.asked = self.asked or self.epoch
+        self.identity = identity = result["teacher"] if self.borrowed else result
         self.model, self.label, self.seed = (identity[key] for key in ("model", "label", "seed"))
+        self.net_epoch = epoch_of_files(identity) if self.borrowed else self.epoch
         self.data = self.dataset, self.fingerprint = result["dataset"], result["fingerprint"]
         files.safe_name(self.label + self.dataset + self.fingerprint)
         hash(self.seed)
         if self.borrowed:  # a third party's file stands for itself
-            known = ("mean", "std", "sha256") if self.seed is None else ("mean", "std")
-            self.settings = {key: identity[key] for key in known}
+            self.settings = teacher_settings(identity, result["settings"]["teacher"])
+            for member in identity.get("members") or [identity]:
+                hash((files.safe_name(member["label"]), member["model"], member["seed"]))
+                hash(member["sha256"])
             self.loss, self.parameters = self.label.replace("_", " "), {}
             self.exp_name = None
-            self.title = printable(f"  teacher {self.model} {self.label}")
+            named = " ".join(filter(None, (self.model, self.label, self.note)))
+            self.title = printable(f"  teacher {named}")
         else:
             self.settings = result["settings"]
             self.loss, self.parameters = result["loss"], result["loss_parameters"]
@@ -77,20 +92,38 @@ class Record:
         parameters = (f"{key}={number_text(x)}" for key, x in self.parameters.items())
         self.name = " ".join([self.model, self.loss, *parameters])
         self.measured: dict = result[self.owner]
+        self.third_party = is_third_party(self.measured)
         self.temperatures = {"raw": 1.0, "scaled": self.measured["temperature"]}
         float(self.measured["temperature"] + self.measured["temperature_at_bound"])
         for metrics in (self.measured["val"], *map(self.measured["test"].get, LOGITS)):
             math.fsum([metrics["top1"], metrics["ece"], *metrics.values()])
+        if self.third_party:  # what was fitted on images that it may know says nothing
+            del self.temperatures["scaled"]
+            test = {kind: x for kind, x in self.measured["test"].items() if kind != "scaled"}
+            self.measured = self.measured | {"test": test}
         self.predictions = self.folder / "predictions.npz"
         self.taught_by = None
         if self.settings.get("teacher"):
-            self.taught_by = Record(self.folder, result, self.config, self.epoch, borrowed=True)
+            self.taught_by = Record(
+                self.folder, result, self.config, self.epoch, borrowed=True, asked=self.asked
+            )
+
+    @property
+    def note(self) -> str:
+        """`best epoch` or `last epoch`, where the user asked for the other one, else nothing."""
+        return "" if self.net_epoch in (None, self.asked) else f"{self.net_epoch} epoch"
+
+    def at(self, epoch: str) -> "Record":
+        """The net that the same run measured at its other epoch."""
+        return Record(
+            self.folder, self.result, self.config, epoch, title=self.title, asked=self.asked
+        )
 
     @property
     def tests(self) -> dict[str, dict[str, float]]:
         """Metrics on test (fractions) of raw, scaled, a teacher's tempered and post-hoc logits."""
         test = self.measured["test"]
-        first = {logits: test[logits] for logits in LOGITS}
+        first = {logits: test[logits] for logits in self.temperatures}
         return first | test | {name: found["test"] for name, found in self.posthoc.items()}
 
     @cached_property
@@ -106,7 +139,7 @@ class Record:
     @property
     def posthoc(self) -> dict[str, dict]:
         """Of `calibrated`, by method, what is this net's and not in its result already."""
-        methods = self.calibrated.get(self.owner, {})
+        methods = {} if self.third_party else self.calibrated.get(self.owner, {})
         return {name: methods[name] for name in methods if name not in ("none", "temperature")}
 
     def stored(self, split: str) -> tuple[Tensor, Tensor]:
@@ -117,13 +150,17 @@ class Record:
                 return self.source.stored(split)
             logits, labels = arrays[name], arrays[f"{split}_labels"]
             fits = logits.shape == (len(labels), self.result["num_classes"]) and len(labels) > 0
-            if not fits or not np.isfinite(logits).all():
+            # A teacher may rule classes out by a logit of -inf, but not all of them.
+            if not fits or not np.isfinite(logits.max(axis=1)).all():
                 raise ValueError(f"{split} logits of shape {logits.shape}, or not finite")
             return torch.from_numpy(logits).float(), torch.from_numpy(labels)
 
     def probabilities(self, logits: str) -> tuple[Tensor, Tensor] | None:
-        """Of the test split: softmax, float64 (N, K), and labels (N,); None without the file."""
-        if not self.predictions.exists():
+        """Of the test split: softmax, float64 (N, K), and labels (N,).
+
+        None without the file, and of the scaled logits of a third party's teacher.
+        """
+        if logits not in self.temperatures or not self.predictions.exists():
             return None
         values, labels = self.stored("test")
         return (values.double() / self.temperatures[logits]).softmax(dim=1), labels
@@ -145,16 +182,23 @@ class Record:
                 for line in map(json.loads, path.read_text().splitlines())
             ]
 
-    def can_teach(self, digest: str) -> bool:
-        """Whether it has weights of that SHA-256, or none that could tell."""
-        weights = (self.folder / f"model_{which}.pth" for which in ("best", "last"))
-        known = [files.sha256(file) for file in weights if file.exists()]
-        return not known or digest in known
+    @cached_property
+    def weight_hashes(self) -> dict[str, str]:
+        """SHA-256 of the weights of its best and last epoch, of those that were not deleted."""
+        weights = {which: self.folder / f"model_{which}.pth" for which in ("best", "last")}
+        return {which: files.sha256(file) for which, file in weights.items() if file.exists()}
 
-    def measured_alike(self, other: "Record") -> bool:
+    def nll_distance(self, other: "Record", epoch: str) -> float:
+        """How far its raw test NLL at an epoch is from the other's, relative to that."""
+        nll = self.result[epoch]["test"]["raw"].get("nll")
+        others = other.measured["test"]["raw"].get("nll")
+        if nll is None or others is None:  # infinite, of a net that rules a label out
+            return math.inf
+        return abs(nll - others) / max(others, 1e-12)
+
+    def measured_alike(self, other: "Record", tolerance: float) -> bool:
         """Whether its raw test NLL is the other's but for rounding, as of the same weights."""
-        nll, others = (one.measured["test"]["raw"]["nll"] for one in (self, other))
-        return math.isclose(nll, others, rel_tol=1e-3)
+        return self.nll_distance(other, self.epoch) <= tolerance
 
     def forward(self, device: torch.device) -> Callable[[Tensor], Tensor]:
         """What gives its logits (B, K) of images uint8 (B, 3, H, W) on the device.
@@ -178,7 +222,10 @@ class Record:
 
     def load_teacher(self) -> Teacher:
         """The student's teacher, from where its command found it; checked by its hash."""
-        given = self.config.get("arguments", {})
+        given = OLDER_ARGUMENTS | self.config.get("arguments", {})
+        for flag in ("teacher", "teacher_path"):  # before ensembles they were texts
+            if isinstance(given.get(flag), str):
+                given[flag] = [given[flag]]
         facts = {key: self.result[key] for key in ("num_classes", "mean", "std", "fingerprint")}
         # What a teacher is checked against; its images are not needed.
         data = Dataset(self.dataset, train=None, val=None, test=None, **facts)
@@ -218,12 +265,12 @@ def read_runs(roots: Iterable[Path], epoch: str) -> tuple[list[Record], list[Lef
     ordered = tqdm(sorted(folders.values(), key=str), "reading runs", leave=False, disable=None)
     runs = [read_run(folder, epoch) for folder in ordered]
     finished = [run for run in runs if isinstance(run, Record)]
-    find_teachers(finished)
     if finished:
         places = [os.path.realpath(str(record.folder)) for record in finished]
         shared = Path(places[0]).parents[1] if len(places) == 1 else os.path.commonpath(places)
         for record, place in zip(finished, places, strict=True):
             record.title = printable(os.path.relpath(place, shared))
+    find_teachers(finished)
     return finished, [run for run in runs if isinstance(run, LeftOut)]
 
 
@@ -257,47 +304,45 @@ def read_run(folder: Path, epoch: str) -> Record | LeftOut:
         return LeftOut(folder, files.one_line(error).replace(f"{folder}/", ""))
 
 
-def find_teachers(records: list[Record]) -> None:
-    """Set every student's teacher: the run that trained it, if that is there, or `taught_by`.
-
-    A run is found by its name, and known by its weights where they were not deleted.
-    """
-
-    def name(record: Record, label: str) -> tuple:
-        return record.model, files.safe_name(label), record.seed, record.fingerprint
-
-    named: dict[tuple, list[Record]] = {}
-    for run in records:
-        named.setdefault(name(run, run.label), []).append(run)
-    for student in (one for one in records if one.taught_by):
-        own = student.taught_by
-        labels = own.label, own.label.rsplit("_Tcal=", 1)[0]
-        exact, untempered = (named.get(name(own, label), []) for label in labels)
-        run = next((x for x in exact or untempered if x.can_teach(own.measured["sha256"])), None)
-        student.teacher = run if run in exact else own
-        if run and run.predictions.exists() and run.measured_alike(own):
-            own.source = run
-
-
 def pack(records: list[Record], file) -> None:
-    """Write what a report needs of runs, test logits as float16, as a .zip file for `read_runs`."""
+    """Write what a report needs of runs, test logits as float16, as a .zip file for `read_runs`.
+
+    A run whose best and whose last epoch are shown is in `records` twice, and in the file once.
+    """
+    epochs: dict[Path, list[Record]] = {}
+    for record in records:
+        epochs.setdefault(record.folder, []).append(record)
+    stored = {(record.folder, record.owner) for record in records}
     with zipfile.ZipFile(file, "w", zipfile.ZIP_BZIP2) as archive:
-        for record in records:
+        for record, *others in epochs.values():
             copied = map(record.folder.joinpath, ("result.json", "config.json", "metrics.jsonl"))
             contents = {file.name: file.read_bytes() for file in copied if file.exists()}
             if record.predictions.exists():
                 arrays = {}
-                nets = [record, record.taught_by]
-                # A teacher with a run of its own is in that.
-                for net in (one for one in nets if one and not one.source):
+                nets = [record, *others, record.taught_by]
+                for net in filter(None, nets):
+                    # A teacher with a run of its own is in that.
+                    if net.source and (net.source.folder, net.source.owner) in stored:
+                        continue
                     logits, labels = net.stored("test")
-                    arrays[f"{net.owner}_test_logits"] = logits.numpy().astype(np.float16)
+                    arrays[f"{net.owner}_test_logits"] = half_precision(logits)
                 np.savez(buffer := io.BytesIO(), test_labels=labels.numpy(), **arrays)
                 contents["predictions.npz"] = predictions = buffer.getvalue()
                 digest = {"predictions": hashlib.sha256(predictions).hexdigest()}
                 contents["posthoc.json"] = json.dumps(record.calibrated | digest)
             for name, content in contents.items():
                 archive.writestr(f"{record.title}/{name}", content)
+
+
+def half_precision(logits: Tensor) -> np.ndarray:
+    """Logits (N, K) as float16 (N, K), each row's largest taken off, which no softmax sees.
+
+    So the digits go to the classes that have a probability. What is below float16's range has none
+    at any temperature, and becomes the least number.
+    """
+    values = logits.double()
+    below_top = values - values.amax(dim=1, keepdim=True)
+    return below_top.clamp_min(LEAST_FLOAT16).numpy().astype(np.float16)
 
 
 def finished_nets(
@@ -322,7 +367,7 @@ def finished_nets(
     for record in records:
         nets[record.folder] = record
         teacher = record.taught_by
-        if with_teacher and teacher and not teacher.source:
+        if with_teacher and teacher and teacher.source not in records:
             nets.setdefault((teacher.measured["sha256"], teacher.fingerprint), teacher)
     return list(nets.values())
 

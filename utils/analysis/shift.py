@@ -77,7 +77,8 @@ def against_labels(nets: list[Record], args: Namespace) -> Evaluation:
     for net, share in zip(nets, shares, strict=True):
         metrics, (logits, _) = distributions.label_distribution_metrics, net.stored("test")
         found = net.raw_and_scaled(metrics, logits, share)
-        for kind, one in found.items() if net.taught_by else ():
+        shared = set(net.taught_by.temperatures) if net.taught_by else ()
+        for kind, one in ((kind, found[kind]) for kind in found if kind in shared):
             probs = [each.probabilities(kind)[0] for each in (net, net.taught_by)]
             correlation = distributions.rank_correlation(*map(distributions.entropy, probs))
             one["teacher_entropy_correlation"] = correlation
@@ -94,12 +95,14 @@ def human_labels(data_dir: Path, labels: Tensor) -> Tensor:
     """
     places = (data_dir.glob(name) for name in ("cifar10h/cifar10h-*.npy", "cifar10h-*.npy"))
     file = next(chain(*places), data_dir / "cifar10h" / "cifar10h-counts.npy")
+    if not file.exists():
+        corruptions.refuse_other_data("cifar10h", labels)
     way_out = "take it from https://github.com/jcpeterson/cifar-10h, or give another --data_dir"
     votes = corruptions.mapped(file, way_out).astype(np.float64)
     fits = votes.ndim == 2 and len(votes) == len(labels)
     if not fits or (votes.argmax(axis=1) == labels.numpy()).mean() < AGREEMENT:
-        other = f"the run's test split, {len(labels)} images, is not these in their order"
-        found = f"{file} has shape {votes.shape}, and {other}"
+        other = f"the run's test split, {len(labels)} images, is not CIFAR-10's: not these in their"
+        found = f"{file} has shape {votes.shape}, and {other} order"
         raise UserError(f"--on cifar10h: {found}; evaluate a run on CIFAR-10")
     return torch.from_numpy(votes / votes.sum(axis=1, keepdims=True))
 
@@ -137,9 +140,13 @@ def in_precision(net: Record, batch_size: int | None) -> Callable[[Tensor], Tens
 def out_of_distribution(nets: list[Record], args: Namespace) -> Evaluation:
     """How well a net tells its test images from those of --on: svhn or an .npz file."""
     foreign, test = foreign_images(args.on, args.data_dir), test_split(nets, args)
+    size = "{} x {} pixels".format(*foreign.shape[2:])
     measured = []
     for net in nets:
         logits = in_precision(net, args.test_batch_size)
+        fault = f"--on {args.on}: {net.title.strip()} cannot take its images of {size}"
+        with refused(fault, "give images of the size that it was trained on"):
+            logits(foreign[:1])
         both = logits(test.images), logits(foreign)
         measured.append(net.raw_and_scaled(distributions.ood_metrics, *both))
     title = f"{printable(args.on)}: its {len(foreign)} images, out of distribution, mixed with "

@@ -17,8 +17,9 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from utils.analysis.groups import Group, alike, group_runs
+from utils.analysis.groups import Group, alike, group_runs, seeds_of
 from utils.analysis.records import LOGITS, LeftOut, Record
+from utils.analysis.splits import suited_to_test
 from utils.calibration import bootstrap
 from utils.calibration.bootstrap import PAIRED, Difference
 from utils.files import one_line
@@ -57,11 +58,16 @@ class Row(NamedTuple):
 
 @dataclass(eq=False)
 class Sweep:
-    """Groups that differ only in numbers: their loss's parameters, or those in TUNED."""
+    """Groups that differ only in numbers: their loss's parameters, or those in TUNED.
+
+    They are compared on the `seeds` that all of them have (see `seeds_of`), for a seed is luck that
+    a setting must not win by. Without one each is judged by its own seeds.
+    """
 
     parameters: list[str]
     places: dict[Group, list[float]]  # the parameters' values
     chosen: Group
+    seeds: set[tuple]
 
     @property
     def name(self) -> str:
@@ -69,6 +75,11 @@ class Sweep:
         run, teacher = self.chosen.first, self.chosen.teacher
         origin = f" from {teacher.full_name}" if teacher else ""
         return f"{run.model} {run.loss}{origin} over {' and '.join(self.parameters)}"
+
+    @property
+    def seeds_differ(self) -> bool:
+        """Whether a setting has a seed that another one lacks."""
+        return any(set(map(seeds_of, group.records)) != self.seeds for group in self.places)
 
 
 @dataclass
@@ -106,6 +117,8 @@ def sections_of(records: list[Record], args: Namespace) -> tuple[list[Section], 
         try:
             rows_of(Group([run]), args, len(group.records) <= MANY or run is group.first)
             len(run.history)
+            if args.resamples or args.test_temperature:
+                suited_to_test(run)
         except Exception as error:  # whatever it is, it concerns this run alone
             reason = one_line(error).replace(f"{run.folder}/", "")
             unreadable[run.folder] = LeftOut(run.folder, reason)
@@ -134,9 +147,12 @@ def section_of(groups: list[Group], names: list[str], args: Namespace) -> Sectio
     return section
 
 
-def validation_loss(group: Group, args: Namespace) -> float:
-    """The mean of the metric that selects, raw, on validation; the lower the better."""
-    values = group.validation(args.select)
+def validation_loss(group: Group, args: Namespace, seeds: set[tuple] | None = None) -> float:
+    """The mean of the metric that selects, raw, on validation; the lower the better.
+
+    Over the runs of these `seeds` where some are given.
+    """
+    values = group.validation(args.select, seeds)
     sign = -1 if COLUMNS[args.select].best == "max" else 1
     return sign * values.mean() if len(values) else math.inf
 
@@ -164,8 +180,10 @@ def find_sweeps(groups: list[Group], args: Namespace) -> list[Sweep]:
         varied = [name for name in numbers[0] if len({one[name] for one in numbers}) > 1]
         if varied:
             values = ([one[name] for name in varied] for one in numbers)
-            chosen = min(same, key=lambda group: validation_loss(group, args))
-            sweeps.append(Sweep(varied, dict(zip(same, values, strict=True)), chosen))
+            places = dict(zip(same, values, strict=True))
+            seeds = set.intersection(*(set(map(seeds_of, group.records)) for group in same))
+            losses = {group: validation_loss(group, args, seeds) for group in same}
+            sweeps.append(Sweep(varied, places, chosen=min(losses, key=losses.get), seeds=seeds))
     return sweeps
 
 
@@ -187,7 +205,7 @@ def rows_of(group: Group, args: Namespace, in_full: bool) -> dict[str, Row]:
     records, rows = group.records, {}
     tests = [record.tests if in_full else record.measured["test"] for record in records]
     kinds = (kind for kind in tests[0] if all(kind in test for test in tests))
-    for logits in kinds if in_full else LOGITS:
+    for logits in kinds if in_full else [kind for kind in kinds if kind in LOGITS]:
         measured = [test[logits] for test in tests]
         metrics = [name for name in COLUMNS if all(name in one for one in measured)]
         values = np.array([[one[name] for name in metrics] for one in measured])
@@ -235,33 +253,66 @@ def mark(section: Section) -> None:
 
 
 def find_group(sections: list[Section], name: str) -> tuple[Section, Group]:
-    """The row that --against names, with or without its teacher. Raises UserError."""
-    rows = [(section, group) for section in sections for group in section.groups]
-    named = {row[1].name: row for row in rows} | {row[1].full_name: row for row in rows}
-    if name not in named:
-        close = get_close_matches(name, named, 1, 0)
-        raise UserError(f"--against {name}: there is no such row; did you mean {''.join(close)}?")
-    return named[name]
+    """The row that --against names: with its teacher and data set, or shorter where that is clear.
+
+    Raises UserError.
+    """
+    places = [(section, group) for section in sections for group in section.groups]
+    names = [
+        (f"{section.title} {group.full_name}", group.full_name, group.name)
+        for section, group in places
+    ]
+    for length in range(3):  # the longest name first: it is some row's own
+        named = [place for place, own in zip(places, names, strict=True) if own[length] == name]
+        if len(named) == 1:
+            return named[0]
+        if named:
+            several = [own for own in names if own[length] == name]
+            unique = len({own[1] for own in several}) == len(several)
+            choices = [repr(own[1] if unique else own[0]) for own in several]
+            fault = f"--against {name}: {len(named)} rows have that name"
+            raise UserError(f"{fault}; give one of {', '.join(choices)}")
+    close = get_close_matches(name, [text for own in names for text in own], 1, 0)
+    raise UserError(f"--against {name}: there is no such row; did you mean {''.join(close)}?")
+
+
+def distinct(section: Section, against: Group) -> list[Group]:
+    """The printed groups but for `against`, and for those that repeat the logits of another.
+
+    A teacher whose logits were divided for its students is the same net as its run's row.
+    """
+
+    def nets(group: Group) -> frozenset:
+        runs = [record.source or record for record in group.records]
+        own = [run.measured["sha256"] if run.borrowed else (run.folder, run.owner) for run in runs]
+        return frozenset(own)
+
+    first: dict[frozenset, Group] = {nets(against): against}
+    for group in sorted(section.printed, key=lambda group: group.first.borrowed):
+        first.setdefault(nets(group), group)
+    return [group for group in section.printed if group in first.values() and group is not against]
 
 
 def differences(section: Section, against: Group) -> dict[tuple[Group, str, str], Difference]:
     """Of each printed group from another: by group, kind of logits and metric (fractions).
 
     p-values are Holm's, for all groups in one metric and kind of logits. A metric that is no mean
-    over images or bins, and a run without stored predictions, has none.
+    over images or bins, and a run without stored predictions, has none. Nor has a teacher that
+    repeats another group's logits, divided for its students: the same test twice is one test.
     """
 
     def matrices(group: Group, logits: str, metric: str) -> list[np.ndarray] | None:
         predicted = [record.probabilities(logits) for record in group.records]
         return None if None in predicted else [PAIRED[metric](*one) for one in predicted]
 
+    groups = distinct(section, against)
     found, draws = {}, section.args.resamples or 1000
     for logits, metric in product(LOGITS, filter(PAIRED.__contains__, section.columns)):
         base = matrices(against, logits, metric)
         family = {
             (group, logits, metric): bootstrap.paired_difference(own, base, draws)
-            for group in section.printed
-            if base and group is not against and (own := matrices(group, logits, metric))
+            for group in groups
+            if base and (own := matrices(group, logits, metric))
         }
         adjusted = bootstrap.holm([one.p for one in family.values()])
         for (key, one), p in zip(family.items(), adjusted, strict=True):

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from itertools import product
 from typing import NamedTuple
 
-from utils.analysis.groups import Group
+from utils.analysis.groups import Group, seeds_of
 from utils.analysis.records import LOGITS
-from utils.analysis.statistics import FEW, Cell, Section, Sweep, differences
+from utils.analysis.splits import COLUMNS_OF_TEST, columns_of_test, comparison
+from utils.analysis.statistics import FEW, Cell, Section, Sweep, differences, distinct
 from utils.calibration.bootstrap import PAIRED, Difference
 from utils.runs import number_text
-from utils.tables import COLUMNS, Column, printable, text_table
+from utils.tables import COLUMNS, NO_SCALED_ROW, Column, printable, text_table
 
 
 class Entry(NamedTuple):
@@ -52,6 +53,8 @@ def main_table(section: Section) -> Table:
         head.append(COLUMNS[metric].head)
         if metric == "ece" and has_chance:
             head += ["95 % interval", "ECE of a calibrated net %"]
+    if section.args.test_temperature:
+        head += [column.head for column in COLUMNS_OF_TEST.values()]
     entries = []
     for group, logits, row in rows:
         opens = logits == "raw"
@@ -70,8 +73,23 @@ def main_table(section: Section) -> Table:
                     ends, floor = map(column.text, cell.interval), map(column.text, cell.calibrated)
                     texts = ["[{}, {}]".format(*ends), "{} (< {})".format(*floor)]
                 line += map(Entry, texts)
+        if section.args.test_temperature:
+            line += entries_of_test(group, logits)
         entries.append(line)
     return Table(head, entries, legend(section, has_chance), "metrics")
+
+
+def entries_of_test(group: Group, logits: str) -> list[Entry]:
+    """The temperatures of a scaled row, in use and suited to test, and the ECE of the latter."""
+    columns = columns_of_test(group.records) if logits == "scaled" else {}
+    entries = []
+    for key, column in COLUMNS_OF_TEST.items():
+        values = columns.get(key)
+        cell = None
+        if values is not None:
+            cell = Cell(values.mean(), values.std(ddof=1) if len(values) > 1 else math.nan)
+        entries.append(metric_entry(cell, column))
+    return entries
 
 
 def metric_entry(cell: Cell | None, column: Column) -> Entry:
@@ -92,6 +110,10 @@ def legend(section: Section, has_chance: bool) -> list[str]:
     few = "mce" in section.columns and any(row.few for row in rows)
     at_bound = any(row.at_bound for row in rows)
     borrowed = any(group.first.borrowed for group in groups)
+    other = {"best": "last", "last": "best"}[args.epoch]
+    taught = any(group.first.note for group in groups)
+    of_test = args.test_temperature
+    third_party = any(group.first.third_party for group in groups)
     unprinted = len(section.groups) - len(groups)
     sentences = {
         f"Test split, {epoch}; scaled: logits divided by the temperature that fits the validation "
@@ -106,10 +128,17 @@ def legend(section: Section, has_chance: bool) -> list[str]:
         f"←: chosen from its sweep by validation {select}; the sweep's other settings do not take "
         "part in the comparison.": section.sweeps,
         "†: the temperature lies at the bound of its range; do not trust the row.": at_bound,
+        f"{other} epoch: what taught the students below it; a teacher is always shown at the "
+        "epoch that they were taught by.": taught,
+        "T of test: what fits the test split best, and the ECE that it gives there. It has seen "
+        "the labels: no result, but what the transfer of T from validation costs.": of_test,
         "A teacher without a run here is shown as its students' runs measured it.": borrowed,
+        f"A third party's teacher has no scaled row. {NO_SCALED_ROW}": third_party,
         f"{unprinted} further nets are in report.csv only (--nets prints more).": unprinted,
     }
     said = [sentence for sentence, holds in sentences.items() if holds]
+    nets = [record for group in groups for record in group.records]
+    said += comparison(nets, bool(args.resamples or args.test_temperature))
     said += [sweep_sentence(section, one) for one in section.sweeps if one.chosen in groups]
     runs = (record for group in groups for record in group.records)
     fits = (fit for run in runs for fit in run.posthoc.items())
@@ -128,7 +157,19 @@ def sweep_sentence(section: Section, sweep: Sweep) -> str:
         worth.append(f"{COLUMNS[metric].head} {' → '.join(dict.fromkeys(texts))}")
     select = COLUMNS[section.args.select].head.removesuffix(" %")
     what = f"Sweep of {printable(sweep.name)}, {len(sweep.places)} settings: {setting}"
-    return f"{what} has the best validation {select}. On test, raw → scaled: {', '.join(worth)}."
+    text = f"{what} has the best validation {select}{compared_on(sweep)}."
+    return f"{text} On test, raw → scaled: {', '.join(worth)}."
+
+
+def compared_on(sweep: Sweep) -> str:
+    """Which runs of the settings were compared, where not all have the same seeds."""
+    if not sweep.seeds_differ:
+        return ""
+    if not sweep.seeds:
+        return " (no seed is common to all settings: each is judged by its own, so beware)"
+    runs = {seeds_of(run): run for group in sweep.places for run in group.records}
+    seeds = [str(run.seed) for key, run in runs.items() if key in sweep.seeds]
+    return f" on the seeds that all settings have ({', '.join(dict.fromkeys(seeds))})"
 
 
 def paired_table(section: Section, against: Group) -> Table:
@@ -146,6 +187,12 @@ def paired_table(section: Section, against: Group) -> Table:
             rows.append([Entry(name), Entry(logits), *cells])
     note = "95 % intervals: bootstrap over test images, the same for both rows, and the spread of "
     notes = [note + "their runs; of single runs the former alone."]
+    tested = [against, *distinct(section, against)]
+    repeated = [printable(group.full_name) for group in section.printed if group not in tested]
+    if repeated:
+        notes.append(
+            f"Not tested a second time, for another row has its logits: {'; '.join(repeated)}."
+        )
     if not rows:
         notes = ["Nothing to test: no logits are stored of this row, or of any other."]
     return Table(head, rows, notes, "metrics")

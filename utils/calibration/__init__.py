@@ -1,8 +1,10 @@
 """What the confidence of a classifier is worth: logits and labels in, numbers out.
 
 metrics        accuracy, proper scores and calibration errors of a whole split
+selective      risk against coverage: what confidence is worth for choosing what to keep
 temperature    the temperature of least NLL, and the NLL that it leaves
 posthoc        temperature, vector and Dirichlet scaling, fitted on a validation split
+sets           conformal sets, which hold the true class with a chance that is chosen
 distributions  against known label distributions, and on foreign data
 bootstrap      how far a number could be off, a calibrated net's ECE, paired differences
 diagram        reliability diagrams

@@ -47,7 +47,10 @@ def draw_panel(diagram, histogram, title: str, probs, labels, bins: int) -> None
     diagram.bar(x, height, color=BLUE, label="accuracy", **bar)
     diagram.bar(x, rise, bottom=height, label="gap to confidence", **gap)
     diagram.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
-    diagram.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    diagram.set(xlim=(0, 1), ylim=(0, 1))
+    # Boxes whose heights are as 3 to 1, as the rows are, stay equally wide: the bars are aligned.
+    diagram.set_box_aspect(1)
+    histogram.set_box_aspect(1 / 3)
     diagram.set_title(f"{title}\nECE {100 * error:.2f} %", fontsize=9)
     histogram.bar(centres, counts / counts.sum(), color=GREY, **bar)
     histogram.set(xlim=(0, 1), xlabel="confidence")

@@ -54,3 +54,16 @@ def in_pieces(scores: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     rows = max(1, PIECE // scores.shape[1])
     for piece, *parts in zip(*(tensor.split(rows) for tensor in (scores, *others)), strict=True):
         yield piece.double(), *parts
+
+
+def rank_of(scores: Tensor, labels: Tensor) -> Tensor:
+    """Of rows (n, K), how many classes come before the label (n, 1): (n,) int64.
+
+    Equal scores rank by class number, so the order of samples does not matter.
+    """
+    own = scores.gather(1, labels)
+    rank = (scores > own).sum(dim=1)
+    [tied] = torch.where((scores >= own).sum(dim=1) > rank + 1)
+    earlier = torch.arange(scores.shape[1]) < labels[tied]
+    rank[tied] += ((scores[tied] == own[tied]) & earlier).sum(dim=1)
+    return rank

@@ -65,7 +65,7 @@ def decoded(
     for name, part in parts.items():
         here = slice(start, start := start + len(part))
         if part and not readable[here].any():
-            raise ValueError(f"none of the {len(part)} images of {name}/ can be read")
+            raise ValueError(f"none of the {len(part)} images of the {name} split can be read")
         if part:
             labels = np.searchsorted(classes, [label for label, _ in part])
             arrays[f"x_{name}"] = images[here][readable[here]]

@@ -63,9 +63,13 @@ def command(accelerator: Accelerator) -> str:
 
 
 def cpu_name() -> str:
+    return f"{os.cpu_count()} cores, {processor()}"
+
+
+def processor() -> str:
     info = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
-    return f"{os.cpu_count()} cores, {names[0] if names else platform.processor()}"
+    return names[0] if names else platform.processor()
 
 
 def check_gpu() -> None:

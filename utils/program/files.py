@@ -19,6 +19,16 @@ from safetensors.torch import load as load_safetensors
 
 from utils.program import RunFailed, UserError
 
+# What a checkpoint may hold beside tensors: numbers of NumPy, such as a best accuracy. NumPy 1 and
+# 2 call their maker differently. A type that is not here, such as that of objects, stays refused.
+make_scalar = np.float64().__reduce__()[0]
+NUMPY_SCALARS = [
+    (make_scalar, "numpy._core.multiarray.scalar"),
+    (make_scalar, "numpy.core.multiarray.scalar"),
+    np.dtype,
+    *{type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"},
+]
+
 
 @contextmanager
 def unmade_on_failure(path: Path):
@@ -123,7 +133,10 @@ def read_torch(path: Path, way_out: str) -> dict:
 
 
 def unpack_torch(data: bytes):
-    """torch itself does not look at the checksums in its archives. Raises almost any Exception."""
+    """Tensors, and plain values and numbers of NumPy beside them; no code is run.
+
+    torch itself does not look at the checksums in its archives. Raises almost any Exception.
+    """
     file = io.BytesIO(data)
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
@@ -134,7 +147,7 @@ def unpack_torch(data: bytes):
             if archive.testzip() is not None:
                 raise ValueError("a checksum is wrong")
     file.seek(0)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.serialization.safe_globals(NUMPY_SCALARS):
         warnings.simplefilter("ignore")  # torch warns of odd formats before it refuses them
         return torch.load(file, map_location="cpu", weights_only=True)
 

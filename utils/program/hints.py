@@ -147,8 +147,12 @@ def flag_hint(word: str, flags: Collection[str]) -> str:
             other = others[name]
             return f"--{other} is a flag of {ELSEWHERE[other]}; --help lists those of this program"
     beginning = [name for name in own if name.startswith(typed) and len(typed) >= SHORTEST]
-    nearest = beginning if len(beginning) == 1 else get_close_matches(typed, own, 1, ALIKE)
-    return f"did you mean {own[nearest[0]]}?" if nearest else "--help lists the flags"
+    # A beginning that many flags share says nothing.
+    nearest = beginning if len(beginning) < 3 else []
+    nearest = nearest or get_close_matches(typed, own, 1, ALIKE)
+    if not nearest:
+        return "--help lists the flags"
+    return f"did you mean {' or '.join(own[name] for name in nearest)}?"
 
 
 def stray_hint(word: str, words: Sequence[str], takes_value: Mapping[str, bool]) -> str:

@@ -2,14 +2,13 @@
 
 A run keeps the commit and a checksum of every file that decides its numbers. So a finished run
 that is only shown, and one that goes on, can say that the code has changed in the meantime.
-Needs no torch: `python -m utils.source FOLDER...` says it of the runs of a sweep in no time.
+Needs no torch.
 """
 
 import hashlib
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -118,9 +117,6 @@ def sweep_lines(folders: Sequence[Path], total: int) -> str:
     if files:
         number = sum(map(bool, changed.values()))
         lines += f"\nWARNING: the training code has changed since {number} of them began: "
-        lines += f"{listed(files)}. ROOT=... in front trains them anew, elsewhere"
+        lines += f"{listed(files)}. ROOT=... in front of the sweep, or --overwrite among the "
+        lines += "commands' flags, trains them anew"
     return lines
-
-
-if __name__ == "__main__":
-    print(sweep_lines([Path(folder) for folder in sys.argv[2:]], int(sys.argv[1])))

@@ -1,0 +1,113 @@
+"""What a GPU does in a training step: kernels, the gaps between them, conversions of layout.
+
+    python -m scripts.profile_step --model resnet20 --step graph
+
+Profiles 20 steps as train_teacher.py runs them, on random images of CIFAR's shape. Without a GPU it
+shows the CPU's operations instead.
+"""
+
+import re
+from argparse import Namespace
+from collections import defaultdict
+from typing import NamedTuple
+
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from losses import build_loss
+from models import check_name
+from scripts import benchmark
+from utils.objectives import Objective
+from utils.options import CommandLine, count, name, teacher_options
+from utils.program import one_line_errors
+from utils.steps import MODES
+from utils.tables import text_table
+from utils.training import start
+
+STEPS = 20
+WARM_UP = 5  # steps, in which a graph is captured
+MOST = 12  # kernels that are listed
+# cuDNN's kernels that only bring a tensor from one order of its dimensions into another.
+CONVERSION = re.compile(r"nchwToNhwc|nhwcToNchw|convertTensor|transpose", re.IGNORECASE)
+
+
+class Span(NamedTuple):
+    """A kernel's name and when it ran, in microseconds."""
+
+    name: str
+    start: float
+    end: float
+
+
+def options(argv: list[str] | None) -> Namespace:
+    parser = CommandLine(prog="python -m scripts.profile_step", description="Profile a step.")
+    add = parser.add_argument
+    add("--model", type=name(check_name), default="resnet8", help="of the zoo")
+    add("--batch-size", type=count, default=128, help="images per training step")
+    add("--step", choices=MODES, default="auto", help="how a step is launched; see the scripts")
+    args = parser.parse_args(argv)
+    training = f"--epochs 1 --lr 0.001 --step {args.step} --train-batch-size {args.batch_size}"
+    return Namespace(**vars(teacher_options(training.split())) | vars(args))
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = options(argv)
+    accelerator = start()
+    data = benchmark.random_data((STEPS + WARM_UP) * args.batch_size)
+    objective = Objective(build_loss("NLL"))
+    train = benchmark.ours(accelerator, data, args, args.model, objective)["ours"]
+    train(WARM_UP)
+    on_gpu = accelerator.device.type == "cuda"
+    activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
+    with profile(activities=[activity]) as profiled:
+        train(STEPS)
+    print(report(spans_of(profiled.events(), on_gpu), STEPS))
+
+
+def spans_of(events, on_gpu: bool) -> list[Span]:
+    """The kernels among a profile's events; on a CPU the operations that Python has called."""
+    spans = []
+    for event in events:
+        is_kernel = event.device_type == DeviceType.CUDA if on_gpu else event.cpu_parent is None
+        if is_kernel:
+            spans.append(Span(event.name, event.time_range.start, event.time_range.end))
+    return spans
+
+
+def report(spans: list[Span], steps: int) -> str:
+    """The profile of that many steps as text."""
+    whole = max(span.end for span in spans) - min(span.start for span in spans)
+    busy = busy_time(spans)
+    conversions = [span for span in spans if CONVERSION.search(span.name)]
+    converting = sum(span.end - span.start for span in conversions)
+    lines = [
+        f"{len(spans) / steps:.1f} kernels a step, {whole / steps / 1000:.3f} ms a step, "
+        f"of which {100 * (1 - busy / whole):.1f} % are gaps between kernels",
+        f"{len(conversions) / steps:.1f} conversions of layout a step, "
+        f"{100 * converting / whole:.1f} % of the time",
+    ]
+    times, calls = defaultdict(float), defaultdict(int)
+    for span in spans:
+        times[span.name] += span.end - span.start
+        calls[span.name] += 1
+    rows = []
+    for kernel in sorted(times, key=times.get, reverse=True)[:MOST]:
+        microseconds = f"{times[kernel] / steps:.1f}"
+        share = f"{100 * times[kernel] / whole:.1f} %"
+        rows.append([kernel[:60], f"{calls[kernel] / steps:.1f}", microseconds, share])
+    table = text_table(["kernel", "a step", "microseconds a step", "of the time"], rows)
+    return "\n".join([*lines, "", table])
+
+
+def busy_time(spans: list[Span]) -> float:
+    """How long at least one kernel ran, in microseconds."""
+    busy, until = 0.0, float("-inf")
+    for span in sorted(spans, key=lambda span: span.start):
+        busy += max(0.0, span.end - max(span.start, until))
+        until = max(until, span.end)
+    return busy
+
+
+if __name__ == "__main__":
+    with one_line_errors("python -m scripts.profile_step"):
+        main()

@@ -1,0 +1,105 @@
+"""What the shell scripts of sweeps ask of the code.
+
+    python -m scripts.sweep hypersearch.sh grids FL+MDCA KD     the flags that they read, with grids
+    python -m scripts.sweep baselines.sh losses                 every loss, as grid.sh wants it
+    python -m scripts.sweep cifar10.sh check <COMMANDS          refuses commands that are not right
+    python -m scripts.sweep cifar10.sh finished 102 FOLDER...   what is said of finished runs
+
+They call it, with their own name first, which messages begin with.
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:  # started as `python scripts/sweep.py`, whatever folder the caller is in
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    import scripts  # noqa: F401  before torch
+
+import os
+import shlex
+
+from utils.program import UserError, one_line_errors
+from utils.source import sweep_lines
+
+# What needs torch is imported where it is used: to speak of finished runs takes no seconds.
+
+
+def grids(*names: str) -> None:
+    """For each "NAME loss" or "NAME distillation", then "NAME flag FLAG VALUE..." for its flags.
+
+    A variable in front of the command, such as T="1 4", replaces a grid; one that no grid reads is
+    said to have no effect.
+    """
+    from losses import BASES, DISTILLATIONS, TERMS, loss_flags
+
+    read = set()
+    for name in names:
+        try:
+            flags = loss_flags(name)
+        except ValueError as error:
+            raise UserError(f"no grid {name}: {error}") from None
+        print(name, "distillation" if name in DISTILLATIONS else "loss")
+        for flag in flags:
+            print(name, "flag", flag.name, *(f"{value:g}" for value in flag.grid))
+            read.add(flag.name)
+    entries = (BASES | TERMS | DISTILLATIONS).values()
+    unread = {flag.name for entry in entries for flag in entry.flags} - read
+    for flag in sorted(unread & os.environ.keys()):
+        where = f"{flag}={os.environ[flag]} in front"
+        print(f"{where} has no effect on {', '.join(names)}", file=sys.stderr)
+
+
+def losses() -> None:
+    """Every base, every term, and the paper's own: how a run's name begins, then its flags."""
+    from losses import BASES, TERMS, loss_parameters
+    from utils.runs import label_of
+
+    for name in [*BASES, *(f"NLL+{term}" for term in TERMS), "FL+MDCA"]:
+        given = {"gamma": 3} if name in ("FL", "FL+MDCA") else {}
+        parameters = loss_parameters(name, given)
+        flags = (f"--{flag} {value:g}" for flag, value in parameters.items())
+        print(label_of(name, parameters), "--loss", name, *flags)
+
+
+def check() -> None:
+    """Read commands, one a line, as their own scripts do; UserError before any has started."""
+    from utils.options import student_options, teacher_options
+    from utils.runs import arguments_of
+
+    programs = {"train_teacher.py": teacher_options, "train_student.py": student_options}
+    runs: dict[str, str] = {}
+    for line in dict.fromkeys(sys.stdin.read().splitlines()):
+        words = shlex.split(line)
+        place = next(i for i, word in enumerate(words) if os.path.basename(word) in programs)
+        program = os.path.basename(words[place])
+        if {"--help", "-h"} & set(words):
+            raise UserError("--help stands among the commands' flags; give it alone")
+        try:
+            args = programs[program](words[place + 1 :])
+        except UserError as error:
+            raise UserError(f"{program}: {error}") from None
+        run = f"{program} {sorted(arguments_of(args).items())}"
+        if run in runs:
+            raise UserError(f"two commands are the same run, and nothing is started: {line}")
+        runs[run] = line
+
+
+def finished(total: str, *folders: str) -> None:
+    print(sweep_lines([Path(folder) for folder in folders], int(total)))
+
+
+QUESTIONS = {"grids": grids, "losses": losses, "check": check, "finished": finished}
+
+
+def main(words: list[str]) -> None:
+    if not words or words[0] not in QUESTIONS:
+        raise UserError("the scripts of sweeps call it; start one, as bash scripts/hypersearch.sh")
+    QUESTIONS[words[0]](*words[1:])
+
+
+if __name__ == "__main__":
+    if {"--help", "-h"} & set(sys.argv[1:2]):
+        print(__doc__)
+    else:
+        with one_line_errors(sys.argv[1] if len(sys.argv) > 1 else "python -m scripts.sweep"):
+            main(sys.argv[2:])

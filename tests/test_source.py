@@ -1,0 +1,158 @@
+"""A run that is not trained says so, and by which code it was made."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, command, run_script
+
+import train_student
+import train_teacher
+from utils import source
+from utils.files import write_json
+
+NAME = "tiny/resnet8/NLL_seed=42"
+
+
+@pytest.fixture
+def finished(teacher, tmp_path) -> Path:
+    """A copy of a finished run; its root."""
+    shutil.copytree(teacher, tmp_path / "runs" / NAME)
+    return tmp_path / "runs"
+
+
+def change(file: Path, **values) -> None:
+    """Set keys of a JSON file; None removes one."""
+    content = json.loads(file.read_text()) | values
+    write_json(file, {key: value for key, value in content.items() if value is not None})
+
+
+def other_code(config: Path, file: str = "losses/classification.py") -> None:
+    """As if this file had been another one when the run began."""
+    code = json.loads(config.read_text())["training_code"]
+    change(config, training_code=code | {file: "0" * 16})
+
+
+def test_a_finished_run_says_that_it_is_shown(finished, tiny_npz, capsys):
+    result = json.loads((finished / NAME / "result.json").read_text())
+    config = json.loads((finished / NAME / "config.json").read_text())
+    train_teacher.main(command(tiny_npz, finished))
+    first, folder, *_ = capsys.readouterr().out.splitlines()
+    before, now = source.short(config["git"]), source.short(source.commit())
+    assert first == (
+        f"finished on {result['finished']} at commit {before} (the code is now {now}): "
+        "shown, not trained; --overwrite trains anew"
+    )
+    assert folder == str(finished / NAME)
+
+
+def test_a_new_run_says_nothing_of_that(tiny_npz, tmp_path, capsys):
+    train_teacher.main(command(tiny_npz, tmp_path, "--epochs", "1"))
+    assert "shown, not trained" not in capsys.readouterr().out
+
+
+def test_a_finished_run_of_other_code_says_so_loudly(finished, tiny_npz, capsys):
+    other_code(finished / NAME / "config.json")
+    train_teacher.main(command(tiny_npz, finished))
+    printed = capsys.readouterr().out
+    assert "WARNING: the training code has changed since: losses/classification.py." in printed
+    assert "OLD code" in printed and "--overwrite" in printed
+    # What has been trained anew is of today's code.
+    train_teacher.main(command(tiny_npz, finished, "--overwrite"))
+    train_teacher.main(command(tiny_npz, finished))
+    assert "WARNING" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("commit", "said"),
+    [("today", False), ("0123456789abcdef", True), ("unknown", True), (None, True)],
+)
+def test_a_finished_run_of_an_older_version(finished, tiny_npz, capsys, monkeypatch, commit, said):
+    """It recorded no checksums and no date; only an equal commit tells that its code is today's."""
+    monkeypatch.setattr(source, "commit", lambda: "fedcba9876543210")
+    commit = source.commit() if commit == "today" else commit
+    change(finished / NAME / "config.json", training_code=None, git=commit)
+    change(finished / NAME / "result.json", finished=None)
+    train_teacher.main(command(tiny_npz, finished))
+    printed = capsys.readouterr().out
+    assert "finished on 20" in printed and "shown, not trained" in printed
+    assert ("may differ" in printed) == said
+
+
+def test_an_unfinished_run_that_goes_on_with_other_code(finished, tiny_npz, capsys):
+    (finished / NAME / "result.json").unlink()
+    other_code(finished / NAME / "config.json", "utils/steps.py")
+    train_teacher.main(command(tiny_npz, finished))
+    printed = capsys.readouterr().out
+    warning = "WARNING: the training code has changed since this run began: utils/steps.py."
+    assert warning in printed and warning in (finished / NAME / "train_log.txt").read_text()
+    assert printed.index(warning) < printed.index("going on after epoch")
+
+
+def test_an_unfinished_run_that_goes_on_with_the_same_code(finished, tiny_npz, capsys):
+    (finished / NAME / "result.json").unlink()
+    train_teacher.main(command(tiny_npz, finished))
+    printed = capsys.readouterr().out
+    assert "going on after epoch" in printed and "code" not in printed
+
+
+def test_a_student_whose_teacher_has_gone(finished, tiny_npz, tmp_path, capsys):
+    taught = ("--epochs", "1", "--teacher_path", str(finished / NAME))
+    line = command(tiny_npz, tmp_path / "students", *taught)
+    train_student.main(line)
+    shutil.rmtree(finished)
+    [config] = tmp_path.glob("students/*/*/*/config.json")
+    other_code(config, "losses/distillation.py")
+    capsys.readouterr()
+    train_student.main(line)
+    printed = capsys.readouterr().out
+    assert "shown, not trained" in printed and "since: losses/distillation.py" in printed
+
+
+def test_the_checksums_cover_what_training_runs():
+    """Every module of ours that an entry script loads, but for those that decide no number."""
+    aside = {
+        "utils/__init__.py",
+        "utils/environment.py",
+        "utils/files.py",
+        "utils/hints.py",
+        "utils/options.py",
+        "utils/program.py",
+        "utils/runs.py",
+        "utils/source.py",
+        "utils/tables.py",
+    }
+    line = "import sys, train_teacher, train_student\nfor module in list(sys.modules.values()):\n"
+    line += "    print(getattr(module, '__file__', None))"
+    printed = run_script(sys.executable, "-c", line, cwd=ROOT).stdout.split("\n")
+    parts = ("train_teacher.py", "train_student.py", "losses", "models", "utils")
+    files = {Path(file).relative_to(ROOT) for file in printed if file.startswith(f"{ROOT}/")}
+    loaded = {file.as_posix() for file in files if file.parts[0] in parts}
+    assert len(loaded) > 25
+    assert loaded - aside == loaded & source.training_code().keys()
+
+
+def test_an_edit_of_a_loss_is_seen(tmp_path, monkeypatch):
+    for folder in ("losses", "models", "utils"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    for script in ("train_teacher.py", "train_student.py"):
+        shutil.copy(ROOT / script, tmp_path)
+    monkeypatch.setattr(source, "ROOT", tmp_path)
+    config = {"training_code": source.training_code()}
+    assert source.changed_files(config) == []
+    with open(tmp_path / "losses/calibration.py", "a") as file:
+        file.write("\nWEIGHT = 2\n")
+    (tmp_path / "models/plain.py").write_text("")
+    (tmp_path / "utils/tables.py").write_text("")
+    assert source.changed_files(config) == ["losses/calibration.py", "models/plain.py"]
+
+
+def test_what_is_said_of_a_sweep(finished):
+    folder = finished / NAME
+    said = source.sweep_lines([folder, finished / "nowhere"], 5)
+    assert said == "2 of 5 runs are complete from before: not trained again"
+    other_code(folder / "config.json")
+    said = source.sweep_lines([folder], 5)
+    assert "WARNING" in said and "since 1 of them began: losses/classification.py." in said

@@ -1,0 +1,103 @@
+"""Whether validation speaks for test: top-1 on both, and the temperatures that suit either.
+
+A temperature is fitted on validation. Where that is easier than test, it suits test less, and a
+scaled row shows that error of T as if it were the net's own. Nothing here chooses anything.
+"""
+
+import math
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+
+from utils.analysis.records import Record
+from utils.calibration.metrics import ece
+from utils.calibration.temperature import fit_temperature
+from utils.tables import Column
+
+NOISE = 2  # standard errors: a difference of the splits below that may be luck
+COLUMNS_OF_TEST = {
+    "T": Column("T", 1, 3),
+    "of_test": Column("T of test", 1, 3),
+    "ece": Column("ECE % with it", 100, 2),
+}
+
+
+class Suited(NamedTuple):
+    """The temperature that test would choose, and the ECE (fraction) that it gives there."""
+
+    temperature: float
+    ece: float
+
+
+@cache
+def suited_to_test(record: Record) -> Suited | None:
+    """Fitted on the labels that it is measured on: no result, but what T's transfer costs.
+
+    None without stored predictions. Raises UserError where they are damaged.
+    """
+    if not record.predictions.exists():
+        return None
+    logits, labels = record.stored("test")
+    temperature, _ = fit_temperature(logits, labels)
+    probs = (logits.double() / temperature).softmax(dim=1)
+    return Suited(temperature, ece(probs, labels))
+
+
+def columns_of_test(records: list[Record]) -> dict[str, np.ndarray]:
+    """By key of COLUMNS_OF_TEST, a value of every run; without predictions T alone."""
+    columns = {"T": np.array([record.measured["temperature"] for record in records])}
+    suited = [suited_to_test(record) for record in records]
+    if None not in suited:
+        columns["of_test"] = np.array([fit.temperature for fit in suited])
+        columns["ece"] = np.array([fit.ece for fit in suited])
+    return columns
+
+
+def comparison(records: list[Record], with_temperatures: bool) -> list[str]:
+    """Sentences on how the splits of these nets differ; none where that may be luck.
+
+    Third parties' teachers may have been trained on what validates here, and do not count.
+    """
+    nets = [net for net in records if net.seed is not None and net.source not in records]
+    gap = top1_gap(nets)
+    suited = []
+    if with_temperatures:
+        fits = [(net, suited_to_test(net)) for net in nets]
+        suited = [fit.temperature / net.measured["temperature"] for net, fit in fits if fit]
+    sentences = [gap] if gap else []
+    ratio = math.exp(np.mean(np.log(suited))) if suited else 1.0
+    if suited and (gap or abs(ratio - 1) > 0.02):
+        sentences.append(
+            f"The T that test would choose is {ratio:.2f} times the one in use ({len(suited)} with "
+            "stored logits): a part of each scaled ECE is that error of T (--test-temperature "
+            "shows how much)."
+        )
+    return sentences
+
+
+def top1_gap(nets: list[Record]) -> str:
+    """A sentence where validation is easier or harder than test by more than chance.
+
+    All nets share the images, so the standard error is not less than that of a single net.
+    """
+    sizes = [net.config.get("images") for net in nets]
+    if not nets or not all(sizes):
+        return ""
+    val = np.array([net.measured["val"]["top1"] for net in nets])
+    test = np.array([net.measured["test"]["raw"]["top1"] for net in nets])
+    images = sizes[0]
+    error = math.hypot(
+        math.sqrt(val.mean() * (1 - val.mean()) / images["val"]),
+        math.sqrt(test.mean() * (1 - test.mean()) / images["test"]),
+    )
+    gap = (val - test).mean()
+    if abs(gap) <= NOISE * error:
+        return ""
+    word, side = ("easier", "above") if gap > 0 else ("harder", "below")
+    agreeing = int((np.sign(val - test) == np.sign(gap)).sum())
+    return (
+        f"Validation is {word} than test here: its top-1 is on average {100 * abs(gap):.1f} points "
+        f"{side} that of test ({agreeing} of {len(nets)} nets), {abs(gap) / error:.1f} standard "
+        "errors of such a difference."
+    )

@@ -1,0 +1,91 @@
+"""Before a run has a folder: whether its nets can take the images, and every step its batch.
+
+Each check runs a net once on the CPU on images of zeros, or of the data. No random state and no
+batch-norm statistics of a net that is used later change by it.
+"""
+
+from argparse import Namespace
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from models import build_model
+from utils.data import Dataset
+from utils.files import refused
+from utils.teachers import Teacher
+
+
+def check_net(args: Namespace, data: Dataset, accelerator: Accelerator) -> None:
+    """Refuse a --model that cannot take the images, and a step that batch norm cannot take.
+
+    Where maps have shrunk to one pixel, batch norm has nothing to average over a single image. The
+    net is made for this and thrown away. Raises UserError.
+    """
+    side = data.train.images.shape[2]
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        net = build_model(args.model, data.num_classes).train()
+        fault = f"--model {args.model}: cannot be trained on images of {side} x {side} pixels"
+        way_out = "give another net or, for a folder of images, --image_size"
+        with refused(fault, way_out):
+            check_outputs(net, torch.zeros(2, 3, side, side), data.num_classes)
+        given, processes = args.train_batch_size, accelerator.num_processes
+        if 1 not in shares(len(data.train.labels), given, processes, args.sync_bn):
+            return
+        fault = f"--train-batch-size {given}: of {len(data.train.labels)} training images a step is"
+        fault += f" left with one, from which {args.model} cannot learn at {side} x {side} pixels"
+        way_out = other_batch_sizes(len(data.train.labels), given, processes, args.sync_bn)
+        with refused(fault, way_out):
+            net(torch.zeros(1, 3, side, side))
+
+
+def check_teacher(teacher: Teacher, data: Dataset) -> None:
+    """Refuse a teacher that cannot take the images as it gets them. Raises UserError."""
+    images = data.train.images[:1]
+    side = images.shape[2]
+    for member in teacher.members:
+        if member.size is None:
+            fault = f"--teacher_path {member.path}: {member.model} cannot take images of"
+            fault, way_out = f"{fault} {side} x {side} pixels", "--teacher_size enlarges them"
+        else:
+            fault = f"--teacher_size {member.size}: {member.model} cannot take images of that size"
+            way_out = "give the one that it was trained on"
+        with refused(fault, way_out), torch.no_grad():
+            check_outputs(member.logits, images, data.num_classes)
+
+
+def check_outputs(forward: Callable[[Tensor], Tensor], images: Tensor, classes: int) -> None:
+    """Raises ValueError where a net gives anything but logits (N, K), else what the net raises."""
+    logits = forward(images)
+    wanted = (len(images), classes)
+    found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if found != wanted:
+        raise ValueError(f"its outputs are {found} where {wanted} is wanted")
+
+
+def shares(images: int, batch_size: int, processes: int, together: bool) -> set[int]:
+    """Over how many images batch norm averages in the steps of an epoch, as TrainLoader deals them.
+
+    `together`: over those of all processes, as --sync_bn has it.
+    """
+    step = batch_size * processes
+    sizes = {min(step, images), images % step or step}
+    if together:
+        return sizes
+    ends = [
+        (size * rank // processes, size * (rank + 1) // processes)
+        for size in sizes
+        for rank in range(processes)
+    ]
+    return {max(1, last - first) for first, last in ends}
+
+
+def other_batch_sizes(images: int, given: int, processes: int, together: bool) -> str:
+    """The nearest batch sizes with which no step is left with one image."""
+    largest = images // processes
+    fitting = [
+        size for size in range(2, largest + 1) if 1 not in shares(images, size, processes, together)
+    ]
+    nearest = sorted(fitting, key=lambda size: abs(size - given))[:2]
+    return f"give {' or '.join(map(str, sorted(nearest)))}" if nearest else "give more images"
