@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Set up the environment: conda environment `kd` where conda is installed, else .venv (uv or pip).
 # Running it again takes seconds. Say KD_VENV=1 to get .venv in spite of conda.
-# Which build of torch is installed depends on the NVIDIA driver and the GPUs: see utils/wheels.py.
+# Which build of torch is installed depends on the NVIDIA driver and the GPUs: see utils/program/wheels.py.
 set -euo pipefail
 case ${1:-} in
     "") ;;
@@ -32,10 +32,10 @@ fi
 # Where torch's ordinary build does not suit: uv takes another one of the same release, pip has only
 # the ordinary index and takes an older release.
 if [ "${install[0]}" = uv ]; then
-    index=$("${python[@]}" utils/wheels.py index)
+    index=$("${python[@]}" utils/program/wheels.py index)
     choice=(${index:+--torch-backend "$index"})
 else
-    release=$("${python[@]}" utils/wheels.py release)
+    release=$("${python[@]}" utils/program/wheels.py release)
     choice=()
     [ "$release" = torch ] || choice=("$release")
 fi

@@ -15,6 +15,7 @@ import torch
 from losses import build_distillation
 from models import build_model
 from utils.analysis.columns import result_table
+from utils.asked_teachers import asked_teacher
 from utils.conclusion import conclude
 from utils.data.shared import load_data
 from utils.options import check_run, student_options
@@ -23,7 +24,6 @@ from utils.program import UserError, one_line_errors
 from utils.program.processes import start
 from utils.runs import Run, finished_note, finished_run
 from utils.tasks import DistillationTask
-from utils.teacher_cache import asked_teacher
 from utils.teacher_files import load_teacher
 from utils.teacher_inspection import inspect_teacher
 from utils.training import fit

@@ -37,7 +37,7 @@ class Flag(NamedTuple):
         return self._replace(default=default, grid=grid)
 
 
-class Entry(NamedTuple):
+class LossEntry(NamedTuple):
     function: Callable
     flags: tuple[Flag, ...] = ()
     of_batch: bool = False  # compares counts of labels, which mixed labels do not have
@@ -58,28 +58,30 @@ OVER_CLASSES = Flag("beta", 1.0, "weight of the correlation over classes")
 OVER_IMAGES = Flag("gamma", 1.0, "weight of the correlation over images")
 
 BASES = {
-    "NLL": Entry(nll),
-    "FL": Entry(focal, (FOCUS,)),
-    "LS": Entry(label_smoothing, (SMOOTHING,)),
-    "FLSD": Entry(flsd),
-    "DFL": Entry(dual_focal, (FOCUS._replace(default=5.0),)),
-    "AdaFocal": Entry(AdaFocal),
-    "Brier": Entry(brier),
+    "NLL": LossEntry(nll),
+    "FL": LossEntry(focal, (FOCUS,)),
+    "LS": LossEntry(label_smoothing, (SMOOTHING,)),
+    "FLSD": LossEntry(flsd),
+    "DFL": LossEntry(dual_focal, (FOCUS._replace(default=5.0),)),
+    "AdaFocal": LossEntry(AdaFocal),
+    "Brier": LossEntry(brier),
 }
 TERMS = {  # each weighed by its first flag
-    "MDCA": Entry(mdca, (WEIGHT,), of_batch=True),
-    "MMCE": Entry(mmce, (WEIGHT.at(1.0, 1, 2, 3, 4, 5),), of_batch=True),
-    "DCA": Entry(dca, (WEIGHT,), of_batch=True),
-    "MbLS": Entry(mbls, (WEIGHT.at(0.1), MARGIN)),
-    "CPC": Entry(cpc, (WEIGHT.at(0.1), EXCLUSION)),
+    "MDCA": LossEntry(mdca, (WEIGHT,), of_batch=True),
+    "MMCE": LossEntry(mmce, (WEIGHT.at(1.0, 1, 2, 3, 4, 5),), of_batch=True),
+    "DCA": LossEntry(dca, (WEIGHT,), of_batch=True),
+    "MbLS": LossEntry(mbls, (WEIGHT.at(0.1), MARGIN)),
+    "CPC": LossEntry(cpc, (WEIGHT.at(0.1), EXCLUSION)),
 }
 DISTILLATIONS = {
-    "KD": Entry(
+    "KD": LossEntry(
         kd, (T.at(4.0, 1, 1.5, 2, 3, 4, 5, 10, 20), SHARE.at(0.9, 0.9, 0.95, 1), LABELS.at(None))
     ),
-    "DKD": Entry(dkd, (T, SHARE, TARGET, OTHERS, LABELS), ramp=RAMP),
-    "LSKD": Entry(lskd, (T.at(2.0), SHARE.at(9.0), LABELS.at(0.1))),
-    "DIST": Entry(dist, (T.at(1.0, 1, 4), SHARE.at(1.0, 1, 2), OVER_CLASSES, OVER_IMAGES, LABELS)),
+    "DKD": LossEntry(dkd, (T, SHARE, TARGET, OTHERS, LABELS), ramp=RAMP),
+    "LSKD": LossEntry(lskd, (T.at(2.0), SHARE.at(9.0), LABELS.at(0.1))),
+    "DIST": LossEntry(
+        dist, (T.at(1.0, 1, 4), SHARE.at(1.0, 1, 2), OVER_CLASSES, OVER_IMAGES, LABELS)
+    ),
 }
 ALIASES = {"cross_entropy": "NLL", "focal_loss": "FL", **{name: f"NLL+{name}" for name in TERMS}}
 
@@ -200,7 +202,7 @@ def usual_ce_weight(name: str, Lambda: float) -> float:
     return 1 - Lambda if default is None else default
 
 
-def build(entry: Entry, values: dict[str, float]) -> Callable:
+def build(entry: LossEntry, values: dict[str, float]) -> Callable:
     """The entry's function with those of the values that it reads, or an object of its class."""
     function = entry.function
     own = {flag.name: values[flag.name] for flag in entry.flags if flag.name in values}

@@ -38,18 +38,18 @@ from torch.utils.benchmark.utils.timer import timer  # waits for a GPU
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from tqdm import tqdm
+from utils.objectives import Distillation, Objective
 
 from losses import build_distillation, build_loss
 from models import build_model
+from utils.analysis.columns import text_table
 from utils.data import NORMALISATION, Dataset, Split
 from utils.data.npz import ARRAYS
 from utils.data.views import Draw, TrainLoader, normalise
-from utils.environment import environment, precision_note
-from utils.objectives import Distillation, Objective
 from utils.options import CommandLine, count, positive, teacher_options, whole
 from utils.program import RunFailed, UserError, one_line_errors
+from utils.program.environment import environment, precision_note
 from utils.steps import MODES, Step, can_capture
-from utils.tables import text_table
 from utils.teacher_cache import DTYPES
 from utils.teachers import Member, Teacher, ready
 from utils.training import prepare, start, train_epoch

@@ -21,11 +21,11 @@ from tqdm import tqdm
 
 from utils.data import Split
 from utils.data.views import take_views, view_numbers, view_windows
-from utils.environment import precision_note
 from utils.evaluation import logits_of
 from utils.options import CommandLine, add_data, add_teacher, count
 from utils.preflight import check_teacher
 from utils.program import RunFailed, one_line_errors
+from utils.program.environment import precision_note
 from utils.runs import on_main
 from utils.teacher_cache import LogitFiles
 from utils.teachers import teacher_of

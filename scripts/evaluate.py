@@ -22,9 +22,9 @@ from utils.analysis.figures import severity_boxes
 from utils.analysis.records import finished_nets, write_beside
 from utils.analysis.splits import comparison
 from utils.data import dataset_label
-from utils.files import atomic
-from utils.options import CommandLine, count, location, name, path, whole
 from utils.program import UserError, one_line_errors
+from utils.program.command_line import CommandLine, count, location, name, path, whole
+from utils.program.files import atomic
 
 KNOWN = dict.fromkeys(SOURCES, PUBLISHED) | {"corruptions": tuple(OWN)}
 STORED = ("cifar10h", "synthetic")  # no net is run

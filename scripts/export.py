@@ -20,13 +20,13 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from utils.analysis.columns import COLUMNS
 from utils.analysis.records import Record, finished_nets
 from utils.analysis.shift import test_split
 from utils.export import FORMATS, ONNX_PACKAGES, CalibratedNet
-from utils.files import atomic
-from utils.options import CommandLine, location, path
 from utils.program import UserError, one_line_errors
-from utils.tables import COLUMNS
+from utils.program.command_line import CommandLine, location, path
+from utils.program.files import atomic
 
 CHECKED = 256  # images
 EXACT, COARSE = 1e-5, 0.2  # largest difference of a probability

@@ -17,12 +17,12 @@ from functools import partial
 
 import torch
 
+from utils.analysis.columns import COLUMNS, NO_SCALED_ROW, metrics_table
 from utils.analysis.records import finished_nets, write_beside
 from utils.calibration.metrics import classification_metrics
 from utils.calibration.posthoc import FOLDS, METHODS, Calibration, dirichlet_calibration
-from utils.options import CommandLine, location, number
 from utils.program import one_line_errors
-from utils.tables import COLUMNS, NO_SCALED_ROW, metrics_table
+from utils.program.command_line import CommandLine, location, number
 
 FILE = "posthoc.json"
 SHOWN = {"temperature": "T", "lambda": "lambda", "mu": "mu"}  # of what a fit found

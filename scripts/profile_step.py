@@ -13,15 +13,15 @@ from typing import NamedTuple
 
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
+from utils.objectives import Objective
 
 from losses import build_loss
 from models import check_name
 from scripts import benchmark
-from utils.objectives import Objective
+from utils.analysis.columns import text_table
 from utils.options import CommandLine, count, name, teacher_options
 from utils.program import one_line_errors
 from utils.steps import MODES
-from utils.tables import text_table
 from utils.training import start
 
 STEPS = 20

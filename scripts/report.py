@@ -21,15 +21,15 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
+from utils.analysis.columns import COLUMNS, printable
 from utils.analysis.groups import Group
 from utils.analysis.records import Record, pack, read_runs
 from utils.analysis.splits import COLUMNS_OF_TEST, columns_of_test
 from utils.analysis.statistics import SELECT, Section, find_group, rows_of, sections_of
 from utils.analysis.tables import Entry, Table, main_table, paired_table, render
-from utils.files import atomic, make_folder
-from utils.options import CommandLine, count, location, whole
 from utils.program import one_line_errors
-from utils.tables import COLUMNS, printable
+from utils.program.command_line import CommandLine, count, location, whole
+from utils.program.files import atomic, make_folder
 
 
 def options(argv: list[str] | None):

@@ -19,7 +19,7 @@ import os
 import shlex
 
 from utils.program import UserError, one_line_errors
-from utils.source import sweep_lines
+from utils.program.source import sweep_lines
 
 # What needs torch is imported where it is used: to speak of finished runs takes no seconds.
 

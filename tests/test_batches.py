@@ -11,6 +11,7 @@ from conftest import command
 from scipy import stats
 from torch import nn
 from torchvision.transforms import functional as TF
+from utils.objectives import Objective
 
 import train_teacher
 from losses import build_loss
@@ -26,7 +27,6 @@ from utils.data.views import (
     view_numbers,
     view_windows,
 )
-from utils.objectives import Objective
 from utils.steps import Step
 
 

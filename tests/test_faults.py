@@ -25,8 +25,8 @@ import train_teacher
 from models import build_model
 from utils import training
 from utils.data import load_dataset
-from utils.files import read_torch
 from utils.program import RunFailed, UserError
+from utils.program.files import read_torch
 from utils.training import check_sums
 
 NAME = "tiny/resnet8/NLL_seed=42"

@@ -10,8 +10,8 @@ import losses
 from scripts import benchmark, cache_teacher, evaluate, export, posthoc, report
 from utils.data import Split
 from utils.evaluation import logits_of
-from utils.hints import ADVICE, ELSEWHERE, MEANT, simple
 from utils.options import CommandLine, student_options, teacher_options
+from utils.program.hints import ADVICE, ELSEWHERE, MEANT, simple
 
 PROGRAMS = {
     "train_teacher": teacher_options,

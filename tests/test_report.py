@@ -21,6 +21,7 @@ from scipy.special import log_softmax
 
 from scripts import report
 from utils.analysis import taught
+from utils.analysis.columns import result_table
 from utils.analysis.figures import is_grid
 from utils.analysis.groups import group_runs
 from utils.analysis.records import read_runs
@@ -28,7 +29,6 @@ from utils.analysis.statistics import sections_of
 from utils.analysis.tables import Entry, Table, main_table, render
 from utils.calibration.metrics import classification_metrics
 from utils.runs import label_of
-from utils.tables import result_table
 
 CLASSES = 3
 

@@ -11,7 +11,7 @@ from conftest import ROOT, command, run_script
 import train_student
 import train_teacher
 from utils import source
-from utils.files import write_json
+from utils.program.files import write_json
 
 NAME = "tiny/resnet8/NLL_seed=42"
 
@@ -121,7 +121,7 @@ def test_the_checksums_cover_what_training_runs():
         "utils/options.py",
         "utils/program.py",
         "utils/runs.py",
-        "utils/source.py",
+        "utils/program/source.py",
         "utils/tables.py",
     }
     line = "import sys, train_teacher, train_student\nfor module in list(sys.modules.values()):\n"

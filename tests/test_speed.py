@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from conftest import ROOT, run_script
 from tqdm import tqdm
+from utils.objectives import Distillation, Objective
 
 from losses import DISTILLATIONS, build_distillation, build_loss
 from models import build_model
@@ -18,7 +19,6 @@ from utils import steps, training
 from utils.data import load_dataset
 from utils.data.views import TrainLoader
 from utils.evaluation import predict
-from utils.objectives import Distillation, Objective
 from utils.options import teacher_options
 from utils.program import RunFailed
 from utils.steps import Step

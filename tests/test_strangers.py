@@ -20,8 +20,8 @@ import train_student
 import train_teacher
 from models import build_model
 from scripts import evaluate, posthoc, report
-from utils.files import read_torch
 from utils.program import UserError
+from utils.program.files import read_torch
 
 NAME = "tiny/resnet8/NLL_seed=42"
 

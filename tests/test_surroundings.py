@@ -16,8 +16,9 @@ from conftest import ROOT, assert_same_run, command, run_script, wait_for
 import train_student
 import train_teacher
 from utils import training, wheels
-from utils.environment import check_gpu
-from utils.program import Lasting, UserError, own_program
+from utils.program import UserError
+from utils.program.errors import Lasting, own_program
+from utils.program.environment import check_gpu
 
 NAME = "tiny/resnet8/NLL_seed=42"
 

@@ -20,9 +20,9 @@ from scripts import cache_teacher
 from utils import teacher_cache
 from utils.data import load_dataset
 from utils.data.views import NUM_VIEWS, TrainLoader, epoch_plan
-from utils.files import atomic
 from utils.options import student_options
 from utils.program import RunFailed, UserError
+from utils.program.files import atomic
 from utils.teacher_cache import CachedTeacher, LogitFiles
 from utils.teachers import Teacher, teacher_of
 

@@ -19,6 +19,7 @@ from conftest import command, given_file
 from safetensors.torch import save_file as save_safetensors
 from torch import nn
 from torch.nn import functional as F
+from utils.objectives import Distillation
 
 import train_student
 from losses import build_distillation
@@ -29,9 +30,8 @@ from utils.calibration.temperature import fit_temperature
 from utils.data import Dataset, Split, load_dataset, normalisation
 from utils.data.views import normalise
 from utils.evaluation import evaluate, inspect_teacher
-from utils.files import read_torch
-from utils.objectives import Distillation
 from utils.program import UserError
+from utils.program.files import read_torch
 from utils.teachers import Member, Teacher, teacher_of
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)

@@ -15,9 +15,9 @@ import train_student
 import train_teacher
 from utils.calibration.metrics import classification_metrics
 from utils.calibration.temperature import fit_temperature
-from utils.files import atomic, safe_name
 from utils.options import student_options, teacher_options
 from utils.program import RunFailed, UserError
+from utils.program.files import atomic, safe_name
 from utils.runs import Run, label_of, number_text
 from utils.training import build_schedule
 

@@ -2,7 +2,7 @@
 
 import os
 
-from utils.program import stop_while_importing
+from utils.program.errors import stop_while_importing
 
 # By default threads spin so long at torch's barriers that they starve each other on a busy machine:
 # a step took 11 times as long. A short spin costs nothing on an idle one. libgomp reads this when

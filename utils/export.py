@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models import build_model
 from utils.data.views import shift_and_scale
-from utils.files import unpack_safetensors
+from utils.program.files import unpack_safetensors
 
 
 class CalibratedNet(nn.Module):

@@ -27,7 +27,7 @@ from utils.program.command_line import (
     weight,
     whole,
 )
-from utils.runs import number_text
+from utils.run_files import number_text
 from utils.settings import DataChoice, Recipe, RunChoice, TeacherSource
 from utils.steps import MODES
 from utils.training import SELECTIONS

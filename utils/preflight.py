@@ -4,7 +4,6 @@ Each check runs a net once on the CPU on images of zeros, or of the data. No ran
 batch-norm statistics of a net that is used later change by it.
 """
 
-from argparse import Namespace
 from collections.abc import Callable
 
 import torch
@@ -13,30 +12,36 @@ from torch import Tensor
 
 from models import build_model
 from utils.data import Dataset
-from utils.files import refused
+from utils.program.files import refused
+from utils.settings import Recipe
 from utils.teachers import Teacher
 
 
-def check_net(args: Namespace, data: Dataset, accelerator: Accelerator) -> None:
+def check_net(recipe: Recipe, data: Dataset, accelerator: Accelerator) -> None:
     """Refuse a --model that cannot take the images, and a step that batch norm cannot take.
 
     Where maps have shrunk to one pixel, batch norm has nothing to average over a single image. The
     net is made for this and thrown away. Raises UserError.
     """
     side = data.train.images.shape[2]
+    images = len(data.train.labels)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        net = build_model(args.model, data.num_classes).train()
-        fault = f"--model {args.model}: cannot be trained on images of {side} x {side} pixels"
-        way_out = "give another net or, for a folder of images, --image_size"
-        with refused(fault, way_out):
+        net = build_model(recipe.model, data.num_classes).train()
+        with refused(
+            f"--model {recipe.model}: cannot be trained on images of {side} x {side} pixels",
+            "give another net or, for a folder of images, --image_size",
+        ):
             check_outputs(net, torch.zeros(2, 3, side, side), data.num_classes)
-        given, processes = args.train_batch_size, accelerator.num_processes
-        if 1 not in shares(len(data.train.labels), given, processes, args.sync_bn):
+
+        batch_size = recipe.train_batch_size
+        processes = accelerator.num_processes
+        if 1 not in shares(images, batch_size, processes, together=recipe.sync_bn):
             return
-        fault = f"--train-batch-size {given}: of {len(data.train.labels)} training images a step is"
-        fault += f" left with one, from which {args.model} cannot learn at {side} x {side} pixels"
-        way_out = other_batch_sizes(len(data.train.labels), given, processes, args.sync_bn)
-        with refused(fault, way_out):
+        with refused(
+            f"--train-batch-size {batch_size}: of {images} training images a step is left with "
+            f"one, from which {recipe.model} cannot learn at {side} x {side} pixels",
+            other_batch_sizes(images, batch_size, processes, together=recipe.sync_bn),
+        ):
             net(torch.zeros(1, 3, side, side))
 
 
@@ -46,8 +51,11 @@ def check_teacher(teacher: Teacher, data: Dataset) -> None:
     side = images.shape[2]
     for member in teacher.members:
         if member.size is None:
-            fault = f"--teacher_path {member.path}: {member.model} cannot take images of"
-            fault, way_out = f"{fault} {side} x {side} pixels", "--teacher_size enlarges them"
+            fault = (
+                f"--teacher_path {member.path}: {member.model} cannot take images of {side} x "
+                f"{side} pixels"
+            )
+            way_out = "--teacher_size enlarges them"
         else:
             fault = f"--teacher_size {member.size}: {member.model} cannot take images of that size"
             way_out = "give the one that it was trained on"
@@ -59,9 +67,9 @@ def check_outputs(forward: Callable[[Tensor], Tensor], images: Tensor, classes: 
     """Raises ValueError where a net gives anything but logits (N, K), else what the net raises."""
     logits = forward(images)
     wanted = (len(images), classes)
-    found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    if found != wanted:
-        raise ValueError(f"its outputs are {found} where {wanted} is wanted")
+    given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if given != wanted:
+        raise ValueError(f"its outputs are {given} where {wanted} is wanted")
 
 
 def shares(images: int, batch_size: int, processes: int, together: bool) -> set[int]:

@@ -1,4 +1,4 @@
-"""How a step of training is launched: operation by operation, compiled, or replayed as one CUDA graph.
+"""How a step is launched: operation by operation, compiled, or replayed as one CUDA graph.
 
 The nets here are small: a step of a ResNet-8 is some 170 operations, each of which may take a GPU
 less time than Python needs to launch it. A graph launches all of them at once. What a step does

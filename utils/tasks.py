@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from losses import ClassificationLoss, DistillationLoss, sum_of
 from losses.classification import at_least_float32
+from utils.asked_teachers import AskedTeacher
 from utils.data import Dataset
 from utils.data.views import Batch, normalise
 from utils.teachers import Teacher
@@ -45,7 +46,7 @@ class Task(nn.Module):
         raise NotImplementedError
 
     def logits(self, batch: Batch) -> Tensor:
-        """Of the net that is trained: (B, K), at least float32, in which all losses are computed."""
+        """Of the net that is trained (B, K), at least float32: losses are computed in that."""
         return at_least_float32(self.net(normalise(batch.images, self.mean, self.std)))
 
     def epoch(self, epoch: int) -> AbstractContextManager:
@@ -72,8 +73,9 @@ class ClassificationTask(Task):
 class DistillationTask(Task):
     """Learns from a teacher, and from the labels.
 
-    `ask` gives the teacher's logits of a batch before its temperature: a LiveTeacher, or a
-    CachedTeacher that reads what an earlier student has kept (utils/teacher_cache.py).
+    `ask` gives the teacher's logits of a batch before its temperature: it runs, or what it said to
+    an earlier student is read. Raises UserError in a step where the loss has no value for classes
+    that a teacher rules out.
     """
 
     def __init__(
@@ -81,7 +83,7 @@ class DistillationTask(Task):
         net: nn.Module,
         loss: DistillationLoss,
         teacher: Teacher,
-        ask: "AskedTeacher",
+        ask: AskedTeacher,
         data: Dataset,
     ):
         super().__init__(net, loss, data)

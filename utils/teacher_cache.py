@@ -28,8 +28,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -38,10 +37,11 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from utils.data import Dataset
-from utils.data.views import PADDING, Batch, epoch_plan, view_numbers
-from utils.environment import processor
-from utils.files import atomic, make_folder
-from utils.program import RunFailed, UserError, is_first
+from utils.data.views import PADDING, view_numbers
+from utils.program import RunFailed, UserError
+from utils.program.errors import is_first
+from utils.program.environment import processor
+from utils.program.files import atomic, make_folder
 from utils.teachers import PIECE, Teacher
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -54,9 +54,11 @@ def digest_of(facts: dict) -> str:
 
 def teacher_facts(teacher: Teacher, data: Dataset, precision: str, device: torch.device) -> dict:
     """What its logits of the training images are a function of, ready for JSON."""
-    members = [member.identity for member in teacher.members]
-    for identity in members:  # what a net is called changes no logit
-        del identity["label"], identity["seed"]
+    members = []
+    for member in teacher.members:
+        identity = member.identity
+        del identity["label"], identity["seed"]  # what a net is called changes no logit
+        members.append(identity)
     return {
         "members": members,
         "data": data.fingerprint,
@@ -95,17 +97,19 @@ class LogitFiles:
     """The files of one teacher, data set, split, precision and arithmetic."""
 
     def __init__(self, root: str, teacher: Teacher, data: Dataset, accelerator: Accelerator):
-        precision, self.device = accelerator.mixed_precision, accelerator.device
+        precision = accelerator.mixed_precision
+        self.device = accelerator.device
         on_cpu = self.device.type == "cpu"
         sample = sample_logits(teacher, data, precision) if on_cpu else None
-        name = f"{teacher.model}_{digest_of(teacher_facts(teacher, data, precision, self.device))}"
+        facts = teacher_facts(teacher, data, precision, self.device)
+        name = f"{teacher.model}_{digest_of(facts)}"
         facts = arithmetic_facts(teacher, self.device, sample)
         arithmetic = f"torch={facts['torch']}_threads={facts['threads']}_{digest_of(facts)}"
         self.folder = Path(root, data.name, f"{name}_{arithmetic}")
         self.say_others(name)
         self.fault = self.make()  # why nothing can be kept, or None
         self.given_up = False
-        self.shape = len(data.train.labels), data.num_classes
+        self.shape = (len(data.train.labels), data.num_classes)
         # A net may leave autocast before its end, and its logits are kept as they are.
         self.dtype = DTYPES[precision] if sample is None else sample.dtype
         self.flip = data.flip
@@ -203,45 +207,9 @@ class LogitFiles:
             return self.rows(name)
         if not all(self.has(f"view={view}") for view in view_numbers(self.flip)):
             return None
-        (order, views), logits = plan, torch.empty(self.shape, dtype=self.dtype)
+        order, views = plan
+        logits = torch.empty(self.shape, dtype=self.dtype)
         for view in view_numbers(self.flip):
             places = views == view
             logits[places] = self.rows(f"view={view}", order[places].numpy())
         return logits
-
-
-class CachedTeacher:
-    """Teacher logits of a batch: from the files where they have its epoch, else computed and kept.
-
-    Every step of an epoch lies within `with cached.epoch(number):`.
-    """
-
-    def __init__(self, forward: Callable[[Batch], torch.Tensor], files: LogitFiles, seed: int):
-        self.forward, self.files, self.seed = forward, files, seed
-        # Of one epoch, in the order of its plan; a captured step needs it in the same place always.
-        self.logits = torch.empty(files.shape, dtype=files.dtype, device=files.device)
-        self.known = False
-
-    def __call__(self, batch: Batch) -> torch.Tensor:
-        if self.known:
-            return self.logits[batch.places]
-        logits = self.forward(batch).to(self.logits.dtype)
-        self.logits.index_copy_(0, batch.places, logits)
-        return logits
-
-    @contextmanager
-    def epoch(self, epoch: int):
-        """Bring the logits of the whole epoch to the device, or keep them at its end.
-
-        Yields whether they were known, so that the teacher does not run.
-        """
-        files = self.files
-        plan = epoch_plan(files.shape[0], self.seed, epoch, files.flip)
-        name = f"seed={self.seed}_epoch={epoch}_plan={zlib.crc32(plan.numpy()):08x}"
-        logits = files.epoch(name, plan)
-        self.known = logits is not None
-        if self.known:
-            self.logits.copy_(logits)
-        yield self.known
-        if not self.known and files.complete:
-            files.keep(name, self.logits)

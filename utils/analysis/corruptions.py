@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2.functional import gaussian_blur, pil_to_tensor, to_pil_image
 
-from utils.files import refused
 from utils.program import UserError
+from utils.program.files import refused
 
 SEVERITIES = (1, 2, 3, 4, 5)
 CLEAN, MEAN = "clean", "mean"  # beside corruptions, and beside severities

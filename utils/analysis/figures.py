@@ -8,13 +8,13 @@ from cycler import cycler
 from matplotlib import rc_context
 from matplotlib.patches import Rectangle
 
+from utils.analysis.columns import COLUMNS, printable
 from utils.analysis.corruptions import CLEAN, MEAN, SEVERITIES
 from utils.analysis.groups import Group
 from utils.analysis.records import LOGITS
 from utils.analysis.statistics import Section, Sweep
 from utils.calibration.diagram import BLUE, GREY, RED, STYLE, new_figure
-from utils.runs import number_text
-from utils.tables import COLUMNS, printable
+from utils.run_files import number_text
 
 COLOURS = [BLUE, "#e08a1e", "#3a9d6e", RED, "#7d5ba6", "#8c6d4f", "#c6699f", "#6b7280"]
 DASHES = ["solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2))]

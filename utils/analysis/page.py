@@ -8,12 +8,12 @@ from functools import partial
 from html import escape
 from pathlib import Path
 
+from utils.analysis.columns import COLUMNS, printable
 from utils.analysis.figures import heat_map, is_grid, learning_curves, top1_against_ece
 from utils.analysis.groups import Group
 from utils.analysis.statistics import Section, Sweep
 from utils.analysis.tables import Entry, Table, render
 from utils.calibration.diagram import reliability_diagrams
-from utils.tables import COLUMNS, printable
 
 
 def page(sections: list[Section], tables: list[list[Table]], rest: list[Table], about: str) -> str:

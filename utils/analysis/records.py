@@ -23,13 +23,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from models import build_model
-from utils import files
+from utils.analysis.columns import printable
 from utils.analysis.taught import epoch_of_files, find_teachers, teacher_settings
 from utils.data import Dataset
 from utils.data.views import normalise
-from utils.program import UserError
-from utils.runs import is_complete, number_text
-from utils.tables import is_third_party, printable
+from utils.program import UserError, files
+from utils.run_files import is_complete, is_third_party, number_text
 from utils.teachers import Teacher, teacher_of
 
 LOGITS = ("raw", "scaled")

@@ -18,6 +18,7 @@ from torchvision.datasets import SVHN
 from tqdm import tqdm
 
 from utils.analysis import corruptions
+from utils.analysis.columns import COLUMNS, Column, metrics_table, printable
 from utils.analysis.corruptions import CLEAN, MEAN, SEVERITIES
 from utils.analysis.records import Record
 from utils.calibration import distributions
@@ -25,9 +26,8 @@ from utils.calibration.metrics import classification_metrics
 from utils.data import Dataset, Split, load_dataset
 from utils.data.npz import channels_last
 from utils.evaluation import logits_of
-from utils.files import open_npz, refused
 from utils.program import UserError
-from utils.tables import COLUMNS, Column, metrics_table, printable
+from utils.program.files import open_npz, refused
 from utils.teacher_cache import DTYPES
 
 DISTRIBUTION_COLUMNS = {

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils.analysis.columns import Column
 from utils.analysis.records import Record
 from utils.calibration.metrics import ece
 from utils.calibration.temperature import fit_temperature
-from utils.tables import Column
 
 NOISE = 2  # standard errors: a difference of the splits below that may be luck
 COLUMNS_OF_TEST = {

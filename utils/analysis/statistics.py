@@ -17,14 +17,14 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from utils.analysis.columns import COLUMNS
 from utils.analysis.groups import Group, alike, group_runs, seeds_of
 from utils.analysis.records import LOGITS, LeftOut, Record
 from utils.analysis.splits import suited_to_test
 from utils.calibration import bootstrap
 from utils.calibration.bootstrap import PAIRED, Difference
-from utils.files import one_line
 from utils.program import UserError
-from utils.tables import COLUMNS
+from utils.program.files import one_line
 
 SELECT = ("nll", "ece", "sce", "adaece", "brier", "top1")
 USUAL = ["top1", "ece", "sce", "adaece", "nll", "true_calibration_error"]

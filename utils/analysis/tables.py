@@ -7,13 +7,13 @@ from collections.abc import Callable
 from itertools import product
 from typing import NamedTuple
 
+from utils.analysis.columns import COLUMNS, NO_SCALED_ROW, Column, printable, text_table
 from utils.analysis.groups import Group, seeds_of
 from utils.analysis.records import LOGITS
 from utils.analysis.splits import COLUMNS_OF_TEST, columns_of_test, comparison
 from utils.analysis.statistics import FEW, Cell, Section, Sweep, differences, distinct
 from utils.calibration.bootstrap import PAIRED, Difference
-from utils.runs import number_text
-from utils.tables import COLUMNS, NO_SCALED_ROW, Column, printable, text_table
+from utils.run_files import number_text
 
 
 class Entry(NamedTuple):

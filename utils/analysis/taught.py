@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import files
+from utils.program import files
 
 if TYPE_CHECKING:
     from utils.analysis.records import Record

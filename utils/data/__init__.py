@@ -33,8 +33,8 @@ from utils.data.npz import (
     read_npz,
 )
 from utils.data.synthetic import make_synthetic
-from utils.files import refused, unmade_on_failure
 from utils.program import UserError
+from utils.program.files import refused, unmade_on_failure
 
 Statistics = tuple[float, float, float]
 

@@ -16,7 +16,7 @@ from PIL import ExifTags, Image, ImageOps, TiffTags, features
 from PIL import __version__ as pillow_version
 from tqdm import tqdm
 
-from utils.files import one_line, require_memory
+from utils.program.files import one_line, require_memory
 
 # To be raised when an image comes to be read otherwise: what was decoded before is decoded anew.
 READING = 2

@@ -14,8 +14,8 @@ from tqdm import tqdm
 from utils.data.decoding import decode, decoder_version
 from utils.data.folders import Listing, list_folder
 from utils.data.npz import Arrays, checked, read_npz
-from utils.files import atomic, one_line, open_npz, safe_name
 from utils.program import RunFailed, UserError
+from utils.program.files import atomic, one_line, open_npz, safe_name
 
 
 def read_folder(

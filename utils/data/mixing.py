@@ -21,7 +21,7 @@ class Mix(NamedTuple):
     numbers: int  # that a step draws
     # Shares (steps,), an image's side in pixels, a generator -> float64 (steps, numbers)
     draw: Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
-    # Images uint8 (B, 3, H, W), their partners, a step's numbers -> mixed images, share of the first
+    # Images uint8 (B, 3, H, W), their partners, a step's numbers -> mixed images, the first's share
     apply: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.files import open_npz, refused
 from utils.program import UserError
+from utils.program.files import open_npz, refused
 
 Arrays = dict[str, np.ndarray]
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")

@@ -13,9 +13,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, parse_flag_from_env
 
-from utils import wheels
-from utils.program import UserError
-from utils.source import commit, training_code
+from utils.program import UserError, wheels
+from utils.program.source import commit, training_code
 
 PACKAGES = ("torch", "torchvision", "numpy", "accelerate")
 LAUNCHES = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)

@@ -172,7 +172,7 @@ def own_program() -> str | None:
 
     None where our code is only imported: in a notebook, a test, another project.
     """
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     words = iter(sys.orig_argv[1:])
     for word in words:
         if word == "-m":

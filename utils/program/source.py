@@ -14,17 +14,22 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 # What decides the numbers of a run: nets, losses, data, the step, the metrics. The command line,
 # messages, files and tables do not.
 FOLDERS = ("losses", "models", "utils/data", "utils/calibration")
 FILES = (
     "train_teacher.py",
     "train_student.py",
+    "utils/asked_teachers.py",
+    "utils/conclusion.py",
     "utils/evaluation.py",
-    "utils/objectives.py",
+    "utils/optimizers.py",
     "utils/steps.py",
+    "utils/sums.py",
+    "utils/tasks.py",
     "utils/teacher_cache.py",
+    "utils/teacher_inspection.py",
     "utils/teachers.py",
     "utils/training.py",
 )

@@ -2,8 +2,8 @@
 
 Needs nothing but Python, for setup_env.sh asks before anything is installed:
 
-    python utils/wheels.py index       cu126, or nothing where torch's ordinary build suits
-    python utils/wheels.py release     the same for pip, which has one index: torch<2.8, or torch
+    python utils/program/wheels.py index     cu126, or nothing where torch's ordinary build suits
+    python utils/program/wheels.py release   for pip, which has one index: torch<2.8, or torch
 """
 
 import re

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import tabulate
 
+from utils.run_files import is_third_party
+
 tabulate.MIN_PADDING = 0  # a column is as wide as what is in it
 
 
@@ -77,15 +79,6 @@ def metrics_table(head: list[str], rows: list[tuple[list[str], dict]], columns=C
         for first, metrics in rows
     ]
     return text_table([*head, *(c.head for c in known.values())], lines)
-
-
-def is_third_party(measured: dict) -> bool:
-    """Whether a part of a result is that of a teacher of others, or of an ensemble with one.
-
-    It may have been trained on the images that validate its student. What is fitted on these, such
-    as a temperature, says nothing then, and is not shown.
-    """
-    return "seed" in measured and measured["seed"] is None
 
 
 def result_table(result: dict) -> str:

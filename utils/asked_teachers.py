@@ -1,0 +1,88 @@
+"""A teacher that is asked for its logits of a batch: it runs, or what it said before is read."""
+
+import zlib
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from utils.data import Dataset
+from utils.data.views import Batch, epoch_plan
+from utils.teacher_cache import LogitFiles
+from utils.teachers import Teacher
+
+
+class AskedTeacher(Protocol):
+    """Gives a teacher's logits (B, K) of a batch, before its temperature.
+
+    Steps in which it `reads_cache` launch other operations than those in which the teacher runs.
+    Every step of an epoch lies within `with asked.epoch(number):`.
+    """
+
+    reads_cache: bool
+
+    def __call__(self, batch: Batch) -> Tensor: ...
+
+    def epoch(self, epoch: int) -> AbstractContextManager: ...
+
+
+class LiveTeacher:
+    """It sees each image in the view that its student sees."""
+
+    reads_cache = False
+
+    def __init__(self, teacher: Teacher, accelerator: Accelerator):
+        self.teacher = teacher
+        self.accelerator = accelerator
+
+    def __call__(self, batch: Batch) -> Tensor:
+        with self.accelerator.autocast():
+            return self.teacher.logits(batch.images)
+
+    def epoch(self, epoch: int) -> AbstractContextManager:
+        return nullcontext()
+
+
+class CachedTeacher:
+    """From the files where they have an epoch; else it runs, and what it says is kept."""
+
+    def __init__(self, live: LiveTeacher, files: LogitFiles, seed: int):
+        self.live = live
+        self.files = files
+        self.seed = seed
+        # Of one epoch, in the order of its plan; a captured step needs it in the same place always.
+        self.logits = torch.empty(files.shape, dtype=files.dtype, device=files.device)
+        self.reads_cache = False
+
+    def __call__(self, batch: Batch) -> Tensor:
+        if self.reads_cache:
+            return self.logits[batch.places]
+        logits = self.live(batch).to(self.logits.dtype)
+        self.logits.index_copy_(0, batch.places, logits)
+        return logits
+
+    @contextmanager
+    def epoch(self, epoch: int):
+        """Bring the logits of the whole epoch to the device, or keep them at its end."""
+        files = self.files
+        plan = epoch_plan(files.shape[0], self.seed, epoch, files.flip)
+        name = f"seed={self.seed}_epoch={epoch}_plan={zlib.crc32(plan.numpy()):08x}"
+        logits = files.epoch(name, plan)
+        self.reads_cache = logits is not None
+        if self.reads_cache:
+            self.logits.copy_(logits)
+        yield
+        if not self.reads_cache and files.complete:
+            files.keep(name, self.logits)
+
+
+def asked_teacher(
+    teacher: Teacher, data: Dataset, accelerator: Accelerator, seed: int, cache: str | None = None
+) -> AskedTeacher:
+    """Live, or with the folder `cache` for its logits. Raises UserError where it cannot be one."""
+    live = LiveTeacher(teacher, accelerator)
+    if cache is None:
+        return live
+    return CachedTeacher(live, LogitFiles(cache, teacher, data, accelerator), seed)

@@ -1,0 +1,338 @@
+"""Teachers from files, by two doors: nets of our own runs, and other people's weights.
+
+A checkpoint of ours names its architecture and is loaded as it stands. In anyone else's file the
+weights are looked for, their names are translated (models/spellings.py), and they have to fit the
+net that --teacher names. No code in a file is ever run.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from itertools import pairwise
+from os.path import isdir, isfile
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from losses import canonical_loss
+from models import build_model
+from models.spellings import COUNTER, standard_names, variant
+from utils.data import Dataset, normalisation
+from utils.program import UserError
+from utils.program.files import files_below, read_json, read_torch, refused, safe_name, sha256
+from utils.settings import TeacherSource
+from utils.teachers import Member, Teacher
+
+# What a checkpoint of ours holds, and nobody else's.
+OUR_KEYS = {
+    "state_dict",
+    "model",
+    "dataset",
+    "num_classes",
+    "mean",
+    "std",
+    "loss",
+    "label",
+    "seed",
+    "split_seed",
+    "fingerprint",
+}
+PRETRAINED = "pretrained"  # the --teacher_path that lets timm download
+
+
+def load_teacher(source: TeacherSource, dataset: Dataset) -> Teacher:
+    """The teacher that a source describes, of one net or several. Raises UserError."""
+    models = source.models
+    if len(models) == 1:
+        models = models * len(source.paths)
+    if len(models) != len(source.paths):
+        raise UserError(
+            f"--teacher {' '.join(models)}: {len(models)} names; give one for all or one for each "
+            f"of the {len(source.paths)} of --teacher_path"
+        )
+    members = [
+        load_member(path, model, source, dataset)
+        for path, model in zip(source.paths, models, strict=True)
+    ]
+
+    # Whatever their order on the command line, it is the same teacher.
+    members.sort(key=lambda member: (member.sha256, member.label))
+    for member, other in pairwise(members):
+        if member.identity == other.identity:
+            raise refusal(other.path, f"the same weights as {member.path}; name each teacher once")
+
+    if source.temperature != "auto":
+        return Teacher(members, source.temperature)
+    for member in members:
+        if member.seed is None:
+            raise UserError(
+                f"--teacher_temperature auto: {member.path} may have been trained on the images "
+                "that validate its student, on which no temperature can be fitted then; give a "
+                "number"
+            )
+    return Teacher(members, temperature=None, fitted=True)
+
+
+def load_member(path: str, model: str | None, source: TeacherSource, dataset: Dataset) -> Member:
+    """The net at `path`, which is a run folder, a folder with one finished run below it, or a file.
+
+    What a checkpoint of ours says is checked against the source and the data. Other people's needs
+    --teacher, and --teacher_norm where its inputs were not normalised as the data.
+    """
+    if str(path) == PRETRAINED:
+        return download(model, source, dataset)
+    file = find_weights(path, source.select)
+    content = read_torch(file, "--teacher_path names a run folder or a weights file")
+    if {"best", "optimizer"} <= content.keys():
+        raise refusal(file, "holds what a run resumes from; give its folder or its model_best.pth")
+    if content.keys() >= OUR_KEYS:
+        return own_member(file, content, model, source, dataset)
+    if model is None:
+        raise refusal(file, "does not name its architecture; give --teacher")
+    return foreign_member(file, content, model, source, dataset)
+
+
+def own_member(
+    file: Path, content: Mapping, model: str | None, source: TeacherSource, dataset: Dataset
+) -> Member:
+    """The net of a checkpoint of ours, which says all that is to be known of it."""
+    check_ours(file, content, model, source, dataset)
+    net = fitting_net(file, content["model"], content["state_dict"], dataset)
+    return Member(
+        net=ready(net, file),
+        model=content["model"],
+        mean=tuple(content["mean"]),
+        std=tuple(content["std"]),
+        label=safe_name(content["label"]),
+        sha256=sha256(file),
+        path=file,
+        loss=content["loss"],
+        seed=content["seed"],
+        size=source.size,
+    )
+
+
+def foreign_member(
+    file: Path, content: Mapping, model: str, source: TeacherSource, dataset: Dataset
+) -> Member:
+    """The net of other people's file, whose own names become ours."""
+    state = find_state(file, content, source.key)
+    net = fitting_net(file, model, state, dataset, foreign=True)
+    mean, std = dataset.mean, dataset.std
+    if source.norm:
+        mean, std = normalisation(source.norm)
+    label = f"{file.stem}_{source.key}" if source.key else file.stem
+    return Member(
+        net=ready(net, file),
+        model=model,
+        mean=tuple(mean),
+        std=tuple(std),
+        label=safe_name(label),
+        sha256=sha256(file),
+        path=file,
+        loss=source.loss,
+        size=source.size,
+        key=source.key,
+    )
+
+
+def refusal(path: str | Path, reason: str) -> UserError:
+    return UserError(" ".join(f"--teacher_path {path}: {reason}".split()))
+
+
+def find_weights(path: str | Path, select: str) -> Path:
+    """The weights file that `path` means: itself, or that of the finished run at or below it.
+
+    Students may lie in their teacher's root; they are looked at only where there is nothing else,
+    so that the same command finds the same teacher.
+    """
+    # os.path and not Path's methods: those raise for a name that is too long.
+    if isfile(path):
+        if select != "best":
+            raise refusal(path, f"a file has no {select} epoch; leave out --teacher_select")
+        return Path(path)
+    if not isdir(path):
+        raise refusal(path, "no such file or folder; give a run folder or a weights file")
+    runs = [Path(path)]
+    if not isfile(f"{path}/result.json"):
+        below = [file.parent for file in files_below(Path(path), "result.json")]
+        runs = [run for run in below if not is_student(run)] or below
+    if not runs:
+        way_out = "finish the teacher by running its command again, or name a weights file"
+        raise refusal(path, f"no finished run (result.json) in it; {way_out}")
+    if len(runs) > 1:
+        shown = ", ".join(str(run.relative_to(path)) for run in runs[:10])
+        more = f" and {len(runs) - 10} more" if len(runs) > 10 else ""
+        raise refusal(path, f"{len(runs)} finished runs lie below it: {shown}{more}; name one")
+    file = runs[0] / f"model_{select}.pth"
+    if not file.is_file():
+        raise refusal(path, f"the run has no {file.name}; give another --teacher_select or a file")
+    return file
+
+
+def is_student(run: Path) -> bool:
+    with suppress(UserError):  # damaged
+        return "teacher" in read_json(run / "result.json", "")
+    return False
+
+
+def check_ours(
+    file: Path, content: Mapping, model: str | None, source: TeacherSource, dataset: Dataset
+) -> None:
+    """Refuse a checkpoint of ours that is not the teacher which the command describes."""
+    if content["fingerprint"] != dataset.fingerprint:
+        raise refusal(
+            file,
+            f"trained on other data, {content['dataset']} ({content['num_classes']} classes), and "
+            f"not on --dataset {dataset.name} ({dataset.num_classes} classes); give another "
+            "teacher or --dataset",
+        )
+    if content["split_seed"] != dataset.split_seed:
+        own = f"--split-seed {content['split_seed']}"
+        raise refusal(
+            file,
+            f"trained with {own}, not {dataset.split_seed}, so it has seen images that would "
+            f"validate its student; give {own} or another teacher",
+        )
+
+    loss = source.loss
+    with suppress(ValueError):  # a whole label is no loss
+        loss = loss and canonical_loss(loss)
+    holds = {
+        f"--teacher {model}": model in (None, content["model"]),
+        f"--teacher_loss {loss}": loss in (None, content["loss"], content["label"]),
+        f"--teacher_norm {source.norm}": source.norm is None,
+        f"--teacher_key {source.key}": source.key is None,
+    }
+    for given, is_right in holds.items():
+        if not is_right:
+            flag = given.split()[0]
+            raise refusal(
+                file,
+                f"holds one {content['model']}, trained with {content['label']} and its own "
+                f"normalisation, not {given}; leave {flag} out",
+            )
+
+
+def find_state(file: Path, content: Mapping, key: str | None) -> Mapping[str, Tensor]:
+    """The one mapping of tensors in other people's file, or the one that `key` names."""
+    states = dict(weight_sets(content))
+    if not states:
+        holds = ", ".join(map(str, list(content)[:10])) or "nothing"
+        raise refusal(
+            file,
+            f"no state dict in it, it holds {holds}; save one with "
+            "torch.save(net.state_dict(), file)",
+        )
+    if key is None and len(states) == 1:
+        return next(iter(states.values()))
+    if key not in states:
+        names = ", ".join(filter(None, states)) or "one without a name"
+        given = f", and not {key}" if key else ""
+        raise refusal(file, f"its sets of weights are {names}; --teacher_key names one{given}")
+    return states[key]
+
+
+def weight_sets(content: Mapping, name: str = "", depth: int = 2) -> Iterator[tuple[str, Mapping]]:
+    """(dotted name, mapping) of whatever holds tensors and nothing else, some of them weights."""
+    named = [type(key) is str and isinstance(value, Tensor) for key, value in content.items()]
+    if named and all(named) and max(value.ndim for value in content.values()) > 1:
+        yield name, content
+    elif depth:  # an optimiser's tensors lie deeper
+        for key, value in content.items():
+            if isinstance(value, Mapping):
+                yield from weight_sets(value, f"{name}.{key}".lstrip("."), depth - 1)
+
+
+def fitting_net(
+    file: Path, model: str, state: Mapping[str, Tensor], dataset: Dataset, foreign: bool = False
+) -> nn.Module:
+    """The net of that name with these weights; `foreign`: under other people's names."""
+    options = variant(state, model) if foreign else {}
+    try:
+        net = build_model(model, dataset.num_classes, **options)
+    except ValueError as error:
+        raise UserError(f"--teacher: {error}") from None
+
+    spellings = [state]
+    if foreign:
+        spellings = [standard_names(names, net) for names in unprefixed(state)]
+    faults = []
+    for spelling in spellings:
+        differing = misfits(net, spelling)
+        if not differing:
+            net.load_state_dict(spelling, strict=False)  # but for the counters
+            return net
+        faults.append(differing)
+
+    # The spelling that comes nearest says most about what is wrong.
+    name, shape, wanted = min(faults, key=len)[0]
+    raise refusal(
+        file,
+        f"does not fit {model} of {dataset.num_classes} classes: {name} is {shape} where {wanted} "
+        "is wanted; give its --teacher or another file",
+    )
+
+
+def unprefixed(state: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
+    """`state`, then with each prefix taken off that all names share (module., model., ...)."""
+    yield state
+    while len({name.partition(".")[0] for name in state}) == 1 and all("." in n for n in state):
+        state = {name.partition(".")[2]: value for name, value in state.items()}
+        yield state
+
+
+def misfits(net: nn.Module, state: Mapping[str, Tensor]) -> list[tuple]:
+    """(name, shape in `state`, shape in `net`) of each tensor that differs or is missing in one."""
+    shapes = shapes_of(state)
+    wanted = shapes_of(net.state_dict())
+    return [
+        (name, shapes.get(name, "absent"), wanted.get(name, "none"))
+        for name in wanted | shapes
+        if shapes.get(name) != wanted.get(name)
+    ]
+
+
+def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Without batch norm's counters, which old files lack."""
+    return {name: tuple(value.shape) for name, value in state.items() if not name.endswith(COUNTER)}
+
+
+def ready(net: nn.Module, file: str | Path) -> nn.Module:
+    """The net in the state in which it teaches; refused where it could not."""
+    if not all(value.isfinite().all() for value in net.state_dict().values()):
+        raise refusal(file, "some weights are NaN or infinite; train or download it again")
+    return net.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def download(model: str | None, source: TeacherSource, dataset: Dataset) -> Member:
+    """timm's own weights of `timm/NAME`, with timm's own normalisation."""
+    if model is None or not model.startswith("timm/"):
+        raise refusal(PRETRAINED, "give --teacher timm/NAME, whose weights timm downloads")
+    fault = f"--teacher_path {PRETRAINED}: {model} cannot be downloaded"
+    with refused(fault, "give a weights file", (OSError, RuntimeError, ValueError)):
+        net = build_model(model, dataset.num_classes, pretrained=True)
+
+    facts = net.pretrained_cfg
+    if facts["num_classes"] != dataset.num_classes:
+        raise refusal(
+            PRETRAINED,
+            f"has {facts['num_classes']} classes but --dataset {dataset.name} has "
+            f"{dataset.num_classes}; give another teacher",
+        )
+    mean, std = facts["mean"], facts["std"]
+    if source.norm:
+        mean, std = normalisation(source.norm)
+    weights = b"".join(value.numpy().tobytes() for value in net.state_dict().values())
+    return Member(
+        net=ready(net, PRETRAINED),
+        model=model,
+        mean=tuple(mean),
+        std=tuple(std),
+        label=PRETRAINED,
+        sha256=hashlib.sha256(weights).hexdigest(),
+        path=Path(PRETRAINED),
+        loss=source.loss,
+        size=source.size,
+    )

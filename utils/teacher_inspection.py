@@ -1,0 +1,113 @@
+"""What a teacher is worth, said before its student is trained; and whether it can teach at all."""
+
+import math
+from dataclasses import replace
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from losses import DistillationLoss
+from losses.distillation import Undefined
+from utils.calibration.temperature import T_MIN, fit_temperature
+from utils.data import NORMALISATION, Dataset, Split, Statistics
+from utils.evaluation import evaluate, logits_of, without_infinity
+from utils.program import UserError
+from utils.teachers import Member, Teacher
+
+TRIED_IMAGES = 1000  # on which other normalisations are tried
+
+
+def inspect_teacher(
+    teacher: Teacher,
+    data: Dataset,
+    accelerator: Accelerator,
+    batch_size: int | None = None,
+    loss: DistillationLoss | None = None,
+) -> str:
+    """What a teacher is worth on the validation split, in lines to be read before training.
+
+    Fits its temperature where that is asked for. Other people's teachers are also tried with every
+    known normalisation: with a wrong one they are silently worse. Raises UserError where it cannot
+    teach: its logits are not finite, no temperature suits it, or it rules classes out and the
+    `loss` has no value for that.
+    """
+    logits = logits_of(teacher.logits, data.val, accelerator, batch_size, title="teacher")
+    if not logits.amax(dim=1).isfinite().all():
+        raise UserError(
+            f"--teacher_path {teacher.members[0].path}: its outputs are NaN or infinite for some "
+            "validation images; give another teacher, or another precision if this is bf16 or fp16"
+        )
+    if teacher.fitted:
+        teacher.temperature = suiting_temperature(logits, data.val)
+    if loss is not None:
+        check_loss(loss, teacher.tempered(logits), data.val.labels.cpu())
+
+    lines = [summary(teacher, logits, data.val)]
+    step = math.ceil(len(data.val.labels) / TRIED_IMAGES)
+    some = Split(data.val.images[::step], data.val.labels[::step])
+    for member in teacher.members:
+        is_foreign = member.seed is None
+        advice = norm_advice(member, some, accelerator) if is_foreign else None
+        if advice is not None:
+            lines.append(advice)
+    return "\n".join(lines)
+
+
+def summary(teacher: Teacher, logits: Tensor, val: Split) -> str:
+    raw = evaluate(logits, val)
+    line = (
+        f"teacher {teacher.model} {teacher.label}: validation top-1 {100 * raw['top1']:.2f} %, "
+        f"ECE {100 * raw['ece']:.2f} %"
+    )
+    if teacher.temperature != 1:
+        tempered = evaluate(logits, val, teacher.temperature)
+        line += f", with T = {teacher.temperature:.4g} {100 * tempered['ece']:.2f} %"
+    return line
+
+
+def suiting_temperature(logits: Tensor, val: Split) -> float:
+    """The T of --teacher_temperature auto. Raises UserError where it lies at its bound."""
+    temperature, at_bound = fit_temperature(without_infinity(logits), val.labels)
+    if not at_bound:
+        return temperature
+    if temperature == T_MIN:
+        reason = "it is right on so many validation images that its NLL falls with T without end"
+    else:
+        reason = "its logits are no better than a guess"
+    raise UserError(
+        f"--teacher_temperature auto: the T that suits this teacher lies at the bound of its "
+        f"range, {temperature:g} ({reason}); give a number, such as 1"
+    )
+
+
+def check_loss(loss: DistillationLoss, target: Tensor, labels: Tensor) -> None:
+    """Refuse a distillation that has no value for classes which the teacher rules out."""
+    if not target.isneginf().any():
+        return
+    knows_nothing = torch.zeros_like(target)
+    try:
+        loss.to("cpu").distil(knows_nothing, target, labels)
+    except Undefined as undefined:
+        raise UserError(f"--distill: {undefined}; give --distill KD or another teacher") from None
+
+
+def norm_advice(member: Member, some: Split, accelerator: Accelerator) -> str | None:
+    """A line where another normalisation makes a teacher right far more often."""
+
+    def percent_right(mean: Statistics, std: Statistics) -> float:
+        teacher = Teacher([replace(member, mean=mean, std=std)])
+        predictions = logits_of(teacher.logits, some, accelerator).argmax(dim=1)
+        return 100 * (predictions == some.labels.cpu()).double().mean().item()
+
+    own = percent_right(member.mean, member.std)
+    others = {name: percent_right(mean, std) for name, (mean, std) in NORMALISATION.items()}
+    best = max(others, key=others.get)
+    images = len(some.labels)
+    # A handful of images decides nothing.
+    if others[best] - own <= max(5, 1000 / images):
+        return None
+    return (
+        f"{member.path}: is {own:.1f} % right on {images} validation images, and with "
+        f"--teacher_norm {best} {others[best]:.1f} %"
+    )
