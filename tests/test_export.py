@@ -99,8 +99,21 @@ def test_a_file_gives_calibrated_probabilities(finished, onnx_file, images, tmp_
     assert told["checkpoint"]["fingerprint"] == result["fingerprint"]
     assert told["temperature"] == best["temperature"]
     assert told["ece"] == {logits: best["test"][logits]["ece"] for logits in ("raw", "scaled")}
-    assert (told["dataset"], told["classes"]) == ("tiny", 4)
+    assert (told["dataset"], told["classes"], told["class_names"]) == ("tiny", 4, None)
     assert told["command"] == json.loads((finished / "config.json").read_text())["command"]
+
+
+def test_names_of_classes_are_in_the_file(run, tmp_path):
+    config = json.loads((run / "config.json").read_text())
+    for names in (["red", "green", "blue", "grey"], None):
+        content = config | {"class_names": names}
+        if names is None:  # a run of before they were kept
+            del content["class_names"]
+        (run / "config.json").write_text(json.dumps(content))
+        export_to(tmp_path / "file", run, "--format", "safetensors")
+        with safe_open(tmp_path / "file", "pt") as content:
+            about = content.metadata()
+        assert json.loads(about["class_names"]) == names
 
 
 def test_other_calibrations(run, images, tmp_path, capsys):

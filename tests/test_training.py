@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import assert_same_run, command, run_script, weights
+from conftest import assert_same_run, command, fails, folder_of, run_script, weights
 
 import train_student
 import train_teacher
@@ -101,7 +101,7 @@ def test_files_and_their_contents(teacher):
     assert best["model"] == "resnet8" and best["dataset"] == "tiny" and best["num_classes"] == 4
     config = json.loads((teacher / "config.json").read_text())
     assert config["images"] == {"train": 135, "val": 15, "test": 40}
-    assert config["arguments"]["epochs"] == 3
+    assert config["arguments"]["epochs"] == 3 and config["class_names"] is None
     assert (teacher / "reliability.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -213,6 +213,29 @@ def test_a_student_can_teach(teacher, tiny_npz, tmp_path):
     train_student.main(command(tiny_npz, tmp_path / "b", *once, str(tmp_path / "a")))
     label = "KD_T=4_Lambda=0.9_from_resnet8_KD_T=4_Lambda=0.9_from_resnet8_NLL_seed=42"
     assert (tmp_path / "b/tiny/resnet8" / label / "result.json").exists()
+
+
+def test_own_validation_images_serve_a_teacher_and_its_student(tiny_npz, tmp_path, capsys):
+    with np.load(tiny_npz) as arrays:
+        own = dict(arrays) | {"x_val": arrays["x_test"][:30], "y_val": arrays["y_test"][:30]}
+    path = tmp_path / "own.npz"
+    np.savez(path, **own, classes=np.array(["red", "green", "blue", "grey"]))
+    train_teacher.main(command(path, tmp_path / "runs", "--epochs", "1"))
+    assert "30 images of x_val validate, and all of x_train trains" in capsys.readouterr().out
+    run = ["--epochs", "1", "--teacher_path", str(tmp_path / "runs")]
+    train_student.main(command(path, tmp_path / "students", *run))
+    for root in ("runs", "students"):
+        folder = folder_of(tmp_path / root)
+        config = json.loads((folder / "config.json").read_text())
+        assert config["images"] == {"train": 150, "val": 30, "test": 40}
+        assert config["class_names"] == ["red", "green", "blue", "grey"]
+        with np.load(folder / "predictions.npz") as stored:
+            assert stored["val_labels"].tolist() == own["y_val"].tolist()
+    flags = command(path, tmp_path / "other", "--split-seed", "1")
+    assert "--split-seed 1: has no effect" in fails(capsys, tmp_path, train_teacher.main, flags)
+    train = ["--teacher_path", str(tmp_path / "runs")]
+    flags = command(tiny_npz, tmp_path / "other", *train)
+    assert "trained on other data, own" in fails(capsys, tmp_path, train_student.main, flags)
 
 
 def test_without_labels_a_student_sees_its_teacher_only(teacher, tiny_npz, tmp_path):
