@@ -98,6 +98,67 @@ def test_measured_statistics_are_those_of_the_training_split(save):
     assert mean == (1.0, 1.0, 1.0) and min(std) > 0  # a channel that never varies
 
 
+# a validation split that the data bring
+
+
+def with_validation(**changes):
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
+    return small_arrays() | {"x_val": images, "y_val": np.arange(12)[::-1] % 4} | changes
+
+
+def test_own_validation_images_validate_and_all_of_train_trains(save):
+    arrays = with_validation()
+    data = load_dataset(save(arrays), "nowhere")
+    for part in ("train", "val", "test"):
+        split = getattr(data, part)
+        assert np.array_equal(as_saved(split.images), arrays[f"x_{part}"])
+        assert np.array_equal(split.labels.numpy(), arrays[f"y_{part}"])
+    shares = torch.from_numpy(arrays["x_train"]).double() / 255
+    np.testing.assert_allclose(data.mean, shares.mean((0, 1, 2)), rtol=1e-12)
+
+
+def test_the_fingerprint_knows_own_validation_images(save):
+    arrays = with_validation()
+    own = load_dataset(save(arrays), "nowhere").fingerprint
+    assert own != load_dataset(save(), "nowhere").fingerprint
+    for key in ("x_val", "y_val"):
+        changed = arrays[key].copy()
+        changed.flat[0] ^= 1
+        assert load_dataset(save(arrays, **{key: changed}), "nowhere").fingerprint != own
+
+
+def test_a_split_seed_without_effect_is_refused(save):
+    with pytest.raises(UserError, match="--split-seed 3: has no effect on .*own.npz"):
+        load_dataset(save(with_validation()), "nowhere", split_seed=3)
+
+
+BAD_VALIDATION = {
+    "labels missing": ({"y_val": None}, "has no y_val; .*may hold x_val and y_val"),
+    "images missing": ({"x_val": None}, "has no x_val; .*may hold x_val and y_val"),
+    "sizes differ": ({"x_val": np.zeros((12, 9, 9, 3), "u1")}, "x_val .* sizes must agree"),
+    "too few labels": ({"y_val": np.zeros(9, int)}, r"y_val has shape \(9,\); it must be \(12,\)"),
+    "unknown class": ({"y_val": np.full(12, 4)}, "class 4 of y_val has no training image"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_VALIDATION)
+def test_bad_validation_images_are_refused(save, case):
+    changes, expected = BAD_VALIDATION[case]
+    assert re.search(expected, refused(save(with_validation(**changes))))
+
+
+def test_classes_without_a_validation_image_are_said(save, capsys):
+    y_train = np.arange(40) % 2  # four validate, of which none is of the two rare classes
+    rare = split_indices(40, 0)[0][:2]
+    y_train[rare] = 2, 3
+    load_dataset(save(y_train=y_train), "nowhere")
+    said = capsys.readouterr().err
+    assert "2 of 4 classes have no validation image (class 2, 3)" in said and said.count("\n") == 1
+    load_dataset(save(with_validation(y_val=np.arange(12) % 3)), "nowhere")
+    assert "1 of 4 classes have no validation image (class 3)" in capsys.readouterr().err
+
+
 # what an .npz may hold
 
 
@@ -125,9 +186,9 @@ def test_a_class_that_only_validates_is_said(save, capsys):
     y_train[split_indices(40, 0)[1][0]] = 4
     data = load_dataset(save(y_train=y_train), "nowhere")
     assert data.num_classes == 5
-    assert re.search("--split-seed 0: 1 of 5 classes .*validation", capsys.readouterr().err)
+    assert re.search("--split-seed 0: 1 of 5 classes .*validation split", capsys.readouterr().err)
     load_dataset(save(y_train=y_train), "nowhere", split_seed=1)
-    assert capsys.readouterr().err == ""
+    assert "in the validation split" not in capsys.readouterr().err
 
 
 def test_other_arrays_compression_and_fortran_order_are_welcome(save):

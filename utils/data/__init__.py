@@ -1,9 +1,10 @@
 """Every data set as tensors in memory: where it comes from, how it is split, its statistics.
 
 A data set is four arrays x_train, y_train, x_test, y_test, from torchvision, an .npz file, a folder
-of images, or made on the spot (`synthetic`). A tenth of the training images validates, by
---split-seed alone, so that a student validates on images that its teacher never saw. Images stay
-uint8: augmentation and normalisation happen on the device (utils/data/views.py).
+of images, or made on the spot (`synthetic`). It may bring x_val and y_val, which then validate.
+Else a tenth of the training images does, by --split-seed alone, so that a student validates on
+images that its teacher never saw. Images stay uint8: augmentation and normalisation happen on the
+device (utils/data/views.py).
 """
 
 import difflib
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 
 from utils.data.images import read_folder
-from utils.data.npz import ARRAYS, Arrays, checked, read_npz
+from utils.data.npz import ARRAYS, OWN_VALIDATION, Arrays, checked, has_validation, read_npz
 from utils.data.synthetic import make_synthetic
 from utils.files import refused, unmade_on_failure
 from utils.program import UserError
@@ -111,17 +112,41 @@ def load_dataset(
     Raises UserError, in one line, for everything that can be wrong with a name or a file.
     """
     arrays = read_arrays(name, Path(data_dir), download, image_size, skip_unreadable)
-    indices = split_indices(len(arrays["y_train"]), split_seed)
-    train, val = (take(arrays, "train", index) for index in indices)
-    mean, std = NORMALISATION[name] if name in NORMALISATION else pixel_statistics(train.images)
-    classes = int(arrays["y_train"].max()) + 1
-    unseen = classes - len(train.labels.unique())
-    if unseen and download:
-        only = "have all their training images in the validation split"
-        print(f"--split-seed {split_seed}: {unseen} of {classes} classes {only}", file=sys.stderr)
-    flip = name not in DIGITS if flip is None else flip
-    label, splits = dataset_label(name), (train, val, take(arrays, "test", slice(None)))
-    return Dataset(label, classes, *splits, mean, std, fingerprint(arrays), split_seed, flip)
+    train, val, test = splits_of(arrays, split_seed, name)
+    if download:
+        seed = "" if has_validation(arrays) else f", --split-seed {split_seed}"
+        say_absent_classes(train, val, f"--dataset {name}{seed}")
+    has_constants = name in NAMES and name in NORMALISATION
+    mean, std = NORMALISATION[name] if has_constants else pixel_statistics(train.images)
+    return Dataset(
+        name=dataset_label(name),
+        num_classes=int(arrays["y_train"].max()) + 1,
+        train=train,
+        val=val,
+        test=test,
+        mean=mean,
+        std=std,
+        fingerprint=fingerprint(arrays),
+        split_seed=split_seed,
+        flip=name not in DIGITS if flip is None else flip,
+    )
+
+
+def splits_of(arrays: Arrays, split_seed: int, name: str) -> tuple[Split, Split, Split]:
+    """Training, validation and test split of a data set.
+
+    Where it brings x_val and y_val, they validate and all of x_train trains: then no seed decides
+    anything, and any but the default is refused. Raises UserError.
+    """
+    everything = slice(None)
+    test = take(arrays, "test", everything)
+    if has_validation(arrays):
+        if split_seed != 0:
+            fault = f"--split-seed {split_seed}: has no effect on --dataset {name}, which brings"
+            raise UserError(f"{fault} validation images of its own; leave it out")
+        return take(arrays, "train", everything), take(arrays, "val", everything), test
+    training, validation = split_indices(len(arrays["y_train"]), split_seed)
+    return take(arrays, "train", training), take(arrays, "train", validation), test
 
 
 def read_arrays(
@@ -185,6 +210,22 @@ def split_indices(n: int, split_seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(order[size:]), np.sort(order[:size])
 
 
+def say_absent_classes(train: Split, val: Split, where: str) -> None:
+    """A line on standard error for classes that have no image in one of the two splits."""
+    trained, validated = (set(split.labels.unique().tolist()) for split in (train, val))
+    classes = len(trained | validated)
+    only_validated = sorted(validated - trained)
+    if only_validated:
+        fault = f"{len(only_validated)} of {classes} classes have all their training images"
+        print(f"{where}: {fault} in the validation split", file=sys.stderr)
+    never_validated = sorted(trained - validated)
+    if never_validated:
+        shown = ", ".join(map(str, never_validated[:10]))
+        more = ", ..." if len(never_validated) > 10 else ""
+        fault = f"{len(never_validated)} of {classes} classes have no validation image"
+        print(f"{where}: {fault} (class {shown}{more})", file=sys.stderr)
+
+
 def take(arrays: Arrays, part: str, index) -> Split:
     keys = (f"{kind}_{part}" for kind in ("x", "y", "posterior"))
     images, *others = (torch.from_numpy(arrays[key][index]) for key in keys if key in arrays)
@@ -205,7 +246,7 @@ def pixel_statistics(images: torch.Tensor) -> tuple[Statistics, Statistics]:
 
 def fingerprint(arrays: Arrays) -> str:
     digest = hashlib.sha256()
-    for key in ARRAYS:
+    for key in (*ARRAYS, *(OWN_VALIDATION if has_validation(arrays) else ())):
         digest.update(f"{key} {arrays[key].shape}".encode())
         digest.update(np.ascontiguousarray(arrays[key]))
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""The four arrays of a data set: a stranger's .npz file, and the checks that any source passes."""
+"""The arrays of a data set: a stranger's .npz file, and the checks that any source passes."""
 
 from pathlib import Path
 
@@ -9,14 +9,17 @@ from utils.program import UserError
 
 Arrays = dict[str, np.ndarray]
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+# A data set may bring them. They then validate, and all of x_train trains.
+OWN_VALIDATION = ("x_val", "y_val")
 
 
 def read_npz(path: Path, where: str) -> Arrays:
-    """The four arrays of an .npz file, checked. `where` begins every message."""
+    """The arrays of an .npz file, checked. `where` begins every message."""
     way_out = f"write it with numpy.savez(file, {', '.join(f'{key}=...' for key in ARRAYS)})"
     # Two copies: as read, and as split.
     with refused(f"{where}: not a readable .npz file", way_out), open_npz(path, 2) as archive:
-        arrays = {key: archive[key] for key in ARRAYS if key in archive.files}
+        read = [key for key in (*ARRAYS, *OWN_VALIDATION) if key in archive.files]
+        arrays = {key: archive[key] for key in read}
     return checked(arrays, where)
 
 
@@ -25,36 +28,58 @@ def checked(arrays: Arrays, where: str) -> Arrays:
 
     Images may come as `channels_last` takes them, labels as (N, 1).
     """
-
-    def require(met: bool, fault: str) -> None:
-        if not met:
-            raise UserError(f"{where}: {fault}")
-
-    absent = [key for key in ARRAYS if key not in arrays]
-    require(not absent, f"has no {', '.join(absent)}; it must hold {', '.join(ARRAYS)}")
+    wanted = OWN_VALIDATION if has_validation(arrays) else ()
+    absent = [key for key in (*ARRAYS, *wanted) if key not in arrays]
+    if absent:
+        must = f"it must hold {', '.join(ARRAYS)}, and may hold {' and '.join(OWN_VALIDATION)}"
+        raise UserError(f"{where}: has no {', '.join(absent)}; {must}")
     made = {}
-    for x, y in (("x_train", "y_train"), ("x_test", "y_test")):
-        try:
-            images, labels = channels_last(arrays[x]), arrays[y]
-        except ValueError as error:
-            raise UserError(f"{where}: {x} {error}") from None
-        require(labels.dtype.kind in "iu", f"{y} is {labels.dtype}; save labels as integers")
-        wanted = f"it must be ({len(images)},), a label for each image"
-        fits = labels.shape in ((len(images),), (len(images), 1))
-        require(fits, f"{y} has shape {labels.shape}; {wanted}")
-        made |= {x: images, y: labels.reshape(-1).astype(np.int64)}
-    train, test = made["x_train"].shape, made["x_test"].shape
-    require(train[1:] == test[1:], f"x_train has shape {train} and x_test {test}; sizes must agree")
-    seen = np.unique(made["y_train"])
-    require(len(seen) > 1, f"every label in y_train is {seen[0]}; two classes are needed, 0 and 1")
-    fault = f"y_train has {len(seen)} classes, {seen[0]} to {seen[-1]}, not 0 to {len(seen) - 1}"
-    way_out = "save numpy.searchsorted(numpy.unique(y_train), y) of y_train and of y_test"
-    require(np.array_equal(seen, np.arange(len(seen))), f"{fault}; {way_out}")
-    unseen = np.setdiff1d(made["y_test"], seen)
-    if len(unseen):
-        way_out = "leave its images out, or move some to x_train"
-        raise UserError(f"{where}: class {unseen[0]} of y_test has no training image; {way_out}")
+    for part in ("train", "test", "val") if wanted else ("train", "test"):
+        images, labels = checked_part(arrays, part, where)
+        made[f"x_{part}"], made[f"y_{part}"] = images, labels
+        if images.shape[1:] != made["x_train"].shape[1:]:
+            shapes = f"x_train has shape {made['x_train'].shape} and x_{part} {images.shape}"
+            raise UserError(f"{where}: {shapes}; sizes must agree")
+    check_classes(made, where)
     return made
+
+
+def has_validation(arrays: Arrays) -> bool:
+    """Whether a data set brings a validation split of its own, or at least a part of one."""
+    return any(key in arrays for key in OWN_VALIDATION)
+
+
+def checked_part(arrays: Arrays, part: str, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 (N, H, W, 3) and labels int64 (N,) of `train`, `val` or `test`. UserError."""
+    try:
+        images = channels_last(arrays[f"x_{part}"])
+    except ValueError as error:
+        raise UserError(f"{where}: x_{part} {error}") from None
+    labels = arrays[f"y_{part}"]
+    if labels.dtype.kind not in "iu":
+        raise UserError(f"{where}: y_{part} is {labels.dtype}; save labels as integers")
+    if labels.shape not in ((len(images),), (len(images), 1)):
+        wanted = f"it must be ({len(images)},), a label for each image"
+        raise UserError(f"{where}: y_{part} has shape {labels.shape}; {wanted}")
+    return images, labels.reshape(-1).astype(np.int64)
+
+
+def check_classes(arrays: Arrays, where: str) -> None:
+    """Refuse labels that are not 0 to K - 1, and classes that have no training image."""
+    seen = np.unique(arrays["y_train"])
+    if len(seen) == 1:
+        fault = f"every label in y_train is {seen[0]}; two classes are needed, 0 and 1"
+        raise UserError(f"{where}: {fault}")
+    if not np.array_equal(seen, np.arange(len(seen))):
+        fault = f"y_train has {len(seen)} classes, {seen[0]} to {seen[-1]}, not 0 to"
+        way_out = "save numpy.searchsorted(numpy.unique(y_train), y) of y_train and of y_test"
+        raise UserError(f"{where}: {fault} {len(seen) - 1}; {way_out}")
+    for key in ("y_test", "y_val"):
+        unseen = np.setdiff1d(arrays.get(key, seen), seen)
+        if len(unseen):
+            way_out = "leave its images out, or move some to x_train"
+            fault = f"class {unseen[0]} of {key} has no training image"
+            raise UserError(f"{where}: {fault}; {way_out}")
 
 
 def channels_last(images: np.ndarray) -> np.ndarray:
