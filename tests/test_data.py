@@ -1,3 +1,4 @@
+import hashlib
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import pytest
 import torch
 from conftest import given_file
 from PIL import Image
+from scipy.stats import chi2
 from torchvision.transforms import functional as TF
 
 from utils.data import NORMALISATION, load_dataset, pixel_statistics, split_indices
@@ -481,39 +483,97 @@ def synthetic():
     return load_dataset("synthetic", "nowhere")
 
 
+SPLITS = ("train", "val", "test")
+
+
 def test_synthetic_is_the_same_every_time(synthetic):
     np.random.seed(1)
     torch.manual_seed(1)
-    again = load_dataset("synthetic", "elsewhere", split_seed=9)
+    again = load_dataset("synthetic", "elsewhere")
     assert again.fingerprint == synthetic.fingerprint
-    assert torch.equal(again.test.posterior, synthetic.test.posterior)
-    assert not torch.equal(again.val.images, synthetic.val.images)
-    assert synthetic.test.images.shape == (2000, 3, 32, 32) and synthetic.num_classes == 10
+    for part in SPLITS:
+        one, other = getattr(synthetic, part), getattr(again, part)
+        assert torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
+        assert torch.equal(one.posterior, other.posterior)
 
 
-def test_synthetic_labels_are_drawn_from_the_posterior(synthetic):
-    splits = (synthetic.train, synthetic.val, synthetic.test)
-    posterior = torch.cat([split.posterior for split in splits])
-    onehot = torch.nn.functional.one_hot(torch.cat([split.labels for split in splits]), 10)
-    torch.testing.assert_close(posterior.sum(1), torch.ones(4000).double())
-    assert posterior.min() >= 0 and (posterior > 0).sum(1).max() <= 2
-    assert not onehot[posterior == 0].any()
-    for low in np.arange(0, 1, 0.1):
-        inside = (posterior > low) & (posterior <= low + 0.1)
-        p = posterior[inside]
-        # Four standard deviations of a sum of independent draws.
-        assert abs((onehot[inside] - p).sum()) < 4 * (p * (1 - p)).sum().sqrt()
+def test_synthetic_brings_a_validation_and_a_test_split_of_its_own(synthetic):
+    sizes = {part: tuple(getattr(synthetic, part).images.shape) for part in SPLITS}
+    side = (3, 32, 32)
+    assert sizes == {"train": (2000, *side), "val": (2000, *side), "test": (10_000, *side)}
+    for part in SPLITS:
+        split = getattr(synthetic, part)
+        assert len(split.labels) == len(split.posterior) == len(split.images)
+        assert split.labels.bincount(minlength=10).min() > len(split.labels) / 15
+    assert synthetic.num_classes == 10
+    with pytest.raises(UserError, match="--split-seed 3: has no effect on --dataset synthetic"):
+        load_dataset("synthetic", "nowhere", split_seed=3)
+
+
+def test_synthetic_splits_are_disjoint_draws(synthetic):
+    images = torch.cat([getattr(synthetic, part).images for part in SPLITS])
+    posteriors = torch.cat([getattr(synthetic, part).posterior for part in SPLITS])
+    assert len({image.numpy().tobytes() for image in images}) == 14_000
+    assert len(np.unique(posteriors.numpy(), axis=0)) == 14_000
+    # One generator after the other: the blocks' sides and shares are as unrelated as any draws.
+    blocks = posteriors.reshape(7, 2000, 10)
+    for first in range(7):
+        for second in range(first):
+            related = np.corrcoef(blocks[first].flatten(), blocks[second].flatten())[0, 1]
+            assert abs(related) < 5 / np.sqrt(20_000)
+
+
+# Of the training split as all versions have drawn it, and of the whole.
+TRAINING_IMAGES = "54055b6ed6ebb73c7f152a9219f01c1eb5d3484e0a3e5e1404bb49f1a4e4ddaf"
+FINGERPRINT = "9ba8fbb1dd69d4a1474fec43d3c3c818155f0d60d45bd9da7319d43d75d7668d"
+
+
+def test_synthetic_training_images_stay_and_the_fingerprint_tells_the_splits(synthetic):
+    # Whoever changes a draw changes the fingerprint, by which runs on other data are told apart.
+    assert hashlib.sha256(as_saved(synthetic.train.images)).hexdigest() == TRAINING_IMAGES
+    assert synthetic.fingerprint == FINGERPRINT
+
+
+def chance_of_labels(posterior, labels) -> float:
+    """The p-value of a chi-square test that labels are drawn from a posterior.
+
+    Images are told apart by their likeliest class and by a fifth of its range, 0.5 to 1. In each
+    such cell the times that it is drawn are a sum of independent draws.
+    """
+    largest, likeliest = posterior.max(1)
+    cell = 5 * likeliest + (10 * largest - 5).long().clamp(0, 4)
+    drawn = (labels == likeliest).double()
+    surplus = torch.zeros(50).double().index_add(0, cell, drawn - largest)
+    variance = torch.zeros(50).double().index_add(0, cell, largest * (1 - largest))
+    return chi2.sf((surplus**2 / variance).sum().item(), 50)
+
+
+@pytest.mark.parametrize("part", SPLITS)
+def test_synthetic_labels_are_drawn_from_the_posterior(synthetic, part):
+    split = getattr(synthetic, part)
+    posterior = split.posterior
+    torch.testing.assert_close(posterior.sum(1), torch.ones(len(posterior)).double())
+    assert posterior.min() >= 0 and ((posterior > 0).sum(1) == 2).all()
+    assert posterior[torch.arange(len(posterior)), split.labels].min() > 0
+    assert 1e-3 < chance_of_labels(posterior, split.labels) < 1 - 1e-3
+    # A sharper or a flatter one is told from it.
+    for power in (1.5, 0.5):
+        other = posterior**power
+        other /= other.sum(1, keepdim=True)
+        assert chance_of_labels(other, split.labels) < 1e-4
 
 
 def test_synthetic_blend_can_be_read_off_the_pixels(synthetic):
     # Least squares on the true patterns: what a net could at best do, and nearly exact.
     rng = np.random.default_rng(synthetic_module.SEED)
     patterns = synthetic_module.class_patterns(rng).reshape(10, -1)
-    pixels = as_saved(synthetic.test.images).reshape(2000, -1).astype(float)
-    pixels -= pixels.mean(1, keepdims=True)
-    parts = np.linalg.lstsq(patterns.T, pixels.T, rcond=None)[0].T.clip(0)
-    estimate = parts / parts.sum(1, keepdims=True)
-    assert np.abs(estimate - synthetic.test.posterior.numpy()).sum(1).mean() < 0.1
+    for part in SPLITS:
+        split = getattr(synthetic, part)
+        pixels = as_saved(split.images[:2000]).reshape(2000, -1).astype(float)
+        pixels -= pixels.mean(1, keepdims=True)
+        parts = np.linalg.lstsq(patterns.T, pixels.T, rcond=None)[0].T.clip(0)
+        estimate = parts / parts.sum(1, keepdims=True)
+        assert np.abs(estimate - split.posterior[:2000].numpy()).sum(1).mean() < 0.1
 
 
 def test_real_cifar10():
