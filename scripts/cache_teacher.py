@@ -20,16 +20,18 @@ import torch
 from tqdm import tqdm
 
 from utils.data import Split
+from utils.data.shared import load_data
 from utils.data.views import take_views, view_numbers, view_windows
 from utils.evaluation import logits_of
-from utils.options import CommandLine, add_data, add_teacher, count
+from utils.flags import add_data, add_teacher
 from utils.preflight import check_teacher
 from utils.program import RunFailed, one_line_errors
+from utils.program.command_line import CommandLine, count
 from utils.program.environment import precision_note
-from utils.runs import on_main
+from utils.program.processes import on_main, start
+from utils.settings import DataChoice, TeacherSource
 from utils.teacher_cache import LogitFiles
-from utils.teachers import teacher_of
-from utils.training import load_data, start
+from utils.teacher_files import load_teacher
 
 
 def options(argv: list[str] | None) -> Namespace:
@@ -40,9 +42,9 @@ def options(argv: list[str] | None) -> Namespace:
     )
     add_data(parser)
     add_teacher(parser, for_cache=True)
-    size = "images per step (default: 1000, on a CPU 128)"
-    parser.add_argument("--batch-size", type=count, help=size)
-    parser.set_defaults(teacher_temperature=1.0)  # kept are the logits before any
+    parser.add_argument(
+        "--batch-size", type=count, help="images per step (default: 1000, on a CPU 128)"
+    )
     return parser.parse_args(argv)
 
 
@@ -52,20 +54,26 @@ def main(argv: list[str] | None = None) -> None:
     note = precision_note(accelerator)
     if note:
         accelerator.print(note)
-    data = load_data(args, accelerator)
-    teacher = teacher_of(args, data)
+    data = load_data(DataChoice.of(vars(args)), accelerator)
+    # What is kept are the logits before any temperature.
+    teacher = load_teacher(TeacherSource.of(vars(args)), data)
     check_teacher(teacher, data)
     teacher.to(accelerator.device)
     files = LogitFiles(args.teacher_cache, teacher, data, accelerator)
-    views, windows = view_numbers(data.flip), view_windows(data.train.images.to(accelerator.device))
-    missing = on_main(accelerator, lambda: [v for v in views if not files.has(f"view={v}")])
+
+    views = view_numbers(data.flip)
+    missing = on_main(
+        accelerator, lambda: [view for view in views if not files.has(f"view={view}")]
+    )
     if missing and files.fault:
         raise RunFailed(f"--teacher_cache: {files.folder} cannot be written to: {files.fault}")
-    every = torch.arange(len(windows), device=windows.device)
+
+    windows = view_windows(data.train.images.to(accelerator.device))
+    every_image = torch.arange(len(windows), device=windows.device)
     for view in tqdm(missing, "views", disable=None if accelerator.is_main_process else True):
-        images = take_views(windows, every, torch.full_like(every, view))
+        images = take_views(windows, every_image, torch.full_like(every_image, view))
         split = Split(images, data.train.labels)
-        logits = logits_of(teacher.logits, split, args.batch_size, accelerator)
+        logits = logits_of(teacher.logits, split, accelerator, args.batch_size)
         if accelerator.is_main_process:
             files.write(f"view={view}", logits)
     accelerator.print(f"{files.folder}: all {len(views)} views")

@@ -52,7 +52,7 @@ def grids(*names: str) -> None:
 def losses() -> None:
     """Every base, every term, and the paper's own: how a run's name begins, then its flags."""
     from losses import BASES, TERMS, loss_parameters
-    from utils.runs import label_of
+    from utils.run_files import label_of
 
     for name in [*BASES, *(f"NLL+{term}" for term in TERMS), "FL+MDCA"]:
         given = {"gamma": 3} if name in ("FL", "FL+MDCA") else {}
@@ -64,7 +64,6 @@ def losses() -> None:
 def check() -> None:
     """Read commands, one a line, as their own scripts do; UserError before any has started."""
     from utils.options import student_options, teacher_options
-    from utils.runs import arguments_of
 
     programs = {"train_teacher.py": teacher_options, "train_student.py": student_options}
     runs: dict[str, str] = {}
@@ -75,10 +74,10 @@ def check() -> None:
         if {"--help", "-h"} & set(words):
             raise UserError("--help stands among the commands' flags; give it alone")
         try:
-            args = programs[program](words[place + 1 :])
+            experiment = programs[program](words[place + 1 :])
         except UserError as error:
             raise UserError(f"{program}: {error}") from None
-        run = f"{program} {sorted(arguments_of(args).items())}"
+        run = f"{program} {sorted(experiment.arguments.items())}"
         if run in runs:
             raise UserError(f"two commands are the same run, and nothing is started: {line}")
         runs[run] = line

@@ -28,7 +28,7 @@ from utils.analysis.records import read_runs
 from utils.analysis.statistics import sections_of
 from utils.analysis.tables import Entry, Table, main_table, render
 from utils.calibration.metrics import classification_metrics
-from utils.runs import label_of
+from utils.run_files import label_of
 
 CLASSES = 3
 

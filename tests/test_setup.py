@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from utils import wheels
+from utils.program import wheels
 
 # A tool that notes how it was called and says where its environment lies.
 STAND_IN = """#!/bin/sh

@@ -10,7 +10,7 @@ from conftest import ROOT, command, run_script
 
 import train_student
 import train_teacher
-from utils import source
+from utils.program import source
 from utils.program.files import write_json
 
 NAME = "tiny/resnet8/NLL_seed=42"

@@ -17,8 +17,8 @@ import train_student
 import train_teacher
 from utils import training, wheels
 from utils.program import UserError
-from utils.program.errors import Lasting, own_program
 from utils.program.environment import check_gpu
+from utils.program.errors import Lasting, own_program
 
 NAME = "tiny/resnet8/NLL_seed=42"
 

@@ -16,7 +16,7 @@ from conftest import ROOT, run_script
 from losses import BASES, DISTILLATIONS, TERMS, loss_names, loss_parameters
 from scripts import report
 from utils.options import student_options, teacher_options
-from utils.runs import label_of
+from utils.run_files import label_of
 
 pytestmark = pytest.mark.skipif(
     shutil.which("bash") is None or shutil.which("cksum") is None, reason="needs bash and coreutils"

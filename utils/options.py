@@ -96,35 +96,7 @@ def student_options(argv: list[str] | None = None) -> Experiment:
             "--teacher_cache"
         )
     notes = unread_loss_flags(args, "distill", DISTILLATIONS)
-    return experiment_of(args, args.distill, notes, teacher_source(vars(args)))
-
-
-def data_choice(args: argparse.Namespace) -> DataChoice:
-    """Of the flags of `add_data`."""
-    return DataChoice(
-        dataset=args.dataset,
-        data_dir=args.data_dir,
-        split_seed=args.split_seed,
-        flip=args.flip,
-        image_size=args.image_size,
-        skip_unreadable=args.skip_unreadable,
-    )
-
-
-def teacher_source(arguments: Mapping) -> TeacherSource:
-    """Of the flags of `add_teacher`: from a command line, or from a run's config.json."""
-    models = arguments["teacher"] or [None]
-    return TeacherSource(
-        paths=tuple(arguments["teacher_path"]),
-        models=tuple(models),
-        loss=arguments["teacher_loss"],
-        select=arguments["teacher_select"],
-        norm=arguments["teacher_norm"],
-        key=arguments["teacher_key"],
-        size=arguments["teacher_size"],
-        temperature=arguments.get("teacher_temperature", TeacherSource.temperature),
-        cache=arguments["teacher_cache"],
-    )
+    return experiment_of(args, args.distill, notes, TeacherSource.of(vars(args)))
 
 
 def experiment_of(
@@ -140,7 +112,7 @@ def experiment_of(
         raise UserError(f"--Lambda {args.Lambda:g}: {error}") from None
     recipe = recipe_of(args)
     return Experiment(
-        data=data_choice(args),
+        data=DataChoice.of(vars(args)),
         recipe=recipe,
         loss=LossChoice(loss, parameters),
         run=RunChoice(

@@ -150,6 +150,7 @@ class Run:
             "settings": self.settings,
             "arguments": self.experiment.arguments,
             "images": sizes,
+            "class_names": self.data.class_names,
             **environment(self.accelerator),
         }
 

@@ -4,6 +4,7 @@
 defaults of the command line are those written here.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 
@@ -17,6 +18,18 @@ class DataChoice:
     flip: bool | None = None  # whether mirrored views are drawn; None: as suits the data set
     image_size: int | None = None  # pixels; of a folder of images
     skip_unreadable: bool = False  # of a folder of images
+
+    @classmethod
+    def of(cls, arguments: Mapping) -> "DataChoice":
+        """From the values of a command line's flags, or those that a run's config.json has."""
+        return cls(
+            dataset=arguments["dataset"],
+            data_dir=arguments["data_dir"],
+            split_seed=arguments["split_seed"],
+            flip=arguments["flip"],
+            image_size=arguments["image_size"],
+            skip_unreadable=arguments["skip_unreadable"],
+        )
 
 
 @dataclass(frozen=True)
@@ -74,6 +87,21 @@ class TeacherSource:
     size: int | None = None  # pixels
     temperature: float | str = 1.0  # or "auto"
     cache: str | None = None
+
+    @classmethod
+    def of(cls, arguments: Mapping) -> "TeacherSource":
+        """From the values of a command line's flags, or those that a run's config.json has."""
+        return cls(
+            paths=tuple(arguments["teacher_path"]),
+            models=tuple(arguments["teacher"] or [None]),
+            loss=arguments["teacher_loss"],
+            select=arguments["teacher_select"],
+            norm=arguments["teacher_norm"],
+            key=arguments["teacher_key"],
+            size=arguments["teacher_size"],
+            temperature=arguments.get("teacher_temperature", cls.temperature),
+            cache=arguments["teacher_cache"],
+        )
 
 
 @dataclass(frozen=True)

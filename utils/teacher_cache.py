@@ -39,8 +39,8 @@ from tqdm import tqdm
 from utils.data import Dataset
 from utils.data.views import PADDING, view_numbers
 from utils.program import RunFailed, UserError
-from utils.program.errors import is_first
 from utils.program.environment import processor
+from utils.program.errors import is_first
 from utils.program.files import atomic, make_folder
 from utils.teachers import PIECE, Teacher
 

@@ -9,7 +9,6 @@ import json
 import math
 import os
 import zipfile
-from argparse import Namespace
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,7 +28,9 @@ from utils.data import Dataset
 from utils.data.views import normalise
 from utils.program import UserError, files
 from utils.run_files import is_complete, is_third_party, number_text
-from utils.teachers import Teacher, teacher_of
+from utils.settings import TeacherSource
+from utils.teacher_files import load_teacher
+from utils.teachers import Teacher
 
 LOGITS = ("raw", "scaled")
 # What load_teacher needs of config.json and earlier versions did not write, at its default.
@@ -225,13 +226,22 @@ class Record:
         for flag in ("teacher", "teacher_path"):  # before ensembles they were texts
             if isinstance(given.get(flag), str):
                 given[flag] = [given[flag]]
-        facts = {key: self.result[key] for key in ("num_classes", "mean", "std", "fingerprint")}
         # What a teacher is checked against; its images are not needed.
-        data = Dataset(self.dataset, train=None, val=None, test=None, **facts)
+        data = Dataset(
+            name=self.dataset,
+            num_classes=self.result["num_classes"],
+            train=None,
+            val=None,
+            test=None,
+            mean=self.result["mean"],
+            std=self.result["std"],
+            fingerprint=self.fingerprint,
+            split_seed=self.result["split_seed"],
+        )
         way_out = "put it back, run where the student was trained, or leave out --with-teacher"
         fault = f"{self.folder}: its teacher is not where its command found it"
         with files.refused(fault, way_out):  # also where config.json is of another version
-            teacher = teacher_of(Namespace(**given), data)
+            teacher = load_teacher(TeacherSource.of(given), data)
             if teacher.identity["sha256"] != self.measured["sha256"]:
                 raise ValueError(f"{given['teacher_path']} is no longer what it learned from")
         return teacher

@@ -132,7 +132,7 @@ def in_precision(net: Record, batch_size: int | None) -> Callable[[Tensor], Tens
     def logits(images: Tensor) -> Tensor:
         split = Split(images, torch.zeros(len(images), dtype=torch.int64))
         with torch.autocast(device.type, DTYPES[precision], enabled=precision != "no"):
-            return logits_of(forward, split, batch_size, accelerator, net.title.strip())
+            return logits_of(forward, split, accelerator, batch_size, net.title.strip())
 
     return logits
 
