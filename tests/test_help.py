@@ -10,7 +10,8 @@ import losses
 from scripts import benchmark, cache_teacher, evaluate, export, posthoc, report
 from utils.data import Split
 from utils.evaluation import logits_of
-from utils.options import CommandLine, student_options, teacher_options
+from utils.options import student_options, teacher_options
+from utils.program.command_line import CommandLine
 from utils.program.hints import ADVICE, ELSEWHERE, MEANT, simple
 
 PROGRAMS = {
@@ -79,16 +80,19 @@ def said_default(parser_of, program: str, flag: str) -> str:
 
 
 def test_defaults_that_depend_on_another_flag(parser_of):
-    """Their text says what `complete` gives them."""
+    """Their text says what a run without them is made with."""
 
     def said(flag: str) -> str:
         return said_default(parser_of, "train_teacher", flag)
 
-    args = teacher_options(["--epochs", "80"])
-    assert said("--schedule-steps") == "half and three quarters" and args.schedule_steps == [40, 60]
-    assert float(said("--lr-decay-factor")) == args.lr_decay_factor
-    assert float(said("--warmup")) == teacher_options(["--scheduler", "warmupcosine"]).warmup
-    assert float(said("--mix_alpha")) == teacher_options(["--mix", "mixup"]).mix_alpha
+    recipe = teacher_options(["--epochs", "80"]).recipe
+    assert said("--schedule-steps") == "half and three quarters"
+    assert recipe.schedule_steps == (40, 60)
+    assert float(said("--lr-decay-factor")) == recipe.lr_decay_factor
+    assert float(said("--momentum")) == recipe.momentum
+    warm = teacher_options(["--scheduler", "warmupcosine"]).recipe
+    assert float(said("--warmup")) == warm.warmup
+    assert float(said("--mix_alpha")) == teacher_options(["--mix", "mixup"]).recipe.mix_alpha
     assert "rate is multiplied by" in help_of(parser_of("train_teacher"))["--lr-decay-factor"]
 
 

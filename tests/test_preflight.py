@@ -1,6 +1,5 @@
 """What is refused before a run has a folder: nets that cannot take the images, steps of one."""
 
-from argparse import Namespace
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,6 +17,7 @@ from utils.data import Split, load_dataset
 from utils.data.views import TrainLoader
 from utils.preflight import check_net, check_teacher, other_batch_sizes, shares
 from utils.program import UserError
+from utils.settings import Recipe
 from utils.teachers import Member, Teacher
 
 STATISTICS = {"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
@@ -31,8 +31,8 @@ def data_of(tmp_path_factory):
 
 
 def trained_on(path, **flags):
-    given = {"model": "resnet8", "train_batch_size": 16, "sync_bn": False} | flags
-    return Namespace(**given), load_dataset(str(path), "."), SimpleNamespace(num_processes=1)
+    recipe = Recipe(**({"model": "resnet8", "train_batch_size": 16} | flags))
+    return recipe, load_dataset(str(path), "."), SimpleNamespace(num_processes=1)
 
 
 def line(data, root, *flags):

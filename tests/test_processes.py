@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,11 +18,16 @@ from conftest import ROOT, assert_same_run, command, wait_for, weights, write_np
 from torch import nn
 
 import train_teacher
+from losses import build_loss
 from models import build_model
 from utils import training
 from utils.data import Split, load_dataset
+from utils.data.shared import load_data
 from utils.data.views import TrainLoader, epoch_plan
 from utils.evaluation import evaluate, predict
+from utils.program.processes import start
+from utils.settings import DataChoice, Recipe
+from utils.tasks import ClassificationTask
 
 NAME = "tiny/resnet8/NLL_seed=42"
 SIZES = (1, 2, 3, 40, 41)
@@ -162,12 +168,13 @@ def test_a_run_is_that_of_one_process_with_the_whole_batch(launch, tiny_npz, tmp
 
 
 def note_patience(file: str) -> None:
-    accelerator = training.start()
-    args = train_teacher.teacher_options([])
-    _, net, *_ = training.prepare(accelerator, build_model("resnet8", 10), args, 1)
+    accelerator = start()
+    data = SimpleNamespace(mean=(0.5,) * 3, std=(0.2,) * 3)
+    task = ClassificationTask(build_model("resnet8", 10), build_loss("NLL"), data)
+    model = training.Trainer(task, Recipe(), accelerator, steps_per_epoch=1).model
     group = torch.distributed.distributed_c10d._get_default_group()
     waits = group._get_backend(accelerator.device).options._timeout
-    Path(file).write_text(f"{waits} {net.broadcast_buffers} {net.gradient_as_bucket_view}")
+    Path(file).write_text(f"{waits} {model.broadcast_buffers} {model.gradient_as_bucket_view}")
 
 
 def test_processes_wait_hours_and_exchange_no_buffers(launch, tmp_path):
@@ -238,8 +245,8 @@ def download(folder: str) -> None:
     import torchvision
 
     torchvision.datasets.CIFAR100 = Download
-    args = train_teacher.teacher_options(["--dataset", "cifar100", "--data_dir", folder])
-    data = training.load_data(args, Accelerator(cpu=True))
+    choice = DataChoice(dataset="cifar100", data_dir=folder)
+    data = load_data(choice, Accelerator(cpu=True))
     assert len(data.train.labels) == 180
 
 

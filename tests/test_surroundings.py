@@ -15,10 +15,11 @@ from conftest import ROOT, assert_same_run, command, run_script, wait_for
 
 import train_student
 import train_teacher
-from utils import training, wheels
-from utils.program import UserError
+from utils import training
+from utils.program import UserError, wheels
 from utils.program.environment import check_gpu
 from utils.program.errors import Lasting, own_program
+from utils.program.processes import start
 
 NAME = "tiny/resnet8/NLL_seed=42"
 
@@ -121,14 +122,14 @@ def test_a_gpu_that_torch_does_not_find_is_no_reason_to_use_the_cpu(driver, monk
 
     monkeypatch.setattr(torch.cuda, "init", init)
     with pytest.raises(UserError) as refused:
-        training.start()
+        start()
     said = str(refused.value)
     assert "\n" not in said and "too old (found version 12040);" in said
     assert "wheel index cu126" in said and "torch<2.8" in said and "bash setup_env.sh" in said
     assert "CUDA_VISIBLE_DEVICES= in front" in said and "--cpu" in said
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     with pytest.raises(UserError, match="no GPU with CUDA_VISIBLE_DEVICES=7"):
-        training.start()
+        start()
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,7 @@ def test_a_gpu_that_torch_does_not_find_is_no_reason_to_use_the_cpu(driver, monk
 )
 def test_a_gpu_that_is_not_wanted(driver, monkeypatch, capsys, name, value):
     monkeypatch.setenv(name, value)
-    assert training.start().device.type == "cpu"
+    assert start().device.type == "cpu"
     assert capsys.readouterr().out.startswith("device: cpu (")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run_script
 
-from losses import BASES, DISTILLATIONS, TERMS, loss_names, loss_parameters
+from losses import BASES, DISTILLATIONS, TERMS, loss_names
 from scripts import report
 from utils.options import student_options, teacher_options
 from utils.run_files import label_of
@@ -83,11 +83,12 @@ class TestGrids:
     def test_students(self, tmp_path):
         commands = printed("students", "--", "--teacher_path", "my teacher", cwd=tmp_path)
         options = [student_options(words[2:]) for words in commands]
-        grid = [(args.T, args.Lambda) for args in options]
+        losses = [experiment.loss.parameters for experiment in options]
+        grid = [(values["T"], values["Lambda"]) for values in losses]
         assert grid == [
             (T, Lambda) for T in (1, 1.5, 2, 3, 4, 5, 10, 20) for Lambda in (0.9, 0.95, 1)
         ]
-        assert all(args.teacher_path == ["my teacher"] for args in options)
+        assert all(experiment.teacher.paths == ("my teacher",) for experiment in options)
         sample = ("students", "--n-samples", 5, "--sampling-mode", "shuffled_grid")
         drawn = printed(*sample, "--", "--teacher_path", "my teacher", cwd=tmp_path)
         assert all(words in commands for words in drawn) and drawn != commands[:5]
@@ -96,16 +97,16 @@ class TestGrids:
     def test_every_distillation_and_loss_has_a_grid(self, tmp_path):
         for name in DISTILLATIONS:
             commands = printed(name, "--", "--teacher_path", "t", cwd=tmp_path)
-            assert {student_options(words[2:]).distill for words in commands} == {name}
+            assert {student_options(words[2:]).loss.name for words in commands} == {name}
         commands = printed(*loss_names(), "--n-samples", 1, cwd=tmp_path)
-        assert [teacher_options(words[2:]).loss for words in commands] == loss_names()
+        assert [teacher_options(words[2:]).loss.name for words in commands] == loss_names()
 
     def test_teachers(self, tmp_path):
         commands = printed("teachers", "--", "--model", "resnet8", cwd=tmp_path)
         grids = {}
-        for args in (teacher_options(words[2:]) for words in commands):
-            values = tuple(loss_parameters(args.loss, vars(args)).values())
-            grids.setdefault(args.loss, []).append(values)
+        for words in commands:
+            loss = teacher_options(words[2:]).loss
+            grids.setdefault(loss.name, []).append(tuple(loss.parameters.values()))
         assert grids == {
             **{"NLL": [()], "LS": [(0.1,)], "FL": [(g,) for g in (1, 2, 3, 4, 5)]},
             "NLL+MDCA": [(b,) for b in (1, 5, 10)],
@@ -118,13 +119,14 @@ class TestGrids:
         commands = printed(*words, cwd=tmp_path, T="4", Lambda="0.9 1")
         options = [student_options(words[2:]) for words in commands]
         assert len({tuple(words) for words in commands}) == 6
-        assert {args.seed for args in options} == {42, 43, 44}
-        assert all(args.teacher_path == [f"runs/NLL_seed={args.seed}"] for args in options)
+        assert {experiment.recipe.seed for experiment in options} == {42, 43, 44}
+        for experiment in options:
+            assert experiment.teacher.paths == (f"runs/NLL_seed={experiment.recipe.seed}",)
 
     def test_what_follows_reaches_the_command_as_it_is_and_wins(self, tmp_path):
         odd = "a b'c\"d$HOME;*"
         [command] = printed("NLL", "--", "--checkpoint", "there", "--dataset", odd, cwd=tmp_path)
-        assert command[-1] == odd and teacher_options(command[2:-2]).checkpoint == "there"
+        assert command[-1] == odd and teacher_options(command[2:-2]).run.checkpoint == "there"
 
     @pytest.mark.parametrize(
         ("words", "said"),
@@ -287,9 +289,10 @@ def test_a_real_sweep_of_teachers_and_students(tmp_path, tiny_npz):
     assert "T=4 Lambda=0.9" in (tmp_path / "out" / "report.md").read_text()
 
 
-def folder_of(args) -> str:
-    label = label_of(args.loss, loss_parameters(args.loss, vars(args)))
-    return f"{args.checkpoint}/{Path(args.dataset).stem}/{args.model}/{label}_seed={args.seed}"
+def folder_of(experiment) -> str:
+    label = label_of(experiment.loss.name, experiment.loss.parameters)
+    place = f"{experiment.run.checkpoint}/{Path(experiment.data.dataset).stem}"
+    return f"{place}/{experiment.recipe.model}/{label}_seed={experiment.recipe.seed}"
 
 
 def grid(script: str, *words, cwd, **environment) -> tuple[list, list]:
@@ -299,9 +302,9 @@ def grid(script: str, *words, cwd, **environment) -> tuple[list, list]:
     lines = [shlex.split(line)[1:] for line in done.stdout.splitlines()]
     teachers = [teacher_options(line[1:]) for line in lines if "teacher.py" in line[0]]
     students = [student_options(line[1:]) for line in lines[len(teachers) :]]
-    folders = {folder_of(one) for one in teachers}
+    folders = {folder_of(teacher) for teacher in teachers}
     assert len(folders) == len(teachers)
-    assert all(folders.issuperset(one.teacher_path) for one in students)
+    assert all(folders.issuperset(student.teacher.paths) for student in students)
     return teachers, students
 
 
@@ -311,20 +314,21 @@ def grid(script: str, *words, cwd, **environment) -> tuple[list, list]:
 def test_the_papers_experiments(tmp_path, script, nets, pairs):
     """Six losses for every net, then every student of every teacher, in commands that are valid."""
     teachers, students = grid(script, "--epochs", "20", cwd=tmp_path, SEEDS="1 2")
-    assert len({(one.loss, one.model) for one in teachers}) == 6 * nets
-    assert len({(*one.teacher_path, one.model) for one in students}) == 2 * 6 * pairs
-    assert all((one.epochs, one.dataset) == (20, script) for one in teachers + students)
-    assert {one.seed for one in teachers} == {1, 2}
+    assert len({folder_of(teacher).rsplit("_seed")[0] for teacher in teachers}) == 6 * nets
+    assert len({(*run.teacher.paths, run.recipe.model) for run in students}) == 2 * 6 * pairs
+    for run in teachers + students:
+        assert (run.recipe.epochs, run.data.dataset) == (20, script)
+    assert {run.recipe.seed for run in teachers} == {1, 2}
 
 
 def test_the_baselines(tmp_path):
     teachers, students = grid("baselines", "--epochs", "2", cwd=tmp_path, DATASET="my data.npz")
     losses = {*BASES, *(f"NLL+{term}" for term in TERMS), "FL+MDCA"}
     for model in ("resnet14", "resnet8"):
-        assert {one.loss for one in teachers if one.model == model} == losses
+        assert {run.loss.name for run in teachers if run.recipe.model == model} == losses
     assert len(teachers) == 2 * len(losses) + 2
     assert len(students) == len(losses) + 5
-    assert {one.distill for one in students} == set(DISTILLATIONS)
+    assert {run.loss.name for run in students} == set(DISTILLATIONS)
     assert max(len(one.teacher_path) for one in students) == 3
     assert sum(one.teacher_temperature == "auto" for one in students) == 1
 

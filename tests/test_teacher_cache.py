@@ -18,13 +18,15 @@ import train_student
 import train_teacher
 from scripts import cache_teacher
 from utils import teacher_cache
+from utils.asked_teachers import CachedTeacher
 from utils.data import load_dataset
 from utils.data.views import NUM_VIEWS, TrainLoader, epoch_plan
-from utils.options import student_options
 from utils.program import RunFailed, UserError
 from utils.program.files import atomic
-from utils.teacher_cache import CachedTeacher, LogitFiles
-from utils.teachers import Teacher, teacher_of
+from utils.settings import TeacherSource
+from utils.teacher_cache import LogitFiles
+from utils.teacher_files import load_teacher
+from utils.teachers import Teacher
 
 LONE = ("--train-batch-size", "67")  # 135 = 2 x 67 + 1: the last step has one image
 ONE_PROCESS = Namespace(mixed_precision="no", device=torch.device("cpu"), num_processes=1)
@@ -92,7 +94,7 @@ def calls(monkeypatch) -> list[int]:
 def parts(tiny_npz, teacher) -> tuple:
     """Teacher and data, as the scripts load them."""
     data = load_dataset(str(tiny_npz), "data")
-    return teacher_of(student_options(student_command(tiny_npz, teacher, teacher)), data), data
+    return load_teacher(TeacherSource(paths=(str(teacher),)), data), data
 
 
 # The same numbers
@@ -135,8 +137,8 @@ def test_several_processes_read_and_keep_no_part_of_an_epoch(parts, tmp_path, ke
         files = LogitFiles(tmp_path, teacher, data, two)
         cached = CachedTeacher(lambda batch: teacher.logits(batch.images), files, 42)
         loader = TrainLoader(data.train, 16, 42, "cpu", rank, 2)
-        with cached.epoch(1) as known:
-            assert known is kept
+        with cached.epoch(1):
+            assert cached.reads_cache is kept
             for batch in map(loader.batch, loader.epoch(1)):
                 expected = logits[batch.places] if kept else teacher.logits(batch.images)
                 assert torch.equal(cached(batch), expected)

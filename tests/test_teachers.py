@@ -19,20 +19,22 @@ from conftest import command, given_file
 from safetensors.torch import save_file as save_safetensors
 from torch import nn
 from torch.nn import functional as F
-from utils.objectives import Distillation
 
 import train_student
 from losses import build_distillation
 from models import build_model
-from utils import teachers
+from utils import teacher_files
 from utils.calibration.metrics import classification_metrics
 from utils.calibration.temperature import fit_temperature
 from utils.data import Dataset, Split, load_dataset, normalisation
 from utils.data.views import normalise
-from utils.evaluation import evaluate, inspect_teacher
+from utils.evaluation import evaluate
 from utils.program import UserError
 from utils.program.files import read_torch
-from utils.teachers import Member, Teacher, teacher_of
+from utils.settings import TeacherSource
+from utils.teacher_files import load_teacher
+from utils.teacher_inspection import inspect_teacher
+from utils.teachers import Member, Teacher
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 LABEL = "FL+MDCA_gamma=3_beta=1"
@@ -80,11 +82,9 @@ def renamed(*changes):
 
 
 def load_all(*paths, dataset=None, split_seed=3, model=None, **flags) -> Teacher:
-    names = ("loss", "select", "norm", "key", "size", "temperature")
-    given = {"select": "best", "temperature": 1.0} | flags
-    args = Namespace(**{f"teacher_{name}": given.get(name) for name in names})
-    args.teacher, args.teacher_path, args.split_seed = model and [model], paths, split_seed
-    return teacher_of(args, dataset or make_dataset())
+    source = TeacherSource(paths=paths, models=(model,), **flags)
+    dataset = dataclasses.replace(dataset or make_dataset(), split_seed=split_seed)
+    return load_teacher(source, dataset)
 
 
 def load(path, **options) -> Member:
@@ -378,7 +378,7 @@ def test_timm_downloads_what_fits_the_data(monkeypatch):
         net.pretrained_cfg = {"num_classes": classes, "mean": (0.5,) * 3, "std": (0.2,) * 3}
         return net
 
-    monkeypatch.setattr(teachers, "build_model", timm)
+    monkeypatch.setattr(teacher_files, "build_model", timm)
     classes = 10
     teacher = load("pretrained", model="timm/small", size=16)
     assert (teacher.mean, teacher.std, teacher.size) == ((0.5,) * 3, (0.2,) * 3, 16)
@@ -387,7 +387,8 @@ def test_timm_downloads_what_fits_the_data(monkeypatch):
     classes = 1000
     refused("pretrained", "has 1000 classes but --dataset cifar10 has 10", model="timm/small")
     refused("pretrained", "timm/NAME", model="resnet8")
-    monkeypatch.setattr(teachers, "build_model", lambda *_, **__: Path("/no/network").read_text())
+    offline = Path("/no/network")
+    monkeypatch.setattr(teacher_files, "build_model", lambda *_, **__: offline.read_text())
     refused("pretrained", "cannot be downloaded", "weights file", model="timm/small")
 
 
@@ -486,7 +487,7 @@ def test_a_temperature_at_its_bound_teaches_nobody(tmp_path, right, bound):
 
 
 def test_a_teacher_at_the_bound_leaves_no_run_behind(tiny_npz, teacher, tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.evaluation.fit_temperature", lambda *_: (0.05, True))
+    monkeypatch.setattr("utils.teacher_inspection.fit_temperature", lambda *_: (0.05, True))
     root = tmp_path / "students"
     auto = ("--teacher_path", str(teacher), "--teacher_temperature", "auto")
     with pytest.raises(UserError, match="--teacher_temperature auto.*give a number"):
@@ -532,9 +533,7 @@ def test_a_teacher_that_rules_classes_out_is_measured_and_refused_where_it_must(
 
     def inspect(distill):
         loss = build_distillation(distill)
-        return inspect_teacher(
-            teacher, data, accelerator, None, Distillation(loss, teacher, data, accelerator, 42)
-        )
+        return inspect_teacher(teacher, data, accelerator, loss=loss)
 
     for distill in ("KD", "DKD", "DIST"):
         assert "validation top-1 60.00 %" in inspect(distill)

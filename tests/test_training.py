@@ -3,7 +3,6 @@
 import json
 import math
 import os
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +14,13 @@ import train_student
 import train_teacher
 from utils.calibration.metrics import classification_metrics
 from utils.calibration.temperature import fit_temperature
+from utils.optimizers import build_schedule
 from utils.options import student_options, teacher_options
 from utils.program import RunFailed, UserError
 from utils.program.files import atomic, safe_name
-from utils.runs import Run, label_of, number_text
-from utils.training import build_schedule
+from utils.run_files import label_of, number_text
+from utils.runs import Run
+from utils.settings import Recipe
 
 EXACT = ("state_dict", "metrics", "epoch")
 
@@ -37,10 +38,9 @@ def teacher(tmp_path_factory, tiny_npz) -> Path:
 
 def rates(epochs: int, steps: int, **flags) -> list[float]:
     """The learning rate of every step."""
-    args = Namespace(epochs=epochs, lr=1.0, lr_decay_factor=0.1, warmup=0, schedule_steps=[], **{})
-    vars(args).update(flags)
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], args.lr)
-    schedule, seen = build_schedule(optimizer, args, steps), []
+    recipe = Recipe(epochs=epochs, lr=1.0, **flags)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], recipe.lr)
+    schedule, seen = build_schedule(optimizer, recipe, steps), []
     for _ in range(epochs * steps):
         seen.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
@@ -49,7 +49,7 @@ def rates(epochs: int, steps: int, **flags) -> list[float]:
 
 
 def test_multistep_falls_after_the_milestones():
-    seen = rates(8, 5, scheduler="multistep", schedule_steps=[4, 6])
+    seen = rates(8, 5, scheduler="multistep", schedule_steps=(4, 6))
     assert seen == pytest.approx([1.0] * 20 + [0.1] * 10 + [0.01] * 10)
 
 
@@ -70,14 +70,16 @@ def test_warmup_rises_in_a_line_and_hands_over():
 @pytest.mark.parametrize("script", [teacher_options, student_options])
 def test_both_scripts_decay_by_default(script):
     argv = ["--epochs", "160", *(["--teacher_path", "x"] if script is student_options else [])]
-    args = script(argv)
-    assert (args.scheduler, args.schedule_steps) == ("multistep", [80, 120])
-    assert script([*argv, "--epochs", "1"]).schedule_steps == []
+    recipe = script(argv).recipe
+    assert (recipe.scheduler, recipe.schedule_steps) == ("multistep", (80, 120))
+    assert script([*argv, "--epochs", "1"]).recipe.schedule_steps == ()
 
 
 def test_either_spelling_of_a_flag():
-    args = teacher_options(["--train_batch_size", "7", "--weight_decay=0.1", "--data-dir", "x"])
-    assert (args.train_batch_size, args.weight_decay, args.data_dir) == (7, 0.1, "x")
+    flags = ["--train_batch_size", "7", "--weight_decay=0.1", "--data-dir", "x"]
+    experiment = teacher_options(flags)
+    assert (experiment.recipe.train_batch_size, experiment.recipe.weight_decay) == (7, 0.1)
+    assert experiment.data.data_dir == "x"
 
 
 # What a run leaves

@@ -22,8 +22,8 @@ from torch.nn import functional as F
 
 from models import MODELS, build_model, check_name
 from models.spellings import standard_names
-from utils.options import student_options
-from utils.teachers import load_member
+from utils.settings import TeacherSource
+from utils.teacher_files import load_member
 
 # Parameters for 10 and for 100 classes.
 COUNTS = """
@@ -273,8 +273,7 @@ def test_other_peoples_weights(key, tmp_path):
     file = tmp_path / "weights.pth"
     torch.save({"model": {key: recipe(key, shape) for key, shape in expected["tensors"]}}, file)
     data = SimpleNamespace(name="images", num_classes=classes, mean=(0.0,) * 3, std=(1.0,) * 3)
-    args = student_options(["--teacher_path", str(file)])
-    net = load_member(str(file), name, args, data).net
+    net = load_member(str(file), name, TeacherSource(paths=(str(file),)), data).net
     file.unlink()
     assert parameters(net) == expected["parameters"]
     shape = 2, 3, expected["side"], expected["side"]
