@@ -175,10 +175,11 @@ def folded(net: nn.Module, size: int = TRIED_SIZE) -> nn.Module:
     with suppress(Exception):  # a stranger's code may do anything, and the library is experimental
         from torch.fx.experimental.optimization import fuse
 
+        # Within another module a net is traced as it is called: its options have their defaults.
         # In float64 folding costs no more than its rounding, so any real difference shows.
-        exact = copy.deepcopy(net).double()
+        exact = nn.Sequential(copy.deepcopy(net).double())
         if agree(exact, fuse(exact), size):
-            return fuse(net)
+            return fuse(nn.Sequential(net))
     return net
 
 
