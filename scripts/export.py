@@ -23,7 +23,7 @@ from torch import Tensor
 from utils.analysis.columns import COLUMNS
 from utils.analysis.records import Record, finished_nets
 from utils.analysis.shift import test_split
-from utils.export import FORMATS, ONNX_PACKAGES, CalibratedNet
+from utils.export import FORMATS, ONNX_PACKAGES, ONNX_TORCH, CalibratedNet
 from utils.program import UserError, one_line_errors
 from utils.program.command_line import CommandLine, location, path
 from utils.program.files import atomic
@@ -60,6 +60,12 @@ def options(argv: list[str] | None) -> Namespace:
     args = parser.parse_args(argv)
     if os.path.isdir(args.out) or not os.access(args.out.absolute().parent, os.W_OK):
         raise UserError(f"--out {args.out}: give a file in a folder that you may write to")
+    if args.format == "onnx" and torch.__version__ < ONNX_TORCH:
+        oldest = ".".join(map(str, ONNX_TORCH))
+        raise UserError(
+            f"--format onnx: needs torch {oldest} or later, this is {torch.__version__}; give "
+            "--format safetensors or torchscript"
+        )
     if args.format == "onnx" and not all(map(find_spec, ONNX_PACKAGES)):
         raise UserError(f"--format onnx: first run pip install {' '.join(ONNX_PACKAGES)}")
     return args

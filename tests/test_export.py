@@ -13,6 +13,7 @@ from onnxruntime import InferenceSession
 from safetensors import safe_open
 from safetensors.torch import load_file
 from scipy.special import softmax
+from torch.torch_version import TorchVersion
 
 import train_student
 import train_teacher
@@ -20,7 +21,7 @@ from models import build_model
 from scripts import export, posthoc
 from utils.data import load_dataset
 from utils.data.views import normalise
-from utils.export import FORMATS
+from utils.export import FORMATS, ONNX_TORCH
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,8 @@ def export_to(file, run, *flags):
 
 @pytest.fixture(scope="module")
 def onnx_file(finished, tmp_path_factory):
+    if torch.__version__ < ONNX_TORCH:
+        pytest.skip("this torch is too old for ONNX")
     return export_to(tmp_path_factory.mktemp("onnx") / "net.onnx", finished)
 
 
@@ -166,6 +169,7 @@ unfinished --out f | unfinished.*no finished run.*train it first
 
 
 def test_mistakes(run, tiny_npz, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(export, "ONNX_TORCH", (0,))  # here any torch will do
     monkeypatch.chdir(tmp_path)
     with np.load(tiny_npz) as arrays:
         np.savez("other.npz", **dict(arrays) | {"x_test": 255 - arrays["x_test"]})
@@ -178,6 +182,14 @@ def test_mistakes(run, tiny_npz, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(export, "find_spec", lambda name: None)
     error = fails(capsys, tmp_path, export.main, ["run", "--out", "file"])
     assert "pip install onnx onnxscript onnxruntime" in error
+
+
+def test_an_older_torch_exports_in_other_formats(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.6.0+cu124"))
+    line = [str(run), "--out", str(tmp_path / "net")]
+    error = fails(capsys, tmp_path, export.main, line)
+    assert "needs torch 2.11 or later, this is 2.6.0+cu124; give --format safetensors" in error
+    export.main([*line, "--format", "safetensors"])
 
 
 def test_the_example(finished, onnx_file, images, tmp_path, monkeypatch, capsys):

@@ -88,3 +88,4 @@ FORMATS: dict[str, tuple[Callable, Callable]] = {
     "torchscript": (to_torchscript, open_torchscript),
 }
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+ONNX_TORCH = (2, 11)  # the oldest it was tried with; the exporter of 2.6 fails
