@@ -7,13 +7,14 @@ from scipy import stats
 
 from utils.calibration.bootstrap import (
     PAIRED,
-    basic_interval,
-    calibrated_ece,
+    bins_of,
+    calibrated_error,
+    debiased,
+    error_interval,
     gaps,
     holm,
+    measured_error,
     paired_difference,
-    resample_counts,
-    resampled,
 )
 from utils.calibration.metrics import classification_metrics, ece
 
@@ -41,40 +42,124 @@ def test_edges_fall_into_the_bin_below():
     assert gaps(probs, torch.ones(3)).nonzero()[1].tolist() == [4, 14, 8]
 
 
+# ---- nets of which everything is known ---------------------------------------------------------
+
+
+# Confidences of a net, as of CIFAR nets, by its accuracy in % where it is calibrated.
+CONFIDENCE = {97: stats.beta(4, 0.124), 90: stats.beta(2.5, 0.278), 65: stats.beta(1.3, 0.7)}
+QUANTILES = {
+    accuracy: beta.ppf((np.arange(50_000) + 0.5) / 50_000) for accuracy, beta in CONFIDENCE.items()
+}
+
+
+def nets(rng, samples, accuracies, excess=0.0, shared=0.7):
+    """Gaps of nets on the same images, whose confidence is too high by `excess` everywhere.
+
+    So their true ECE is `excess`, but for confidences below it. `shared`: correlation of the nets,
+    in confidence and, given that, in the luck of the labels.
+    """
+    difficulty, luck = rng.normal(size=(2, samples, 1))
+    own = rng.normal(size=(2, samples, len(accuracies)))
+    weight = np.sqrt(shared), np.sqrt(1 - shared)
+    rank = stats.norm.cdf(weight[0] * difficulty + weight[1] * own[0])
+    threshold = stats.norm.cdf(weight[0] * luck + weight[1] * own[1])
+    found = []
+    for column, accuracy in enumerate(accuracies):
+        confidence = QUANTILES[accuracy][(rank[:, column] * 50_000).astype(int)]
+        right = threshold[:, column] < confidence - excess
+        bins = np.ceil(15 * confidence).astype(int) - 1
+        matrix = np.zeros((samples, 15), np.float32)
+        matrix[np.arange(samples), bins] = right - confidence
+        found.append(matrix)
+    return found
+
+
+def true_ece(accuracy, excess):
+    confidence = QUANTILES[accuracy]
+    gap = np.maximum(confidence - excess, 0) - confidence
+    bins = np.ceil(15 * confidence).astype(int) - 1
+    return np.abs(np.bincount(bins, gap)).sum() / len(confidence)
+
+
+# ---- the noise of a sample ---------------------------------------------------------------------
+
+
+def test_the_draws_are_those_of_a_bootstrap_over_images():
+    """Also between bins and between runs: of resamples of whole images, in a plain loop."""
+    runs = nets(np.random.default_rng(0), 400, [65, 90])
+    bins = bins_of(runs, 20_000)
+    rng = np.random.default_rng(1)
+    images = np.concatenate(runs, axis=1)
+    resamples = [images[rng.integers(0, 400, 400)].mean(axis=0) for _ in range(4000)]
+    expected = np.cov(resamples, rowvar=False)
+    drawn = np.cov(bins.noise.reshape(-1, 30), rowvar=False)
+    scale = np.sqrt(np.outer(expected.diagonal(), expected.diagonal())) + 1e-12
+    assert np.abs(drawn - expected).max() < 0.1 * scale.max()
+    assert np.abs((drawn - expected) / scale)[scale > 1e-7].max() < 0.15
+    assert bins.sd.ravel() == pytest.approx(bins.noise.reshape(-1, 30).std(axis=0), rel=0.03)
+    assert np.array_equal(bins.noise, bins_of(runs, 20_000).noise)
+
+
+@pytest.mark.parametrize("true", [0.0, 0.3, 1.0, 2.0, 4.0])
+def test_the_debiased_error_is_that_of_split_samples(true):
+    """Its mean is that of sign times gap of two samples, a fifth and four fifths; 0 where it is."""
+    rng = np.random.default_rng(0)
+    gap = true + rng.normal(size=400_000)
+    values = debiased(gap[:, None], np.ones((1, 1)))
+    sign = np.sign(true + rng.normal(size=400_000) * np.sqrt(5 / 4))
+    size = true + rng.normal(size=400_000) * np.sqrt(5)
+    assert values.mean() == pytest.approx((sign * size).mean(), abs=0.015)
+    assert true - 0.38 < values.mean() < true + 0.01
+    assert values.mean() == pytest.approx(true, abs=0.01) or 0 < true < 4
+
+
 # ---- the interval of an ECE --------------------------------------------------------------------
 
 
-def interval_of(runs, resamples=1000):
-    draws = np.mean([resampled(gaps(*run), resamples) for run in runs], axis=0)
-    return basic_interval(np.mean([ece(*run) for run in runs]), draws)
-
-
-def test_a_plain_loop_gives_the_same_interval():
-    runs = [predictions(200, sharpness=s, seed=3) for s in (1.0, 3.0)]
-    labels = runs[0][1]
-    values = []
-    for count in resample_counts(200, 50).astype(int):
-        taken = np.repeat(np.arange(200), count)
-        assert len(taken) == 200
-        values.append(np.mean([ece(probs[taken], labels[taken]) for probs, _ in runs]))
-    estimate = np.mean([ece(*run) for run in runs])
-    low, high = np.quantile(values, [0.025, 0.975])
-    expected = (max(0, 2 * estimate - high), max(estimate, 2 * estimate - low))
-    assert interval_of(runs, 50) == pytest.approx(expected, abs=1e-6)
-
-
-@pytest.mark.parametrize("shift", [0.03, 0.1])
-def test_it_covers_the_truth(shift):
-    """Confidence exceeds accuracy by `shift` everywhere, so the ECE is `shift`."""
+@pytest.mark.parametrize("accuracy", CONFIDENCE)
+@pytest.mark.parametrize("excess", [0.0, 0.003, 0.03])
+def test_the_interval_covers_the_truth(accuracy, excess):
+    """In 93 of 100 cases or more, also where the error is below the noise."""
     rng = np.random.default_rng(2)
+    truth = true_ece(accuracy, excess)
     covered = 0
-    for _ in range(200):
-        confidence = rng.uniform(0.5, 1, 1000)
-        probs = torch.from_numpy(np.stack([confidence, 1 - confidence], 1))
-        labels = torch.from_numpy(rng.random(1000) >= confidence - shift).long()
-        low, high = interval_of([(probs, labels)], 200)
-        covered += low <= shift <= high
-    assert 0.85 <= covered / 200 <= 0.99
+    for _ in range(100):
+        low, high = error_interval(bins_of(nets(rng, 2000, [accuracy], excess), 200))
+        covered += low <= truth <= high
+    assert covered >= 93
+
+
+def test_the_interval_says_something():
+    """It leaves out 0 where a net is miscalibrated, and narrows as images come in."""
+    rng = np.random.default_rng(0)
+    widths = []
+    for samples in (2000, 32_000):
+        low, high = error_interval(bins_of(nets(rng, samples, [90] * 3, 0.03)))
+        assert 0.01 < low < true_ece(90, 0.03) < high < 0.055
+        widths.append(high - low)
+    assert widths[1] < widths[0] / 3
+
+
+def test_ends_are_where_a_test_rejects():
+    """The same from their definition: as many draws under the true error as there should be."""
+    [run] = nets(np.random.default_rng(3), 2000, [90], 0.03)
+    bins = bins_of([run])
+    low, high = error_interval(bins)
+    estimate = np.abs(run.mean(axis=0, dtype=float)).sum()
+    above = high / bins.sd.sum() * bins.sd + bins.noise
+    assert np.mean(np.abs(above).sum(axis=2) < estimate) == pytest.approx(0.025, abs=0.002)
+    shrunk = np.sqrt(np.maximum(bins.mean**2 - bins.sd**2, 0)) * np.sign(bins.mean)
+    below = low / np.abs(shrunk).sum() * shrunk + bins.noise
+    assert np.mean(np.abs(below).sum(axis=2) > estimate) == pytest.approx(0.025, abs=0.002)
+
+
+def test_few_or_perfect_predictions_have_an_interval():
+    for confidence, right in ((1.0, 1), (1.0, 0), (0.8, 1)):
+        probs = torch.tensor([[confidence, 1 - confidence]], dtype=torch.float64)
+        bins = bins_of([gaps(probs, torch.tensor([1 - right]))])
+        low, high = error_interval(bins)
+        assert 0 <= low <= abs(right - confidence) <= high <= 1
+        assert np.isfinite(calibrated_error(bins)).all()
 
 
 # ---- the ECE of a calibrated net ---------------------------------------------------------------
@@ -82,13 +167,24 @@ def test_it_covers_the_truth(shift):
 
 def test_the_floor_is_that_of_labels_drawn_class_by_class():
     """Only whether the predicted class is right matters, so whole labels give the same."""
-    probs, _ = predictions(1000, 5)
+    probs, labels = predictions(1000, 5)
     rng = np.random.default_rng(5)
     drawn = [(probs.log().numpy() + rng.gumbel(size=probs.shape)).argmax(1) for _ in range(300)]
     values = [ece(probs, labels) for labels in drawn]
-    mean, high = calibrated_ece(probs)
+    mean, high = calibrated_error(bins_of([gaps(probs, labels)]))
     assert mean == pytest.approx(np.mean(values), rel=0.05)
     assert high == pytest.approx(np.quantile(values, 0.95), rel=0.08)
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.7, 0.99])
+def test_one_calibrated_row_in_twenty_lies_above_its_floor(shared):
+    """Rows of three nets that have nothing, something or nearly everything in common."""
+    rng = np.random.default_rng(6)
+    above = 0
+    for _ in range(400):
+        bins = bins_of(nets(rng, 1000, [90] * 3, shared=shared), 200)
+        above += measured_error(bins.mean) > calibrated_error(bins)[1]
+    assert 0.025 <= above / 400 <= 0.085
 
 
 # ---- paired differences ------------------------------------------------------------------------
@@ -98,12 +194,12 @@ def test_one_run_each_is_the_paired_t_test():
     rng = np.random.default_rng(0)
     first, second = (rng.random(5000) < p for p in (0.80, 0.78))
     runs = [[one.astype(np.float32)[:, None]] for one in (first, second)]
-    found = paired_difference(*runs, resamples=4000)
+    found = paired_difference(*runs)
     theirs = stats.ttest_rel(first.astype(float), second.astype(float))
     assert found.value == pytest.approx(first.mean() - second.mean())
-    assert found.p == pytest.approx(theirs.pvalue, abs=0.01)
+    assert found.p == pytest.approx(theirs.pvalue, abs=1e-3)
     interval = theirs.confidence_interval()
-    assert (found.low, found.high) == pytest.approx(tuple(interval), abs=1e-3)
+    assert (found.low, found.high) == pytest.approx(tuple(interval), abs=1e-5)
     same = paired_difference(runs[0], runs[0])
     assert same == pytest.approx((0, 0, 0, 1), abs=1e-12)
 
@@ -130,10 +226,36 @@ def test_false_alarms_of_the_interval(kind, seeds, spread):
     for _ in range(trials):
         difficulty = rng.normal(size=400)
         runs = [null_run(rng, kind, difficulty, spread * rng.normal()) for _ in range(sum(seeds))]
-        found = paired_difference(runs[: seeds[0]], runs[seeds[0] :], resamples=200)
+        found = paired_difference(runs[: seeds[0]], runs[seeds[0] :], draws=200)
         assert (found.p < 0.05) == (not found.low <= 0 <= found.high)
         alarms += found.p < 0.05
     assert 0.03 <= alarms / trials <= 0.07
+
+
+@pytest.mark.parametrize("accuracies", [(97, 90), (90, 65)])
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_calibrated_nets_of_unequal_accuracy_do_not_differ(accuracies, seeds):
+    """Though the less accurate measures twice the ECE: their true errors are 0 alike."""
+    rng = np.random.default_rng(7)
+    trials, alarms, measured = 300, 0, []
+    for _ in range(trials):
+        runs = nets(rng, 2000, np.repeat(accuracies, seeds))
+        found = paired_difference(runs[:seeds], runs[seeds:], draws=200)
+        alarms += found.p < 0.05
+        errors = [np.abs(run.mean(axis=0)).sum() for run in runs]
+        measured.append(np.mean(errors[seeds:]) / np.mean(errors[:seeds]))
+    assert np.mean(measured) > 1.5
+    assert 0.02 <= alarms / trials <= 0.08
+
+
+def test_calibration_errors_that_differ_are_told_apart():
+    rng = np.random.default_rng(8)
+    for samples, least in ((2000, 0.3), (10_000, 0.9)):
+        seen = []
+        for _ in range(40):
+            pair = [nets(rng, samples, [90] * 2, excess) for excess in (0.04, 0.015)]
+            seen.append(paired_difference(*pair, draws=200).p < 0.05)
+        assert np.mean(seen) >= least
 
 
 def test_holm():

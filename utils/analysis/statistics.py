@@ -9,7 +9,6 @@ import math
 from argparse import Namespace
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -37,8 +36,8 @@ FEW = 20  # test images: the value of a bin with fewer is mostly chance
 class Cell(NamedTuple):
     """Mean and sample standard deviation over a group's runs, NaN for one run; fractions.
 
-    `interval`: of the mean, over test samples. `calibrated`: what the ECE of calibrated nets of the
-    same confidences would be, its mean and what 95 % of draws stay below.
+    `interval`: of the true value of the mean, over test samples. `calibrated`: what the mean ECE of
+    as many calibrated nets of the same confidences would be, and what 95 % of draws stay below.
     """
 
     mean: float
@@ -187,17 +186,22 @@ def find_sweeps(groups: list[Group], args: Namespace) -> list[Sweep]:
     return sweeps
 
 
-@cache
-def chance(record: Record, logits: str, draws: int) -> tuple | None:
-    """The ECE of every bootstrap resample, (draws,), and that of a calibrated net, see Cell.
+def with_chance(cell: Cell, records: list[Record], logits: str, draws: int) -> Cell:
+    """The ECE of these runs with its interval, and what calibrated nets would measure.
 
-    None without stored predictions.
+    Without them where a run has no stored predictions, or `draws` is 0.
     """
-    predicted = record.probabilities(logits)
-    if predicted is None or not draws:
-        return None
-    resampled = bootstrap.resampled(bootstrap.gaps(*predicted), draws)
-    return resampled, bootstrap.calibrated_ece(predicted[0], draws)
+    predicted = [record.probabilities(logits) for record in records] if draws else []
+    if None in predicted or not predicted:
+        return cell
+    runs = [bootstrap.gaps(*prediction) for prediction in predicted]
+    bins = bootstrap.bins_of(runs, draws)
+    calibrated = bootstrap.calibrated_error(bins)
+    return cell._replace(
+        mark="chance" if cell.mean <= calibrated[1] else "",
+        interval=bootstrap.error_interval(bins),
+        calibrated=calibrated,
+    )
 
 
 def rows_of(group: Group, args: Namespace, in_full: bool) -> dict[str, Row]:
@@ -212,15 +216,7 @@ def rows_of(group: Group, args: Namespace, in_full: bool) -> dict[str, Row]:
         spreads = values.std(axis=0, ddof=1) if len(values) > 1 else [math.nan] * len(metrics)
         cells = dict(zip(metrics, map(Cell, values.mean(axis=0), spreads), strict=True))
         if in_full and logits in LOGITS and len(records) <= MANY:
-            known = [chance(record, logits, args.resamples) for record in records]
-            if None not in known:
-                resampled, calibrated = (np.mean(part, axis=0) for part in zip(*known, strict=True))
-                ece = cells["ece"]
-                cells["ece"] = ece._replace(
-                    mark="chance" if ece.mean <= calibrated[1] else "",
-                    interval=bootstrap.basic_interval(ece.mean, resampled),
-                    calibrated=tuple(calibrated),
-                )
+            cells["ece"] = with_chance(cells["ece"], records, logits, args.resamples)
         bounds = (record.measured["temperature_at_bound"] for record in records)
         few = any(one.get("smallest_bin", FEW) < FEW for one in measured)
         rows[logits] = Row(cells, logits == "scaled" and any(bounds), few)

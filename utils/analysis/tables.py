@@ -12,7 +12,7 @@ from utils.analysis.groups import Group, seeds_of
 from utils.analysis.records import LOGITS
 from utils.analysis.splits import COLUMNS_OF_TEST, columns_of_test, comparison
 from utils.analysis.statistics import FEW, Cell, Section, Sweep, differences, distinct
-from utils.calibration.bootstrap import PAIRED, Difference
+from utils.calibration.bootstrap import BINNED, PAIRED, Difference
 from utils.run_files import number_text
 
 
@@ -120,9 +120,10 @@ def legend(section: Section, has_chance: bool) -> list[str]:
         "split best. Mean ± standard deviation of n runs that differ only in the seed.": True,
         f"{', '.join(further)}: fitted on the validation split (scripts.posthoc).": further,
         "tempered: divided by --teacher_temperature, as its students saw them.": TEMPERED in kinds,
-        "95 % interval: of the mean ECE, bootstrap over test images. ECE of a calibrated net: "
-        "labels drawn from the net's own probabilities give this mean, and 95 % of draws less than "
-        "the value in brackets.": has_chance,
+        "95 % interval: of the true mean ECE of these n nets, over test images; it allows for the "
+        "bias of the measured one. ECE of a calibrated net: what n nets of these confidences would "
+        "measure on average if they were calibrated, and 95 % of draws less than the value in "
+        "brackets.": has_chance,
         f"MCE: beware, in some rows a bin holds fewer than {FEW} test images, and its value is "
         "mostly chance.": few,
         f"←: chosen from its sweep by validation {select}; the sweep's other settings do not take "
@@ -185,8 +186,16 @@ def paired_table(section: Section, against: Group) -> Table:
             name = printable(group.full_name) if logits == "raw" else ""
             cells = [difference_entry(found.get(key), COLUMNS[key[2]]) for key in keys]
             rows.append([Entry(name), Entry(logits), *cells])
-    note = "95 % intervals: bootstrap over test images, the same for both rows, and the spread of "
-    notes = [note + "their runs; of single runs the former alone."]
+    notes = [
+        "95 % intervals: over test images, the same for both rows, and the spread of their runs; "
+        "of single runs the former alone."
+    ]
+    if any(metric in BINNED for metric in metrics):
+        notes.append(
+            "ECE and AdaECE: difference of the errors without the bias that noise gives them, not "
+            "of the table's values. Of two calibrated nets it is 0 on average, whatever their "
+            "accuracy."
+        )
     tested = [against, *distinct(section, against)]
     repeated = [printable(group.full_name) for group in section.printed if group not in tested]
     if repeated:

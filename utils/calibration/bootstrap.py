@@ -1,21 +1,31 @@
 """How far a number could be off because the test split is a sample, and what follows from that.
 
 A metric here is a sum over columns of |mean over images| of a matrix (N, columns): one column, or
-for calibration errors one for each bin. So a thousand resamples of it are a matrix product.
+for calibration errors one for each bin. By the central limit theorem the columns' means of all
+runs on the same images are jointly normal, with a covariance that the images show. Draws of their
+noise are what a bootstrap with normal multipliers of the images gives, without the images
+(Chernozhukov, Chetverikov and Kato, Annals of Statistics 2013, Section 3).
+
+A measured calibration error is biased upwards: noise moves a bin's mean away from 0 in either
+direction, and |.| counts both. So a perfectly calibrated net measures a floor, which depends on
+its confidences. Nothing here compares errors without it. What each procedure was measured to do
+stands in docs/statistics.md.
 """
 
 import math
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from scipy.special import ndtr
 from scipy.stats import t as student_t
 from torch import Tensor
 
 LEVEL = 0.95  # of intervals
+TAIL = (1 - LEVEL) / 2
+SPLIT = 0.5  # see `debiased`: the sign of a bin from four fifths of the images, its size from one
 
 
 def gaps(probs: Tensor, labels: Tensor, bins: int = 15, equal_mass: bool = False) -> np.ndarray:
@@ -50,57 +60,112 @@ PAIRED = {
     "ece": gaps,
     "adaece": partial(gaps, equal_mass=True),
 }
+BINNED = ("ece", "adaece")  # those of them whose measured value is biased, and tested without bias
 
 
-@lru_cache(maxsize=1)
-def resample_counts(samples: int, resamples: int) -> np.ndarray:
-    """(resamples, samples) float32: how often a resample takes a sample; always the same."""
-    rng = np.random.default_rng(0)
-    counts = np.empty((resamples, samples), np.float32)
-    for row in counts:
-        row[:] = np.bincount(rng.integers(0, samples, samples), minlength=samples)
-    return counts
+class Bins(NamedTuple):
+    """The gaps of a row's runs: float64 (runs, bins) each, but for `noise`.
 
-
-def resampled(matrix: np.ndarray, resamples: int = 1000) -> np.ndarray:
-    """(resamples,): the metric of one run, by its matrix, on each resample."""
-    return np.abs(resample_counts(len(matrix), resamples) @ matrix).sum(axis=1) / len(matrix)
-
-
-def basic_interval(estimate: float, draws: np.ndarray) -> tuple[float, float]:
-    """95 % basic bootstrap interval, over test samples, of an ECE or a mean of ECEs (fractions).
-
-    The ECE of a resample is biased upwards once more than the ECE itself, by the noise in each
-    bin: quantiles of the resamples' values (percentile bootstrap) can lie above the truth. Here
-    they are mirrored at the estimate, which subtracts the bias; the upper end is raised to the
-    estimate where it falls below. In simulations it covers the truth 90 to 95 times in 100, fewer
-    where the true ECE is below the noise (perfect calibration: 60). Davison and Hinkley, 1997,
-    Section 5.2.
+    `mean`: of a bin, over all images. `sd`: of the noise in it. `chance`: what `sd` would be if the
+    net were calibrated. `noise`: (draws, runs, bins) float32, normal draws of it, with the
+    covariance between bins and runs that the images show.
     """
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return max(0.0, float(2 * estimate - high)), float(max(estimate, 2 * estimate - low))
+
+    mean: np.ndarray
+    sd: np.ndarray
+    chance: np.ndarray
+    noise: np.ndarray
 
 
-def calibrated_ece(probs: Tensor, draws: int = 1000, bins: int = 15) -> tuple[float, float]:
-    """The ECE that a perfectly calibrated net with these probabilities (N, K) would measure.
+def bins_of(runs: list[np.ndarray], draws: int = 1000) -> Bins:
+    """Of matrices (N, bins) of `gaps`, of runs on the same images; the draws are always the same.
 
-    Mean over draws of labels from them, and the value that 95 % of the draws stay below: an ECE
-    under it is no evidence of miscalibration. The ECE sees only whether a label is the predicted
-    one, so a draw is one coin per sample, right with the probability that is its confidence.
-    Vaicenavicius et al., AISTATS 2019, Section 5.
+    Second moments are taken about 0 and not about the mean. So they have no bias where the net is
+    calibrated, however few images a bin holds.
     """
-    confidence = probs.amax(dim=1).double().sort().values
-    inner = torch.searchsorted(confidence, torch.arange(1, bins).double() / bins, right=True)
-    starts = F.pad(inner, (1, 0)).unique()
-    starts, chance = starts[starts < len(confidence)].numpy(), confidence.numpy()
-    expected = np.add.reduceat(chance, starts)
-    rng, threshold = np.random.default_rng(0), chance.astype(np.float32)
-    errors = np.empty(draws)
-    for draw in range(draws):
-        right = rng.random(len(chance), dtype=np.float32) < threshold
-        hits = np.add.reduceat(right, starts, dtype=np.int64)
-        errors[draw] = np.abs(hits - expected).sum() / len(chance)
+    shape = len(runs), runs[0].shape[1]
+    samples = len(runs[0])
+    gap = np.concatenate(runs, axis=1)
+    covariance = (gap.T @ gap).astype(np.float64) / samples**2
+    values, vectors = np.linalg.eigh(covariance)
+    root = vectors * np.sqrt(values.clip(min=0))
+    normal = np.random.default_rng(0).standard_normal((draws, len(covariance)), np.float32)
+    # A gap is 1 - c of a right prediction and -c of a wrong one: |gap| (1 - |gap|) is c (1 - c).
+    size = np.abs(gap)
+    chance = np.sqrt((size * (1 - size)).sum(axis=0, dtype=np.float64)) / samples
+    return Bins(
+        mean=gap.mean(axis=0, dtype=np.float64).reshape(shape),
+        sd=np.sqrt(covariance.diagonal()).reshape(shape),
+        chance=chance.reshape(shape),
+        noise=(normal @ root.T.astype(np.float32)).reshape(draws, *shape),
+    )
+
+
+def measured_error(gap: np.ndarray) -> np.ndarray:
+    """Mean over runs of the sum over bins of |gap|, of gaps (..., runs, bins)."""
+    return np.abs(gap).sum(axis=-1).mean(axis=-1)
+
+
+def error_interval(bins: Bins) -> tuple[float, float]:
+    """95 % interval, over test samples, of the mean ECE of these very nets (fractions).
+
+    It holds every true error under which the measured one is neither among the highest nor among
+    the lowest 2.5 % of draws. A true error can be spread over the bins in many ways, which measure
+    differently. For the lower end it is spread as measured, each bin's square less its variance.
+    For the upper end it is spread in proportion to the noise: of all ways this measures least, so
+    that the end is high enough for any (the derivative of E|gap + noise| is then the same in all
+    bins). The upper end is raised to the estimate where it falls below.
+    """
+    estimate = float(measured_error(bins.mean))
+    square = (bins.mean**2 - bins.sd**2).clip(min=0)
+    low = true_error(bins, np.sign(bins.mean) * np.sqrt(square), estimate, 1 - TAIL)
+    high = true_error(bins, bins.sd, estimate, TAIL)
+    return min(low, estimate), max(high, estimate)
+
+
+def true_error(bins: Bins, profile: np.ndarray, estimate: float, quantile: float) -> float:
+    """The true error, spread over (runs, bins) like `profile`, whose draws have this quantile."""
+    scale = float(measured_error(profile))
+
+    def measures_less(error: float) -> bool:
+        gap = (error / scale * profile).astype(np.float32) + bins.noise
+        return np.quantile(measured_error(gap), quantile) < estimate
+
+    low, high = 0.0, 1.0
+    if scale == 0 or not measures_less(low):
+        return low
+    for _ in range(20):
+        middle = (low + high) / 2
+        low, high = (middle, high) if measures_less(middle) else (low, middle)
+    return (low + high) / 2
+
+
+def calibrated_error(bins: Bins) -> tuple[float, float]:
+    """The mean ECE that these runs would measure if their probabilities were calibrated.
+
+    Mean over draws, and the value that 95 % of the draws stay below: an ECE under it is no evidence
+    of miscalibration (Vaicenavicius et al., AISTATS 2019, Section 5). A calibrated net is right
+    with the probability c that is its confidence, so the variance c (1 - c) of a gap is known. Runs
+    share images and labels, so their gaps are correlated; how much, no theory says: it is taken
+    from the gaps that were measured.
+    """
+    ratio = np.divide(bins.chance, bins.sd, out=np.zeros_like(bins.sd), where=bins.sd > 0)
+    errors = measured_error(bins.noise * ratio.astype(np.float32))
     return float(errors.mean()), float(np.quantile(errors, LEVEL))
+
+
+def debiased(gap: np.ndarray, sd: np.ndarray) -> np.ndarray:
+    """Sum over bins (..., bins) of an estimate of |true gap| without the bias by noise of this sd.
+
+    The sign of a bin is taken from four fifths of the images and its gap from the other fifth; sign
+    times gap has mean 0 where the true gap is 0, whatever the noise. This is the mean of that over
+    all ways to split the images, in closed form for normal noise: with e standard normal,
+    gap + sd e / 2 and gap - 2 sd e are independent. Where the true gap is far above the noise it is
+    |gap|; in between it is too low, at most by 0.37 sd of a bin. It can be negative.
+    """
+    score = gap / np.maximum(SPLIT * sd, 1e-30)
+    density = np.exp(-(score**2) / 2) / math.sqrt(2 * math.pi)
+    return (gap * (2 * ndtr(score) - 1) - 2 / SPLIT * sd * density).sum(axis=-1)
 
 
 class Difference(NamedTuple):
@@ -113,35 +178,66 @@ class Difference(NamedTuple):
 
 
 def paired_difference(
-    first: list[np.ndarray], second: list[np.ndarray], resamples: int = 1000
+    first: list[np.ndarray], second: list[np.ndarray], draws: int = 1000
 ) -> Difference:
     """Mean metric of the runs `first` minus that of the runs `second`, on the same test images.
 
-    A run is a matrix (N, columns) of PAIRED. Images are a bootstrap, the same resample for every
-    run of both rows. Seeds are too few to be resampled, and one resampling over both would count
-    twice what images and seeds do together (Owen, "The pigeonhole bootstrap", Annals of Applied
-    Statistics 2007). The variance is that of two crossed factors: what images do to all runs alike
-    (the bootstrap's variance less each run's own part) plus s^2/n of each row's n seeds, s^2 the
-    variance between runs of a row, both rows' in one; t quantiles by Satterthwaite. Where no row
-    has two runs, the interval speaks of these two nets, not of what training again would give.
+    A run is a matrix (N, columns) of PAIRED. Calibration errors are compared as `debiased` has
+    them, for the floors of two nets of unequal accuracy differ where both are calibrated.
+
+    The variance is that of two crossed factors, images and seeds: what images do to all runs alike
+    (the variance over images less each run's own part) plus s^2/n of each row's n seeds, s^2 the
+    variance between runs of a row, both rows' in one; t quantiles by Satterthwaite. Few runs
+    may agree by luck: with f degrees of freedom it is not less than 1/f of what images do. One
+    resampling over both factors would count twice what they do together (Owen, "The pigeonhole
+    bootstrap", Annals of Applied Statistics 2007). Where no row has two runs, the interval speaks
+    of these two nets, not of what training again would give.
     """
-    rows = first, second
-    values = [np.stack([resampled(run, resamples) for run in runs]) for runs in rows]
-    measured = [np.array([np.abs(r.mean(0, dtype=float)).sum() for r in runs]) for runs in rows]
-    value = measured[0].mean() - measured[1].mean()
-    differences = values[0].mean(axis=0) - values[1].mean(axis=0)
-    variance, freedom = differences.var(ddof=1), math.inf
-    if seeds := len(first) + len(second) - 2:
-        share = (1 / len(first) + 1 / len(second)) / seeds
-        own = sum((each - each.mean(axis=0)).var(axis=1, ddof=1).sum() for each in values)
-        between = share * sum(((each - each.mean()) ** 2).sum() for each in measured)
-        # One degree of freedom may see no spread at all: then not less than what images do.
-        variance = max(max(variance - share * own, 0) + between, variance * (seeds == 1))
+    runs = [*first, *second]
+    values, covariance = _means(runs) if runs[0].shape[1] == 1 else _errors(runs, draws)
+    counts = len(first), len(second)
+    rows = slice(0, counts[0]), slice(counts[0], len(runs))
+    weight = np.repeat([1 / counts[0], -1 / counts[1]], counts)
+    value = weight @ values
+    variance = max(weight @ covariance @ weight, 0.0)
+    freedom = math.inf
+    if seeds := len(runs) - 2:
+        share = (1 / counts[0] + 1 / counts[1]) / seeds
+        own = share * sum(_spread(covariance[row, row]) for row in rows)
+        between = share * sum(((values[row] - values[row].mean()) ** 2).sum() for row in rows)
+        least = variance / seeds
+        variance = max(max(variance - own, 0.0) + between, least)
         freedom = seeds * (variance / between) ** 2 if between else math.inf
     width = max(math.sqrt(variance), 1e-300)  # 0 where the rows do not differ in any image
-    reach = width * student_t.isf((1 - LEVEL) / 2, freedom)
+    reach = width * student_t.isf(TAIL, freedom)
     p = 2 * student_t.sf(abs(value) / width, freedom)
     return Difference(*map(float, (value, value - reach, value + reach, p)))
+
+
+def _means(runs: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over images of each run, of matrices (N, 1), and the means' covariance."""
+    images = np.concatenate(runs, axis=1).astype(np.float64)
+    covariance = np.cov(images, rowvar=False) if len(images) > 1 else np.zeros((len(runs),) * 2)
+    return images.mean(axis=0), covariance / len(images)
+
+
+def _errors(runs: list[np.ndarray], draws: int) -> tuple[np.ndarray, np.ndarray]:
+    """Debiased calibration error of each run, of matrices (N, bins), and the errors' covariance.
+
+    The covariance is that of draws about gaps that are shrunk towards 0, or the noise would count
+    twice: once in the gaps that were measured, once in the draws (James and Stein, positive part).
+    """
+    bins = bins_of(runs, draws)
+    score = np.divide(bins.mean, bins.sd, out=np.zeros_like(bins.mean), where=bins.sd > 0)
+    used, square = (bins.sd > 0).sum(axis=1), (score**2).sum(axis=1)
+    kept = (1 - used / np.maximum(square, 1e-30)).clip(min=0)
+    drawn = debiased(kept[:, None] * bins.mean + bins.noise, bins.sd)
+    return debiased(bins.mean, bins.sd), np.cov(drawn, rowvar=False)
+
+
+def _spread(covariance: np.ndarray) -> float:
+    """Expected sum of squares about their mean of values that have this covariance."""
+    return np.trace(covariance) - covariance.sum() / len(covariance)
 
 
 def holm(p_values: list[float]) -> list[float]:
