@@ -130,6 +130,7 @@ def fit(run: Run, accelerator: Accelerator, net, objective: Objective, data, arg
         parts["scaler"] = accelerator.scaler
     history, best = resume(run, parts)
     step = Step(args.step, accelerator, prepared, optimizer, objective, loader, data)
+    run.say(sizes(args.model, net, data))
     run.log(
         f"{device}, steps: {step.launch}, mixed precision: {accelerator.mixed_precision}, "
         f"float32 products: {torch.get_float32_matmul_precision()}, "
@@ -268,6 +269,14 @@ def snapshot(run: Run, record: dict, net: nn.Module) -> dict:
         "metrics": {name: value for name, value in record.items() if name.startswith("val_")},
         "state_dict": {name: value.detach().clone() for name, value in net.state_dict().items()},
     }
+
+
+def sizes(model: str, net: nn.Module, data: Dataset) -> str:
+    """A line on how large the net is and of how many images each split is."""
+    parameters = sum(weight.numel() for weight in net.parameters())
+    train, val, test = (len(split.labels) for split in (data.train, data.val, data.test))
+    images = f"{train:,} images train it, {val:,} validate, {test:,} test"
+    return f"{model}: {parameters:,} parameters; {data.num_classes} classes; {images}"
 
 
 def share_buffers(accelerator: Accelerator, net: nn.Module) -> None:
