@@ -71,6 +71,7 @@ def fit(
     trainer = Trainer(task, recipe, accelerator, steps_per_epoch=len(loader))
     history, best = resume(run, trainer)
     step = launched_step(trainer, loader, choice.step)
+    run.say(sizes(recipe.model, task.net, data))
     log_how_it_runs(run, accelerator, step, choice.step)
     start_trackers(accelerator, run)
 
@@ -239,6 +240,16 @@ def show_progress(bar: tqdm, sums: EpochSums, steps_after: int) -> None:
         f"loss {means['train_loss']:.3f}, top-1 {100 * means['train_top1']:.1f} %, "
         f"{sums.totals()['images'] / elapsed:.0f} images/s, "
         f"{tqdm.format_interval(seconds_left)} left of the run"
+    )
+
+
+def sizes(model: str, net: nn.Module, data: Dataset) -> str:
+    """A line on how large the net is and of how many images each split is."""
+    parameters = sum(weight.numel() for weight in net.parameters())
+    return (
+        f"{model}: {parameters:,} parameters; {data.num_classes} classes; "
+        f"{len(data.train.labels):,} images train it, {len(data.val.labels):,} validate, "
+        f"{len(data.test.labels):,} test"
     )
 
 

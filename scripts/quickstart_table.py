@@ -1,0 +1,141 @@
+"""README's table of the quickstart: what holds in every seed and on other machines' arithmetic.
+
+    for threads in 1 2; do for seed in 42 43 44; do
+        OMP_NUM_THREADS=$threads SEED=$seed bash scripts/quickstart.sh runs/threads-$threads
+    done; done
+    python -m scripts.quickstart_table runs/threads-1 runs/threads-2
+
+A row for each net, raw and scaled: mean over its runs and, in brackets, the least and the greatest.
+Bold: the best of its column among the rows of equal logits in every repetition. A repetition is one
+seed in one folder. Then the same for each comparison that README speaks of: first minus second, and
+in how many repetitions the first is lower.
+"""
+
+import argparse
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from utils.analysis.columns import COLUMNS
+from utils.program import UserError, one_line_errors
+from utils.program.files import files_below, read_json
+
+METRICS = ("top1", "ece", "true_calibration_error")
+LOGITS = ("raw", "scaled")
+
+
+class Net(NamedTuple):
+    """A net of the quickstart: how README calls it, and what its runs say of themselves."""
+
+    row: str
+    model: str
+    label: str
+    teacher: str | None = None  # its teacher's label
+
+
+CALIBRATED = "FL+MDCA_gamma=2_beta=1"
+FL_TEACHER = Net("teacher resnet14, FL+MDCA", "resnet14", CALIBRATED)
+FL_STUDENT = Net("↳ its student resnet8", "resnet8", "KD_T=4_Lambda=0.9", CALIBRATED)
+NLL_TEACHER = Net("teacher resnet14, NLL", "resnet14", "NLL")
+NLL_STUDENT = Net("↳ its student resnet8", "resnet8", "KD_T=4_Lambda=0.9", "NLL")
+SCRATCH = Net("resnet8 from scratch, NLL", "resnet8", "NLL")
+NETS = (FL_TEACHER, FL_STUDENT, NLL_TEACHER, NLL_STUDENT, SCRATCH)
+COMPARISONS = (
+    (FL_TEACHER, NLL_TEACHER),
+    (FL_STUDENT, NLL_STUDENT),
+    (FL_STUDENT, SCRATCH),
+    (NLL_STUDENT, SCRATCH),
+)
+Repetitions = dict[Net, dict[tuple[Path, int], dict]]
+
+
+def read_repetitions(roots: list[Path]) -> Repetitions:
+    """For each net: (folder, seed) -> the last epoch's test metrics, raw and scaled. UserError."""
+    found: Repetitions = {net: {} for net in NETS}
+    for root in roots:
+        for path in files_below(root, "result.json"):
+            result = read_json(path, "run the quickstart again")
+            for net in NETS:
+                if is_run_of(net, result):
+                    found[net][root, result["seed"]] = result["last"]["test"]
+    places = [set(repetitions) for repetitions in found.values()]
+    if not places[0] or any(other != places[0] for other in places):
+        counts = ", ".join(f"{len(repetitions)}" for repetitions in found.values())
+        fault = f"hold {counts} runs of the five nets; each needs one for each seed"
+        raise UserError(f"{' '.join(map(str, roots))}: {fault}; run the quickstart there")
+    return found
+
+
+def is_run_of(net: Net, result: dict) -> bool:
+    label, _, _ = result["label"].partition("_from_")
+    teacher = result["teacher"]["label"] if "teacher" in result else None
+    return (result["model"], label, teacher) == (net.model, net.label, net.teacher)
+
+
+def values(repetitions: dict, logits: str, metric: str) -> np.ndarray:
+    """As shown, in the order of the repetitions."""
+    ordered = [repetitions[place] for place in sorted(repetitions)]
+    return COLUMNS[metric].factor * np.array([test[logits][metric] for test in ordered])
+
+
+def spread(numbers: np.ndarray) -> str:
+    return f"{numbers.mean():.2f} [{numbers.min():.2f}, {numbers.max():.2f}]"
+
+
+def always_best(found: Repetitions, net: Net, logits: str, metric: str) -> bool:
+    """Whether the net is ahead of every other one in every repetition."""
+    sign = 1 if COLUMNS[metric].best == "min" else -1
+    own = sign * values(found[net], logits, metric)
+    others = [sign * values(found[other], logits, metric) for other in NETS if other != net]
+    return all((own < other).all() for other in others)
+
+
+def table_of_nets(found: Repetitions) -> list[str]:
+    heads = [COLUMNS[metric].head for metric in METRICS]
+    lines = ["| `synthetic` | logits | " + " | ".join(heads) + " |"]
+    lines.append("| --- | --- |" + " ---: |" * len(METRICS))
+    for net in NETS:
+        for logits in LOGITS:
+            cells = []
+            for metric in METRICS:
+                text = spread(values(found[net], logits, metric))
+                best = always_best(found, net, logits, metric)
+                cells.append(f"**{text}**" if best else text)
+            name = net.row if logits == "raw" else ""
+            lines.append(f"| {name} | {logits} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def lines_of_comparisons(found: Repetitions) -> list[str]:
+    lines = []
+    for first, second in COMPARISONS:
+        names = f"{known_as(first)} - {known_as(second)}"
+        for logits in LOGITS:
+            for metric in METRICS:
+                own = values(found[first], logits, metric)
+                difference = own - values(found[second], logits, metric)
+                lower = f"lower in {(difference < 0).sum()} of {len(difference)}"
+                lines.append(
+                    f"{names}, {logits}, {COLUMNS[metric].head}: {spread(difference)}, {lower}"
+                )
+    return lines
+
+
+def known_as(net: Net) -> str:
+    return f"{net.model} {net.label}" if net.teacher is None else f"{net.model} of {net.teacher}"
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m scripts.quickstart_table")
+    parser.add_argument("roots", nargs="+", type=Path, metavar="ROOT", help="quickstart's FOLDER")
+    args = parser.parse_args(argv)
+    found = read_repetitions(args.roots)
+    print(f"{len(found[SCRATCH])} repetitions")
+    print("\n".join(table_of_nets(found)))
+    print("\n".join(lines_of_comparisons(found)))
+
+
+if __name__ == "__main__":
+    with one_line_errors("quickstart_table"):
+        main()
