@@ -20,10 +20,10 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from scripts.exported_net import FORMATS, ONNX_PACKAGES, ONNX_TORCH, CalibratedNet
 from utils.analysis.columns import COLUMNS
 from utils.analysis.records import Record, finished_nets
 from utils.analysis.shift import test_split
-from utils.export import FORMATS, ONNX_PACKAGES, ONNX_TORCH, CalibratedNet
 from utils.program import UserError, one_line_errors
 from utils.program.command_line import CommandLine, location, path
 from utils.program.files import atomic

@@ -19,9 +19,9 @@ import train_student
 import train_teacher
 from models import build_model
 from scripts import export, posthoc
+from scripts.exported_net import FORMATS, ONNX_TORCH
 from utils.data import load_dataset
 from utils.data.views import normalise
-from utils.export import FORMATS, ONNX_TORCH
 
 
 @pytest.fixture(scope="module")
