@@ -431,11 +431,13 @@ def test_a_loss_that_is_not_finite_stops_at_once(teacher, tiny_npz, tmp_path, mo
 
     def broken(self, logits, labels):
         calls.append(0)
-        return original(self, logits, labels) * (value if len(calls) == 5 else 1.0)
+        factor = value if len(calls) == 5 else 1.0
+        parts = original(self, logits, labels)
+        return {name: factor * part for name, part in parts.items()}
 
-    original = losses.Loss.forward
+    original = losses.ClassificationLoss.parts
     with monkeypatch.context() as patch, pytest.raises(RunFailed) as caught:
-        patch.setattr(losses.Loss, "forward", broken)
+        patch.setattr(losses.ClassificationLoss, "parts", broken)
         patch.setattr(training, "REPORT_SECONDS", 0)
         train_teacher.main(command(tiny_npz, tmp_path, "--schedule-steps", "1"))
     said = str(caught.value)
@@ -491,7 +493,7 @@ def spoil(monkeypatch, steps: int) -> None:
     def spoilt(self, logits, labels):
         calls.append(0)
         harm = (0 * logits.sum()).sqrt() if len(calls) <= steps else 0
-        return original(self, logits, labels) | {"harm": harm + 0 * logits.sum()}
+        return {name: part + harm for name, part in original(self, logits, labels).items()}
 
     monkeypatch.setattr(losses.ClassificationLoss, "parts", spoilt)
 
@@ -528,11 +530,11 @@ def test_skipped_steps_leave_no_trace(tiny_npz, tmp_path, monkeypatch, scaler):
 
 
 def test_skipped_steps_that_are_not_in_a_row():
-    for skipped_before, steps in ((0, 99), (1, 99)):
+    for skipped_before in (0, 1):
         sums = EpochSums(1000, torch.device("cpu"), skipped_before)
         for step in range(1000):
-            skipped = step < steps or step % 100
-            values = {"loss": 1.0, "right": 0.0, "images": 1.0, "skipped": float(skipped > 0)}
+            skipped = step % 100 != 99
+            values = {"loss": 1.0, "right": 0.0, "images": 1.0, "skipped": float(skipped)}
             row = {name: torch.tensor(value).double() for name, value in values.items()}
             sums.add(row, rate=0.1)
         if skipped_before == 0:

@@ -17,7 +17,7 @@ from conftest import assert_same_run, command, folder_of
 import train_student
 import train_teacher
 from scripts import cache_teacher
-from utils import teacher_cache
+from utils import asked_teachers, teacher_cache
 from utils.asked_teachers import CachedTeacher
 from utils.data import load_dataset
 from utils.data.views import NUM_VIEWS, TrainLoader, epoch_plan
@@ -311,7 +311,7 @@ def test_other_views_and_another_plan_are_other_files(parts, tmp_path, monkeypat
 
     first = kept()
     with monkeypatch.context() as patch:  # another algorithm of the generator
-        patch.setattr(teacher_cache, "epoch_plan", lambda n, *_: epoch_plan(n, 1, 9, True))
+        patch.setattr(asked_teachers, "epoch_plan", lambda n, *_: epoch_plan(n, 1, 9, True))
         other = kept()
     assert other.parent == first.parent and other.name[:24] != first.name[:24]
     monkeypatch.setattr(teacher_cache, "PADDING", 3)
