@@ -97,7 +97,7 @@ def test_every_flag_that_a_distillation_does_not_read_is_refused(name):
     for flag in flags:
         words = ["--teacher_path", "t", "--distill", name, f"--{flag}", "0.5"]
         if flag in read:
-            assert student_options(words).notes == []
+            assert student_options(words).notes == ()
         else:
             with pytest.raises(UserError, match=f"--{flag} 0.5 has no effect with --distill"):
                 student_options(words)

@@ -82,7 +82,7 @@ def logits_of_splits(data: str, file: str) -> None:
     logits = {}
     for size in SIZES:
         part = Split(split.images[:size], split.labels[:size])
-        logits[size] = predict(net, part, half, half, 16, accelerator)
+        logits[size] = predict(net, part, half, half, accelerator, batch_size=16)
     torch.save(logits, file)
 
 

@@ -130,6 +130,9 @@ class Trainer:
         self.accelerator = accelerator
         self.schedule = build_schedule(optimizer, recipe, steps_per_epoch)
         self.model, self.optimizer = accelerator.prepare(task, optimizer)
+        if accelerator.num_processes > 1:
+            # Not exchanged in every step: share_buffers does it where they are read.
+            self.model.broadcast_buffers = False
         self.skipped_in_a_row = 0  # steps that fp16's scaler has left out, up to now
 
     @property

@@ -20,8 +20,7 @@ from utils.program.files import refused
 # The others wait while the main process downloads, decodes or fits, for which NCCL would allow ten
 # minutes.
 PATIENCE = InitProcessGroupKwargs(timeout=timedelta(hours=4))
-# Buffers are not exchanged in every step: training shares them where they are read.
-GRADIENTS = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+GRADIENTS = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
 # As malloc.h numbers them.
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
