@@ -26,68 +26,117 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable
-from functools import partial
-from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from PIL import Image
 from torch import nn
 from torch.utils.benchmark.utils.timer import timer  # waits for a GPU
-from torch.utils.data import DataLoader
-from torchvision import transforms
 from tqdm import tqdm
-from utils.objectives import Distillation, Objective
 
-from losses import build_distillation, build_loss
 from models import build_model
+from scripts.contenders import (
+    CLASSES,
+    SIDE,
+    Pass,
+    bare,
+    conventional,
+    ours,
+    random_data,
+    random_teacher,
+)
 from utils.analysis.columns import text_table
-from utils.data import NORMALISATION, Dataset, Split
-from utils.data.npz import ARRAYS
-from utils.data.views import Draw, TrainLoader, normalise
-from utils.options import CommandLine, count, positive, teacher_options, whole
+from utils.data import Dataset
 from utils.program import RunFailed, UserError, one_line_errors
+from utils.program.command_line import CommandLine, count, positive, whole
 from utils.program.environment import environment, precision_note
-from utils.steps import MODES, Step, can_capture
+from utils.program.processes import start
+from utils.settings import Recipe
+from utils.steps import MODES, is_captured
 from utils.teacher_cache import DTYPES
-from utils.teachers import Member, Teacher, ready
-from utils.training import prepare, start, train_epoch
 
-NETS = ("resnet8", "resnet20", "resnet56", "resnet110", "wrn_40_2")
-PAIRS = (("resnet56", "resnet8"), ("wrn_40_2", "wrn_16_2"))  # teacher, student
-QUICK = (NETS[:3], PAIRS[:1])
 HEAD = ["images/s", "conventional", "ours", "ratio", "of a bare step", "of the floor"]
 EAGER_BARE = "of a bare step, kernel by kernel"  # where ours are graphs
+ROUNDS = 3
 TEACHER = Path(__file__).parent.parent / "train_teacher.py"
 TOGETHER = "resnet8"  # of several runs at once
 SECONDS_AT_ONCE = 30  # of each run: starting takes some 8, and they are to overlap
 FEWEST_EPOCHS = 6
-CLASSES, SIDE, ROUNDS = 10, 32, 3
-Pass = Callable[[int], None]  # trains for that many steps
+
+
+class Row(NamedTuple):
+    """A net that is trained, by a teacher if there is one, whose logits may be cached."""
+
+    model: str
+    teacher: str | None = None
+    cached: bool = False
+
+    @property
+    def name(self) -> str:
+        name = f"{self.teacher} -> {self.model}" if self.teacher else self.model
+        return f"{name}, cached" if self.cached else name
+
+
+QUICK_ROWS = (
+    Row("resnet8"),
+    Row("resnet20"),
+    Row("resnet56"),
+    Row("resnet8", "resnet56"),
+    Row("resnet8", "resnet56", cached=True),
+)
+ALL_ROWS = (
+    Row("resnet8"),
+    Row("resnet20"),
+    Row("resnet56"),
+    Row("resnet110"),
+    Row("wrn_40_2"),
+    Row("resnet8", "resnet56"),
+    Row("resnet8", "resnet56", cached=True),
+    Row("wrn_16_2", "wrn_40_2"),
+    Row("wrn_16_2", "wrn_40_2", cached=True),
+)
 
 
 def options(argv: list[str] | None) -> Namespace:
-    what = "Images per second of a conventional training loop and of ours."
-    parser = CommandLine(prog="python -m scripts.benchmark", description=what)
-    at_once = f"measure only this: the images/s of N runs of {TOGETHER} at once, all together"
-    add = parser.add_argument
-    add("--quick", action="store_true", help="few nets and short passes: minutes on a CPU")
-    add("--batch-size", type=count, default=128, help="images per training step")
-    seconds = "of a pass, roughly (default: 5, or 1.5 with --quick); with --at-once of a run (30)"
-    add("--seconds", type=positive, help=seconds)
-    add("--workers", type=whole, help="of the DataLoader (default: as many as there are cores)")
-    add("--step", choices=MODES, default="auto", help="how ours launches a step; see the scripts")
-    add("--at-once", type=count, nargs="+", metavar="N", help=at_once)
+    parser = CommandLine(
+        prog="python -m scripts.benchmark",
+        description="Images per second of a conventional training loop and of ours.",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="few nets and short passes: minutes on a CPU"
+    )
+    parser.add_argument("--batch-size", type=count, default=128, help="images per training step")
+    parser.add_argument(
+        "--seconds",
+        type=positive,
+        help="of a pass, roughly (default: 5, or 1.5 with --quick); with --at-once of a run (30)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=whole,
+        help="of the DataLoader (default: as many as there are cores)",
+    )
+    parser.add_argument(
+        "--step", choices=MODES, default="auto", help="how ours launches a step; see the scripts"
+    )
+    parser.add_argument(
+        "--at-once",
+        type=count,
+        nargs="+",
+        metavar="N",
+        help=f"measure only this: the images/s of N runs of {TOGETHER} at once, all together",
+    )
     args = parser.parse_args(argv)
     if args.at_once and args.workers is not None:
         raise UserError("--workers has no effect with --at-once; leave it out")
-    if args.seconds is None:
-        args.seconds = SECONDS_AT_ONCE if args.at_once else 1.5 if args.quick else 5
-    args.workers = os.cpu_count() if args.workers is None else args.workers
-    # A low rate: labels are random, and nothing here is to diverge.
-    training = f"--epochs 1 --lr 0.001 --step {args.step} --train-batch-size {args.batch_size}"
-    return Namespace(**vars(teacher_options(training.split())) | vars(args))
+    if args.workers is None:
+        args.workers = os.cpu_count()
+    if args.seconds is None and args.at_once:
+        args.seconds = SECONDS_AT_ONCE
+    elif args.seconds is None:
+        args.seconds = 1.5 if args.quick else 5
+    return args
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -95,199 +144,140 @@ def main(argv: list[str] | None = None) -> None:
     accelerator = start()
     if accelerator.num_processes > 1:
         raise UserError("the benchmark measures one process; launch it with one")
-    about, precision = environment(accelerator), accelerator.mixed_precision
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    print(f"{time.strftime('%Y-%m-%d')}, {about['hardware']}, threads: {about['threads']}")
-    print(f"{versions}; precision: {precision}, --step {args.step}")
+    print(about(accelerator, args.step))
     print(precision_note(accelerator))
+
     # On a GPU, which is through in a second or two, about CIFAR's training split.
     steps = 350 if accelerator.device.type == "cuda" else max(5, round(8 * min(5, args.seconds)))
     data = random_data(steps * args.batch_size)
     if args.at_once:
-        return print(runs_at_once(args, data))
+        print(runs_at_once(args, data))
+        return
+
     products, copies = device_rates(accelerator)
-    nets, pairs = QUICK if args.quick else (NETS, PAIRS)
-    rows = [(net, None, False) for net in nets]
-    rows += [(student, teacher, known) for teacher, student in pairs for known in (False, True)]
+    has_graphs = is_captured(args.step, accelerator)
     lines = []
-    for model, teacher, cached in tqdm(rows, "rows", disable=None):
-        rates = measure(accelerator, data, args, model, teacher, cached)
-        operations, numbers = cost(model, None if cached else teacher)
-        size = DTYPES[precision].itemsize
-        floor = 1 / max(operations / products, size * numbers / copies)  # images/s
-        name = (f"{teacher} -> " if teacher else "") + model + ", cached" * cached
-        lines.append([name, *cells(rates, floor)])
-    has_graphs = args.step != "eager" and can_capture(accelerator)
+    for row in tqdm(QUICK_ROWS if args.quick else ALL_ROWS, "rows", disable=None):
+        rates = measure(accelerator, data, row, args)
+        floor = floor_of(row, products, copies, DTYPES[accelerator.mixed_precision].itemsize)
+        lines.append([row.name, *cells(rates, floor)])
     print(text_table([*HEAD, EAGER_BARE] if has_graphs else HEAD, lines))
-    print(f"\n{ROUNDS} rounds, median +- half the range; {args.batch_size} images a step, ", end="")
-    print(f"floor: {products / 1e9:,.0f} billion operations/s, {copies / 1e9:,.1f} GB/s")
+    print(
+        f"\n{ROUNDS} rounds, median +- half the range; {args.batch_size} images a step, floor: "
+        f"{products / 1e9:,.0f} billion operations/s, {copies / 1e9:,.1f} GB/s"
+    )
 
 
-def measure(accelerator, data, args, model: str, teacher: str | None, cached: bool) -> dict:
+def about(accelerator: Accelerator, mode: str) -> str:
+    facts = environment(accelerator)
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    return (
+        f"{time.strftime('%Y-%m-%d')}, {facts['hardware']}, threads: {facts['threads']}\n"
+        f"{versions}; precision: {accelerator.mixed_precision}, --step {mode}"
+    )
+
+
+def recipe_of(row: Row, args: Namespace) -> Recipe:
+    """A low rate: labels are random, and nothing here is to diverge."""
+    return Recipe(model=row.model, epochs=1, lr=0.001, train_batch_size=args.batch_size)
+
+
+def contenders_of(
+    accelerator: Accelerator, data: Dataset, row: Row, args: Namespace, folder: str
+) -> dict[str, Pass]:
+    """What takes turns in a row; `folder` is that of a teacher's cache."""
+    recipe = recipe_of(row, args)
+    teacher = random_teacher(row.teacher, data, accelerator) if row.teacher else None
+    cache = folder if row.cached else None
+    contenders = {
+        "conventional": conventional(accelerator, data, recipe, teacher, args.workers),
+        "ours": ours(accelerator, data, recipe, args.step, teacher, cache),
+        "bare step": bare(accelerator, data, recipe, args.step, teacher, cache),
+    }
+    if is_captured(args.step, accelerator):
+        contenders["bare step, eager"] = bare(accelerator, data, recipe, "eager", teacher, cache)
+    return contenders
+
+
+def measure(accelerator: Accelerator, data: Dataset, row: Row, args: Namespace) -> dict:
     """Images/s of each contender in each round, all of which take about the same time."""
     accelerator.free_memory()
-    most, steps, rates = len(data.train.labels) // args.batch_size, {}, {}
+    most_steps = len(data.train.labels) // args.batch_size
+    steps: dict[str, int] = {}
+    rates: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        objective = Objective(build_loss("NLL"))
-        if teacher:
-            loss = build_distillation("KD").to(accelerator.device)
-            asked, cache = random_teacher(teacher, data, accelerator), folder if cached else None
-            objective = Distillation(loss, asked, data, accelerator, args.seed, cache)
-        contenders = {"conventional": conventional(accelerator, data, args, model, teacher)}
-        contenders |= ours(accelerator, data, args, model, objective)
-        if cached:
-            contenders["ours"](most)  # a whole epoch fills it
+        contenders = contenders_of(accelerator, data, row, args, folder)
+        if row.cached:
+            contenders["ours"](most_steps)  # a whole epoch fills it
         for name, train in contenders.items():
             train(5)  # warms up
-            rate = 5 / seconds_of(train, 5)
-            steps[name], rates[name] = min(max(1, round(rate * args.seconds)), most), []
-        for name, train in [*contenders.items()] * ROUNDS:
-            seconds = seconds_of(train, steps[name])
-            rates[name].append(steps[name] * args.batch_size / seconds)
+            steps_per_second = 5 / seconds_of(train, 5)
+            steps[name] = min(max(1, round(steps_per_second * args.seconds)), most_steps)
+            rates[name] = []
+        for _ in range(ROUNDS):
+            for name, train in contenders.items():
+                seconds = seconds_of(train, steps[name])
+                rates[name].append(steps[name] * args.batch_size / seconds)
     return rates
 
 
 def cells(rates: dict[str, list[float]], floor: float) -> list[str]:
-    def spread(values, form: str) -> str:
-        return f"{np.median(values):{form}} +- {50 * np.ptp(values) / np.median(values):.0f} %"
-
-    rates = {name: np.array(values) for name, values in rates.items()}
-    loop, ours = rates["conventional"], rates["ours"]
+    arrays = {name: np.array(values) for name, values in rates.items()}
+    loop = arrays["conventional"]
+    own = arrays["ours"]
     row = [
         spread(loop, ",.0f"),
-        spread(ours, ",.0f"),
-        spread(ours / loop, ".2f"),
-        spread(ours / rates["bare step"], ".2f"),
-        f"{100 * np.median(ours) / floor:.1f} %",
+        spread(own, ",.0f"),
+        spread(own / loop, ".2f"),
+        spread(own / arrays["bare step"], ".2f"),
+        f"{100 * np.median(own) / floor:.1f} %",
     ]
-    if "bare step, eager" in rates:
-        row.append(spread(ours / rates["bare step, eager"], ".2f"))
+    if "bare step, eager" in arrays:
+        row.append(spread(own / arrays["bare step, eager"], ".2f"))
     return row
 
 
-def seconds_of(work: Callable, *given) -> float:
+def spread(values: np.ndarray, form: str) -> str:
+    """The median, and half the range in percent of it."""
+    median = np.median(values)
+    return f"{median:{form}} +- {50 * np.ptp(values) / median:.0f} %"
+
+
+def seconds_of(work: Callable, *arguments) -> float:
     began = timer()
-    work(*given)
+    work(*arguments)
     return timer() - began
-
-
-def conventional(accelerator, data: Dataset, args, model: str, teacher: str | None) -> Pass:
-    """PIL images through torchvision's transforms in the workers of a DataLoader, loss and accuracy
-    read back in every step, the teacher run for every student."""
-    device, size, split = accelerator.device, args.batch_size, data.train
-    teach = teacher and build_model(teacher, CLASSES).eval().to(device)
-    loss_of = (build_distillation("KD") if teach else build_loss("NLL")).to(device)
-    net = build_model(model, CLASSES)
-    settings = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True}
-    net, optimizer = accelerator.prepare(net, torch.optim.SGD(net.parameters(), **settings))
-    augment = [transforms.RandomCrop(SIDE, 4), transforms.RandomHorizontalFlip()]
-    scale = [transforms.ToTensor(), transforms.Normalize(data.mean, data.std)]
-    transform = transforms.Compose(augment + scale)
-    pixels, order = split.images.permute(0, 2, 3, 1).numpy(), []
-
-    def read(index: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        images = [transform(Image.fromarray(pixels[i])) for i in index]
-        return torch.stack(images), split.labels[index]
-
-    how = {"num_workers": args.workers, "persistent_workers": args.workers > 0}
-    how |= {"pin_memory": device.type == "cuda", "collate_fn": read}
-    # `order` holds the images of a pass.
-    loader = DataLoader(range(len(pixels)), size, sampler=order, **how)
-
-    def train(steps: int) -> None:
-        order[:] = torch.randperm(steps * size).tolist()
-        net.train()
-        for batch in loader:
-            images, labels = (part.to(device, non_blocking=True) for part in batch)
-            logits = net(images)
-            with torch.no_grad(), accelerator.autocast():
-                known = [teach(images)] if teach else []
-            loss = loss_of(logits, *known, labels)
-            optimizer.zero_grad()
-            accelerator.backward(loss)
-            optimizer.step()
-            loss.item(), (logits.argmax(1) == labels).float().mean().item()
-
-    return train
-
-
-class BareStep(Step):
-    """A step without what surrounds the net: always the same batch, which lies there normalised."""
-
-    def __init__(self, mode, accelerator, net, optimizer, objective, loader, data: Dataset):
-        super().__init__(mode, accelerator, net, optimizer, objective, loader, data)
-        self.draw = next(loader.epoch(1))
-        self.batch = loader.batch(self.draw)
-        self.images = normalise(self.batch.images, data.mean, data.std)
-
-    def run(self, draw: Draw) -> torch.Tensor:
-        logits = self.compiled(self.images)
-        self.accelerator.backward(self.objective(logits, self.batch))
-        self.update()
-        return self.skipped
-
-
-def ours(accelerator, data: Dataset, args, model: str, objective: Objective) -> dict[str, Pass]:
-    """The steps of an epoch as `fit` runs them, and bare ones, launched likewise and eagerly."""
-    loader = TrainLoader(data.train, args.batch_size, args.seed, accelerator.device)
-
-    def step_and_schedule(kind: type[Step], mode: str) -> tuple[Step, object]:
-        net = build_model(model, CLASSES)
-        _, net, optimizer, schedule = prepare(accelerator, net, args, len(loader))
-        return kind(mode, accelerator, net, optimizer, objective, loader, data), schedule
-
-    step, schedule = step_and_schedule(Step, args.step)
-    bare, _ = step_and_schedule(BareStep, args.step)
-
-    def train(steps: int) -> None:
-        bar = tqdm(islice(loader.epoch(1), steps), total=steps, disable=True)
-        with objective.epoch(1) as kind:
-            train_epoch(step, kind, schedule, 1, bar, 0)
-
-    def train_bare(bare: BareStep, steps: int) -> None:
-        bare.net.train()
-        with objective.epoch(1) as kind:
-            for _ in range(steps):
-                bare(bare.draw, kind)
-
-    passes = {"ours": train, "bare step": partial(train_bare, bare)}
-    if step.captured:
-        eager, _ = step_and_schedule(BareStep, "eager")
-        passes["bare step, eager"] = partial(train_bare, eager)
-    return passes
-
-
-def random_data(images: int) -> Dataset:
-    pixels = torch.randint(256, (images, 3, SIDE, SIDE), dtype=torch.uint8)
-    labels = torch.arange(images) % CLASSES
-    few = Split(pixels[:CLASSES], labels[:CLASSES])
-    splits = (Split(pixels, labels), few, few)
-    return Dataset("random", CLASSES, *splits, *NORMALISATION["cifar10"], f"random {images}")
-
-
-def random_teacher(model: str, data: Dataset, accelerator: Accelerator) -> Teacher:
-    net = ready(build_model(model, data.num_classes), model)
-    member = Member(net, model, data.mean, data.std, "random", "random", Path(model))
-    return Teacher([member]).to(accelerator.device)
 
 
 def device_rates(accelerator: Accelerator) -> tuple[float, float]:
     """Operations per second of large products, bytes per second of a copy: the best of many."""
-    where = {"device": accelerator.device, "dtype": DTYPES[accelerator.mixed_precision]}
-    side = 8192 if accelerator.device.type == "cuda" else 1024
-    matrix, source = torch.randn(side, side, **where), torch.zeros(side * 2**14, **where)
-    images, kernel = torch.randn(128, 64, 8, 8, **where), torch.randn(64, 64, 3, 3, **where)
-    images, kernel = (x.to(memory_format=torch.channels_last) for x in (images, kernel))
+    device = accelerator.device
+    dtype = DTYPES[accelerator.mixed_precision]
+    side = 8192 if device.type == "cuda" else 1024
+    matrix = torch.randn(side, side, device=device, dtype=dtype)
+    source = torch.zeros(side * 2**14, device=device, dtype=dtype)
     target = torch.empty_like(source)
+    images = torch.randn(128, 64, 8, 8, device=device, dtype=dtype)
+    images = images.to(memory_format=torch.channels_last)
+    kernel = torch.randn(64, 64, 3, 3, device=device, dtype=dtype)
+    kernel = kernel.to(memory_format=torch.channels_last)
 
     def rate(amount: int, work: Callable) -> float:
         return amount / min(seconds_of(work) for _ in range(50))
 
     # A convolution too: on CPUs it may be faster than the product of matrices.
     convolved = 2 * kernel.numel() * images.numel() // 64
-    products = rate(convolved, lambda: nn.functional.conv2d(images, kernel, padding=1))
-    products = max(products, rate(2 * side**3, lambda: matrix @ matrix))
+    products = max(
+        rate(convolved, lambda: nn.functional.conv2d(images, kernel, padding=1)),
+        rate(2 * side**3, lambda: matrix @ matrix),
+    )
     return products, rate(2 * source.nbytes, lambda: target.copy_(source))
+
+
+def floor_of(row: Row, products: float, copies: float, number_size: int) -> float:
+    """Images/s that a device can at best do, by its operations and bytes per second."""
+    operations, numbers = cost(row.model, None if row.cached else row.teacher)
+    return 1 / max(operations / products, number_size * numbers / copies)
 
 
 def cost(model: str, teacher: str | None = None, passes: int = 3) -> tuple[int, int]:
@@ -296,31 +286,41 @@ def cost(model: str, teacher: str | None = None, passes: int = 3) -> tuple[int, 
     Gradients of a layer's inputs and of its weights cost as much again as its forward pass: 3
     passes; a teacher has 1. Batch norm, activations, additions and weights count as nothing.
     """
-    net, counts = build_model(model, CLASSES), []
+    net = build_model(model, CLASSES)
+    operations = 0
+    numbers = 0
 
-    def note(layer, inputs, output):
-        operations = 2 * output.numel() * layer.weight[0].numel()
-        counts.append((operations, inputs[0].numel() + output.numel()))
+    def note(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        nonlocal operations, numbers
+        operations += passes * 2 * output.numel() * layer.weight[0].numel()
+        numbers += passes * (inputs[0].numel() + output.numel())
 
     for layer in net.modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
             layer.register_forward_hook(note)
     net.eval()(torch.zeros(1, 3, SIDE, SIDE))
-    operations, numbers = (passes * sum(each) for each in zip(*counts, strict=True))
-    more = cost(teacher, passes=1) if teacher else (0, 0)
-    return operations + more[0], numbers + more[1]
+    if teacher is None:
+        return operations, numbers
+    teacher_operations, teacher_numbers = cost(teacher, passes=1)
+    return operations + teacher_operations, numbers + teacher_numbers
 
 
 def runs_at_once(args: Namespace, data: Dataset) -> str:
     """A table: how many images a second N runs of train_teacher.py train on, all together."""
-    train, test = data.train, data.test
-    arrays = dict(zip(ARRAYS, (train.images, train.labels, test.images, test.labels), strict=True))
-    flags = f"--model {TOGETHER} --lr 0.001 --step {args.step}"
-    flags += f" --train-batch-size {args.batch_size} --dataset"
+    flags = (
+        f"--model {TOGETHER} --lr 0.001 --step {args.step} --train-batch-size {args.batch_size} "
+        "--dataset"
+    )
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "random.npz")
-        np.savez(file, **{name: array.numpy() for name, array in arrays.items()})
+        np.savez(
+            file,
+            x_train=data.train.images.numpy(),
+            y_train=data.train.labels.numpy(),
+            x_test=data.test.images.numpy(),
+            y_test=data.test.labels.numpy(),
+        )
         command = [sys.executable, TEACHER, *flags.split(), file]
         alone = histories([*command, "--epochs", "3"], Path(folder, "alone"), 1)
         epochs = epochs_of(alone[0], args.seconds)

@@ -23,7 +23,7 @@ from utils.analysis.records import finished_nets, write_beside
 from utils.analysis.splits import comparison
 from utils.data import dataset_label
 from utils.program import UserError, one_line_errors
-from utils.program.command_line import CommandLine, count, location, name, path, whole
+from utils.program.command_line import CommandLine, checked, count, location, path, whole
 from utils.program.files import atomic
 
 KNOWN = dict.fromkeys(SOURCES, PUBLISHED) | {"corruptions": tuple(OWN)}
@@ -68,7 +68,7 @@ def options(argv: list[str] | None) -> Namespace:
     names = dict.fromkeys((*OWN, *PUBLISHED))
     add = parser.add_argument
     add("runs", nargs="+", type=location, metavar="RUN", help=runs)
-    add("--on", required=True, type=name(target), metavar="WHAT", help=on)
+    add("--on", required=True, type=checked(target), metavar="WHAT", help=on)
     add("--data_dir", type=location, default=data_dir, help=where)
     add("--dataset", type=path, help="the runs' data set where it is no longer in its place")
     add("--epoch", choices=("best", "last"), default="best", help="best: by validation top-1")

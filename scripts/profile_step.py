@@ -6,6 +6,13 @@ Profiles 20 steps as train_teacher.py runs them, on random images of CIFAR's sha
 shows the CPU's operations instead.
 """
 
+import sys
+from pathlib import Path
+
+if not __package__:  # started as `python scripts/profile_step.py`
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    import scripts  # noqa: F401  before torch
+
 import re
 from argparse import Namespace
 from collections import defaultdict
@@ -13,16 +20,15 @@ from typing import NamedTuple
 
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
-from utils.objectives import Objective
 
-from losses import build_loss
 from models import check_name
-from scripts import benchmark
+from scripts.contenders import ours, random_data
 from utils.analysis.columns import text_table
-from utils.options import CommandLine, count, name, teacher_options
 from utils.program import one_line_errors
+from utils.program.command_line import CommandLine, checked, count
+from utils.program.processes import start
+from utils.settings import Recipe
 from utils.steps import MODES
-from utils.training import start
 
 STEPS = 20
 WARM_UP = 5  # steps, in which a graph is captured
@@ -41,21 +47,20 @@ class Span(NamedTuple):
 
 def options(argv: list[str] | None) -> Namespace:
     parser = CommandLine(prog="python -m scripts.profile_step", description="Profile a step.")
-    add = parser.add_argument
-    add("--model", type=name(check_name), default="resnet8", help="of the zoo")
-    add("--batch-size", type=count, default=128, help="images per training step")
-    add("--step", choices=MODES, default="auto", help="how a step is launched; see the scripts")
-    args = parser.parse_args(argv)
-    training = f"--epochs 1 --lr 0.001 --step {args.step} --train-batch-size {args.batch_size}"
-    return Namespace(**vars(teacher_options(training.split())) | vars(args))
+    parser.add_argument("--model", type=checked(check_name), default="resnet8", help="of the zoo")
+    parser.add_argument("--batch-size", type=count, default=128, help="images per training step")
+    parser.add_argument(
+        "--step", choices=MODES, default="auto", help="how a step is launched; see the scripts"
+    )
+    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = options(argv)
     accelerator = start()
-    data = benchmark.random_data((STEPS + WARM_UP) * args.batch_size)
-    objective = Objective(build_loss("NLL"))
-    train = benchmark.ours(accelerator, data, args, args.model, objective)["ours"]
+    data = random_data((STEPS + WARM_UP) * args.batch_size)
+    recipe = Recipe(model=args.model, epochs=1, lr=0.001, train_batch_size=args.batch_size)
+    train = ours(accelerator, data, recipe, args.step)
     train(WARM_UP)
     on_gpu = accelerator.device.type == "cuda"
     activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU

@@ -11,8 +11,13 @@ seed in one folder. Then the same for each comparison that README speaks of: fir
 in how many repetitions the first is lower.
 """
 
-import argparse
+import sys
 from pathlib import Path
+
+if not __package__:  # started as `python scripts/quickstart_table.py`
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import argparse
 from typing import NamedTuple
 
 import numpy as np

@@ -9,21 +9,19 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import ROOT, run_script
-from tqdm import tqdm
-from utils.objectives import Distillation, Objective
 
+import losses.distillation
 from losses import DISTILLATIONS, build_distillation, build_loss
 from models import build_model
-from scripts import benchmark, profile_step
+from scripts import benchmark, contenders, profile_step
 from utils import steps, training
+from utils.asked_teachers import asked_teacher
 from utils.data import load_dataset
-from utils.data.views import TrainLoader
 from utils.evaluation import predict
-from utils.options import teacher_options
 from utils.program import RunFailed
-from utils.steps import Step
+from utils.settings import Recipe
+from utils.tasks import ClassificationTask, DistillationTask
 from utils.teachers import Teacher
-from utils.training import prepare, train_epoch
 
 WAITS = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__")
 
@@ -65,18 +63,33 @@ def after_the_first(batches):
         yield from batches
 
 
-def some_epochs(data, objective, monkeypatch, watch=after_the_first, scheduler="multistep") -> None:
-    flags = f"--epochs 2 --train-batch-size 32 --scheduler {scheduler}"
-    args, accelerator = teacher_options(flags.split()), Accelerator()
+class WatchedLoader:
+    """A loader whose draws go through `watch`."""
+
+    def __init__(self, loader, watch):
+        self.loader = loader
+        self.watch = watch
+
+    def __len__(self):
+        return len(self.loader)
+
+    def epoch(self, epoch):
+        return self.watch(self.loader.epoch(epoch))
+
+
+def some_epochs(task, data, monkeypatch, watch=after_the_first, scheduler="multistep") -> None:
+    recipe = Recipe(model="resnet8", epochs=2, train_batch_size=32, scheduler=scheduler)
+    accelerator = Accelerator()
     monkeypatch.setattr(training, "REPORT_SECONDS", float("inf"))
-    loader = TrainLoader(data.train, args.train_batch_size, args.seed, accelerator.device)
-    net = build_model("resnet8", data.num_classes)
-    _, net, optimizer, schedule = prepare(accelerator, net, args, len(loader))
-    step = Step(args.step, accelerator, net, optimizer, objective, loader, data)
+    loader = training.train_loader(data, recipe, accelerator)
+    trainer = training.Trainer(task, recipe, accelerator, len(loader))
+    step = training.launched_step(trainer, loader, "auto")
     for epoch in (1, 1, 2):
-        bar = tqdm(watch(loader.epoch(epoch)), total=len(loader), disable=True)
-        with objective.epoch(epoch) as kind:
-            train_epoch(step, kind, schedule, epoch, bar, 0)
+        training.train_epoch(trainer, step, WatchedLoader(loader, watch), epoch)
+
+
+def teaching_task(data, loss, kind=ClassificationTask):
+    return kind(build_model("resnet8", data.num_classes), build_loss(loss), data)
 
 
 @pytest.fixture
@@ -85,12 +98,13 @@ def data(tiny_npz):
 
 
 def test_waiting_is_noticed(data, monkeypatch):
-    class Waits(Objective):
-        def forward(self, logits, batch):
-            return logits.mean() * (1 if logits.sum() > 0 else 2)
+    class Waits(ClassificationTask):
+        def forward(self, batch):
+            output = super().forward(batch)
+            return output._replace(loss=output.loss * (1 if output.loss > 0 else 2))
 
     with pytest.raises((AssertionError, RuntimeError), match="wait|synchroniz"):
-        some_epochs(data, Waits(build_loss("NLL")), monkeypatch)
+        some_epochs(teaching_task(data, "NLL", Waits), data, monkeypatch)
 
 
 # Every base and every term.
@@ -99,19 +113,30 @@ LOSSES = ["NLL", "LS+MDCA", "FL+MMCE", "FLSD+DCA", "DFL+MbLS", "AdaFocal", "Brie
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_no_step_of_a_teacher_waits(data, monkeypatch, loss):
-    some_epochs(data, Objective(build_loss(loss)), monkeypatch, scheduler="warmupcosine")
+    some_epochs(teaching_task(data, loss), data, monkeypatch, scheduler="warmupcosine")
 
 
-@pytest.mark.parametrize("loss, cached", [("KD", True), *((name, False) for name in DISTILLATIONS)])
-def test_no_step_of_a_student_waits(data, monkeypatch, tmp_path, loss, cached):
+@pytest.mark.parametrize(
+    "distill, cached", [("KD", True), *((name, False) for name in DISTILLATIONS)]
+)
+def test_no_step_of_a_student_waits(data, monkeypatch, tmp_path, distill, cached):
+    # It looks at values on the CPU alone, where nothing waits.
+    monkeypatch.setattr(losses.distillation, "refuse_minus_infinity", lambda *_: None)
     accelerator = Accelerator()
-    teacher = benchmark.random_teacher("resnet8", data, accelerator)
-    cache = str(tmp_path) if cached else None
-    objective = Distillation(build_distillation(loss), teacher, data, accelerator, 42, cache)
+    teacher = contenders.random_teacher("resnet8", data, accelerator)
+
+    def learning_task():
+        ask = asked_teacher(teacher, data, accelerator, 42, str(tmp_path) if cached else None)
+        net = build_model("resnet8", data.num_classes)
+        return DistillationTask(net, build_distillation(distill), teacher, ask, data)
+
     if cached:
-        some_epochs(data, objective, monkeypatch, watch=iter)  # to write an epoch waits
+        some_epochs(learning_task(), data, monkeypatch, watch=iter)  # to write an epoch waits
+        task = learning_task()
         monkeypatch.setattr(Teacher, "logits", None)
-    some_epochs(data, objective, monkeypatch)
+    else:
+        task = learning_task()
+    some_epochs(task, data, monkeypatch)
 
 
 @pytest.mark.parametrize("given, most", [(None, {"cpu": 128, "cuda": 300}), (200, 200), (7, 7)])
@@ -121,8 +146,8 @@ def test_evaluation_takes_what_suits_the_device_or_what_it_is_told(given, most):
             sizes.append(len(images))
             return images.mean((2, 3))
 
-    sizes, accelerator, data = [], Accelerator(), benchmark.random_data(300)
-    predict(Net(), data.train, data.mean, data.std, given, accelerator)
+    sizes, accelerator, data = [], Accelerator(), contenders.random_data(300)
+    predict(Net(), data.train, data.mean, data.std, accelerator, given)
     assert sum(sizes) == 300
     assert max(sizes) == (most if given else most[accelerator.device.type])
 
@@ -161,15 +186,11 @@ def test_a_bare_step_trains_and_is_captured_like_ours(monkeypatch, tmp_path, cac
         pytest.skip("the stand-in for graphs counts their replays")
     monkeypatch.setattr(steps, "can_capture", lambda accelerator: True)
     graphs = cuda_graphs.emulate(monkeypatch)
-    data, accelerator = benchmark.random_data(5 * 8), Accelerator()
-    args = benchmark.options(["--batch-size", "8"])
-    objective = Objective(build_loss("NLL"))
-    if cached:
-        teacher = benchmark.random_teacher("resnet8", data, accelerator)
-        loss = build_distillation("KD")
-        objective = Distillation(loss, teacher, data, accelerator, 42, str(tmp_path))
-    passes = benchmark.ours(accelerator, data, args, "resnet8", objective)
-    assert list(passes) == ["ours", "bare step", "bare step, eager"]
+    data, accelerator = contenders.random_data(5 * 8), Accelerator()
+    args = benchmark.options(["--batch-size", "8", "--workers", "0"])
+    row = benchmark.Row("resnet8", "resnet8", cached=True) if cached else benchmark.Row("resnet8")
+    passes = benchmark.contenders_of(accelerator, data, row, args, str(tmp_path))
+    assert list(passes) == ["conventional", "ours", "bare step", "bare step, eager"]
     passes["ours"](5)
     if cached:
         monkeypatch.setattr(Teacher, "logits", None)
@@ -177,12 +198,18 @@ def test_a_bare_step_trains_and_is_captured_like_ours(monkeypatch, tmp_path, cac
     graphs.clear()
     passes["bare step"](5)
     assert [graph.replays for graph in graphs] == [2]
-    nets = []
-    monkeypatch.setattr(benchmark.BareStep, "update", lambda self: nets.append(self.net))
+
+    trained = []
+    step = torch.optim.SGD.step
+
+    def noting(self, *given):
+        trained.extend(weight.grad for group in self.param_groups for weight in group["params"])
+        return step(self, *given)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", noting)
     passes["bare step, eager"](1)
     assert len(graphs) == 1
-    gradients = [weight.grad for weight in nets[0].parameters()]
-    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+    assert trained and all(grad is not None and grad.isfinite().all() for grad in trained)
 
 
 def test_the_cost_of_a_net():
@@ -212,7 +239,7 @@ def test_a_profile_of_a_run(capsys):
 
 def test_the_day_of_a_gpu_rehearsed(tmp_path):
     """Every part of gpu.sh, made small, on the CPU; the benchmark trains as `fit` does."""
-    assert benchmark.train_epoch is training.train_epoch
+    assert contenders.train_epoch is training.train_epoch
     command = ["bash", ROOT / "scripts/gpu.sh", "--dry", "out"]
     done = run_script(*command, cwd=tmp_path, PYTHON=sys.executable)
     page = (tmp_path / "out/performance.md").read_text()

@@ -1,0 +1,238 @@
+"""What scripts/benchmark.py times: a conventional loop, ours, and a bare step.
+
+Each is made for one net, or a student with its teacher, and is then a function that trains for as
+many steps as it is told.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision import transforms
+
+from losses import build_distillation, build_loss
+from losses.classification import at_least_float32
+from models import build_model
+from utils.asked_teachers import asked_teacher
+from utils.data import NORMALISATION, Dataset, Split
+from utils.data.views import Draw, TrainLoader, normalise
+from utils.settings import Recipe
+from utils.steps import GraphedStep, Sums, is_captured
+from utils.tasks import ClassificationTask, DistillationTask, Task
+from utils.teacher_files import ready
+from utils.teachers import Member, Teacher
+from utils.training import Trainer, launched_step, train_epoch, train_loader
+
+CLASSES = 10
+SIDE = 32  # pixels
+Pass = Callable[[int], None]  # trains for that many steps
+
+
+def random_data(images: int) -> Dataset:
+    """Random bytes of CIFAR's shape."""
+    pixels = torch.randint(256, (images, 3, SIDE, SIDE), dtype=torch.uint8)
+    labels = torch.arange(images) % CLASSES
+    few = Split(pixels[:CLASSES], labels[:CLASSES])
+    mean, std = NORMALISATION["cifar10"]
+    return Dataset(
+        name="random",
+        num_classes=CLASSES,
+        train=Split(pixels, labels),
+        val=few,
+        test=few,
+        mean=mean,
+        std=std,
+        fingerprint=f"random {images}",
+    )
+
+
+def random_teacher(model: str, data: Dataset, accelerator: Accelerator) -> Teacher:
+    """A net that has learned nothing: it takes as long as any other."""
+    member = Member(
+        net=ready(build_model(model, data.num_classes), model),
+        model=model,
+        mean=data.mean,
+        std=data.std,
+        label="random",
+        sha256="random",
+        path=Path(model),
+    )
+    return Teacher([member]).to(accelerator.device)
+
+
+def build_task(
+    accelerator: Accelerator,
+    data: Dataset,
+    recipe: Recipe,
+    teacher: Teacher | None = None,
+    cache: str | None = None,
+) -> Task:
+    """The recipe's net to be trained on the labels, or by a teacher; `cache`: a folder."""
+    net = build_model(recipe.model, data.num_classes)
+    if teacher is None:
+        return ClassificationTask(net, build_loss("NLL"), data)
+    ask = asked_teacher(teacher, data, accelerator, recipe.seed, cache)
+    return DistillationTask(net, build_distillation("KD"), teacher, ask, data)
+
+
+def conventional(
+    accelerator: Accelerator, data: Dataset, recipe: Recipe, teacher: Teacher | None, workers: int
+) -> Pass:
+    """PIL images through torchvision's transforms in the workers of a DataLoader, loss and accuracy
+    read back in every step, the teacher run for every student."""
+    device = accelerator.device
+    net = build_model(recipe.model, CLASSES)
+    optimizer = torch.optim.SGD(
+        net.parameters(),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=True,
+    )
+    net, optimizer = accelerator.prepare(net, optimizer)
+    teaching_net = None
+    loss_of = build_loss("NLL")
+    if teacher is not None:
+        teaching_net = build_model(teacher.model, CLASSES).eval().to(device)
+        loss_of = build_distillation("KD").to(device)
+
+    batch_size = recipe.train_batch_size
+    order: list[int] = []  # the images of a pass
+    loader = conventional_loader(data, batch_size, order, workers, pinned=device.type == "cuda")
+
+    def train(steps: int) -> None:
+        order[:] = torch.randperm(steps * batch_size).tolist()
+        net.train()
+        for batch in loader:
+            images, labels = (part.to(device, non_blocking=True) for part in batch)
+            logits = net(images)
+            if teaching_net is None:
+                loss = loss_of(logits, labels)
+            else:
+                with torch.no_grad(), accelerator.autocast():
+                    target = teaching_net(images)
+                loss = loss_of(logits, target, labels)
+            optimizer.zero_grad()
+            accelerator.backward(loss)
+            optimizer.step()
+            loss.item()
+            (logits.argmax(dim=1) == labels).float().mean().item()
+
+    return train
+
+
+def conventional_loader(
+    data: Dataset, batch_size: int, order: list[int], workers: int, pinned: bool
+) -> DataLoader:
+    transform = transforms.Compose(
+        [
+            transforms.RandomCrop(SIDE, padding=4),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(data.mean, data.std),
+        ]
+    )
+    pixels = data.train.images.permute(0, 2, 3, 1).numpy()
+    labels = data.train.labels
+
+    def read(index: list[int]) -> tuple[Tensor, Tensor]:
+        images = [transform(Image.fromarray(pixels[i])) for i in index]
+        return torch.stack(images), labels[index]
+
+    return DataLoader(
+        range(len(pixels)),
+        batch_size,
+        sampler=order,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=pinned,
+        collate_fn=read,
+    )
+
+
+class FewSteps:
+    """A loader whose epochs end after so many steps."""
+
+    def __init__(self, loader: TrainLoader, steps: int):
+        self.loader = loader
+        self.steps = steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def epoch(self, epoch: int) -> Iterator[Draw]:
+        return islice(self.loader.epoch(epoch), self.steps)
+
+
+def ours(
+    accelerator: Accelerator,
+    data: Dataset,
+    recipe: Recipe,
+    mode: str,
+    teacher: Teacher | None = None,
+    cache: str | None = None,
+) -> Pass:
+    """The steps of an epoch as `fit` runs them, launched as --step `mode` says."""
+    task = build_task(accelerator, data, recipe, teacher, cache)
+    loader = train_loader(data, recipe, accelerator)
+    trainer = Trainer(task, recipe, accelerator, steps_per_epoch=len(loader))
+    step = launched_step(trainer, loader, mode)
+
+    def train(steps: int) -> None:
+        train_epoch(trainer, step, FewSteps(loader, steps), epoch=1)
+
+    return train
+
+
+def bare(
+    accelerator: Accelerator,
+    data: Dataset,
+    recipe: Recipe,
+    mode: str,
+    teacher: Teacher | None = None,
+    cache: str | None = None,
+) -> Pass:
+    """A step without what surrounds the net: always the same batch, which lies there normalised."""
+    task = build_task(accelerator, data, recipe, teacher, cache)
+    loader = train_loader(data, recipe, accelerator)
+    trainer = Trainer(task, recipe, accelerator, steps_per_epoch=len(loader))
+    draw = next(loader.epoch(1))
+    batch = loader.batch(draw)
+    images = normalise(batch.images, data.mean, data.std)
+    net = task.net
+    if mode == "compile":
+        net = torch.compile(net, dynamic=False)
+
+    def step(draw: Draw) -> Sums:
+        with accelerator.autocast():
+            logits = at_least_float32(net(images))
+        if teacher is None:
+            loss = task.loss(logits, batch.labels)
+        else:
+            loss = task.loss(logits, task.ask(batch), batch.labels)
+        accelerator.backward(loss)
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad()
+        return {}
+
+    if is_captured(mode, accelerator):
+        step = GraphedStep(
+            step,
+            variant=lambda: task.variant,
+            loader=loader,
+            optimizer=trainer.optimizer,
+            required=mode == "graph",
+        )
+
+    def train(steps: int) -> None:
+        task.train()
+        with task.epoch(1):
+            for _ in range(steps):
+                step(draw)
+
+    return train
