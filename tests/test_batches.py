@@ -1,7 +1,5 @@
 """The order and the views of an epoch: frozen, the same on any number of processes; mixing."""
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
@@ -11,12 +9,11 @@ from conftest import command
 from scipy import stats
 from torch import nn
 from torchvision.transforms import functional as TF
-from utils.objectives import Objective
 
 import train_teacher
 from losses import build_loss
 from utils.data import NORMALISATION, Dataset, Split
-from utils.data.mixing import MIXES, mix_plan, mixed_loss
+from utils.data.mixing import MIXES, mix_plan
 from utils.data.views import (
     NUM_VIEWS,
     Batch,
@@ -27,7 +24,8 @@ from utils.data.views import (
     view_numbers,
     view_windows,
 )
-from utils.steps import Step
+from utils.tasks import ClassificationTask, step_output
+from utils.training import train_step
 
 
 def random_images(n, size=32, seed=0):
@@ -143,10 +141,10 @@ def test_what_a_seed_reaches(tiny_npz, tmp_path, monkeypatch):
     """--seed: weights, order and views; --split-seed: the split."""
     seen = []
 
-    def stop(run, accelerator, net, batch_loss, data, args):
-        draws = TrainLoader(data.train, 64, args.seed, "cpu").epoch(1)
+    def stop(run, accelerator, task, data, recipe):
+        draws = TrainLoader(data.train, 64, recipe.seed, "cpu").epoch(1)
         plan, split = [draw.plan.tolist() for draw in draws], data.val.images.sum((1, 2, 3))
-        seen.append((net.state_dict()["conv1.weight"].tolist(), plan, split.tolist()))
+        seen.append((task.net.state_dict()["conv1.weight"].tolist(), plan, split.tolist()))
         raise InterruptedError
 
     monkeypatch.setattr(train_teacher, "fit", stop)
@@ -166,7 +164,8 @@ def mix(request):
 def test_a_mix_changes_neither_order_nor_views(mix):
     plain, mixed = TrainLoader(*LOADED), TrainLoader(*LOADED, mix=mix)
     for one, other in zip(plain.epoch(3), mixed.epoch(3), strict=True):
-        assert torch.equal(one.plan, other.plan[:3]) and len(other.plan) == mixed.rows
+        assert torch.equal(one.plan, other.plan[:3]) and len(other.plan) == 5
+        assert len(other.numbers) == MIXES[mixed.mix[0]].numbers
         assert torch.equal(plain.batch(one).labels, mixed.batch(other).labels)
     assert plain.batch(one).partners is None and plain.batch(one).share is None
 
@@ -188,7 +187,7 @@ def test_mixup_is_the_weighted_sum_of_both_views():
     for draw in loader.epoch(1):
         batch = loader.batch(draw)
         a, b = (take_views(loader.windows, *draw.plan[rows]).double() for rows in ([0, 1], [3, 4]))
-        share = draw.plan[5, 0].numpy().view(np.float64).item()
+        share = draw.numbers.item()
         expected = share * a + (1 - share) * b
         torch.testing.assert_close(batch.images.double(), expected, rtol=0, atol=1e-3)
         assert batch.share == np.float32(share)
@@ -200,7 +199,7 @@ def test_cutmix_pastes_one_box_into_every_image_of_a_step():
     for draw in loader.epoch(1):
         batch = loader.batch(draw)
         expected = take_views(loader.windows, *draw.plan[:2]).clone()
-        top, bottom, left, right = draw.plan[5:, 0].tolist()
+        top, bottom, left, right = map(int, draw.numbers)
         partner = take_views(loader.windows, *draw.plan[3:5])
         expected[:, :, top:bottom, left:right] = partner[:, :, top:bottom, left:right]
         assert torch.equal(batch.images, expected)
@@ -208,11 +207,18 @@ def test_cutmix_pastes_one_box_into_every_image_of_a_step():
         torch.testing.assert_close(batch.share.item(), 1 - area, rtol=0, atol=1e-6)
 
 
+def numbers_of(kind, alpha):
+    """What the 2,000 steps of an epoch draw, (steps, numbers)."""
+    order, views = epoch_plan(64_000, 5, 2, True)
+    plan = mix_plan(kind, alpha, order, views, images_per_step=32, side=32, seed=5, epoch=2)
+    assert torch.equal(plan.partners.sort().values, torch.arange(64_000))
+    return plan.numbers
+
+
 def test_shares_follow_their_distribution():
-    plan = epoch_plan(64_000, 5, 2, True)
-    shares = mix_plan("mixup", 0.4, plan, 32, 5, 2, 32)[2, ::32].numpy().view(np.float64)
+    shares = numbers_of("mixup", 0.4)[:, 0].numpy()
     assert len(shares) == 2000 and stats.kstest(shares, stats.beta(0.4, 0.4).cdf).pvalue > 0.01
-    top, bottom, left, right = mix_plan("cutmix", 1.0, plan, 32, 5, 2, 32)[2:, ::32]
+    top, bottom, left, right = numbers_of("cutmix", 1.0).T
     assert top.min() == left.min() == 0 and bottom.max() == right.max() == 32
     inside = (top > 0) & (left > 0) & (bottom < 32) & (right < 32)  # boxes that no edge cuts
     height, width = (bottom - top)[inside], (right - left)[inside]
@@ -223,11 +229,19 @@ def test_the_loss_of_a_mix_is_the_weighted_sum(mix):
     loader = TrainLoader(*LOADED, mix=mix)
     batch = loader.batch(next(loader.epoch(1)))
     logits = torch.randn(16, 10, dtype=torch.float64)
-    loss = partial(F.cross_entropy, logits)
     own, others = (F.one_hot(labels, 10) for labels in (batch.labels, batch.partners))
     shares = batch.share * own + (1 - batch.share) * others
-    torch.testing.assert_close(mixed_loss(loss, batch), loss(shares.double()))
-    assert mixed_loss(loss, batch._replace(partners=None, share=None)) == loss(batch.labels)
+
+    def parts_of(labels):
+        return {"labels": F.cross_entropy(logits, labels), "calibration": logits.mean() / 2}
+
+    output = step_output(logits, batch, parts_of)
+    labels = F.cross_entropy(logits, shares.double())
+    torch.testing.assert_close(output.loss, labels + logits.mean() / 2)
+    torch.testing.assert_close(output.parts["labels"], labels)
+    torch.testing.assert_close(output.parts["calibration"], logits.mean() / 2)
+    alone = step_output(logits, batch._replace(partners=None, share=None), parts_of)
+    assert alone.loss == F.cross_entropy(logits, batch.labels) + logits.mean() / 2
 
 
 def test_train_top1_of_a_mix_counts_both_labels_by_their_shares(mix):
@@ -238,8 +252,7 @@ def test_train_top1_of_a_mix_counts_both_labels_by_their_shares(mix):
     net = nn.Sequential(nn.AvgPool2d(16), nn.Flatten(), nn.Linear(12, 10))
     optimizer = torch.optim.SGD(net.parameters(), 0.0)
     accelerator = Accelerator(cpu=True)
-    objective = Objective(build_loss("NLL"))
-    step = Step("eager", accelerator, net, optimizer, objective, loader, data)
+    task = ClassificationTask(net, build_loss("NLL"), data)
     counted_first = []
     for draw in loader.epoch(1):
         batch = loader.batch(draw)
@@ -249,8 +262,10 @@ def test_train_top1_of_a_mix_counts_both_labels_by_their_shares(mix):
         labels = zip(predicted, batch.labels.tolist(), batch.partners.tolist(), strict=True)
         for guess, label, partner in labels:
             right += share * (guess == label) + (1 - share) * (guess == partner)
-        _, reported, images, _ = step(draw).tolist()
-        assert reported == pytest.approx(right, abs=1e-5) and images == len(predicted)
+        sums = train_step(task, batch, optimizer, accelerator)
+        reported = sums["right"].item()
+        assert reported == pytest.approx(right, abs=1e-5)
+        assert sums["images"] == len(predicted)
         first = sum(a == b for a, b in zip(predicted, batch.labels.tolist(), strict=True))
         counted_first.append(reported == pytest.approx(first, abs=1e-5))
     assert not all(counted_first)
