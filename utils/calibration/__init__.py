@@ -4,7 +4,7 @@ metrics        accuracy, proper scores and calibration errors of a whole split
 temperature    the temperature of least NLL, and the NLL that it leaves
 posthoc        temperature, vector and Dirichlet scaling, fitted on a validation split
 distributions  against known label distributions, and on foreign data
-bootstrap      how far a number could be off, a calibrated net's ECE, paired differences
+bootstrap      intervals of an ECE, a calibrated net's ECE, paired differences without bias
 diagram        reliability diagrams
 scores         what all of them accept: numpy arrays or tensors, checked
 
