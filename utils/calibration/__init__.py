@@ -6,7 +6,7 @@ temperature    the temperature of least NLL, and the NLL that it leaves
 posthoc        temperature, vector and Dirichlet scaling, fitted on a validation split
 sets           conformal sets, which hold the true class with a chance that is chosen
 distributions  against known label distributions, and on foreign data
-bootstrap      how far a number could be off, a calibrated net's ECE, paired differences
+bootstrap      intervals of an ECE, a calibrated net's ECE, paired differences without bias
 diagram        reliability diagrams
 scores         what all of them accept: numpy arrays or tensors, checked
 
