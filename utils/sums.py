@@ -24,14 +24,14 @@ Sums = dict[str, Tensor]
 def step_sums(output: StepOutput, batch: Batch, skipped: Tensor) -> Sums:
     """Sums over the step's images, float64 scalars on the device: `loss`, `right`, the loss' parts.
 
-    With `images`, their number, and `skipped`, 1 where fp16's scaler left the step out. Mixed
-    images are right by the share of each label.
+    With `images`, their number, and `skipped`, 1 where fp16's scaler left the step out. A mixed
+    image has the label of its larger share, as torchvision's own training script counts it.
     """
-    predictions = output.logits.detach().argmax(dim=1)
-    right = (predictions == batch.labels).double().mean()
+    labels = batch.labels
     if batch.partners is not None:
-        partner_right = (predictions == batch.partners).double().mean()
-        right = batch.share * right + (1 - batch.share) * partner_right
+        labels = torch.where(batch.share >= 0.5, batch.labels, batch.partners)
+    predictions = output.logits.detach().argmax(dim=1)
+    right = (predictions == labels).double().mean()
 
     # A process without a share of this step has taken part with an image that counts for nothing.
     images = torch.full_like(right, len(batch.labels) if batch.weight > 0 else 0)
