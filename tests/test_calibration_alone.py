@@ -11,10 +11,9 @@ from conftest import ROOT
 
 from utils.calibration import adaece, classification_metrics, ece, fit_temperature, sce
 
-LOGITS = torch.randn(400, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
-LABELS = (
-    (LOGITS / 2).softmax(dim=1).multinomial(1, generator=torch.Generator().manual_seed(1))[:, 0]
-)
+RANDOM = torch.Generator().manual_seed(0)
+LOGITS = 3 * torch.randn(400, 5, generator=RANDOM, dtype=torch.float64)
+LABELS = (LOGITS / 2).softmax(dim=1).multinomial(1, generator=RANDOM).squeeze(1)
 
 
 def python(code: str, cwd) -> str:
@@ -58,7 +57,7 @@ def test_metrics_load_neither_the_launcher_nor_the_command_line():
     code = """
 import sys
 from utils.calibration import classification_metrics, ece, fit_sets, fit_temperature
-heavy = ("accelerate", "matplotlib", "sklearn", "tqdm", "torchvision")
+heavy = ("accelerate", "matplotlib", "sklearn", "torchvision")
 project = ("utils.program.command_line", "utils.program.processes", "utils.options", "losses")
 print([name for name in (*heavy, *project) if name in sys.modules])
 from utils.calibration import ood_metrics, vector_scaling
