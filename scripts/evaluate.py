@@ -161,9 +161,7 @@ def add_corruptions(parser: CommandLine) -> None:
         help=f"only these; ours are {', '.join(OWN)}",
     )
     group.add_argument("--seed", type=whole, help="--on corruptions: of the noise (default: 0)")
-    group.add_argument(
-        "--out", type=location, metavar="FILE.png", help="a box plot by severity"
-    )
+    group.add_argument("--out", type=location, metavar="FILE.png", help="a box plot by severity")
 
 
 def refuse_unread(args: Namespace) -> None:
