@@ -16,90 +16,185 @@ if not __package__:  # started as `python scripts/evaluate.py`
 import os
 from argparse import Namespace
 
-from utils.analysis import shift
-from utils.analysis.corruptions import OWN, PUBLISHED, SOURCES
+from utils.analysis.corruptions import OWN, PUBLISHED
 from utils.analysis.figures import severity_boxes
-from utils.analysis.records import finished_nets, write_beside
+from utils.analysis.known_labels import against_people, against_posterior
+from utils.analysis.records import Record, finished_nets, write_beside
+from utils.analysis.shift import out_of_distribution, under_corruptions
 from utils.analysis.splits import comparison
 from utils.data import dataset_label
 from utils.program import UserError, one_line_errors
 from utils.program.command_line import CommandLine, checked, count, location, path, whole
 from utils.program.files import atomic
 
-KNOWN = dict.fromkeys(SOURCES, PUBLISHED) | {"corruptions": tuple(OWN)}
-STORED = ("cifar10h", "synthetic")  # no net is run
-EVALUATIONS = dict.fromkeys(KNOWN, shift.under_corruptions) | {"svhn": shift.out_of_distribution}
-EVALUATIONS |= dict.fromkeys(STORED, shift.against_labels)
+# The corruptions that each of these targets has.
+CORRUPTIONS = {"cifar10c": PUBLISHED, "cifar100c": PUBLISHED, "corruptions": tuple(OWN)}
+# No net is run: stored logits will do.
+STORED = {"cifar10h": against_people, "synthetic": against_posterior}
+TARGETS = (*CORRUPTIONS, "svhn", *STORED)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = options(argv)
-    stored = args.on in STORED
-    packed = stored and not args.write
-    nets = finished_nets(args.runs, args.epoch, args.with_teacher or stored, packed)
-    table, measured = EVALUATIONS.get(args.on, shift.out_of_distribution)(nets, args)
+    is_stored = args.on in STORED
+    nets = finished_nets(
+        args.runs,
+        args.epoch,
+        with_teacher=args.with_teacher or is_stored,
+        packed=is_stored and not args.write,
+    )
+    table, measured = evaluate(nets, args)
     print(table)
+
     for net in nets:
         if net.measured["temperature_at_bound"] and not net.third_party:
-            title = net.title.strip()
-            print(f"{title}: T lies at the bound of its range, do not trust its scaled rows")
+            print(
+                f"{net.title.strip()}: T lies at the bound of its range, do not trust its scaled "
+                "rows"
+            )
     for sentence in comparison(nets, with_temperatures=False):
         print(f"{sentence} T was fitted on validation, which the scaled rows pay for.")
+
     if args.out is not None:
         with atomic(args.out) as file:
             severity_boxes([net.title.strip() for net in nets], measured, file)
         print(f"written: {args.out}")
     if args.write:
-        about = {"on": args.on, "corruptions": args.corruptions, "seed": args.seed}
-        file = f"evaluation_{dataset_label(args.on)}.json"
-        for net, one in zip(nets, measured, strict=True):
-            one = {"temperature": net.measured["temperature"], **one}
-            print(f"written: {write_beside(net, file, about, one)}")
+        write(nets, measured, args)
+
+
+def evaluate(nets: list[Record], args: Namespace) -> tuple[str, list[dict]]:
+    """The table, and what was measured of each net, ready for JSON. Raises UserError."""
+    if args.on in STORED:
+        return STORED[args.on](nets, args.data_dir)
+    if args.on in CORRUPTIONS:
+        return under_corruptions(
+            nets,
+            on=args.on,
+            names=args.corruptions,
+            data_dir=args.data_dir,
+            dataset=args.dataset,
+            seed=args.seed,
+            batch_size=args.test_batch_size,
+        )
+    return out_of_distribution(
+        nets,
+        on=args.on,
+        data_dir=args.data_dir,
+        dataset=args.dataset,
+        batch_size=args.test_batch_size,
+    )
+
+
+def write(nets: list[Record], measured: list[dict], args: Namespace) -> None:
+    """evaluation_*.json into the run folders."""
+    about = {"on": args.on, "corruptions": args.corruptions, "seed": args.seed}
+    name = f"evaluation_{dataset_label(args.on)}.json"
+    for net, metrics in zip(nets, measured, strict=True):
+        content = {"temperature": net.measured["temperature"], **metrics}
+        print(f"written: {write_beside(net, name, about, content)}")
 
 
 def options(argv: list[str] | None) -> Namespace:
+    """What the command line asks for, checked as a whole. Raises UserError."""
     parser = CommandLine(prog="python -m scripts.evaluate", description=__doc__.splitlines()[0])
-    on = "cifar10c, cifar100c: the published corruptions; corruptions: our own; svhn or an .npz "
-    on += "file (its x_test): out of distribution; cifar10h, synthetic: human and true posteriors"
-    data_dir = Path(os.environ.get("KD_DATA") or "data")
-    where = "where CIFAR-10-C/, cifar10h/, SVHN and the runs' data lie ($KD_DATA sets the default)"
-    runs = "run folders, or folders above them; cifar10h, synthetic: or what report --pack wrote"
-    teacher = "also each student's teacher, where its command found it, unless its run is named"
-    names = dict.fromkeys((*OWN, *PUBLISHED))
-    add = parser.add_argument
-    add("runs", nargs="+", type=location, metavar="RUN", help=runs)
-    add("--on", required=True, type=checked(target), metavar="WHAT", help=on)
-    add("--data_dir", type=location, default=data_dir, help=where)
-    add("--dataset", type=path, help="the runs' data set where it is no longer in its place")
-    add("--epoch", choices=("best", "last"), default="best", help="best: by validation top-1")
-    add("--with-teacher", action="store_true", help=teacher)
-    add("--test-batch-size", type=count, help="images per step (default: 1000, on a CPU 128)")
-    add("--write", action="store_true", help="also write evaluation_*.json into the run folders")
-    add = parser.add_argument_group("corruptions").add_argument
-    ours = f"only these; ours are {', '.join(OWN)}"
-    add("--corruptions", nargs="+", choices=names, metavar="NAME", help=ours)
-    add("--seed", type=whole, help="--on corruptions: of the noise (default: 0)")
-    add("--out", type=location, metavar="FILE.png", help="a box plot by severity")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        type=location,
+        metavar="RUN",
+        help="run folders, or folders above them; cifar10h, synthetic: or what report --pack wrote",
+    )
+    parser.add_argument(
+        "--on",
+        required=True,
+        type=checked(target),
+        metavar="WHAT",
+        help="cifar10c, cifar100c: the published corruptions; corruptions: our own; svhn or an "
+        ".npz file (its x_test): out of distribution; cifar10h, synthetic: human and true "
+        "posteriors",
+    )
+    parser.add_argument(
+        "--data_dir",
+        type=location,
+        default=Path(os.environ.get("KD_DATA") or "data"),
+        help="where CIFAR-10-C/, cifar10h/, SVHN and the runs' data lie ($KD_DATA sets the "
+        "default)",
+    )
+    parser.add_argument(
+        "--dataset", type=path, help="the runs' data set where it is no longer in its place"
+    )
+    parser.add_argument(
+        "--epoch", choices=("best", "last"), default="best", help="best: by validation top-1"
+    )
+    parser.add_argument(
+        "--with-teacher",
+        action="store_true",
+        help="also each student's teacher, where its command found it, unless its run is named",
+    )
+    parser.add_argument(
+        "--test-batch-size", type=count, help="images per step (default: 1000, on a CPU 128)"
+    )
+    parser.add_argument(
+        "--write", action="store_true", help="also write evaluation_*.json into the run folders"
+    )
+    add_corruptions(parser)
     args = parser.parse_args(argv)
-    known = KNOWN.get(args.on)
-    read = {"seed": args.on == "corruptions", "corruptions": known, "out": known}
-    for flag, is_read in (read | {"dataset": args.on not in STORED}).items():
-        if getattr(args, flag) is not None and not is_read:
-            raise UserError(f"--{flag} has no effect with --on {args.on}; leave it out")
-    if known:
-        args.corruptions, args.seed = list(dict.fromkeys(args.corruptions or known)), args.seed or 0
-        for one in set(args.corruptions).difference(known):
-            raise UserError(f"--corruptions {one}: --on {args.on} has {', '.join(known)}")
-    if args.out and (args.out.suffix != ".png" or not os.path.isdir(args.out.absolute().parent)):
-        raise UserError(f"--out {args.out}: give a .png file in a folder that exists")
+
+    refuse_unread(args)
+    if args.on in CORRUPTIONS:
+        choose_corruptions(args)
+    if args.out is not None:
+        in_a_folder = os.path.isdir(args.out.absolute().parent)
+        if args.out.suffix != ".png" or not in_a_folder:
+            raise UserError(f"--out {args.out}: give a .png file in a folder that exists")
     return args
 
 
+def add_corruptions(parser: CommandLine) -> None:
+    group = parser.add_argument_group("corruptions")
+    group.add_argument(
+        "--corruptions",
+        nargs="+",
+        choices=dict.fromkeys((*OWN, *PUBLISHED)),  # each once
+        metavar="NAME",
+        help=f"only these; ours are {', '.join(OWN)}",
+    )
+    group.add_argument("--seed", type=whole, help="--on corruptions: of the noise (default: 0)")
+    group.add_argument("--out", type=location, metavar="FILE.png", help="a box plot by severity")
+
+
+def refuse_unread(args: Namespace) -> None:
+    """Refuse a flag that the target does not read. Raises UserError."""
+    is_read = {
+        "seed": args.on == "corruptions",
+        "corruptions": args.on in CORRUPTIONS,
+        "out": args.on in CORRUPTIONS,
+        "dataset": args.on not in STORED,
+    }
+    for flag, read in is_read.items():
+        if getattr(args, flag) is not None and not read:
+            raise UserError(f"--{flag} has no effect with --on {args.on}; leave it out")
+
+
+def choose_corruptions(args: Namespace) -> None:
+    """All that the target has, or those that are named, each once. Raises UserError."""
+    available = CORRUPTIONS[args.on]
+    args.corruptions = list(dict.fromkeys(args.corruptions or available))
+    args.seed = args.seed or 0
+    for name in args.corruptions:
+        if name not in available:
+            raise UserError(f"--corruptions {name}: --on {args.on} has {', '.join(available)}")
+
+
 def target(text: str) -> str:
-    if text in EVALUATIONS or (text.endswith(".npz") and os.path.isfile(os.path.expanduser(text))):
-        return text
-    known = ", ".join(EVALUATIONS)
-    raise ValueError(f"{text!r}: check the path, or give one of {known}, or an .npz file")
+    """A value of --on. Raises ValueError."""
+    is_archive = text.endswith(".npz") and os.path.isfile(os.path.expanduser(text))
+    if text not in TARGETS and not is_archive:
+        raise ValueError(
+            f"{text!r}: check the path, or give one of {', '.join(TARGETS)}, or an .npz file"
+        )
+    return text
 
 
 if __name__ == "__main__":

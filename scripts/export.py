@@ -16,6 +16,7 @@ import json
 import os
 from argparse import Namespace
 from importlib.util import find_spec
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,7 +30,9 @@ from utils.program.command_line import CommandLine, location, path
 from utils.program.files import atomic
 
 CHECKED = 256  # images
-EXACT, COARSE = 1e-5, 0.2  # largest difference of a probability
+# The largest difference of a probability.
+EXACT = 1e-5
+COARSE = 0.2
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -37,89 +40,159 @@ def main(argv: list[str] | None = None) -> None:
     nets = finished_nets(args.runs, args.epoch, with_teacher=False)
     if len(nets) > 1:
         raise UserError(f"{args.runs[0]}: {len(nets)} finished runs lie there; name one")
-    images = test_split(nets, args).images[:CHECKED].contiguous()
-    content, said = export(nets[0], images, args)
+    net = nets[0]
+    images = test_split(nets, args.data_dir, args.dataset).images[:CHECKED].contiguous()
+    softmax = calibration(net, args.calibration)
+
+    own, saved = net.load_net()
+    calibrated = CalibratedNet(own, saved["mean"], saved["std"], softmax.weight, softmax.bias)
+    write, reopen = FORMATS[args.format]
+    content = write(calibrated, images, metadata_of(net, saved, args.calibration, softmax))
+    differences = check(net, calibrated, softmax, images, reopen(content)(images))
+
     with atomic(args.out) as file:
         file.write(content)
-    print(f"{said}\nwritten: {args.out}, {len(content) / 1e6:.2f} MB")
+    eces = ", ".join(f"{key} {COLUMNS['ece'].text(ece)} %" for key, ece in softmax.ece.items())
+    print(
+        f"{net.title}: ECE {eces}; probabilities differ by up to {differences}\n"
+        f"written: {args.out}, {len(content) / 1e6:.2f} MB"
+    )
 
 
 def options(argv: list[str] | None) -> Namespace:
+    """What the command line asks for, checked as a whole. Raises UserError."""
     parser = CommandLine(prog="python -m scripts.export", description=__doc__.splitlines()[0])
-    calibrations = ("temperature", "vector", "none")
-    of = "temperature: the run's own; vector: as scripts.posthoc --write left it"
-    data_dir = Path(os.environ.get("KD_DATA") or "data")
-    add = parser.add_argument
-    add("runs", nargs=1, type=location, metavar="RUN", help="a run folder, or one above it")
-    add("--out", type=location, metavar="FILE", required=True, help="the file to write")
-    add("--format", choices=FORMATS, default="onnx", help="safetensors comes back as a teacher")
-    add("--calibration", choices=calibrations, default="temperature", help=of)
-    add("--epoch", choices=("best", "last"), default="best", help="best: by validation top-1")
-    add("--data_dir", type=location, default=data_dir, help="where the run's data set lies")
-    add("--dataset", type=path, help="the run's data set where it is no longer in its place")
+    parser.add_argument(
+        "runs", nargs=1, type=location, metavar="RUN", help="a run folder, or one above it"
+    )
+    parser.add_argument(
+        "--out", type=location, metavar="FILE", required=True, help="the file to write"
+    )
+    parser.add_argument(
+        "--format", choices=FORMATS, default="onnx", help="safetensors comes back as a teacher"
+    )
+    parser.add_argument(
+        "--calibration",
+        choices=("temperature", "vector", "none"),
+        default="temperature",
+        help="temperature: the run's own; vector: as scripts.posthoc --write left it",
+    )
+    parser.add_argument(
+        "--epoch", choices=("best", "last"), default="best", help="best: by validation top-1"
+    )
+    parser.add_argument(
+        "--data_dir",
+        type=location,
+        default=Path(os.environ.get("KD_DATA") or "data"),
+        help="where the run's data set lies",
+    )
+    parser.add_argument(
+        "--dataset", type=path, help="the run's data set where it is no longer in its place"
+    )
     args = parser.parse_args(argv)
+
     if os.path.isdir(args.out) or not os.access(args.out.absolute().parent, os.W_OK):
         raise UserError(f"--out {args.out}: give a file in a folder that you may write to")
-    if args.format == "onnx" and torch.__version__ < ONNX_TORCH:
+    if args.format == "onnx":
+        check_onnx()
+    return args
+
+
+def check_onnx() -> None:
+    """Raises UserError where this torch or the packages beside it cannot write ONNX."""
+    if torch.__version__ < ONNX_TORCH:
         oldest = ".".join(map(str, ONNX_TORCH))
         raise UserError(
             f"--format onnx: needs torch {oldest} or later, this is {torch.__version__}; give "
             "--format safetensors or torchscript"
         )
-    if args.format == "onnx" and not all(map(find_spec, ONNX_PACKAGES)):
+    if not all(find_spec(package) for package in ONNX_PACKAGES):
         raise UserError(f"--format onnx: first run pip install {' '.join(ONNX_PACKAGES)}")
-    return args
 
 
-def export(net: Record, images: Tensor, args: Namespace) -> tuple[bytes, str]:
-    """The content of a file that has been checked, and what to say of it. Raises UserError."""
-    weight, bias, ece = calibration(net, args.calibration)
-    own, saved = net.load_net()
-    metadata = {
-        "calibration": args.calibration,
-        "temperature": net.measured["temperature"],
-        "ece": ece,
-        "classes": net.result["num_classes"],
-        "class_names": net.config.get("class_names"),
+class Softmax(NamedTuple):
+    """What makes probabilities of logits z: softmax(weight * z + bias)."""
+
+    weight: list[float]  # (K,)
+    bias: list[float]  # (K,)
+    ece: dict[str, float]  # of the test split (fractions): raw, scaled, and vector where chosen
+
+
+def calibration(net: Record, name: str) -> Softmax:
+    """That of --calibration. Raises UserError where the run has none of this name."""
+    ece = {logits: metrics["ece"] for logits, metrics in net.measured["test"].items()}
+    if name == "vector":
+        vector = net.posthoc.get("vector")
+        if vector is None:
+            raise UserError(
+                f"--calibration vector: the run has none; python -m scripts.posthoc {net.folder} "
+                f"--write --epoch {net.owner} makes it"
+            )
+        ece["vector"] = vector["test"]["ece"]
+        return Softmax(vector["weight"], vector["bias"], ece)
+    temperature = net.temperatures["scaled" if name == "temperature" else "raw"]
+    classes = net.result["num_classes"]
+    return Softmax([1 / temperature] * classes, [0.0] * classes, ece)
+
+
+def metadata_of(net: Record, saved: dict, name: str, softmax: Softmax) -> dict[str, str]:
+    """What a file says of itself: texts as they are, all else as JSON.
+
+    `saved`: what the run's weights file holds beside the weights. `name`: --calibration.
+    """
+    checkpoint = saved | {"softmax": {"weight": softmax.weight, "bias": softmax.bias}}
+    return {
+        "calibration": name,
+        "temperature": json.dumps(net.measured["temperature"]),
+        "ece": json.dumps(softmax.ece),
+        "classes": json.dumps(net.result["num_classes"]),
+        "class_names": json.dumps(net.config.get("class_names")),
         "dataset": net.dataset,
         "command": net.config.get("command", ""),
-        "checkpoint": saved | {"softmax": {"weight": weight, "bias": bias}},
+        "checkpoint": json.dumps(checkpoint),
     }
-    metadata = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
-    calibrated = CalibratedNet(own, saved["mean"], saved["std"], weight, bias)
-    write, reopen = FORMATS[args.format]
-    content = write(calibrated, images, metadata)
-    found = reopen(content)(images)
-    stored = net.stored("test")[0][:CHECKED].double() * torch.tensor(weight) + torch.tensor(bias)
-    on_cpu = " cores, " in net.config.get("hardware", "")
-    exact = net.settings["mixed_precision"] == "no" and on_cpu
-    said = []
-    for expected, allowed, of in (
-        (calibrated(images), EXACT, "the net in float32"),
-        (stored.softmax(dim=1), EXACT if exact else COARSE, "the run's stored predictions"),
-    ):
-        difference = (found - expected).abs().max().item()
-        said.append(f"{difference:.1e} from {of}")
-        if not difference <= allowed:
-            fault = f"a probability would differ by {said[-1]}, {allowed:g} is allowed"
-            way_out = "copy the run or its data again, or train it again"
-            raise UserError(f"{net.folder}: not written, {fault}; {way_out}")
-    eces = ", ".join(f"{key} {COLUMNS['ece'].text(value)} %" for key, value in ece.items())
-    return content, f"{net.title}: ECE {eces}; probabilities differ by up to {' and '.join(said)}"
 
 
-def calibration(net: Record, name: str) -> tuple[list, list, dict[str, float]]:
-    """Weight and bias (K,) of the logits, and the ECE (fractions) of the test split."""
-    ece = {logits: metrics["ece"] for logits, metrics in net.measured["test"].items()}
-    if name != "vector":
-        temperature = net.temperatures["scaled" if name == "temperature" else "raw"]
-        classes = net.result["num_classes"]
-        return [1 / temperature] * classes, [0.0] * classes, ece
-    found = net.posthoc.get("vector")
-    if found is None:
-        command = f"python -m scripts.posthoc {net.folder} --write --epoch {net.owner}"
-        raise UserError(f"--calibration vector: the run has none; {command} makes it")
-    return found["weight"], found["bias"], ece | {"vector": found["test"]["ece"]}
+def check(
+    net: Record, calibrated: CalibratedNet, softmax: Softmax, images: Tensor, probabilities: Tensor
+) -> str:
+    """Hold the file's probabilities (N, K) of the images against the net's and the run's own.
+
+    How far they are from either, in words. Raises UserError where that is too far.
+    """
+    logits, _ = net.stored("test")
+    weight = torch.tensor(softmax.weight)
+    bias = torch.tensor(softmax.bias)
+    stored = (logits[:CHECKED].double() * weight + bias).softmax(dim=1)
+
+    # Half precision, and TF32 in a GPU's convolutions, are coarser than the file. A run of an older
+    # version does not say where it was computed.
+    in_float32 = net.settings["mixed_precision"] == "no" and net.config.get("device") == "cpu"
+    texts = [
+        difference(net, probabilities, calibrated(images), EXACT, "the net in float32"),
+        difference(
+            net,
+            probabilities,
+            stored,
+            EXACT if in_float32 else COARSE,
+            "the run's stored predictions",
+        ),
+    ]
+    return " and ".join(texts)
+
+
+def difference(
+    net: Record, probabilities: Tensor, expected: Tensor, allowed: float, name: str
+) -> str:
+    """The largest difference, in words. Raises UserError where it is more than allowed, or NaN."""
+    largest = (probabilities - expected).abs().max().item()
+    text = f"{largest:.1e} from {name}"
+    if not largest <= allowed:
+        raise UserError(
+            f"{net.folder}: not written, a probability would differ by {text}, {allowed:g} is "
+            "allowed; copy the run or its data again, or train it again"
+        )
+    return text
 
 
 if __name__ == "__main__":

@@ -20,13 +20,21 @@ class CalibratedNet(nn.Module):
     are temperature scaling (all weights 1 / T), vector scaling, or 1 and 0.
     """
 
-    def __init__(self, net: nn.Module, mean, std, weight: Sequence[float], bias: Sequence[float]):
+    def __init__(
+        self,
+        net: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        weight: Sequence[float],
+        bias: Sequence[float],
+    ):
         super().__init__()
         self.net = net
         shift, scale = shift_and_scale(tuple(mean), tuple(std), torch.device("cpu"))
-        constants = {"shift": shift, "scale": scale, "weight": weight, "bias": bias}
-        for name, values in constants.items():
-            self.register_buffer(name, torch.as_tensor(values, dtype=torch.float32))
+        self.register_buffer("shift", torch.as_tensor(shift, dtype=torch.float32))
+        self.register_buffer("scale", torch.as_tensor(scale, dtype=torch.float32))
+        self.register_buffer("weight", torch.as_tensor(weight, dtype=torch.float32))
+        self.register_buffer("bias", torch.as_tensor(bias, dtype=torch.float32))
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -37,9 +45,14 @@ class CalibratedNet(nn.Module):
 def to_onnx(net: CalibratedNet, images: Tensor, metadata: dict[str, str]) -> bytes:
     import onnx
 
-    names = {"input_names": ["images"], "output_names": ["probabilities"]}
-    names["dynamic_shapes"] = {"images": {0: torch.export.Dim("N")}}
-    exported = torch.onnx.export(net, (images[:2],), **names, verbose=False)
+    exported = torch.onnx.export(
+        net,
+        (images[:2],),
+        input_names=["images"],
+        output_names=["probabilities"],
+        dynamic_shapes={"images": {0: torch.export.Dim("N")}},
+        verbose=False,
+    )
     model = exported.model_proto
     onnx.helper.set_model_props(model, metadata)
     return model.SerializeToString()
@@ -51,14 +64,20 @@ def open_onnx(content: bytes) -> Callable[[Tensor], Tensor]:
     options = SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+    def probabilities(images: Tensor) -> Tensor:
+        [output] = session.run(None, {"images": images.numpy()})
+        return torch.from_numpy(output)
+
+    return probabilities
 
 
 def to_torchscript(net: CalibratedNet, images: Tensor, metadata: dict[str, str]) -> bytes:
     file = io.BytesIO()
+    files = {"metadata.json": json.dumps(metadata)}
     with warnings.catch_warnings(action="ignore"):  # that it will give way to torch.export
-        files = {"metadata.json": json.dumps(metadata)}
-        torch.jit.save(torch.jit.trace(net, images[:2]), file, _extra_files=files)
+        program = torch.jit.trace(net, images[:2])
+        torch.jit.save(program, file, _extra_files=files)
     return file.getvalue()
 
 
@@ -71,7 +90,9 @@ def to_safetensors(net: CalibratedNet, images: Tensor, metadata: dict[str, str])
     """The weights alone; what makes probabilities of their logits is in the metadata."""
     from safetensors.torch import save
 
-    return save({name: x.contiguous() for name, x in net.net.state_dict().items()}, metadata)
+    # It saves no tensor whose memory is ordered in another way, as channels_last is.
+    weights = {name: tensor.contiguous() for name, tensor in net.net.state_dict().items()}
+    return save(weights, metadata)
 
 
 def open_safetensors(content: bytes) -> Callable[[Tensor], Tensor]:
@@ -81,8 +102,10 @@ def open_safetensors(content: bytes) -> Callable[[Tensor], Tensor]:
     return CalibratedNet(net, saved["mean"], saved["std"], **saved["softmax"])
 
 
+Write = Callable[[CalibratedNet, Tensor, dict[str, str]], bytes]
+Reopen = Callable[[bytes], Callable[[Tensor], Tensor]]
 # format: what makes a file's content, what gives probabilities (N, K) of images with that
-FORMATS: dict[str, tuple[Callable, Callable]] = {
+FORMATS: dict[str, tuple[Write, Reopen]] = {
     "onnx": (to_onnx, open_onnx),
     "safetensors": (to_safetensors, open_safetensors),
     "torchscript": (to_torchscript, open_torchscript),

@@ -25,7 +25,8 @@ from models import build_model
 from scripts import evaluate as script
 from scripts import posthoc, report
 from utils.analysis.corruptions import OWN, PUBLISHED, own_corruptions, published_corruptions
-from utils.analysis.shift import foreign_images, human_labels
+from utils.analysis.known_labels import human_labels
+from utils.analysis.shift import foreign_images
 from utils.calibration.distributions import label_distribution_metrics, ood_metrics
 from utils.calibration.metrics import classification_metrics, posterior_metrics
 from utils.calibration.posthoc import METHODS

@@ -115,7 +115,7 @@ def test_the_default_of_an_evaluation_step(parser_of, program, flag):
         return torch.zeros(len(images), 4)
 
     split = Split(torch.zeros(300, 3, 2, 2, dtype=torch.uint8), torch.zeros(300, dtype=torch.long))
-    logits_of(forward, split, None, Accelerator(cpu=True))
+    logits_of(forward, split, Accelerator(cpu=True))
     assert max(steps) == int(on_cpu)
 
 

@@ -1,16 +1,13 @@
-"""Finished runs on corrupted images, on foreign images, and against known label distributions.
+"""Finished runs on foreign images and on corrupted images.
 
-Where images are run, the run's own test images are run as well, in the precision of the run and on
-the same machine, so that what differs comes from the images alone. `args` are the flags of
-scripts/evaluate.py.
+The run's own test images are run as well, in the precision of the run and on the same machine, so
+that what differs comes from the images alone.
 """
 
-from argparse import Namespace
-from collections.abc import Callable
-from itertools import chain, product
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -19,104 +16,73 @@ from tqdm import tqdm
 
 from utils.analysis import corruptions
 from utils.analysis.columns import COLUMNS, Column, metrics_table, printable
-from utils.analysis.corruptions import CLEAN, MEAN, SEVERITIES
+from utils.analysis.corruptions import CLEAN, MEAN, SEVERITIES, Corrupted
 from utils.analysis.records import Record
-from utils.calibration import distributions
+from utils.calibration.distributions import ood_metrics
 from utils.calibration.metrics import classification_metrics
 from utils.data import Dataset, Split, load_dataset
 from utils.data.npz import channels_last
 from utils.evaluation import logits_of
 from utils.program import UserError
+from utils.program.environment import check_gpu
 from utils.program.files import open_npz, refused
 from utils.teacher_cache import DTYPES
 
-DISTRIBUTION_COLUMNS = {
-    "kl": Column("KL", 1, 4),
-    "tv": Column("total variation %", 100, 2),
-    "calibration_error": Column("cal. error %", 100, 2),
-    "soft_ece": Column("soft ECE %", 100, 2),
-    "expected_top1": Column("expected top-1 %", 100, 2, "max"),
-    "entropy": Column("entropy", 1, 4),
-    "entropy_gap": Column("entropy gap", 1, 4),
-    "entropy_correlation": Column("entropy corr.", 1, 3, "max"),
-    "teacher_entropy_correlation": Column("... with teacher's", 1, 3, "max"),
-}
-HEADS = {"auroc": "AUROC %", "aupr_in": "AUPR-in %", "aupr_out": "AUPR-out %", "fpr95": "FPR95 %"}
 FOREIGN_COLUMNS = {
-    f"{score}_{metric}": Column(f"{score[:4]}. {head}", 100, 2)
-    for score in ("confidence", "entropy")
-    for metric, head in HEADS.items()
+    "confidence_auroc": Column("conf. AUROC %", 100, 2),
+    "confidence_aupr_in": Column("conf. AUPR-in %", 100, 2),
+    "confidence_aupr_out": Column("conf. AUPR-out %", 100, 2),
+    "confidence_fpr95": Column("conf. FPR95 %", 100, 2),
+    "entropy_auroc": Column("entr. AUROC %", 100, 2),
+    "entropy_aupr_in": Column("entr. AUPR-in %", 100, 2),
+    "entropy_aupr_out": Column("entr. AUPR-out %", 100, 2),
+    "entropy_fpr95": Column("entr. FPR95 %", 100, 2),
 }
-AGREEMENT = 0.9  # of people's majority with the labels; 0.99 on CIFAR-10
 
-Evaluation = tuple[str, list[dict]]  # the table; what was measured of each net, ready for JSON
+# Metrics (fractions) of raw logits and, but for a third party's net, of scaled ones.
+ByLogits = dict[str, dict[str, float]]
+# By corruption, and below it by severity.
+ByCorruption = dict[str, dict[str, ByLogits]]
 
 
-def table(title: str, nets: list[Record], measured: list, columns: dict, *heads) -> str:
-    """`measured`, for each net: the row's first cells, under `heads` -> raw, scaled -> metrics."""
+def table(
+    title: str,
+    nets: list[Record],
+    measured: list[dict[tuple[str, ...], ByLogits]],
+    columns: dict[str, Column],
+    heads: Iterable[str] = (),
+) -> str:
+    """For each net and each kind of its logits a row for each key of what was `measured` of it.
+
+    The key's texts are the row's first cells, below `heads`.
+    """
     rows = []
-    for net, found in zip(nets, measured, strict=True):
+    for net, by_row in zip(nets, measured, strict=True):
         name = net.title
-        for (logits, temperature), first in product(net.temperatures.items(), found):
-            rows.append(([name, logits, f"{temperature:.3f}", *first], found[first][logits]))
-            name = ""
+        for logits, temperature in net.temperatures.items():
+            for first_cells, metrics in by_row.items():
+                rows.append(([name, logits, f"{temperature:.3f}", *first_cells], metrics[logits]))
+                name = ""  # said once
     return f"{title}\n{metrics_table(['', 'logits', 'T', *heads], rows, columns)}"
 
 
-def against_labels(nets: list[Record], args: Namespace) -> Evaluation:
-    """Stored test logits against the true share of each label of --on: cifar10h, synthetic."""
-    if args.on == "cifar10h":
-        title = "CIFAR-10H: test images against how people label them"
-        shares = [human_labels(args.data_dir, net.stored("test")[1]) for net in nets]
-    else:
-        title = "synthetic: test images against the posterior that their labels are drawn from"
-        advice = "--on synthetic; name a run of --dataset synthetic, of this version"
-        data = load_dataset("synthetic", args.data_dir)
-        shares = [trained_on(nets, data, advice).posterior] * len(nets)
-    measured = []
-    for net, share in zip(nets, shares, strict=True):
-        metrics, (logits, _) = distributions.label_distribution_metrics, net.stored("test")
-        found = net.raw_and_scaled(metrics, logits, share)
-        shared = set(net.taught_by.temperatures) if net.taught_by else ()
-        for kind, one in ((kind, found[kind]) for kind in found if kind in shared):
-            probs = [each.probabilities(kind)[0] for each in (net, net.taught_by)]
-            correlation = distributions.rank_correlation(*map(distributions.entropy, probs))
-            one["teacher_entropy_correlation"] = correlation
-        measured.append(found)
-    title += " (cal. error: mean |confidence - its true share|; entropy in nats, gap: net - truth)"
-    return table(title, nets, [{(): one} for one in measured], DISTRIBUTION_COLUMNS), measured
+def test_split(nets: list[Record], data_dir: Path, dataset: str | None = None) -> Split:
+    """The test split that all of the nets were measured on. Raises UserError.
 
-
-def human_labels(data_dir: Path, labels: Tensor) -> Tensor:
-    """The share of people who gave each label to each test image: float64 (N, K).
-
-    `labels` (N,) are those of the run's test split, to tell whether it is CIFAR-10's in its own
-    order. Raises UserError. Peterson et al., ICCV 2019.
+    `dataset` names their data set where it is no longer in its place.
     """
-    places = (data_dir.glob(name) for name in ("cifar10h/cifar10h-*.npy", "cifar10h-*.npy"))
-    file = next(chain(*places), data_dir / "cifar10h" / "cifar10h-counts.npy")
-    if not file.exists():
-        corruptions.refuse_other_data("cifar10h", labels)
-    way_out = "take it from https://github.com/jcpeterson/cifar-10h, or give another --data_dir"
-    votes = corruptions.mapped(file, way_out).astype(np.float64)
-    fits = votes.ndim == 2 and len(votes) == len(labels)
-    if not fits or (votes.argmax(axis=1) == labels.numpy()).mean() < AGREEMENT:
-        other = f"the run's test split, {len(labels)} images, is not CIFAR-10's: not these in their"
-        found = f"{file} has shape {votes.shape}, and {other} order"
-        raise UserError(f"--on cifar10h: {found}; evaluate a run on CIFAR-10")
-    return torch.from_numpy(votes / votes.sum(axis=1, keepdims=True))
-
-
-def test_split(nets: list[Record], args: Namespace) -> Split:
-    """The test split that all of the nets were measured on. Raises UserError."""
-    told = nets[0].config.get("arguments", {})
-    name = args.dataset or told.get("dataset", nets[0].dataset)
-    folder_flags = {flag: told[flag] for flag in ("image_size", "skip_unreadable") if flag in told}
+    arguments = nets[0].config.get("arguments", {})
+    name = dataset or arguments.get("dataset", nets[0].dataset)
+    folder_flags = {}
+    for flag in ("image_size", "skip_unreadable"):
+        if flag in arguments:
+            folder_flags[flag] = arguments[flag]
     advice = f"--dataset {name}; name its own by that or --data_dir, and one data set at a time"
-    return trained_on(nets, load_dataset(name, args.data_dir, **folder_flags), advice)
+    return trained_on(nets, load_dataset(name, data_dir, **folder_flags), advice)
 
 
 def trained_on(nets: list[Record], data: Dataset, advice: str) -> Split:
+    """The test split of the data, where all of the nets were trained on it. Raises UserError."""
     for net in nets:
         if net.fingerprint != data.fingerprint:
             raise UserError(f"{net.folder}: was trained on other data than {advice}")
@@ -124,34 +90,65 @@ def trained_on(nets: list[Record], data: Dataset, advice: str) -> Split:
 
 
 def in_precision(net: Record, batch_size: int | None) -> Callable[[Tensor], Tensor]:
-    """What gives a net's logits (N, K) of images uint8 (N, 3, H, W), in the run's precision."""
-    accelerator = Accelerator(mixed_precision="no")
-    device, precision = accelerator.device, net.result["settings"]["mixed_precision"]
+    """What gives a net's logits (N, K) of images uint8 (N, 3, H, W), in the run's precision.
+
+    Raises UserError where there is a GPU that torch cannot use: the CPU would take hours.
+    """
+    check_gpu()
+    accelerator = Accelerator(mixed_precision="no")  # the launcher's is not the run's
+    device = accelerator.device
+    precision = net.result["settings"]["mixed_precision"]
     forward = net.forward(device)
 
     def logits(images: Tensor) -> Tensor:
-        split = Split(images, torch.zeros(len(images), dtype=torch.int64))
+        no_labels = torch.zeros(len(images), dtype=torch.int64)
         with torch.autocast(device.type, DTYPES[precision], enabled=precision != "no"):
-            return logits_of(forward, split, accelerator, batch_size, net.title.strip())
+            return logits_of(
+                forward,
+                Split(images, no_labels),
+                accelerator,
+                batch_size=batch_size,
+                title=net.title.strip(),
+            )
 
     return logits
 
 
-def out_of_distribution(nets: list[Record], args: Namespace) -> Evaluation:
-    """How well a net tells its test images from those of --on: svhn or an .npz file."""
-    foreign, test = foreign_images(args.on, args.data_dir), test_split(nets, args)
-    size = "{} x {} pixels".format(*foreign.shape[2:])
+def out_of_distribution(
+    nets: list[Record],
+    on: str,
+    data_dir: Path,
+    dataset: str | None = None,
+    batch_size: int | None = None,
+) -> tuple[str, list[ByLogits]]:
+    """How well each net tells its test images from those of `on`: svhn or an .npz file.
+
+    The table, and what was measured of each net, ready for JSON. Raises UserError.
+    """
+    foreign = foreign_images(on, data_dir)
+    test = test_split(nets, data_dir, dataset)
+    height, width = foreign.shape[2:]
     measured = []
     for net in nets:
-        logits = in_precision(net, args.test_batch_size)
-        fault = f"--on {args.on}: {net.title.strip()} cannot take its images of {size}"
-        with refused(fault, "give images of the size that it was trained on"):
+        logits = in_precision(net, batch_size)
+
+        # A net of other image sizes fails in a way of its own: one image tells before all do.
+        with refused(
+            f"--on {on}: {net.title.strip()} cannot take its images of {height} x {width} pixels",
+            "give images of the size that it was trained on",
+        ):
             logits(foreign[:1])
-        both = logits(test.images), logits(foreign)
-        measured.append(net.raw_and_scaled(distributions.ood_metrics, *both))
-    title = f"{printable(args.on)}: its {len(foreign)} images, out of distribution, mixed with "
-    title += f"{len(test.labels)} of the test split, which are the positive class"
-    return table(title, nets, [{(): one} for one in measured], FOREIGN_COLUMNS), measured
+
+        inside = logits(test.images)
+        outside = logits(foreign)
+        measured.append(net.raw_and_scaled(ood_metrics, inside, outside))
+
+    title = (
+        f"{printable(on)}: its {len(foreign)} images, out of distribution, mixed with "
+        f"{len(test.labels)} of the test split, which are the positive class"
+    )
+    rows = [{(): metrics} for metrics in measured]
+    return table(title, nets, rows, FOREIGN_COLUMNS), measured
 
 
 def foreign_images(name: str, data_dir: Path) -> Tensor:
@@ -169,40 +166,85 @@ def foreign_images(name: str, data_dir: Path) -> Tensor:
             return torch.from_numpy(channels_last(archive[key])).permute(0, 3, 1, 2)
 
 
-def under_corruptions(nets: list[Record], args: Namespace) -> Evaluation:
-    """The --corruptions of --on, of the published ones or of our own, at every severity.
+def under_corruptions(
+    nets: list[Record],
+    on: str,
+    names: list[str],
+    data_dir: Path,
+    dataset: str | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+) -> tuple[str, list[ByCorruption]]:
+    """Corruptions of these names, of the published ones or of our own, at every severity.
 
-    Measured: corruption -> severity -> raw and scaled, with the means over either and both.
+    `on`: a key of corruptions.SOURCES, or `corruptions` for our own. The table, and what was
+    measured of each net, ready for JSON: with the clean images, and with the means over severities,
+    over corruptions and over both. Raises UserError.
     """
-    names, test = args.corruptions, test_split(nets, args)
-    if args.on in corruptions.SOURCES:
-        title, _ = corruptions.SOURCES[args.on]
-        stream = corruptions.published_corruptions(args.on, args.data_dir, test.labels, names)
+    test = test_split(nets, data_dir, dataset)
+    if on in corruptions.SOURCES:
+        title, _ = corruptions.SOURCES[on]
+        corrupted = corruptions.published_corruptions(on, data_dir, test.labels, names)
     else:
         title = "own corruptions (not CIFAR-10-C)"
-        stream = corruptions.own_corruptions(test.images, names, args.seed)
-    all_logits = [in_precision(net, args.test_batch_size) for net in nets]
-    measured = [{name: {} for name in (CLEAN, *names)} for _ in nets]
-    stream = chain([(CLEAN, 0, test.images)], stream)
-    total = 1 + len(names) * len(SEVERITIES)
-    for name, severity, images in tqdm(stream, args.on, total, leave=False, disable=None):
-        for net, logits, one in zip(nets, all_logits, measured, strict=True):
-            found = net.raw_and_scaled(classification_metrics, logits(images), test.labels)
-            one[name][str(severity)] = found
-    for one in measured:
-        for name in names:
-            one[name][MEAN] = mean(list(one[name].values()))
-        one[MEAN] = mean([one[name] for name in names])
-    shown = []
+        corrupted = corruptions.own_corruptions(test.images, names, seed)
+    clean: Corrupted = (CLEAN, 0, test.images)
+    bar = tqdm(
+        chain([clean], corrupted),
+        desc=on,
+        total=1 + len(names) * len(SEVERITIES),
+        leave=False,
+        disable=None,
+    )
+    measured = measure_stream(nets, bar, test.labels, batch_size)
+    for by_corruption in measured:
+        add_means(by_corruption, names)
+
     title += f": {len(names)} corruptions x {len(SEVERITIES)} severities"
-    for head, part in ((title, names), ("\nmeans over corruptions", (CLEAN, MEAN))):
-        rows = [{(name, s): by for name in part for s, by in one[name].items()} for one in measured]
-        shown.append(table(head, nets, rows, COLUMNS, "corruption", "severity"))
-    return "\n".join(shown), measured
+    heads = ("corruption", "severity")
+    each = table(title, nets, [rows_of(net, names) for net in measured], COLUMNS, heads)
+    means = table(
+        "\nmeans over corruptions",
+        nets,
+        [rows_of(net, (CLEAN, MEAN)) for net in measured],
+        COLUMNS,
+        heads,
+    )
+    return f"{each}\n{means}", measured
+
+
+def measure_stream(
+    nets: list[Record], stream: Iterator[Corrupted], labels: Tensor, batch_size: int | None
+) -> list[ByCorruption]:
+    """Every metric of each net on each part of the stream, of which one is in memory at a time."""
+    logits_of_nets = [in_precision(net, batch_size) for net in nets]
+    measured: list[ByCorruption] = [{} for _ in nets]
+    for name, severity, images in stream:
+        for net, logits, by_corruption in zip(nets, logits_of_nets, measured, strict=True):
+            metrics = net.raw_and_scaled(classification_metrics, logits(images), labels)
+            by_corruption.setdefault(name, {})[str(severity)] = metrics
+    return measured
+
+
+def add_means(by_corruption: ByCorruption, names: list[str]) -> None:
+    """Over the severities of each corruption, and over corruptions."""
+    for name in names:
+        severities = list(by_corruption[name].values())
+        by_corruption[name][MEAN] = mean(severities)
+    by_corruption[MEAN] = mean([by_corruption[name] for name in names])
+
+
+def rows_of(by_corruption: ByCorruption, names: Iterable[str]) -> dict[tuple[str, str], ByLogits]:
+    """Of the corruptions that are named, by corruption and severity."""
+    return {
+        (name, severity): metrics
+        for name in names
+        for severity, metrics in by_corruption[name].items()
+    }
 
 
 def mean(values: list):
     """Of numbers, or of dictionaries with the same keys, key by key."""
     if isinstance(values[0], dict):
-        return {key: mean([one[key] for one in values]) for key in values[0]}
+        return {key: mean([value[key] for value in values]) for key in values[0]}
     return sum(values) / len(values)

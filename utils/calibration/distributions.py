@@ -6,8 +6,8 @@ from scipy.stats import rankdata
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torch import Tensor
 
-from utils.calibration.metrics import posterior_metrics
-from utils.calibration.scores import Array, as_tensor, checked_scores
+from .metrics import posterior_metrics
+from .scores import Array, as_tensor, checked_scores
 
 BINS = 15
 
@@ -26,23 +26,30 @@ def label_distribution_metrics(
     Raises ValueError as `posterior_metrics`. Peterson et al., ICCV 2019 (CIFAR-10H); Baan et al.,
     "Stop measuring calibration when humans disagree", EMNLP 2022 (tv, entropy_gap per sample).
     """
-    known = posterior_metrics(logits, distribution, temperature)
-    logits, target = as_tensor(logits).double(), as_tensor(distribution).double()
+    of_posterior = posterior_metrics(logits, distribution, temperature)
+    logits = as_tensor(logits).double()
+    target = as_tensor(distribution).double()
     probs = (logits / temperature).softmax(dim=1)
+
     prediction = logits.argmax(dim=1, keepdim=True)
-    confidence, agreement = (x.gather(1, prediction).squeeze(1) for x in (probs, target))
-    index = torch.bucketize(confidence, torch.arange(1, BINS, dtype=torch.float64) / BINS)
+    confidence = probs.gather(1, prediction).squeeze(1)
+    agreement = target.gather(1, prediction).squeeze(1)
+
+    edges = torch.arange(1, BINS, dtype=torch.float64) / BINS
+    index = torch.bucketize(confidence, edges)
     gap = torch.bincount(index, weights=agreement - confidence, minlength=BINS)
-    own, true = entropy(probs), entropy(target)
+
+    own_entropy = entropy(probs)
+    true_entropy = entropy(target)
     return {
-        "kl": known["true_kl"],
+        "kl": of_posterior["true_kl"],
         "tv": (probs - target).abs().sum(dim=1).mean().item() / 2,
-        "calibration_error": known["true_calibration_error"],
+        "calibration_error": of_posterior["true_calibration_error"],
         "soft_ece": gap.abs().sum().item() / len(index),
         "expected_top1": agreement.mean().item(),
-        "entropy": own.mean().item(),
-        "entropy_gap": (own - true).mean().item(),
-        "entropy_correlation": rank_correlation(own, true),
+        "entropy": own_entropy.mean().item(),
+        "entropy_gap": (own_entropy - true_entropy).mean().item(),
+        "entropy_correlation": rank_correlation(own_entropy, true_entropy),
     }
 
 
@@ -64,20 +71,22 @@ def ood_metrics(inside: Array, outside: Array, temperature: float = 1.0) -> dict
     that of aupr_out. Raises ValueError where there is no sample or a logit is not finite.
     Hendrycks and Gimpel, ICLR 2017; Liang et al. (ODIN), ICLR 2018 (fpr95).
     """
-    logits = torch.cat([checked_scores(part).double() for part in (inside, outside)])
-    positive = np.arange(len(logits)) < len(inside)
+    logits = torch.cat([checked_scores(inside).double(), checked_scores(outside).double()])
     if not logits.isfinite().all():
         raise ValueError("logits should be finite")
+    is_inside = np.arange(len(logits)) < len(inside)
+
     # In the order of their size: summed in another, equal confidences would differ by a rounding.
     ordered = logits.sort(dim=1, descending=True).values
     probs = ((ordered - ordered[:, :1]) / temperature).softmax(dim=1)
+
     # 1 - max p as the sum of the others: 1 itself would hide how close to it a confidence is.
     scores = {"confidence": -probs[:, 1:].sum(dim=1), "entropy": -entropy(probs)}
-    found = {}
+    metrics = {}
     for name, score in scores.items():
-        false, hits, _ = roc_curve(positive, score, drop_intermediate=False)
-        found[f"{name}_auroc"] = roc_auc_score(positive, score)
-        found[f"{name}_aupr_in"] = average_precision_score(positive, score)
-        found[f"{name}_aupr_out"] = average_precision_score(~positive, -score)
-        found[f"{name}_fpr95"] = false[hits >= 0.95][0]
-    return {name: float(value) for name, value in found.items()}
+        false_rate, true_rate, _ = roc_curve(is_inside, score, drop_intermediate=False)
+        metrics[f"{name}_auroc"] = float(roc_auc_score(is_inside, score))
+        metrics[f"{name}_aupr_in"] = float(average_precision_score(is_inside, score))
+        metrics[f"{name}_aupr_out"] = float(average_precision_score(~is_inside, -score))
+        metrics[f"{name}_fpr95"] = float(false_rate[true_rate >= 0.95][0])
+    return metrics

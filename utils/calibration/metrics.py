@@ -9,23 +9,16 @@ the last above: no sample is dropped. An empty bin adds 0, a class that no label
 """
 
 import math
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from utils.calibration.scores import (
-    Array,
-    checked,
-    checked_probs,
-    checked_scores,
-    in_pieces,
-    rank_of,
-)
-from utils.calibration.selective import augrc, aurc, coverage_at_risk, risk_at_coverage
-from utils.calibration.temperature import least_nll
+from .binning import Binned, bins_of_confidence, class_errors, equal_mass
+from .scores import Array, checked, checked_probs, checked_scores, in_pieces, rank_of
+from .selective import augrc, aurc, coverage_at_risk, risk_at_coverage
+from .temperature import least_nll
 
-COLUMNS_AT_ONCE = 1 << 20  # numbers, float64
 GRID = 4096  # cells of the smooth ECE
 
 
@@ -35,13 +28,31 @@ def ece(probs: Array, labels: Array, bins: int = 15) -> float:
     return ((accuracy - confidence).abs() @ counts).item() / len(labels)
 
 
+def adaece(probs: Array, labels: Array, bins: int = 15) -> float:
+    """Adaptive ECE: bins of equal mass, as `classification_metrics` has it."""
+    confidence, right = _confidence_of_probs(probs, labels)
+    return bins_of_confidence(confidence, right, bins, equal_mass).error()
+
+
+def sce(probs: Array, labels: Array, bins: int = 15) -> float:
+    """Static calibration error: the mean over all classes, as `classification_metrics` has it."""
+    probs, labels = checked(checked_probs(probs), labels)
+
+    def columns_of(first: int, end: int) -> Tensor:
+        # A copy: what is given is not sorted in place.
+        return probs[:, first:end].double().T.clone(memory_format=torch.contiguous_format)
+
+    return class_errors(columns_of, probs.shape[1], labels, bins)[0]
+
+
 def reliability_bins(probs: Array, labels: Array, bins: int = 15) -> tuple[Tensor, Tensor, Tensor]:
     """Counts, accuracy and mean confidence in bins of equal width, float64 (bins,); 0 if empty."""
-    probs, labels = checked(checked_probs(probs), labels)
-    confidence, order = probs.amax(dim=1).double().sort()
-    right = (probs.argmax(dim=1) == labels)[order]
-    counts, hits, values = _of_confidence(confidence, right, bins)[:, 0]
-    return counts, hits / counts.clamp_min(1), values / counts.clamp_min(1)
+    confidence, right = _confidence_of_probs(probs, labels)
+    column = bins_of_confidence(confidence, right, bins)
+    counts = column.counts[0]
+    accuracy = column.hits[0] / counts.clamp_min(1)
+    mean_confidence = column.sums[0] / counts.clamp_min(1)
+    return counts, accuracy, mean_confidence
 
 
 def classification_metrics(
@@ -70,7 +81,7 @@ def classification_metrics(
     below, their accuracy; their sum is the ECE.
     aurc, augrc: areas under risk, and generalised risk, against coverage. risk_at_80_coverage: the
     error rate of the surest 80 %. coverage_at_5_risk: the largest share of samples that a threshold
-    on the confidence keeps with at most 5 % errors (all four: `utils.calibration.selective`).
+    on the confidence keeps with at most 5 % errors (all four: selective.py).
     balanced_accuracy: the mean over classes that have labels of their samples' accuracy.
     refinement, calibration: the two parts of the NLL, what temperature scaling fitted on this very
     split leaves and what it removes, whatever T is (Berta et al., "Rethinking early stopping:
@@ -80,42 +91,40 @@ def classification_metrics(
     logits, labels = checked(logits, labels)
     if not temperature > 0:
         raise ValueError(f"the temperature should be positive, got {temperature}")
-    top, mass, log_prob, rank, square = _softmax_rows(logits, labels, temperature)
-    samples = len(labels)
-    confidence, order = (1 / mass).sort()
-    right = (rank == 0)[order]
-    nll = 0.0 - log_prob.mean().item()
-    removed = max(0.0, nll - least_nll(logits, labels)[1]) if math.isfinite(nll) else 0.0
+    rows = _softmax_rows(logits, labels, temperature)
 
-    width = _of_confidence(confidence, right, bins)
-    counts, hits, values = width[:, 0, width[0, 0] > 0]
-    gap = (hits - values).abs()
-    sd = (hits * (1 - hits / counts)).sqrt()
-    # E|gap + noise|, for normal noise of this standard deviation.
-    ratio = torch.where(sd > 0, gap / sd, math.inf) / math.sqrt(2)
-    noisy = gap * ratio.erf() + sd * math.sqrt(2 / math.pi) * torch.exp(-ratio.square())
-    sce, ace = _classwise(logits, labels, temperature, top, mass, bins)
+    # The largest probability is exp(0) / mass.
+    confidence, order = (1 / rows.mass).sort()
+    right = (rows.rank == 0)[order]
+    width = bins_of_confidence(confidence, right, bins)
+    mass = bins_of_confidence(confidence, right, bins, equal_mass)
+
+    of_bins = _bin_metrics(width)
+    static, adaptive = _class_errors(logits, labels, temperature, rows, bins)
+
+    nll = 0.0 - rows.log_prob.mean().item()
+    removed = _removed_by_scaling(nll, logits, labels)
     return {
         "top1": right.double().mean().item(),
-        "top5": (rank < 5).double().mean().item(),
+        "top5": (rows.rank < 5).double().mean().item(),
         "nll": nll,
-        "brier": square.mean().item(),
-        "ece": _error(width),
-        "sce": sce,
-        "adaece": _error(_of_confidence(confidence, right, bins, _equal_mass)),
-        "mce": (gap / counts).max().item(),
-        "ace": ace,
-        "rmsce": math.sqrt((gap.square() / counts).sum().item() / samples),
+        "brier": rows.square.mean().item(),
+        "ece": width.error(),
+        "sce": static,
+        "adaece": mass.error(),
+        "mce": of_bins["mce"],
+        "ace": adaptive,
+        "rmsce": of_bins["rmsce"],
         "smece": smooth_ece(confidence, right),
-        "debiased_ece": 2 * _error(width) - noisy.sum().item() / samples,
-        "overconfidence": (values - hits).clamp_min(0).sum().item() / samples,
-        "underconfidence": (hits - values).clamp_min(0).sum().item() / samples,
+        "debiased_ece": of_bins["debiased_ece"],
+        "overconfidence": of_bins["overconfidence"],
+        "underconfidence": of_bins["underconfidence"],
         "aurc": aurc(confidence, right),
         "augrc": augrc(confidence, right),
         "risk_at_80_coverage": risk_at_coverage(confidence, right, percent=80),
         "coverage_at_5_risk": coverage_at_risk(confidence, right, risk=0.05),
-        "balanced_accuracy": _balanced_accuracy(rank == 0, labels),
-        "smallest_bin": counts.min().item(),
+        "balanced_accuracy": _balanced_accuracy(rows.rank == 0, labels),
+        "smallest_bin": of_bins["smallest_bin"],
         "refinement": nll - removed,
         "calibration": removed,
     }
@@ -140,25 +149,37 @@ def smooth_ece(confidence: Tensor, right: Tensor) -> float:
         smoothed = torch.fft.irfft(spectrum * torch.exp(-((sigma * frequency) ** 2) / 2))
         return smoothed[:GRID].abs().sum().item() / len(cell)
 
-    low, high = 0.0, 1.0
+    # Halve the range ten times: 1/1024.
+    low = 0.0
+    high = 1.0
     for _ in range(10):
         sigma = (low + high) / 2
-        low, high = (sigma, high) if sigma < error(sigma) else (low, sigma)
+        if sigma < error(sigma):
+            low = sigma
+        else:
+            high = sigma
     return error(high)
 
 
-def posterior_metrics(logits: Array, posterior: Array, temperature=1.0) -> dict[str, float]:
+def posterior_metrics(
+    logits: Array, posterior: Array, temperature: float = 1.0
+) -> dict[str, float]:
     """Errors against the known posterior (N, K) that the labels were drawn from, without bins.
 
     true_calibration_error: mean |confidence - true probability of the predicted class|;
     true_kl: mean KL(posterior || softmax(logits / T)) in nats.
     """
-    logits, posterior = checked_scores(logits).double(), checked_probs(posterior)
+    logits = checked_scores(logits).double()
+    posterior = checked_probs(posterior)
     if logits.shape != posterior.shape:
         raise ValueError(f"logits {tuple(logits.shape)} against posterior {tuple(posterior.shape)}")
-    log_probs, posterior = (logits / temperature).log_softmax(dim=1), posterior.double()
+    posterior = posterior.double()
+    log_probs = (logits / temperature).log_softmax(dim=1)
+
     prediction = logits.argmax(dim=1, keepdim=True)
-    confidence, truth = log_probs.gather(1, prediction).exp(), posterior.gather(1, prediction)
+    confidence = log_probs.gather(1, prediction).exp()
+    truth = posterior.gather(1, prediction)
+
     # 0 log 0 = 0, also where the net's own probability is 0.
     kl = torch.where(posterior > 0, posterior * (posterior.log() - log_probs), 0).sum(dim=1)
     return {
@@ -167,27 +188,88 @@ def posterior_metrics(logits: Array, posterior: Array, temperature=1.0) -> dict[
     }
 
 
-def _softmax_rows(logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """Of each row, float64 (5, N): top and mass, with which p_k is exp(z_k / T - top) / mass; log p
-    and rank of its label; Brier score."""
+def _confidence_of_probs(probs: Array, labels: Array) -> tuple[Tensor, Tensor]:
+    """Confidences, float64 (N,) in rising order, and whether each prediction is right (N,)."""
+    probs, labels = checked(checked_probs(probs), labels)
+    confidence, order = probs.amax(dim=1).double().sort()
+    right = (probs.argmax(dim=1) == labels)[order]
+    return confidence, right
+
+
+class _Rows(NamedTuple):
+    """Of each image, float64 (N,): p_k is exp(z_k / T - top) / mass."""
+
+    top: Tensor
+    mass: Tensor
+    log_prob: Tensor  # of the label
+    rank: Tensor  # of the label, from 0
+    square: Tensor  # sum over classes of (p_k - 1[y = k])^2
+
+
+def _softmax_rows(logits: Tensor, labels: Tensor, temperature: float) -> _Rows:
     # One tensor for all pieces: small ones, kept between large ones, would scatter the heap.
-    rows = torch.empty(5, len(labels), dtype=torch.float64)
+    rows = torch.empty(len(_Rows._fields), len(labels), dtype=torch.float64)
     for z, y, place in in_pieces(logits, labels.unsqueeze(1), torch.arange(len(labels))):
         # Classes are ranked by their logits: probabilities that differ may underflow alike.
         rank = rank_of(z, y)
+
         z = z / temperature
         top = z.amax(dim=1, keepdim=True)
         log_prob = z.gather(1, y) - top
         weight = (z - top).exp_()
         mass = weight.sum(dim=1, keepdim=True)
         log_prob -= mass.log()
-        weight /= mass
+
+        weight /= mass  # the probabilities
         weight.scatter_add_(1, y, -torch.ones_like(log_prob))
         square = weight.square_().sum(dim=1, keepdim=True)
         rows[:, place] = torch.cat([top, mass, log_prob, rank.unsqueeze(1), square], dim=1).T
     if rows.isnan().any():
         raise ValueError("the softmax of the logits is NaN: they hold infinite values")
-    return rows
+    return _Rows(*rows)
+
+
+def _removed_by_scaling(nll: float, logits: Tensor, labels: Tensor) -> float:
+    """How much of the NLL a temperature takes that is fitted on this very split."""
+    if not math.isfinite(nll):
+        return 0.0
+    _, least = least_nll(logits, labels)
+    return max(0.0, nll - least)
+
+
+def _bin_metrics(width: Binned) -> dict[str, float]:
+    """Of the bins of equal width that are not empty: the ECE's relatives."""
+    full = width.counts[0] > 0
+    counts = width.counts[0, full]
+    hits = width.hits[0, full]
+    sums = width.sums[0, full]
+    samples = int(counts.sum().item())
+    gap = (hits - sums).abs()
+
+    # E|gap + noise|, for normal noise of the standard deviation that the accuracies have.
+    sd = (hits * (1 - hits / counts)).sqrt()
+    ratio = torch.where(sd > 0, gap / sd, math.inf) / math.sqrt(2)
+    noisy = gap * ratio.erf() + sd * math.sqrt(2 / math.pi) * torch.exp(-ratio.square())
+    return {
+        "mce": (gap / counts).max().item(),
+        "rmsce": math.sqrt((gap.square() / counts).sum().item() / samples),
+        "debiased_ece": 2 * width.error() - noisy.sum().item() / samples,
+        "overconfidence": (sums - hits).clamp_min(0).sum().item() / samples,
+        "underconfidence": (hits - sums).clamp_min(0).sum().item() / samples,
+        "smallest_bin": counts.min().item(),
+    }
+
+
+def _class_errors(
+    logits: Tensor, labels: Tensor, temperature: float, rows: _Rows, bins: int
+) -> tuple[float, float]:
+    """SCE and ACE of softmax(logits / T)."""
+
+    def columns_of(first: int, end: int) -> Tensor:
+        columns = logits[:, first:end].T.contiguous().double() / temperature
+        return columns.sub_(rows.top).exp_().div_(rows.mass)
+
+    return class_errors(columns_of, logits.shape[1], labels, bins)
 
 
 def _balanced_accuracy(correct: Tensor, labels: Tensor) -> float:
@@ -195,58 +277,3 @@ def _balanced_accuracy(correct: Tensor, labels: Tensor) -> float:
     counts = torch.bincount(labels)
     hits = torch.bincount(labels, weights=correct.double())
     return (hits[counts > 0] / counts[counts > 0]).mean().item()
-
-
-def _classwise(logits, labels, temperature, top, mass, bins: int) -> tuple[float, float]:
-    """SCE and ACE, some classes at a time."""
-    classes, sce, ace = logits.shape[1], 0.0, 0.0
-    step = max(1, COLUMNS_AT_ONCE // len(labels))
-    for start in range(0, classes, step):
-        probs = logits[:, start : start + step].T.contiguous().double() / temperature
-        probs.sub_(top).exp_().div_(mass)
-        [members] = torch.where((labels >= start) & (labels < start + step))
-        column = labels[members] - start
-        own, share = probs[column, members], len(probs) / classes
-        probs.numpy().sort(axis=1)  # in place
-        sce += share * _error(_binned(probs, _equal_width(probs, bins), column, own))
-        ace += share * _error(_binned(probs, _equal_mass(probs, bins), column, own))
-    return sce, ace
-
-
-def _error(found: Tensor) -> float:
-    """The mean over columns of sum n_b/N |gap_b|, of what `_binned` found."""
-    counts, right, values = found
-    return (right - values).abs().sum().item() / counts.sum().item()
-
-
-def _equal_width(ordered: Tensor, bins: int) -> Tensor:
-    """Inner edges (C, bins - 1) of columns (C, N)."""
-    return (torch.arange(1, bins).double() / bins).repeat(len(ordered), 1)
-
-
-def _equal_mass(ordered: Tensor, bins: int) -> Tensor:
-    """Inner edges (C, bins - 1) of columns (C, N) in rising order: their quantiles."""
-    # Positions in whole numbers: a rounding could put a sample that is an edge on either side.
-    last = ordered.shape[1] - 1
-    position = torch.arange(1, bins) * last
-    below, weight = position // bins, (position % bins).double() / bins
-    return torch.lerp(ordered[:, below], ordered[:, (below + 1).clamp_max(last)], weight)
-
-
-def _binned(ordered: Tensor, edges: Tensor, column: Tensor, hits: Tensor) -> Tensor:
-    """Samples, right ones and sum of the values, float64 (3, C, bins), of columns (C, N) in rising
-    order; of those that are right, column and value."""
-    columns, samples = ordered.shape
-    bins = edges.shape[1] + 1
-    inner = torch.searchsorted(ordered, edges, right=True)  # an edge belongs to the bin below it
-    ends = F.pad(F.pad(inner, (1, 0)), (0, 1), value=samples)
-    sums = ordered.cumsum(dim=1).gather(1, (ends - 1).clamp_min(0)).where(ends > 0, 0)
-    index = torch.searchsorted(edges[column], hits.unsqueeze(1)).squeeze(1)
-    right = torch.bincount(column * bins + index, minlength=columns * bins)
-    return torch.stack([ends.diff().double(), right.view(columns, bins).double(), sums.diff()])
-
-
-def _of_confidence(ordered: Tensor, right: Tensor, bins: int, edges_of=_equal_width) -> Tensor:
-    """The same of confidences (N,) in rising order, and whether each is right; C = 1."""
-    ordered, hits = ordered.unsqueeze(0), ordered[right]
-    return _binned(ordered, edges_of(ordered, bins), torch.zeros_like(hits).long(), hits)

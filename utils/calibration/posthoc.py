@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from utils.calibration.scores import Array, checked
-from utils.calibration.temperature import fit_temperature
+from .scores import Array, checked
+from .temperature import fit_temperature
 
 # Of the gradient where the curvature is about 1, so half its square is the distance to the minimum:
 # 1e-12 nats. Cross-validation need not be as exact.

@@ -15,9 +15,11 @@ PIECE = 1 << 16  # numbers
 
 
 def as_tensor(array: Array) -> Tensor:
-    """On the CPU, without its gradient. Of an array a copy: contiguous and writable for torch."""
-    tensor = array if isinstance(array, Tensor) else torch.from_numpy(np.array(array, order="C"))
-    return tensor.detach().cpu()
+    """On the CPU, without its gradient."""
+    if isinstance(array, Tensor):
+        return array.detach().cpu()
+    # A copy: contiguous and writable for torch.
+    return torch.from_numpy(np.array(array, order="C"))
 
 
 def checked_scores(scores: Array) -> Tensor:
@@ -31,11 +33,13 @@ def checked_scores(scores: Array) -> Tensor:
 
 def checked(scores: Array, labels: Array) -> tuple[Tensor, Tensor]:
     """Scores as they are and labels as int64, both on the CPU, or ValueError."""
-    scores, labels = checked_scores(scores), as_tensor(labels)
+    scores = checked_scores(scores)
+    labels = as_tensor(labels)
     samples, classes = scores.shape
     if labels.shape != (samples,):
         raise ValueError(f"labels should be ({samples},), got {tuple(labels.shape)}")
-    low, high = labels.min().item(), labels.max().item()
+    low = labels.min().item()
+    high = labels.max().item()
     if labels.is_floating_point() or low < 0 or high >= classes:
         raise ValueError(f"labels should be integers in 0..{classes - 1}, got {low}..{high}")
     return scores, labels.long()
@@ -44,7 +48,8 @@ def checked(scores: Array, labels: Array) -> tuple[Tensor, Tensor]:
 def checked_probs(probs: Array) -> Tensor:
     """Rows (N, K) that are distributions up to rounding, or ValueError."""
     probs = checked_scores(probs)
-    if probs.amin() < 0 or (probs.sum(dim=1, dtype=torch.float64) - 1).abs().max() > 1e-3:
+    row_sums = probs.sum(dim=1, dtype=torch.float64)
+    if probs.amin() < 0 or (row_sums - 1).abs().max() > 1e-3:
         raise ValueError("probabilities should lie in 0..1, every row's sum be 1; logits?")
     return probs
 
@@ -52,7 +57,8 @@ def checked_probs(probs: Array) -> Tensor:
 def in_pieces(scores: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Rows of float64 scores, and the same rows of the others."""
     rows = max(1, PIECE // scores.shape[1])
-    for piece, *parts in zip(*(tensor.split(rows) for tensor in (scores, *others)), strict=True):
+    pieces_of_others = [tensor.split(rows) for tensor in others]
+    for piece, *parts in zip(scores.split(rows), *pieces_of_others, strict=True):
         yield piece.double(), *parts
 
 
@@ -63,6 +69,8 @@ def rank_of(scores: Tensor, labels: Tensor) -> Tensor:
     """
     own = scores.gather(1, labels)
     rank = (scores > own).sum(dim=1)
+
+    # Few rows have ties: only these are looked at again.
     [tied] = torch.where((scores >= own).sum(dim=1) > rank + 1)
     earlier = torch.arange(scores.shape[1]) < labels[tied]
     rank[tied] += ((scores[tied] == own[tied]) & earlier).sum(dim=1)

@@ -50,6 +50,7 @@ def coverage_at_risk(ordered: Tensor, right: Tensor, risk: float) -> float:
 
 def _errors_of_surest(ordered: Tensor, right: Tensor) -> Tensor:
     """(N,): how many of the i surest samples are wrong, i = 1..N; equals share their errors."""
-    groups, counts = ordered.flip(0).unique_consecutive(return_inverse=True, return_counts=True)[1:]
-    shared = torch.bincount(groups, weights=1 - right.flip(0).double()) / counts
+    wrong = 1 - right.flip(0).double()
+    _, group, counts = ordered.flip(0).unique_consecutive(return_inverse=True, return_counts=True)
+    shared = torch.bincount(group, weights=wrong) / counts
     return shared.repeat_interleave(counts).cumsum(dim=0)

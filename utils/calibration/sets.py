@@ -37,7 +37,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.calibration.scores import Array, as_tensor, checked, checked_scores, in_pieces, rank_of
+from .scores import Array, as_tensor, checked, checked_scores, in_pieces, rank_of
 
 ALPHA = 0.1
 PENALTY, FREE_RANKS = 0.01, 5  # lambda and k_reg of RAPS

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from utils.calibration.scores import Array, checked, in_pieces
+from .scores import Array, checked, in_pieces
 
 T_MIN, T_MAX = 0.05, 20.0
 LAST_STEP = 1e-7  # of Newton, relative to 1/T: it leaves an error of about its square
@@ -20,9 +20,9 @@ def fit_temperature(logits: Array, labels: Array) -> tuple[float, bool]:
     Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, Section 4.2.
     """
     logits, labels = checked(logits, labels)
-    if torch.stack(logits.aminmax()).isinf().any():
+    if logits.amin().isinf() or logits.amax().isinf():
         raise ValueError("logits hold infinite values")
-    temperature = least_nll(logits, labels)[0]
+    temperature, _ = least_nll(logits, labels)
     return temperature, temperature in (T_MIN, T_MAX)
 
 
@@ -30,28 +30,44 @@ def least_nll(logits: Tensor, labels: Tensor) -> tuple[float, float]:
     """The same T, and its NLL, of checked logits and labels.
 
     The NLL is convex in b = 1/T: Newton's method on its slope, which halves a bracket where its
-    steps do not shrink, from the solution for every 16th row: three more steps on the whole.
+    steps do not shrink. Of many rows, every 16th is solved first: from there the whole takes three
+    more steps.
     """
-    lowest, highest = 1 / T_MAX, 1 / T_MIN
-    b = 1 / least_nll(logits[::16], labels[::16])[0] if len(labels) > 4096 else 1.0
-    below, above, last = 0.0, math.inf, math.inf  # where the slope is known; not yet, both
+    lowest = 1 / T_MAX
+    highest = 1 / T_MIN
+    b = 1.0
+    if len(labels) > 4096:
+        temperature, _ = least_nll(logits[::16], labels[::16])
+        b = 1 / temperature
+
+    # Where the slope was seen to be negative, and positive. At first nowhere.
+    below = 0.0
+    above = math.inf
+    last_step = math.inf
     while True:
         nll, slope, curvature = _derivatives(logits, labels, b)
+
+        # The ends of the range, and logits that no T changes.
         if b == highest and slope == 0 and (logits == logits[:, :1]).all():
             return 1.0, nll
         if (b == highest and slope <= 0) or (b == lowest and slope >= 0):
             return 1 / b, nll
-        below, above = (below, b) if slope > 0 else (b, above)
+
+        if slope > 0:
+            above = b
+        else:
+            below = b
         step = -slope / curvature if curvature > 0 else math.copysign(math.inf, -slope)
         if abs(step) <= LAST_STEP * b:
             return 1 / min(max(b + step, lowest), highest), nll + slope * step / 2
-        if below < b + step < above and abs(step) < last / 2:
+
+        if below < b + step < above and abs(step) < last_step / 2:
             b = min(max(b + step, lowest), highest)
         elif below > 0 and above < math.inf:
             b = math.sqrt(below * above)
         else:
             b = lowest if slope > 0 else highest
-        last = abs(step)
+        last_step = abs(step)
 
 
 def _derivatives(logits: Tensor, labels: Tensor, b: float) -> tuple[float, float, float]:
@@ -60,11 +76,16 @@ def _derivatives(logits: Tensor, labels: Tensor, b: float) -> tuple[float, float
     for z, y in in_pieces(logits, labels.unsqueeze(1)):
         # A logit of -inf has no weight; as a number its moments are 0 and not NaN.
         z = (z - z.amax(dim=1, keepdim=True)).clamp_(min=-1e150)
+        own = z.gather(1, y).squeeze(1)
+
+        # Under the softmax: the mean and the variance of z.
         weight = (b * z).exp_()
         mass = weight.sum(dim=1)
         weight *= z
-        own, mean = z.gather(1, y).squeeze(1), weight.sum(dim=1) / mass
+        mean = weight.sum(dim=1) / mass
         variance = torch.einsum("nk,nk->n", weight, z) / mass - mean.square()
-        terms = mass.log() - b * own, mean - own, variance
-        total += torch.stack([term.sum() for term in terms])
-    return tuple((total / len(labels)).tolist())
+
+        nll = mass.log() - b * own
+        total += torch.stack([nll.sum(), (mean - own).sum(), variance.sum()])
+    nll, slope, curvature = (total / len(labels)).tolist()
+    return nll, slope, curvature

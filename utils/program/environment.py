@@ -29,6 +29,7 @@ def environment(accelerator: Accelerator) -> dict:
         "git": commit(),
         "training_code": training_code(),
         "mixed_precision_asked": precision_asked(),
+        "device": accelerator.device.type,
         "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
         "threads": torch.get_num_threads(),
     }

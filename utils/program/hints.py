@@ -80,7 +80,7 @@ SEEDS = (
 GPU = "say CUDA_VISIBLE_DEVICES=0 in front of the command; without a GPU the CPU is used"
 PRECISION = "start it with accelerate launch --mixed_precision fp16 (or bf16) instead of python"
 PROCESSES = "start it with accelerate launch --num_processes 4 instead of python"
-OPTIMISER = "training is SGD with Nesterov momentum: see --lr, --momentum and --wd"
+OPTIMISER = "--optimizer sgd or --optimizer adamw chooses it; see --lr, --momentum and --wd"
 LOADERS = "all images lie on the device, so there are no loader processes; leave it out"
 RESUME = "type the same command again: it goes on after the last epoch"
 # What train_teacher.py and train_student.py have no flag for, and what to do instead.
@@ -112,7 +112,6 @@ ADVICE = {
     "num_workers": LOADERS,
     "opt": OPTIMISER,
     "optim": OPTIMISER,
-    "optimizer": OPTIMISER,
     "patience": "all epochs are trained; --select says which is the best one",
     "pretrained": "only a teacher can be pretrained: --teacher_path FILE, or --teacher timm/NAME "
     "--teacher_path pretrained, of train_student.py",
