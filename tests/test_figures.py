@@ -31,7 +31,12 @@ def saved(monkeypatch) -> list[Figure]:
 def measured() -> dict:
     metrics = {logits: dict.fromkeys(BOXES, 0.5) for logits in ("raw", "scaled")}
     severities = {str(severity): metrics for severity in SEVERITIES}
-    return {CLEAN: {"0": metrics}, "contrast": severities, "pixelate": severities, MEAN: metrics}
+    return {
+        CLEAN: {"0": metrics},
+        "contrast": severities,
+        "pixelate": severities,
+        MEAN: {MEAN: metrics},
+    }
 
 
 @pytest.mark.parametrize("length", [8, 60, 150])
