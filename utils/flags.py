@@ -126,6 +126,35 @@ def add_optimisation(parser: CommandLine) -> None:
     optimisation.add_argument(
         "--weight-decay", "--wd", type=weight, default=Recipe.weight_decay, help="of all weights"
     )
+    add_schedule(optimisation)
+    add_mixing(optimisation)
+    optimisation.add_argument(
+        "--train-batch-size",
+        type=count,
+        default=Recipe.train_batch_size,
+        help="images per step and per process",
+    )
+    optimisation.add_argument(
+        "--seed",
+        type=whole,
+        default=Recipe.seed,
+        help="of initial weights, order and augmentation; report several",
+    )
+    optimisation.add_argument(
+        "--select",
+        choices=SELECTIONS,
+        default=Recipe.select,
+        help="the best epoch by validation: top-1, NLL, or NLL after temperature scaling "
+        "(refinement)",
+    )
+    optimisation.add_argument(
+        "--sync_bn",
+        action="store_true",
+        help="several GPUs: batch norm over the images of all processes",
+    )
+
+
+def add_schedule(optimisation: argparse._ArgumentGroup) -> None:
     optimisation.add_argument(
         "--scheduler",
         choices=SCHEDULES,
@@ -151,12 +180,9 @@ def add_optimisation(parser: CommandLine) -> None:
         metavar="STEPS",
         help=f"warmupcosine: steps of linear warm-up (default: {Recipe.warmup})",
     )
-    optimisation.add_argument(
-        "--train-batch-size",
-        type=count,
-        default=Recipe.train_batch_size,
-        help="images per step and per process",
-    )
+
+
+def add_mixing(optimisation: argparse._ArgumentGroup) -> None:
     optimisation.add_argument(
         "--mix",
         choices=MIXES,
@@ -166,24 +192,6 @@ def add_optimisation(parser: CommandLine) -> None:
         "--mix_alpha",
         type=positive,
         help=f"a of Beta(a, a), the first image's share (default: {Recipe.mix_alpha:g})",
-    )
-    optimisation.add_argument(
-        "--seed",
-        type=whole,
-        default=Recipe.seed,
-        help="of initial weights, order and augmentation; report several",
-    )
-    optimisation.add_argument(
-        "--select",
-        choices=SELECTIONS,
-        default=Recipe.select,
-        help="the best epoch by validation: top-1, NLL, or NLL after temperature scaling "
-        "(refinement)",
-    )
-    optimisation.add_argument(
-        "--sync_bn",
-        action="store_true",
-        help="several GPUs: batch norm over the images of all processes",
     )
 
 
