@@ -14,7 +14,7 @@ import train_student
 import train_teacher
 from utils.calibration.metrics import classification_metrics
 from utils.calibration.temperature import fit_temperature
-from utils.optimizers import build_schedule
+from utils.optimizers import build_optimizer, build_schedule
 from utils.options import student_options, teacher_options
 from utils.program import RunFailed, UserError
 from utils.program.files import atomic, safe_name
@@ -191,6 +191,42 @@ def test_warm_schedules_resume_exactly(tiny_npz, tmp_path, monkeypatch):
     train_teacher.main(command(tiny_npz, tmp_path / "cut", *flags))
     folders = [tmp_path / part / "tiny/resnet8/NLL_seed=42" for part in ("whole", "cut")]
     assert_same_run(*folders)
+
+
+def test_adamw_is_torchs_and_resumes_exactly(tiny_npz, tmp_path, monkeypatch):
+    flags = ("--optimizer", "adamw", "--lr", "0.01", "--wd", "0.1")
+    train_teacher.main(command(tiny_npz, tmp_path / "whole", *flags))
+    optimizer = build_optimizer(torch.nn.Linear(2, 2), Recipe(optimizer="adamw", lr=0.01))
+    assert type(optimizer) is torch.optim.AdamW and optimizer.param_groups[0]["lr"] == 0.01
+
+    save = Run.save
+
+    def killed(self, *arguments):
+        save(self, *arguments)
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Run, "save", killed)
+        train_teacher.main(command(tiny_npz, tmp_path / "cut", *flags))
+    train_teacher.main(command(tiny_npz, tmp_path / "cut", *flags))
+    folders = [tmp_path / part / "tiny/resnet8/NLL_seed=42" for part in ("whole", "cut")]
+    assert_same_run(*folders)
+    assert json.loads((folders[0] / "config.json").read_text())["settings"]["optimizer"] == "adamw"
+
+
+def test_the_parts_of_a_loss_add_up(teacher, tiny_npz, tmp_path):
+    """A loss of one part is not said twice."""
+    train_teacher.main(command(tiny_npz, tmp_path / "teacher", "--loss", "FL+MDCA"))
+    student = ("--teacher_path", str(teacher))
+    train_student.main(command(tiny_npz, tmp_path / "student", *student))
+    parts = {"teacher": ("labels", "calibration"), "student": ("distillation", "labels")}
+    for root, names in parts.items():
+        lines = next((tmp_path / root).rglob("metrics.jsonl")).read_text().splitlines()
+        for record in map(json.loads, lines):
+            total = sum(record[f"train_{name}"] for name in names)
+            assert total == pytest.approx(record["train_loss"])
+    alone = json.loads((teacher / "metrics.jsonl").read_text().splitlines()[0])
+    assert "train_labels" not in alone
 
 
 # Students
