@@ -99,17 +99,17 @@ def test_the_epoch_that_teaches_is_the_one_that_is_shown(copy, seed):
     root = str(copy / "my runs")
     teachers = [teacher_options(words) for script, *words in commands if "teacher.py" in script]
     students = [student_options(words) for script, *words in commands if "student.py" in script]
-    assert [(one.model, one.loss) for one in teachers] == [
+    assert [(run.recipe.model, run.loss.name) for run in teachers] == [
         *(("resnet14", "NLL"), ("resnet14", "FL+MDCA"), ("resnet8", "NLL"))
     ]
     names = [f"NLL_seed={seed}", f"FL+MDCA_gamma=2_beta=1_seed={seed}"]
     for student, name in zip(students, names, strict=True):
-        assert [str(path) for path in student.teacher_path] == [f"{root}/synthetic/resnet14/{name}"]
-        assert student.teacher_select == "last"
+        assert student.teacher.paths == (f"{root}/synthetic/resnet14/{name}",)
+        assert student.teacher.select == "last"
     everyone = [*teachers, *students]
-    assert {(str(one.checkpoint), one.seed, one.dataset) for one in everyone} == {
-        (root, seed, "synthetic")
-    }
+    for run in everyone:
+        assert (run.run.checkpoint, run.recipe.seed) == (root, seed)
+        assert run.data.dataset == "synthetic"
     _, module, report_root, *flags = commands[-1]
     assert module == "scripts.report" and report_root == root
     assert flags == ["--epoch", "last", "--out", f"{root}/report"]
