@@ -30,8 +30,8 @@ esac
 def setup(tmp_path):
     """Run a copy of the script among stand-ins for `tools`; what it printed and what it called."""
     shutil.copy(ROOT / "setup_env.sh", tmp_path)
-    (tmp_path / "utils").mkdir()
-    shutil.copy(ROOT / "utils/program/wheels.py", tmp_path / "utils")
+    (tmp_path / "utils/program").mkdir(parents=True)
+    shutil.copy(ROOT / "utils/program/wheels.py", tmp_path / "utils/program")
     (tmp_path / "requirements.txt").write_text("# nothing\n")
     (tmp_path / "environments").write_text("base  /somewhere\n")
     (tmp_path / "environment").mkdir()

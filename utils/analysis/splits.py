@@ -9,6 +9,7 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from utils.analysis.columns import Column
 from utils.analysis.records import Record
@@ -39,7 +40,9 @@ def suited_to_test(record: Record) -> Suited | None:
     if not record.predictions.exists():
         return None
     logits, labels = record.stored("test")
-    temperature, _ = fit_temperature(logits, labels)
+    # A class that the net rules out, -inf, is a number of the same probability, 0.
+    finite = logits.clamp_min(torch.finfo(logits.dtype).min)
+    temperature, _ = fit_temperature(finite, labels)
     probs = (logits.double() / temperature).softmax(dim=1)
     return Suited(temperature, ece(probs, labels))
 
@@ -76,6 +79,10 @@ def comparison(records: list[Record], with_temperatures: bool) -> list[str]:
     return sentences
 
 
+def standard_error(accuracy: float, images: int) -> float:
+    return math.sqrt(max(0.0, accuracy * (1 - accuracy)) / images)
+
+
 def top1_gap(nets: list[Record]) -> str:
     """A sentence where validation is easier or harder than test by more than chance.
 
@@ -88,8 +95,7 @@ def top1_gap(nets: list[Record]) -> str:
     test = np.array([net.measured["test"]["raw"]["top1"] for net in nets])
     images = sizes[0]
     error = math.hypot(
-        math.sqrt(val.mean() * (1 - val.mean()) / images["val"]),
-        math.sqrt(test.mean() * (1 - test.mean()) / images["test"]),
+        standard_error(val.mean(), images["val"]), standard_error(test.mean(), images["test"])
     )
     gap = (val - test).mean()
     if abs(gap) <= NOISE * error:
