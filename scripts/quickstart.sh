@@ -11,7 +11,7 @@ source scripts/environment.sh
 mkdir -p "$root"
 
 seed=${SEED:-42}
-calibrated="FL+MDCA --gamma 2 --beta 1"
+calibrated="FL+MDCA --gamma 1 --beta 1"
 shared="--dataset synthetic --epochs 10 --train-batch-size 64 --seed $seed --checkpoint"
 teachers=$root/synthetic/resnet14
 
@@ -70,7 +70,7 @@ training 21 "student resnet8 of the NLL teacher" \
     --teacher_path "$teachers/NLL_seed=$seed"
 training 22 "student resnet8 of the FL+MDCA teacher" \
     python train_student.py $shared "$root" --model resnet8 --teacher_select last \
-    --teacher_path "$teachers/FL+MDCA_gamma=2_beta=1_seed=$seed"
+    --teacher_path "$teachers/FL+MDCA_gamma=1_beta=1_seed=$seed"
 
 echo
 python -m scripts.report "$root" --epoch last --out "$root/report"

@@ -6,9 +6,9 @@
     python -m scripts.quickstart_table runs/threads-1 runs/threads-2
 
 A row for each net, raw and scaled: mean over its runs and, in brackets, the least and the greatest.
-Bold: the best of its column among the rows of equal logits in every repetition. A repetition is one
-seed in one folder. Then the same for each comparison that README speaks of: first minus second, and
-in how many repetitions the first is lower.
+Bold: the best of its column among the nets of its architecture, at equal logits, in every
+repetition. A repetition is one seed in one folder. Then, for each comparison that README speaks of:
+the first minus the second, and in how many repetitions the first is lower.
 """
 
 import sys
@@ -39,7 +39,7 @@ class Net(NamedTuple):
     teacher: str | None = None  # its teacher's label
 
 
-CALIBRATED = "FL+MDCA_gamma=2_beta=1"
+CALIBRATED = "FL+MDCA_gamma=1_beta=1"
 FL_TEACHER = Net("teacher resnet14, FL+MDCA", "resnet14", CALIBRATED)
 FL_STUDENT = Net("↳ its student resnet8", "resnet8", "KD_T=4_Lambda=0.9", CALIBRATED)
 NLL_TEACHER = Net("teacher resnet14, NLL", "resnet14", "NLL")
@@ -89,10 +89,11 @@ def spread(numbers: np.ndarray) -> str:
 
 
 def always_best(found: Repetitions, net: Net, logits: str, metric: str) -> bool:
-    """Whether the net is ahead of every other one in every repetition."""
+    """Whether the net is ahead of every other one of its architecture in every repetition."""
     sign = 1 if COLUMNS[metric].best == "min" else -1
     own = sign * values(found[net], logits, metric)
-    others = [sign * values(found[other], logits, metric) for other in NETS if other != net]
+    rivals = [other for other in NETS if other.model == net.model and other != net]
+    others = [sign * values(found[other], logits, metric) for other in rivals]
     return all((own < other).all() for other in others)
 
 
