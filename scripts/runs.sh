@@ -76,7 +76,7 @@ run_commands() {
             pending+=("$command </dev/null >>$(quote "$log") 2>&1")
         fi
     done
-    [ ${#finished[@]} -eq 0 ] || ask finished $# "${finished[@]}"
+    [ ${#finished[@]} -eq 0 ] || ask finished $# "${finished[@]}" >&2
     if [ -n "${SBATCH+given}" ]; then
         submit
         return

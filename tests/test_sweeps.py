@@ -225,7 +225,7 @@ class TestRuns:
         assert first.stdout.count("script: error: T is 3") == 2
         second = sweep("students", "--", "--teacher_path", "t", **values)
         assert second.returncode == 1 and len(sweep.started()) == 2
-        assert second.stdout.startswith("4 of 6 runs are complete from before: not trained again\n")
+        assert second.stderr.startswith("4 of 6 runs are complete from before: not trained again\n")
         third = sweep("students", "--", "--teacher_path", "t", MENDED="1", **values)
         assert third.returncode == 0 and len(sweep.started()) == 2
         assert "runs: 6 complete, 0 failed, 0 missing" in third.stdout
