@@ -160,7 +160,7 @@ class TestGrids:
     def test_a_flag_without_a_grid_takes_the_values_in_front(self, tmp_path):
         words = ("DKD", "--", "--teacher_path", "t")
         commands = printed(*words, cwd=tmp_path, T="1 4", beta="8")
-        assert [student_options(words[2:]).T for words in commands] == [1, 4]
+        assert [student_options(words[2:]).loss.parameters["T"] for words in commands] == [1, 4]
 
     def test_values_in_front_that_no_grid_reads(self, tmp_path):
         done = hypersearch("--print", "LS", cwd=tmp_path, gamma="1 2")
@@ -329,8 +329,8 @@ def test_the_baselines(tmp_path):
     assert len(teachers) == 2 * len(losses) + 2
     assert len(students) == len(losses) + 5
     assert {run.loss.name for run in students} == set(DISTILLATIONS)
-    assert max(len(one.teacher_path) for one in students) == 3
-    assert sum(one.teacher_temperature == "auto" for one in students) == 1
+    assert max(len(run.teacher.paths) for run in students) == 3
+    assert sum(run.teacher.temperature == "auto" for run in students) == 1
 
 
 def test_a_failed_run_ends_no_grid(sweep, tmp_path):
