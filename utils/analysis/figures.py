@@ -1,14 +1,17 @@
 """Pictures of calibration, drawn without a display. Those of a report are SVG files."""
 
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 from cycler import cycler
 from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from utils.analysis.columns import COLUMNS, printable
+from utils.analysis.columns import COLUMNS, Column, printable
 from utils.analysis.corruptions import CLEAN, MEAN, SEVERITIES
 from utils.analysis.groups import Group
 from utils.analysis.records import LOGITS
@@ -19,22 +22,50 @@ from utils.run_files import number_text
 COLOURS = [BLUE, "#e08a1e", "#3a9d6e", RED, "#7d5ba6", "#8c6d4f", "#c6699f", "#6b7280"]
 DASHES = ["solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2))]
 LINES = list(cycler(linestyle=DASHES) * cycler(color=COLOURS))  # 32 that differ
-CURVES = {
-    "val_top1": ("top-1 %", 100),
-    "val_ece": ("ECE %", 100),
-    "val_nll": ("NLL", 1),
-    "val_refinement": ("NLL, scaled", 1),
+
+
+class Curve(NamedTuple):
+    """A value of metrics.jsonl as a panel: its title, the factor from the file's value to it."""
+
+    title: str
+    factor: float
+
+
+VALIDATION = {
+    "val_top1": Curve("top-1 %, validation", 100),
+    "val_ece": Curve("ECE %, validation", 100),
+    "val_nll": Curve("NLL, validation", 1),
+    "val_refinement": Curve("NLL, scaled, validation", 1),
+}
+# The parts add up to the loss. A run whose loss has one part, or of an older version, has none.
+TRAINING = {
+    "train_loss": Curve("loss, training", 1),
+    "train_labels": Curve("its part: labels", 1),
+    "train_calibration": Curve("its part: calibration", 1),
+    "train_distillation": Curve("its part: distillation", 1),
 }
 GRID = {"grid.color": "#e5e7eb", "grid.linewidth": 0.6, "axes.axisbelow": True}
 LARGEST = 20  # values along a side of a heat map
 BOXES = ("top1", "ece", "nll")
+LONGEST = 75  # characters of a net's name
 
 
 @contextmanager
-def drawing(file, *size, format: str = "svg", **options):
-    """A figure and its axes, which go into `file` at the end; arguments as of `new_figure`."""
+def drawing(
+    file,
+    width: float,
+    height: float,
+    rows: int = 1,
+    columns: int = 1,
+    format: str = "svg",
+    sharex: bool = False,
+) -> Iterator[tuple[Figure, np.ndarray]]:
+    """A figure of this size in inches and its axes (rows, columns); it goes into `file` at the end.
+
+    The figure may have grown by then.
+    """
     with rc_context(STYLE | GRID):
-        figure, axes = new_figure(*size, **options)
+        figure, axes = new_figure(width, height, rows, columns, sharex=sharex)
         yield figure, axes
         figure.savefig(file, format=format, dpi=110)
 
@@ -55,89 +86,184 @@ def heat_map(sweep: Sweep, metric: str, file) -> None:
     values = np.full((len(down), len(across)), np.nan)
     for group, (x, y) in sweep.places.items():
         values[down.index(y), across.index(x)] = group.validation(metric, sweep.seeds).mean()
-    with drawing(file, 1.1 + 0.56 * len(across), 1.0 + 0.42 * len(down)) as (figure, [[axes]]):
-        axes.set_facecolor("#d5d9de")
-        shade = np.ma.masked_invalid(values if column.best == "max" else -values)
-        axes.imshow(shade, cmap="Blues", aspect="auto")
-        middle = (shade.min() + shade.max()) / 2
-        for place in zip(*np.isfinite(values).nonzero(), strict=True):
-            colour = "white" if shade[place] > middle else "black"
-            style = {"ha": "center", "va": "center", "fontsize": 8, "color": colour}
-            axes.text(*place[::-1], column.text(values[place]), **style)
+
+    width = 1.1 + 0.56 * len(across)
+    height = 1.0 + 0.42 * len(down)
+    with drawing(file, width, height) as (_, axes):
+        panel = axes[0, 0]
+        draw_cells(panel, values, column)
+
         x, y = sweep.places[sweep.chosen]
         corner = (across.index(x) - 0.5, down.index(y) - 0.5)
-        frame = {"fill": False, "edgecolor": RED, "linewidth": 2.5, "clip_on": False}
-        axes.add_patch(Rectangle(corner, 1, 1, **frame))
-        axes.set_xticks(range(len(across)), map(number_text, across), fontsize=8)
-        axes.set_yticks(range(len(down)), map(number_text, down), fontsize=8)
-        axes.set(xlabel=sweep.parameters[0], ylabel=sweep.parameters[1])
-        axes.set_title(f"{column.head}, validation", fontsize=9)
+        panel.add_patch(
+            Rectangle(
+                corner, width=1, height=1, fill=False, edgecolor=RED, linewidth=2.5, clip_on=False
+            )
+        )
+        panel.set_xticks(range(len(across)), map(number_text, across), fontsize=8)
+        panel.set_yticks(range(len(down)), map(number_text, down), fontsize=8)
+        panel.set(xlabel=sweep.parameters[0], ylabel=sweep.parameters[1])
+        panel.set_title(f"{column.head}, validation", fontsize=9)
 
 
-def with_legend(figure, axes) -> None:
+def draw_cells(panel: Axes, values: np.ndarray, column: Column) -> None:
+    """A shade and a number for each value (down, across) that is finite."""
+    panel.set_facecolor("#d5d9de")
+    shade = np.ma.masked_invalid(values if column.best == "max" else -values)
+    panel.imshow(shade, cmap="Blues", aspect="auto")
+    middle = (shade.min() + shade.max()) / 2
+    for row, place in np.argwhere(np.isfinite(values)):
+        panel.text(
+            place,
+            row,
+            column.text(values[row, place]),
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="white" if shade[row, place] > middle else "black",
+        )
+
+
+def with_legend(figure: Figure, axes: Axes) -> None:
     """Below the figure, of what is drawn in `axes`; the figure grows until the legend fits in."""
-    handles = axes.get_legend_handles_labels()
-    place = {"loc": "outside lower center", "fontsize": 8, "frameon": False}
+    handles, names = axes.get_legend_handles_labels()
     for columns in (2, 1):
-        legend = figure.legend(*handles, ncols=columns, **place)
+        legend = figure.legend(
+            handles, names, ncols=columns, loc="outside lower center", fontsize=8, frameon=False
+        )
         extent = legend.get_window_extent(figure.canvas.get_renderer())
         if extent.width <= figure.bbox.width:
             break
         if columns > 1:
             legend.remove()
+
     # A single name may still be wider than the figure.
     figure.set_figwidth(max(figure.get_figwidth(), extent.width / figure.dpi + 0.1))
     figure.set_figheight(figure.get_figheight() + extent.height / figure.dpi)
 
 
-def label_of(group: Group) -> str:
+def legend_name(group: Group) -> str:
+    """The group's name, cut off where it would be too long for a legend."""
     name = printable(group.full_name)
-    return name if len(name) <= 75 else f"{name[:74]}…"
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
 
 
 def top1_against_ece(section: Section, file) -> None:
     """A line leads from each net, raw, to itself after scaling."""
-    with drawing(file, 9.6, 4.2) as (figure, [[axes]]):
+    with drawing(file, width=9.6, height=4.2) as (figure, axes):
+        panel = axes[0, 0]
         for group, line in zip(section.drawn, LINES, strict=False):
-            style = {"color": line["color"], "marker": "^" if group.teachers else "o"}
-            # A third party's teacher has no scaled row.
-            known = [group.rows[logits].cells for logits in LOGITS if logits in group.rows]
-            top1, top1_sd, *_ = np.nan_to_num(100 * np.array(known[0]["top1"][:2]))
-            ends = [np.nan_to_num(100 * np.array(cells["ece"][:2])) for cells in known]
-            axes.plot([ends[0][0], ends[-1][0]], [top1, top1], linewidth=0.6, **line)
-            for (error, sd), fill in zip(ends, (line["color"], "white"), strict=False):
-                label = label_of(group) if fill != "white" else None
-                axes.errorbar(error, top1, top1_sd, sd, mfc=fill, label=label, **style)
-        axes.set(xlabel="ECE %", ylabel="top-1 %")
-        axes.set_xlim(left=0)
-        axes.grid()
-        with_legend(figure, axes)
+            draw_net(panel, group, line)
+        panel.set(xlabel="ECE %", ylabel="top-1 %")
+        panel.set_xlim(left=0)
+        panel.grid()
+        with_legend(figure, panel)
 
 
-def learning_curves(section: Section, file) -> None:
-    """Validation by epoch: the mean of a group's runs, shaded from the lowest to the highest."""
-    drawn = zip(section.drawn, LINES, strict=False)
-    known = [(group, style) for group, style in drawn if group.has_history]
-    lines = [line for group, _ in known for run in group.records for line in run.history]
-    curves = [key for key in CURVES if any(key in line for line in lines)]
-    with drawing(file, 2.6 * len(curves), 2.6, 1, len(curves)) as (figure, [row]):
-        for group, style in known:
-            for key, axes in zip(curves, row, strict=True):
-                runs = [[e[key] for e in run.history if key in e] for run in group.records]
-                epochs = [line["epoch"] for line in group.first.history]
-                steps = min(map(len, [epochs, *runs]))
-                values = CURVES[key][1] * np.array([run[:steps] for run in runs])
-                marker = "o" if steps == 1 else None
-                mean, low, high = values.mean(0), values.min(0), values.max(0)
-                axes.plot(epochs[:steps], mean, marker=marker, label=label_of(group), **style)
-                band = {"color": style["color"], "alpha": 0.15, "linewidth": 0}
-                axes.fill_between(epochs[:steps], low, high, **band)
-        for key, axes in zip(curves, row, strict=True):
-            axes.set_title(f"{CURVES[key][0]}, validation", fontsize=9)
-            axes.set_xlabel("epoch")
-            axes.xaxis.get_major_locator().set_params(integer=True)
-            axes.grid()
-        with_legend(figure, row[0])
+def draw_net(panel: Axes, group: Group, line: Mapping) -> None:
+    """Its raw point, filled, and its scaled one; a third party's teacher has no scaled row."""
+
+    def mean_and_sd(logits: str, metric: str) -> tuple[float, float]:
+        """In percent; a single run has no spread, which draws no bar."""
+        cell = group.rows[logits].cells[metric]
+        mean, sd = np.nan_to_num([100 * cell.mean, 100 * cell.sd])
+        return mean, sd
+
+    kinds = [logits for logits in LOGITS if logits in group.rows]
+    # Scaling changes no prediction.
+    top1, top1_sd = mean_and_sd(kinds[0], "top1")
+    errors = [mean_and_sd(logits, "ece") for logits in kinds]
+    first, last = errors[0][0], errors[-1][0]
+    panel.plot([first, last], [top1, top1], linewidth=0.6, **line)
+    for place, (error, error_sd) in enumerate(errors):
+        is_first = place == 0
+        panel.errorbar(
+            error,
+            top1,
+            yerr=top1_sd,
+            xerr=error_sd,
+            mfc=line["color"] if is_first else "white",
+            label=legend_name(group) if is_first else None,
+            color=line["color"],
+            marker="^" if group.teachers else "o",
+        )
+
+
+def learning_curves(section: Section, curves: Mapping[str, Curve], file) -> None:
+    """By epoch: the mean of a group's runs, shaded from the lowest to the highest.
+
+    `curves`: VALIDATION or TRAINING; those that no run has are left out.
+    """
+    groups = []
+    for group, line in zip(section.drawn, LINES, strict=False):
+        if group.has_history:
+            groups.append((group, line))
+    keys = curves_in([group for group, _ in groups], curves)
+    with drawing(file, width=2.6 * len(keys), height=2.6, columns=len(keys)) as (figure, axes):
+        panels = axes[0]
+        for group, line in groups:
+            for key, panel in zip(keys, panels, strict=True):
+                draw_curve(panel, group, key, curves[key].factor, line)
+        for key, panel in zip(keys, panels, strict=True):
+            panel.set_title(curves[key].title, fontsize=9)
+            panel.set_xlabel("epoch")
+            panel.xaxis.get_major_locator().set_params(integer=True)
+            panel.grid()
+        with_legend(figure, panels[0])
+
+
+def curves_in(groups: list[Group], curves: Mapping[str, Curve]) -> list[str]:
+    """The keys of the curves of which some run has a value."""
+    present = set()
+    for group in groups:
+        for run in group.records:
+            for epoch in run.history:
+                present.update(epoch)
+    return [key for key in curves if key in present]
+
+
+def draw_curve(panel: Axes, group: Group, key: str, factor: float, line: Mapping) -> None:
+    """As far as all runs of the group have come."""
+    epochs = [epoch["epoch"] for epoch in group.first.history]
+    runs = []
+    for run in group.records:
+        runs.append([epoch[key] for epoch in run.history if key in epoch])
+    steps = min(len(epochs), *map(len, runs))
+    values = factor * np.array([run[:steps] for run in runs])
+
+    panel.plot(
+        epochs[:steps],
+        values.mean(axis=0),
+        marker="o" if steps == 1 else None,  # of one point no line could be seen
+        label=legend_name(group),
+        **line,
+    )
+    panel.fill_between(
+        epochs[:steps],
+        values.min(axis=0),
+        values.max(axis=0),
+        color=line["color"],
+        alpha=0.15,
+        linewidth=0,
+    )
+
+
+class Box(NamedTuple):
+    """A net's boxes: what they are drawn of, and where they stand among those of a severity."""
+
+    place: int
+    title: str
+    logits: str  # raw or scaled
+    measured: dict  # by corruption and severity, as `shift.under_corruptions` gives it
+
+    def values(self, metric: str, severity: str) -> list[float]:
+        """Of all corruptions; `severity` may be CLEAN."""
+        if severity == CLEAN:
+            parts = list(self.measured[CLEAN].values())
+        else:
+            names = [name for name in self.measured if name not in (CLEAN, MEAN)]
+            parts = [self.measured[name][severity] for name in names]
+        return [COLUMNS[metric].factor * part[self.logits][metric] for part in parts]
 
 
 def severity_boxes(titles: list[str], measured: list[dict], file) -> None:
@@ -148,38 +274,47 @@ def severity_boxes(titles: list[str], measured: list[dict], file) -> None:
     scaled logits is hollow. After Ovadia et al., "Can you trust your model's uncertainty?",
     NeurIPS 2019.
     """
-    severities, centres = [CLEAN, *map(str, SEVERITIES)], np.arange(1 + len(SEVERITIES))
-    width = 0.4 / len(titles)
-    places = enumerate(product(zip(titles, measured, strict=True), LOGITS))
-    # A third party's teacher has no scaled logits: its second place stays empty.
-    boxes = [(place, *net, kind) for place, (net, kind) in places if kind in net[1][MEAN][MEAN]]
-    size = 8, 2.5 * len(BOXES), len(BOXES)
-    with drawing(file, *size, format="png", sharex=True) as (figure, axes):
-        for metric, panel in zip(BOXES, axes[:, 0], strict=True):
-            column = COLUMNS[metric]
-            for place, title, one, logits in boxes:
-                corrupted = [by for name, by in one.items() if name not in (CLEAN, MEAN)]
-                found = [one[CLEAN].values()]
-                found += [[by[severity] for by in corrupted] for severity in severities[1:]]
-                colour = COLOURS[place // 2 % len(COLOURS)]
-                face, line = "white" if logits == "scaled" else (colour, 0.5), {"color": colour}
-                panel.boxplot(
-                    [[column.factor * x[logits][metric] for x in values] for values in found],
-                    positions=centres - 0.4 + (place + 0.5) * width,
-                    widths=0.8 * width,
-                    whis=(0, 100),
-                    manage_ticks=False,
-                    patch_artist=True,
-                    label=f"{title}, {logits}",
-                    boxprops={"facecolor": face, "edgecolor": colour},
-                    medianprops={"linewidth": 1.6} | line,
-                    whiskerprops=line,
-                    capprops=line,
-                )
-            for edge in centres[1:]:
-                panel.axvline(edge - 0.5, color=GREY, linewidth=0.4)
-            panel.grid(axis="y")
-            panel.set_xticks(centres, severities)
-            panel.set_ylabel(column.head)
-        panel.set_xlabel("severity")
-        with_legend(figure, panel)
+    boxes = []
+    for number, (title, by_corruption) in enumerate(zip(titles, measured, strict=True)):
+        for offset, logits in enumerate(LOGITS):
+            # A third party's teacher has no scaled logits: its second place stays empty.
+            if logits in by_corruption[MEAN][MEAN]:
+                boxes.append(Box(len(LOGITS) * number + offset, title, logits, by_corruption))
+
+    width = 0.8 / (len(LOGITS) * len(titles))  # of what a severity has for its boxes
+    with drawing(
+        file, width=8, height=2.5 * len(BOXES), rows=len(BOXES), format="png", sharex=True
+    ) as (figure, axes):
+        panels = axes[:, 0]
+        for metric, panel in zip(BOXES, panels, strict=True):
+            draw_boxes(panel, boxes, metric, width)
+        panels[-1].set_xlabel("severity")
+        with_legend(figure, panels[-1])
+
+
+def draw_boxes(panel: Axes, boxes: list[Box], metric: str, width: float) -> None:
+    severities = [CLEAN, *map(str, SEVERITIES)]
+    centres = np.arange(len(severities))
+    for box in boxes:
+        colour = COLOURS[box.place // len(LOGITS) % len(COLOURS)]
+        panel.boxplot(
+            [box.values(metric, severity) for severity in severities],
+            positions=centres - 0.4 + (box.place + 0.5) * width,
+            widths=0.8 * width,
+            whis=(0, 100),
+            manage_ticks=False,
+            patch_artist=True,
+            label=f"{box.title}, {box.logits}",
+            boxprops={
+                "facecolor": "white" if box.logits == "scaled" else (colour, 0.5),
+                "edgecolor": colour,
+            },
+            medianprops={"linewidth": 1.6, "color": colour},
+            whiskerprops={"color": colour},
+            capprops={"color": colour},
+        )
+    for centre in centres[1:]:
+        panel.axvline(centre - 0.5, color=GREY, linewidth=0.4)
+    panel.grid(axis="y")
+    panel.set_xticks(centres, severities)
+    panel.set_ylabel(COLUMNS[metric].head)

@@ -9,8 +9,16 @@ from html import escape
 from pathlib import Path
 
 from utils.analysis.columns import COLUMNS, printable
-from utils.analysis.figures import heat_map, is_grid, learning_curves, top1_against_ece
+from utils.analysis.figures import (
+    TRAINING,
+    VALIDATION,
+    heat_map,
+    is_grid,
+    learning_curves,
+    top1_against_ece,
+)
 from utils.analysis.groups import Group
+from utils.analysis.records import Record
 from utils.analysis.statistics import Section, Sweep
 from utils.analysis.tables import Entry, Table, render
 from utils.calibration.diagram import reliability_diagrams
@@ -19,15 +27,24 @@ from utils.calibration.diagram import reliability_diagrams
 def page(sections: list[Section], tables: list[list[Table]], rest: list[Table], about: str) -> str:
     """The whole page: each section's tables and pictures, the rest. Every name in it is text."""
     parts = []
-    for section, own in zip(sections, tables, strict=True):
-        parts += [render(table, "html") for table in own] + pictures(section)
-    parts += [commands(sections), *(render(table, "html") for table in rest)]
-    frame, style = (Path(__file__).with_suffix(kind).read_text() for kind in (".html", ".css"))
-    about = escape(f"{printable(about)}. {datetime.now():%Y-%m-%d %H:%M}.")
-    return frame.format(style=style, about=about, content="\n".join(parts))
+    for section, own_tables in zip(sections, tables, strict=True):
+        parts += [render(table, "html") for table in own_tables]
+        parts += pictures(section)
+    parts.append(commands(sections))
+    parts += [render(table, "html") for table in rest]
+
+    # page.html and page.css lie beside this file.
+    frame = Path(__file__).with_suffix(".html").read_text()
+    return frame.format(
+        style=Path(__file__).with_suffix(".css").read_text(),
+        about=escape(f"{printable(about)}. {datetime.now():%Y-%m-%d %H:%M}."),
+        content="\n".join(parts),
+    )
 
 
-def picture(draw: Callable, description: str, kind: str = "", caption: str = "") -> str:
+def picture(
+    draw: Callable[[io.BytesIO], None], description: str, kind: str = "", caption: str = ""
+) -> str:
     """`draw(file)` writes an SVG, which goes into the page as a data URI."""
     file = io.BytesIO()
     draw(file)
@@ -39,8 +56,11 @@ def picture(draw: Callable, description: str, kind: str = "", caption: str = "")
 
 def pictures(section: Section) -> list[str]:
     drawn = section.drawn
-    grids = [one for one in section.sweeps if one.chosen in drawn and is_grid(one)]
-    parts = [heat_maps(section, sweep) for sweep in grids]
+    parts = []
+    for sweep in section.sweeps:
+        if sweep.chosen in drawn and is_grid(sweep):
+            parts.append(heat_maps(section, sweep))
+
     parts += [
         "<h3>Top-1 against ECE</h3>",
         '<p class="soft">Upper left is best. Filled: raw; white: temperature-scaled. Circles: '
@@ -48,10 +68,23 @@ def pictures(section: Section) -> list[str]:
         picture(partial(top1_against_ece, section), "top-1 against ECE", "wide"),
     ]
     if any(group.has_history for group in drawn):
-        draw = partial(learning_curves, section)
-        parts += ["<h3>Learning curves</h3>", picture(draw, "validation by epoch", "wide")]
-        parts.append('<p class="soft">Mean of the runs; shaded: from lowest to highest.</p>')
-    if cards := "".join(reliability(group) for group in drawn):
+        parts += [
+            "<h3>Learning curves</h3>",
+            picture(
+                lambda file: learning_curves(section, VALIDATION, file),
+                "validation by epoch",
+                "wide",
+            ),
+            picture(
+                lambda file: learning_curves(section, TRAINING, file),
+                "the loss and its parts by epoch",
+                "wide",
+            ),
+            '<p class="soft">Mean of the runs; shaded: from lowest to highest. The parts of a loss '
+            "add up to it.</p>",
+        ]
+    cards = "".join(reliability(group) for group in drawn)
+    if cards:
         parts.append("<h3>Reliability on the test split</h3>")
         parts.append(f'<div class="grid pairs">{cards}</div>')
     return parts
@@ -59,14 +92,20 @@ def pictures(section: Section) -> list[str]:
 
 def heat_maps(section: Section, sweep: Sweep) -> str:
     """Pictures of validation values: the report shows test values of the chosen setting alone."""
-    name, known = printable(sweep.name), sweep.chosen.first.measured["val"]
-    maps = [
-        picture(partial(heat_map, sweep, metric), f"{COLUMNS[metric].head} of {name}", "map")
-        for metric in filter(known.__contains__, section.columns)
-    ]
-    about = '<p class="soft">Validation alone is shown; darker is better; red: chosen.</p>'
-    maps = f'<div class="grid maps">{"".join(maps)}</div>'
-    return f"<h3>Sweep of {escape(name)}</h3>\n{about}\n{maps}"
+    name = printable(sweep.name)
+    on_validation = sweep.chosen.first.measured["val"]
+    maps = []
+    for metric in section.columns:
+        if metric in on_validation:
+            description = f"{COLUMNS[metric].head} of {name}"
+            maps.append(picture(partial(heat_map, sweep, metric), description, "map"))
+    return "\n".join(
+        [
+            f"<h3>Sweep of {escape(name)}</h3>",
+            '<p class="soft">Validation alone is shown; darker is better; red: chosen.</p>',
+            f'<div class="grid maps">{"".join(maps)}</div>',
+        ]
+    )
 
 
 def reliability(group: Group) -> str:
@@ -77,8 +116,9 @@ def reliability(group: Group) -> str:
         predicted = record.probabilities(logits)
         if predicted is None:
             return ""
-        head = "raw" if logits == "raw" else f"scaled, T = {temperature:.2f}"
-        panels.append((head, *predicted))
+        probs, labels = predicted
+        title = "raw" if logits == "raw" else f"scaled, T = {temperature:.2f}"
+        panels.append((title, probs, labels))
     seed = f", seed {record.seed}" if record.seed is not None else ""
     caption = printable(group.full_name + seed)
     draw = partial(reliability_diagrams, panels, format="svg")
@@ -86,13 +126,25 @@ def reliability(group: Group) -> str:
 
 
 def commands(sections: list[Section]) -> str:
-    groups = [group for section in sections for group in section.groups]
+    """A table of every run's command, folded up."""
+    # A run is shown once, whatever its epochs; a borrowed teacher has no command of its own.
+    runs: dict[Path, Record] = {}
+    for section in sections:
+        for group in section.groups:
+            for record in group.records:
+                if not record.borrowed:
+                    runs[record.folder] = record
+
     rows = []
-    records = [one for group in groups for one in group.records if not one.borrowed]
-    for record in {one.folder: one for one in records}.values():  # once, whatever its epochs
-        minutes = f"{record.result['seconds'] / 60:.1f}" if "seconds" in record.result else "–"
-        known = [record.config.get(key, "–") for key in ("hardware", "command")]
-        rows.append([Entry(printable(text)) for text in (record.folder, minutes, *known)])
-    head = ["Commands", "minutes", "hardware", "command"]
-    table = render(Table(head, rows, kind="words code"), "html")
-    return f"<details><summary>The commands of {len(rows)} runs</summary>{table}</details>"
+    for record in runs.values():
+        seconds = record.result.get("seconds")
+        cells = [
+            record.folder,
+            "–" if seconds is None else f"{seconds / 60:.1f}",
+            record.config.get("hardware", "–"),
+            record.config.get("command", "–"),
+        ]
+        rows.append([Entry(printable(cell)) for cell in cells])
+    table = Table(["Commands", "minutes", "hardware", "command"], rows, kind="words code")
+    summary = f"<summary>The commands of {len(rows)} runs</summary>"
+    return f"<details>{summary}{render(table, 'html')}</details>"
