@@ -1,32 +1,45 @@
-"""README's examples for those who add a loss or a net work as they stand there; results repeat."""
+"""README's examples of what can be added work as they stand there; results repeat."""
 
 import json
 import re
 import shlex
 import shutil
 
+import numpy as np
+import pytest
 from conftest import ROOT, run_script
+from scipy.special import softmax
 
 from scripts import report
 
 IMPORTS = {
     "mae": "from losses.classification import mae\n",
+    "squared_error": "from losses.distillation import squared_error\n",
     "plain": "from models.plain import plain\n",
 }
-HEAD = re.compile(r"^# (\S+\.py)(?:, in (\w+).*)?\n", re.MULTILINE)
+# Where an example goes: the end of a file, above a registry, or behind the brace that opens one.
+HEAD = re.compile(r"^# (\S+\.py)(?:, (in|above) (\w+).*)?\n", re.MULTILINE)
+OPENS = r"^(?:def )?{}\b.*?{{(?:  #[^\n]*)?\n"
 
 
-def add(root, file: str, registry: str | None, code: str) -> None:
-    """Put a registry's line, with the import it needs, into the registry; other code behind all."""
+def add(root, file: str, where: str | None, name: str | None, code: str) -> None:
+    """Put an example where its first line says, with the import that a registry's entry needs."""
     path = root / file
     text = path.read_text() if path.exists() else ""
-    if registry:
-        place = re.search(rf"^{registry}\b.*{{.*\n", text, re.MULTILINE)
-        name = re.search(r"Entry\((\w+)", code)[1]
-        text = text[: place.start()] + IMPORTS[name] + place[0] + code + text[place.end() :]
-        path.write_text(text)
-    else:
+    if where is None:
         path.write_text(f"{text}\n\n{code}")
+        return
+
+    place = re.search(OPENS.format(name), text, re.MULTILINE | re.DOTALL)
+    if where == "above":
+        path.write_text(f"{text[: place.start()]}{code}\n\n{text[place.start() :]}")
+        return
+
+    entry = re.search(r"Entry\((\w+)", code)
+    needed = IMPORTS.get(entry[1], "") if entry else ""
+    path.write_text(
+        f"{text[: place.start()]}{needed}{place[0]}{code.rstrip()}\n{text[place.end() :]}"
+    )
 
 
 def test_the_examples(tmp_path, tiny_npz):
@@ -40,11 +53,11 @@ def test_the_examples(tmp_path, tiny_npz):
     files = []
     for block in blocks:
         _, *parts = HEAD.split(block)
-        for file, registry, code in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
-            add(tmp_path, file, registry, code)
+        for file, where, name, code in zip(*(parts[i::4] for i in range(4)), strict=True):
+            add(tmp_path, file, where, name, code)
             files.append(file)
             assert len(code.strip().splitlines()) < 10
-    assert len(files) == 4
+    assert len(files) == 10
 
     def run(*words) -> str:
         return run_script("python", *words, cwd=tmp_path, PYTHONPATH=str(tmp_path)).stdout
@@ -52,12 +65,37 @@ def test_the_examples(tmp_path, tiny_npz):
     shared = f"--dataset {tiny_npz} --model plain --epochs 1 --train-batch-size 64".split()
     run("train_teacher.py", *shared, "--loss", "MAE+MDCA", "--scale", "2")
     teacher = "checkpoint/tiny/plain/MAE+MDCA_scale=2_beta=1_seed=42"
-    run("train_student.py", *shared, "--teacher_path", teacher)
-    student = f"checkpoint/tiny/plain/KD_T=4_Lambda=0.9_from_plain_{teacher.split('/')[-1]}"
-    result = json.loads((tmp_path / student / "result.json").read_text())
+    adam = ["--optimizer", "adam", "--lr", "0.001"]
+    run("train_student.py", *shared, *adam, "--distill", "MSE", "--teacher_path", teacher)
+    (student,) = (tmp_path / "checkpoint/tiny/plain").glob("MSE_*")
+    result = json.loads((student / "result.json").read_text())
     assert result["teacher"]["model"] == "plain"
+    assert result["settings"]["optimizer"] == "adam"
+
+    predictions = np.load(student / "predictions.npz")
+    logits = predictions["best_test_logits"].astype(float)
+    probabilities = softmax(logits, axis=1)
+    right = logits.argmax(axis=1) == predictions["test_labels"]
+    gap = abs(probabilities.max(axis=1).mean() - right.mean())
+    assert result["best"]["test"]["raw"]["confidence_gap"] == pytest.approx(gap, abs=1e-9)
+
     run("-m", "scripts.evaluate", student, "--with-teacher", "--on", str(tiny_npz))
-    assert "plain MAE+MDCA scale=2 beta=1" in run("-m", "scripts.report", "checkpoint")
+    columns = ["--columns", "top1", "confidence_gap"]
+    table = run("-m", "scripts.report", "checkpoint", *columns)
+    assert "plain MAE+MDCA scale=2 beta=1" in table and "confidence gap %" in table
+
+
+def test_every_file_and_section_that_a_page_points_to_is_there():
+    """Links of README and docs; a section's anchor is its heading as GitHub writes it."""
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
+            file, _, section = target.partition("#")
+            path = page.parent / file if file else page
+            assert path.exists(), f"{page.name}: {target}"
+            if section:
+                headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+                anchors = [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings]
+                assert section in anchors, f"{page.name}: {target}"
 
 
 def test_the_published_tables_come_from_the_published_logits(tmp_path, monkeypatch):

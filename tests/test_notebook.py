@@ -1,0 +1,39 @@
+"""docs/notebook.md: its lines run as they stand there, on a small data set."""
+
+import re
+
+import pytest
+from conftest import ROOT
+
+from utils.program.files import read_json
+
+PAGE = (ROOT / "docs/notebook.md").read_text()
+TRAINING, PARTS = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def run(code: str, **names) -> dict:
+    """The names that a cell leaves, as a notebook keeps them."""
+    exec(compile(code, "docs/notebook.md", "exec"), names)
+    return names
+
+
+def test_a_teacher_a_student_and_a_table(tmp_path, monkeypatch, capsys, tiny_npz):
+    monkeypatch.chdir(tmp_path)
+    assert TRAINING.count("synthetic") == 2  # the data set, and its name in a folder's
+    code = TRAINING.replace("--dataset synthetic", f"--dataset {tiny_npz}")
+    names = run(code.replace("runs/synthetic", "runs/tiny"))
+    student = names["student"]
+    (file,) = (tmp_path / "runs/tiny/resnet8").glob("*/result.json")
+    assert student == read_json(file)
+    assert student["teacher"]["model"] == "resnet14"
+    *_, last = capsys.readouterr().out.strip().splitlines()
+    assert float(last) == student["best"]["test"]["scaled"]["ece"]
+
+
+def test_losses_nets_and_metrics_without_a_command_line(capsys):
+    names = run(PARTS)
+    logits, labels = names["logits"].detach(), names["labels"]
+    top1, ece = map(float, capsys.readouterr().out.split())
+    assert top1 == pytest.approx((logits.argmax(dim=1) == labels).float().mean().item())
+    assert ece == names["metrics"]["ece"]
+    assert all(weight.grad is not None for weight in names["net"].parameters())
