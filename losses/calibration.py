@@ -36,12 +36,15 @@ def mmce(logits: Tensor, labels: Tensor) -> Tensor:
     confidence, prediction = at_least_float32(logits).softmax(dim=1).max(dim=1)
     right = (prediction == labels).to(confidence.dtype)
     wrong = 1 - right
-    n_right, n_wrong = right.sum(), wrong.sum()
+    n_right = right.sum()
+    n_wrong = wrong.sum()
+
     # The three means are one quadratic form: v_i is c_i / n_wrong or -(1 - c_i) / n_right.
     v = wrong * confidence / n_wrong.clamp_min(1) - right * (1 - confidence) / n_right.clamp_min(1)
     # Products and a sum, not a matmul, which autocast would do in half precision.
     kernel = torch.exp(-(confidence.unsqueeze(1) - confidence).abs() / KERNEL_WIDTH)
     square = (v.unsqueeze(1) * v * kernel).sum()
+
     # Filled twice: at 0 the root's slope is infinite, and times the outer fill's 0 it would be NaN.
     zero = (n_right == 0) | (n_wrong == 0) | (square <= 0)
     return square.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
@@ -72,7 +75,9 @@ def cpc(logits: Tensor, labels: Tensor, exclusion: float) -> Tensor:
     z = at_least_float32(logits)
     others = of_others(z, labels)
     discrimination = -F.logsigmoid(of_label(z, labels) - others).mean()
+
+    # Over all pairs; those of k = l, of which each is log 2, are taken off again.
     pairs = -F.logsigmoid(others.unsqueeze(2) - others.unsqueeze(1)).sum(dim=(1, 2))
     n = others.shape[1]
-    excluded = (pairs - n * math.log(2)).mean() / max(n * (n - 1), 1)  # without k = l
+    excluded = (pairs - n * math.log(2)).mean() / max(n * (n - 1), 1)
     return discrimination + exclusion * excluded / 2

@@ -59,7 +59,8 @@ def label_smoothing(logits: Tensor, labels: Tensor, alpha: float) -> Tensor:
 def flsd(logits: Tensor, labels: Tensor) -> Tensor:
     """Focal loss with gamma 5 where p_y < 0.2, else 3. Mukhoti et al., NeurIPS 2020, Section 5."""
     log_p = log_probability(logits, labels)
-    return -(doubt(log_p).pow(3 + 2 * (log_p.exp() < 0.2)) * log_p).mean()
+    gamma = 3 + 2 * (log_p.exp() < 0.2)
+    return -(doubt(log_p).pow(gamma) * log_p).mean()
 
 
 def dual_focal(logits: Tensor, labels: Tensor, gamma: float) -> Tensor:
@@ -104,10 +105,12 @@ class AdaFocal(nn.Module):
         """
         confidence, prediction = logits.detach().cpu().double().softmax(dim=1).max(dim=1)
         gap = confidence - (prediction == labels.cpu()).double()
+
         edges = confidence.quantile(torch.arange(1, self.BINS).double() / self.BINS)
         bins = torch.bucketize(confidence, edges)
         images = bins.bincount(minlength=self.BINS)
         gap = bins.bincount(gap, minlength=self.BINS) / images.clamp_min(1)
+
         gammas = self.gammas.cpu().double()
         gammas = gammas * (gap * gammas.sign()).exp()
         gammas = torch.where(gammas.abs() < 0.2, -0.2 * gammas.sign(), gammas).clamp(-2, 20)

@@ -32,7 +32,9 @@ def log_softmax(logits: Tensor, T: float) -> Tensor:
     included.
     """
     logits = at_least_float32(logits)
-    return F.log_softmax((logits.double() if T > 100 else logits) / T, dim=1)
+    if T > 100:
+        logits = logits.double()
+    return F.log_softmax(logits / T, dim=1)
 
 
 def divergence(log_teacher: Tensor, log_student: Tensor) -> Tensor:
@@ -62,19 +64,23 @@ def dkd(
     rules out every class but the label: Undefined.
     """
 
-    def decoupled(logits):
+    def decoupled(logits: Tensor) -> tuple[Tensor, Tensor]:
+        """log (p_y, 1 - p_y), and log of the other classes among themselves."""
         log_p = log_softmax(logits, T)
         others = of_others(log_p, labels)
         rest = others.logsumexp(dim=1, keepdim=True)
         return torch.cat([of_label(log_p, labels), rest], dim=1), others - rest
 
-    (target_t, others_t), (target_s, others_s) = decoupled(teacher), decoupled(student)
+    target_t, others_t = decoupled(teacher)
+    target_s, others_s = decoupled(student)
     refuse_minus_infinity(
         target_t[:, 1],
         "DKD compares how the probability is shared among the classes other than the label, and "
         "for some image the teacher rules all of them out",
     )
-    return T**2 * (alpha * divergence(target_t, target_s) + beta * divergence(others_t, others_s))
+    tckd = divergence(target_t, target_s)
+    nckd = divergence(others_t, others_s)
+    return T**2 * (alpha * tckd + beta * nckd)
 
 
 def lskd(student: Tensor, teacher: Tensor, labels: Tensor, T: float) -> Tensor:
@@ -89,7 +95,7 @@ def lskd(student: Tensor, teacher: Tensor, labels: Tensor, T: float) -> Tensor:
         "teacher rules out) makes infinite",
     )
 
-    def standardised(logits):
+    def standardised(logits: Tensor) -> Tensor:
         z = at_least_float32(logits)
         return (z - z.mean(dim=1, keepdim=True)) / (z.std(dim=1, keepdim=True) + 1e-7)
 
@@ -106,10 +112,13 @@ def dist(
     of a class that the teacher always rules out. Huang et al., NeurIPS 2022, Section 4, with the
     T^2 of `kd`.
     """
-    p_s, p_t = log_softmax(student, T).exp(), log_softmax(teacher, T).exp()
+    p_s = log_softmax(student, T).exp()
+    p_t = log_softmax(teacher, T).exp()
 
-    def distance(dim):
-        centred = [p - p.mean(dim=dim, keepdim=True) for p in (p_s, p_t)]
-        return 1 - F.cosine_similarity(*centred, dim=dim, eps=1e-12).mean()
+    def distance(dim: int) -> Tensor:
+        # A correlation is the cosine between deviations from the mean.
+        centred_s = p_s - p_s.mean(dim=dim, keepdim=True)
+        centred_t = p_t - p_t.mean(dim=dim, keepdim=True)
+        return 1 - F.cosine_similarity(centred_s, centred_t, dim=dim, eps=1e-12).mean()
 
-    return T**2 * (beta * distance(1) + gamma * distance(0))
+    return T**2 * (beta * distance(dim=1) + gamma * distance(dim=0))

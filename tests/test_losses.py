@@ -1,11 +1,13 @@
 """Losses against float64 loops written from the formulas, and at their edges."""
 
 import math
+import sys
 from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import ROOT, run_script
 
 import losses
 from losses import BASES, DISTILLATIONS, TERMS, build_distillation, build_loss
@@ -521,3 +523,13 @@ def test_unknown_names_get_a_suggestion(name, nearest):
         losses.canonical_loss(name)
     assert not nearest or f"did you mean '{nearest}'" in str(error.value)
     assert all(known in str(error.value) for known in (*BASES, *TERMS))
+
+
+def test_a_loss_is_imported_without_accelerate_and_without_a_command_line():
+    """`from losses import build_loss` in a notebook loads torch and our losses, no more."""
+    line = "import sys, torch; before = set(sys.modules); from losses import build_loss\n"
+    line += "print(*sorted(set(sys.modules) - before))"
+    loaded = run_script(sys.executable, "-c", line, cwd=ROOT).stdout.split()
+    assert "losses.registry" in loaded
+    packages = {module.partition(".")[0] for module in loaded}
+    assert not packages & {"accelerate", "argparse", "utils", "models", "scripts"}

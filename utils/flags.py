@@ -67,7 +67,8 @@ def add_data(parser: CommandLine) -> None:
         "--split-seed",
         type=whole,
         default=DataChoice.split_seed,
-        help="which tenth of the training images validates; a teacher's and its students' alike",
+        help="which tenth of the training images validates, for a teacher and its students alike; "
+        "without effect on data that bring validation images of their own",
     )
 
 
