@@ -52,46 +52,48 @@ Repetitions = dict[Net, dict[tuple[Path, int], dict]]
 
 def read_repetitions(roots: list[Path]) -> Repetitions:
     """For each net: (folder, seed) -> the last epoch's test metrics, raw and scaled. UserError."""
-    found: Repetitions = {net: {} for net in NETS}
+    repetitions: Repetitions = {net: {} for net in NETS}
     for root in roots:
         for path in files_below(root, "result.json"):
             result = read_json(path, "run the quickstart again")
             for net in NETS:
                 if is_run_of(net, result):
-                    found[net][root, result["seed"]] = result["last"]["test"]
-    places = [set(repetitions) for repetitions in found.values()]
+                    repetitions[net][root, result["seed"]] = result["last"]["test"]
+    places = [set(of_net) for of_net in repetitions.values()]
     if not places[0] or any(other != places[0] for other in places):
-        counts = ", ".join(f"{len(repetitions)}" for repetitions in found.values())
-        fault = f"hold {counts} runs of the five nets; each needs one for each seed"
-        raise UserError(f"{' '.join(map(str, roots))}: {fault}; run the quickstart there")
-    return found
+        counts = ", ".join(str(len(of_net)) for of_net in places)
+        raise UserError(
+            f"{' '.join(map(str, roots))}: hold {counts} runs of the five nets; each needs one for "
+            "each seed; run the quickstart there"
+        )
+    return repetitions
 
 
 def is_run_of(net: Net, result: dict) -> bool:
     label, _, _ = result["label"].partition("_from_")
     teacher = result["teacher"]["label"] if "teacher" in result else None
-    return (result["model"], label, teacher) == (net.model, net.label, net.teacher)
+    return result["model"] == net.model and label == net.label and teacher == net.teacher
 
 
-def values(repetitions: dict, logits: str, metric: str) -> np.ndarray:
+def values(of_net: dict, logits: str, metric: str) -> np.ndarray:
     """As shown, in the order of the repetitions."""
-    ordered = [repetitions[place] for place in sorted(repetitions)]
-    return COLUMNS[metric].factor * np.array([test[logits][metric] for test in ordered])
+    tests = [of_net[place] for place in sorted(of_net)]
+    return COLUMNS[metric].factor * np.array([test[logits][metric] for test in tests])
 
 
 def spread(numbers: np.ndarray) -> str:
     return f"{numbers.mean():.2f} [{numbers.min():.2f}, {numbers.max():.2f}]"
 
 
-def always_best(found: Repetitions, net: Net, logits: str, metric: str) -> bool:
+def always_best(repetitions: Repetitions, net: Net, logits: str, metric: str) -> bool:
     """Whether the net is ahead of every other one in every repetition."""
     sign = 1 if COLUMNS[metric].best == "min" else -1
-    own = sign * values(found[net], logits, metric)
-    others = [sign * values(found[other], logits, metric) for other in NETS if other != net]
+    own = sign * values(repetitions[net], logits, metric)
+    others = [sign * values(repetitions[other], logits, metric) for other in NETS if other != net]
     return all((own < other).all() for other in others)
 
 
-def table_of_nets(found: Repetitions) -> list[str]:
+def table_of_nets(repetitions: Repetitions) -> list[str]:
     heads = [COLUMNS[metric].head for metric in METRICS]
     lines = ["| `synthetic` | logits | " + " | ".join(heads) + " |"]
     lines.append("| --- | --- |" + " ---: |" * len(METRICS))
@@ -99,22 +101,22 @@ def table_of_nets(found: Repetitions) -> list[str]:
         for logits in LOGITS:
             cells = []
             for metric in METRICS:
-                text = spread(values(found[net], logits, metric))
-                best = always_best(found, net, logits, metric)
+                text = spread(values(repetitions[net], logits, metric))
+                best = always_best(repetitions, net, logits, metric)
                 cells.append(f"**{text}**" if best else text)
             name = net.row if logits == "raw" else ""
             lines.append(f"| {name} | {logits} | " + " | ".join(cells) + " |")
     return lines
 
 
-def lines_of_comparisons(found: Repetitions) -> list[str]:
+def lines_of_comparisons(repetitions: Repetitions) -> list[str]:
     lines = []
     for first, second in COMPARISONS:
-        names = f"{known_as(first)} - {known_as(second)}"
+        names = f"{short_name(first)} - {short_name(second)}"
         for logits in LOGITS:
             for metric in METRICS:
-                own = values(found[first], logits, metric)
-                difference = own - values(found[second], logits, metric)
+                own = values(repetitions[first], logits, metric)
+                difference = own - values(repetitions[second], logits, metric)
                 lower = f"lower in {(difference < 0).sum()} of {len(difference)}"
                 lines.append(
                     f"{names}, {logits}, {COLUMNS[metric].head}: {spread(difference)}, {lower}"
@@ -122,7 +124,7 @@ def lines_of_comparisons(found: Repetitions) -> list[str]:
     return lines
 
 
-def known_as(net: Net) -> str:
+def short_name(net: Net) -> str:
     return f"{net.model} {net.label}" if net.teacher is None else f"{net.model} of {net.teacher}"
 
 
@@ -130,10 +132,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m scripts.quickstart_table")
     parser.add_argument("roots", nargs="+", type=Path, metavar="ROOT", help="quickstart's FOLDER")
     args = parser.parse_args(argv)
-    found = read_repetitions(args.roots)
-    print(f"{len(found[SCRATCH])} repetitions")
-    print("\n".join(table_of_nets(found)))
-    print("\n".join(lines_of_comparisons(found)))
+    repetitions = read_repetitions(args.roots)
+    print(f"{len(repetitions[SCRATCH])} repetitions")
+    print("\n".join(table_of_nets(repetitions)))
+    print("\n".join(lines_of_comparisons(repetitions)))
 
 
 if __name__ == "__main__":
