@@ -45,8 +45,10 @@ def grids(*names: str) -> None:
     entries = (BASES | TERMS | DISTILLATIONS).values()
     unread = {flag.name for entry in entries for flag in entry.flags} - read
     for flag in sorted(unread & os.environ.keys()):
-        where = f"{flag}={os.environ[flag]} in front"
-        print(f"{where} has no effect on {', '.join(names)}", file=sys.stderr)
+        print(
+            f"{flag}={os.environ[flag]} in front has no effect on {', '.join(names)}",
+            file=sys.stderr,
+        )
 
 
 def losses() -> None:
@@ -54,10 +56,11 @@ def losses() -> None:
     from losses import BASES, TERMS, loss_parameters
     from utils.run_files import label_of
 
-    for name in [*BASES, *(f"NLL+{term}" for term in TERMS), "FL+MDCA"]:
-        given = {"gamma": 3} if name in ("FL", "FL+MDCA") else {}
-        parameters = loss_parameters(name, given)
-        flags = (f"--{flag} {value:g}" for flag, value in parameters.items())
+    with_terms = [f"NLL+{term}" for term in TERMS]
+    for name in [*BASES, *with_terms, "FL+MDCA"]:
+        chosen = {"gamma": 3} if name in ("FL", "FL+MDCA") else {}
+        parameters = loss_parameters(name, chosen)
+        flags = [f"--{flag} {value:g}" for flag, value in parameters.items()]
         print(label_of(name, parameters), "--loss", name, *flags)
 
 

@@ -32,7 +32,7 @@ from utils.calibration.metrics import classification_metrics, posterior_metrics
 from utils.calibration.posthoc import METHODS
 from utils.data import load_dataset
 from utils.data.views import normalise
-from utils.program import UserError
+from utils.program import UserError, wheels
 
 # --- corrupted images -----------------------------------------------------------------------------
 
@@ -405,6 +405,21 @@ def test_human_labels(copies, test_labels, tmp_path, capsys):
     assert shown == pytest.approx(correlation, abs=0.005) and "teacher resnet8" not in printed
     for words in (("--write",), ("--on", "svhn")):
         assert "name run folders" in refused(capsys, copies, tmp_path / "runs.zip", *human, *words)
+
+
+def test_a_gpu_that_cannot_be_used_is_not_passed_over(copies, tiny_npz, capsys, monkeypatch):
+    """Neither for corrupted nor for foreign images; stored logits need none."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    monkeypatch.setattr(wheels, "driver_version", lambda: 580)
+    monkeypatch.setattr(wheels, "capabilities", lambda: [])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    run = run_of(copies, "teachers")
+    for what in ("corruptions", tiny_npz):
+        error = refused(capsys, copies, run, "--on", what, "--write")
+        assert "there is an NVIDIA driver (580), but" in error and "CUDA_VISIBLE_DEVICES=" in error
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    evaluate(run, "--on", tiny_npz)
 
 
 def test_the_known_posterior(copies, tmp_path):

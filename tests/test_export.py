@@ -157,6 +157,24 @@ def test_what_differs_is_not_written(run, tmp_path, capsys, monkeypatch):
     assert "from the net in float32" in fails(capsys, tmp_path, export.main, flags)
 
 
+def test_only_a_run_that_says_it_was_on_the_cpu_is_held_to_every_digit(run, tmp_path, capsys):
+    """Its hardware's name may be any text; a run of an older version names no device."""
+    with np.load(run / "predictions.npz") as arrays:
+        changed = dict(arrays)
+    changed["best_test_logits"] = changed["best_test_logits"] + np.float32([0.01, 0, 0, 0])
+    np.savez(run / "predictions.npz", **changed)
+    flags = [str(run), "--format", "safetensors", "--out", str(tmp_path / "file")]
+    config = json.loads((run / "config.json").read_text())
+    assert config["device"] == "cpu"
+    (run / "config.json").write_text(json.dumps(config | {"hardware": "a GPU"}))
+    assert "1e-05 is allowed" in fails(capsys, tmp_path, export.main, flags)
+    del config["device"]
+    for content in (config, config | {"device": "cuda", "hardware": "8 cores, NVIDIA"}):
+        (run / "config.json").write_text(json.dumps(content))
+        export.main(flags)
+        (tmp_path / "file").unlink()
+
+
 BAD = """
 run | required: --out
 run --out nowhere/f | --out nowhere/f.*may write

@@ -22,12 +22,29 @@ from utils.program import UserError
 from utils.program.files import refused
 
 SEVERITIES = (1, 2, 3, 4, 5)
-CLEAN, MEAN = "clean", "mean"  # beside corruptions, and beside severities
+# Beside the names of corruptions; MEAN beside severities, too.
+CLEAN = "clean"
+MEAN = "mean"
 PUBLISHED = (
-    *("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise"),
-    *("defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "gaussian_blur"),
-    *("snow", "frost", "fog", "brightness", "spatter"),
-    *("contrast", "elastic_transform", "pixelate", "jpeg_compression", "saturate"),
+    "gaussian_noise",
+    "shot_noise",
+    "impulse_noise",
+    "speckle_noise",
+    "defocus_blur",
+    "glass_blur",
+    "motion_blur",
+    "zoom_blur",
+    "gaussian_blur",
+    "snow",
+    "frost",
+    "fog",
+    "brightness",
+    "spatter",
+    "contrast",
+    "elastic_transform",
+    "pixelate",
+    "jpeg_compression",
+    "saturate",
 )
 SOURCES = {
     "cifar10c": ("CIFAR-10-C", "https://zenodo.org/record/2535967"),
@@ -77,7 +94,8 @@ def make_jpeg(images: Tensor, quality: int, rng) -> Tensor:
     """Compressed and unpacked again by Pillow, at this quality."""
 
     def compressed(image: Image.Image) -> Image.Image:
-        image.save(file := io.BytesIO(), "JPEG", quality=quality)
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=quality)
         return Image.open(file)
 
     return torch.stack([pil_to_tensor(compressed(to_pil_image(image))) for image in images])
@@ -85,10 +103,14 @@ def make_jpeg(images: Tensor, quality: int, rng) -> Tensor:
 
 def make_pixels(images: Tensor, share: float, rng) -> Tensor:
     """Reduced to this share of the side, and enlarged again, by Pillow's box filter."""
-    side, box = images.shape[2], Image.Resampling.BOX
+    side = images.shape[2]
     small = max(1, int(share * side))
-    reduced = (to_pil_image(image).resize((small, small), box) for image in images)
-    return torch.stack([pil_to_tensor(image.resize((side, side), box)) for image in reduced])
+    box = Image.Resampling.BOX
+
+    def pixelated(image: Image.Image) -> Image.Image:
+        return image.resize((small, small), box).resize((side, side), box)
+
+    return torch.stack([pil_to_tensor(pixelated(to_pil_image(image))) for image in images])
 
 
 # name: how to make it, from images uint8 (N, 3, H, W), and its constant at severity 1 to 5
@@ -124,22 +146,30 @@ def published_corruptions(
     UserError, before the first image, where a file is absent or is something else.
     """
     title, address = SOURCES[source]
-    files = [data_dir / title / f"{name}.npy" for name in ("labels", *names)]
+    folder = data_dir / title
+    labels_file = folder / "labels.npy"
     way_out = (
         f"put the files of {title} ({address}) there, whole, name the folder above it by "
         "--data_dir, or choose by --corruptions those that are there"
     )
-    if not files[0].exists():
+    if not labels_file.exists():
         refuse_other_data(source, labels)
-    published, *arrays = (mapped(file, way_out) for file in files)
+    published = mapped(labels_file, way_out)
+    arrays = {name: mapped(folder / f"{name}.npy", way_out) for name in names}
     if not np.array_equal(published, np.tile(labels.numpy(), len(SEVERITIES))):
-        wanted = f"the labels of the run's test split ({len(labels)} images), once per severity"
-        raise UserError(f"--on {source}: {files[0]} is not {wanted}; evaluate a run on those")
-    return (
-        (name, severity, torch.from_numpy(part.copy()).permute(0, 3, 1, 2))
-        for name, array in zip(names, arrays, strict=True)
-        for severity, part in zip(SEVERITIES, np.split(array, len(SEVERITIES)), strict=True)
-    )
+        raise UserError(
+            f"--on {source}: {labels_file} is not the labels of the run's test split "
+            f"({len(labels)} images), once per severity; evaluate a run on those"
+        )
+    return by_severity(arrays)
+
+
+def by_severity(arrays: dict[str, np.ndarray]) -> Iterator[Corrupted]:
+    """Of arrays (5 N, H, W, 3), by the name of their corruption: first all images of severity 1."""
+    for name, array in arrays.items():
+        parts = np.split(array, len(SEVERITIES))
+        for severity, part in zip(SEVERITIES, parts, strict=True):
+            yield name, severity, torch.from_numpy(part.copy()).permute(0, 3, 1, 2)
 
 
 def refuse_other_data(source: str, labels: Tensor) -> None:
@@ -149,9 +179,10 @@ def refuse_other_data(source: str, labels: Tensor) -> None:
     """
     name, classes = CIFAR_CLASSES[source]
     if labels.bincount().tolist() != [10_000 // classes] * classes:
-        own = f"{len(labels)} images of {len(labels.unique())} classes"
-        fault = f"the run's test split, {own}, is not {name}'s"
-        raise UserError(f"--on {source}: {fault}; evaluate a run on {name}")
+        raise UserError(
+            f"--on {source}: the run's test split, {len(labels)} images of "
+            f"{len(labels.unique())} classes, is not {name}'s; evaluate a run on {name}"
+        )
 
 
 def mapped(file: Path, way_out: str) -> np.ndarray:

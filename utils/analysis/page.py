@@ -12,6 +12,7 @@ from utils.analysis.columns import COLUMNS, printable
 from utils.analysis.figures import (
     TRAINING,
     VALIDATION,
+    curves_in,
     heat_map,
     is_grid,
     learning_curves,
@@ -67,26 +68,29 @@ def pictures(section: Section) -> list[str]:
         "trained on labels; triangles: distilled. Bars: standard deviation.</p>",
         picture(partial(top1_against_ece, section), "top-1 against ECE", "wide"),
     ]
-    if any(group.has_history for group in drawn):
-        parts += [
-            "<h3>Learning curves</h3>",
-            picture(
-                lambda file: learning_curves(section, VALIDATION, file),
-                "validation by epoch",
-                "wide",
-            ),
-            picture(
-                lambda file: learning_curves(section, TRAINING, file),
-                "the loss and its parts by epoch",
-                "wide",
-            ),
-            '<p class="soft">Mean of the runs; shaded: from lowest to highest. The parts of a loss '
-            "add up to it.</p>",
-        ]
+    parts += curves(section)
     cards = "".join(reliability(group) for group in drawn)
     if cards:
         parts.append("<h3>Reliability on the test split</h3>")
         parts.append(f'<div class="grid pairs">{cards}</div>')
+    return parts
+
+
+def curves(section: Section) -> list[str]:
+    """Learning curves on validation, and those of the loss and its parts in training."""
+    groups = [group for group in section.drawn if group.has_history]
+    if not groups:
+        return []
+    parts = [
+        "<h3>Learning curves</h3>",
+        picture(partial(learning_curves, section, VALIDATION), "validation by epoch", "wide"),
+    ]
+    about = "Mean of the runs; shaded: from lowest to highest."
+    if curves_in(groups, TRAINING):
+        draw = partial(learning_curves, section, TRAINING)
+        parts.append(picture(draw, "the loss and its parts by epoch", "wide"))
+        about += " The parts of a loss add up to it."
+    parts.append(f'<p class="soft">{about}</p>')
     return parts
 
 

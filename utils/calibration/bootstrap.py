@@ -25,6 +25,7 @@ from torch import Tensor
 
 LEVEL = 0.95  # of intervals
 TAIL = (1 - LEVEL) / 2
+TINY = 1e-30  # in the place of a divisor that is 0
 SPLIT = 0.5  # see `debiased`: the sign of a bin from four fifths of the images, its size from one
 
 
@@ -43,20 +44,36 @@ def gaps(probs: Tensor, labels: Tensor, bins: int = 15, equal_mass: bool = False
     return torch.zeros(len(gap), bins).scatter_(1, columns, gap.float()[:, None]).numpy()
 
 
-def _of_images(values: Callable) -> Callable:
-    """A metric that is the mean of values (N,) of the images: (N, 1)."""
-    return lambda probs, labels: values(probs.double(), labels).float().unsqueeze(1).numpy()
+def _is_right(probs: Tensor, labels: Tensor) -> Tensor:
+    return probs.argmax(dim=1) == labels
+
+
+def _nll(probs: Tensor, labels: Tensor) -> Tensor:
+    return -_label_prob(probs, labels).clamp_min(1e-300).log()
+
+
+def _brier(probs: Tensor, labels: Tensor) -> Tensor:
+    return 1 - 2 * _label_prob(probs, labels) + probs.square().sum(dim=1)
 
 
 def _label_prob(probs: Tensor, labels: Tensor) -> Tensor:
     return probs.gather(1, labels[:, None]).squeeze(1)
 
 
+def _of_images(value: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], np.ndarray]:
+    """A metric that is the mean over images of a value (N,): its matrix (N, 1)."""
+
+    def matrix(probs: Tensor, labels: Tensor) -> np.ndarray:
+        return value(probs.double(), labels).float().unsqueeze(1).numpy()
+
+    return matrix
+
+
 # Metrics that two nets can be compared in: of probabilities (N, K), labels (N,) to (N, columns).
 PAIRED = {
-    "top1": _of_images(lambda p, y: p.argmax(dim=1) == y),
-    "nll": _of_images(lambda p, y: -_label_prob(p, y).clamp_min(1e-300).log()),
-    "brier": _of_images(lambda p, y: 1 - 2 * _label_prob(p, y) + p.square().sum(dim=1)),
+    "top1": _of_images(_is_right),
+    "nll": _of_images(_nll),
+    "brier": _of_images(_brier),
     "ece": gaps,
     "adaece": partial(gaps, equal_mass=True),
 }
@@ -83,13 +100,17 @@ def bins_of(runs: list[np.ndarray], draws: int = 1000) -> Bins:
     Second moments are taken about 0 and not about the mean. So they have no bias where the net is
     calibrated, however few images a bin holds.
     """
-    shape = len(runs), runs[0].shape[1]
-    samples = len(runs[0])
-    gap = np.concatenate(runs, axis=1)
+    samples, bins = runs[0].shape
+    shape = (len(runs), bins)
+    gap = np.concatenate(runs, axis=1)  # (N, runs * bins)
     covariance = (gap.T @ gap).astype(np.float64) / samples**2
+
+    # Normal draws that have this covariance.
     values, vectors = np.linalg.eigh(covariance)
     root = vectors * np.sqrt(values.clip(min=0))
     normal = np.random.default_rng(0).standard_normal((draws, len(covariance)), np.float32)
+    noise = normal @ root.T.astype(np.float32)
+
     # A gap is 1 - c of a right prediction and -c of a wrong one: |gap| (1 - |gap|) is c (1 - c).
     size = np.abs(gap)
     chance = np.sqrt((size * (1 - size)).sum(axis=0, dtype=np.float64)) / samples
@@ -97,7 +118,7 @@ def bins_of(runs: list[np.ndarray], draws: int = 1000) -> Bins:
         mean=gap.mean(axis=0, dtype=np.float64).reshape(shape),
         sd=np.sqrt(covariance.diagonal()).reshape(shape),
         chance=chance.reshape(shape),
-        noise=(normal @ root.T.astype(np.float32)).reshape(draws, *shape),
+        noise=noise.reshape(draws, *shape),
     )
 
 
@@ -131,12 +152,16 @@ def true_error(bins: Bins, profile: np.ndarray, estimate: float, quantile: float
         gap = (error / scale * profile).astype(np.float32) + bins.noise
         return np.quantile(measured_error(gap), quantile) < estimate
 
-    low, high = 0.0, 1.0
+    low = 0.0
+    high = 1.0
     if scale == 0 or not measures_less(low):
         return low
     for _ in range(20):
         middle = (low + high) / 2
-        low, high = (middle, high) if measures_less(middle) else (low, middle)
+        if measures_less(middle):
+            low = middle
+        else:
+            high = middle
     return (low + high) / 2
 
 
@@ -163,7 +188,7 @@ def debiased(gap: np.ndarray, sd: np.ndarray) -> np.ndarray:
     gap + sd e / 2 and gap - 2 sd e are independent. Where the true gap is far above the noise it is
     |gap|; in between it is too low, at most by 0.37 sd of a bin. It can be negative.
     """
-    score = gap / np.maximum(SPLIT * sd, 1e-30)
+    score = gap / np.maximum(SPLIT * sd, TINY)
     density = np.exp(-(score**2) / 2) / math.sqrt(2 * math.pi)
     return (gap * (2 * ndtr(score) - 1) - 2 / SPLIT * sd * density).sum(axis=-1)
 
@@ -194,30 +219,46 @@ def paired_difference(
     of these two nets, not of what training again would give.
     """
     runs = [*first, *second]
-    values, covariance = _means(runs) if runs[0].shape[1] == 1 else _errors(runs, draws)
-    counts = len(first), len(second)
-    rows = slice(0, counts[0]), slice(counts[0], len(runs))
-    weight = np.repeat([1 / counts[0], -1 / counts[1]], counts)
-    value = weight @ values
+    if runs[0].shape[1] == 1:
+        values, covariance = _means(runs)
+    else:
+        values, covariance = _errors(runs, draws)
+
+    # The difference of both rows' means, and its variance by the images.
+    rows = (slice(0, len(first)), slice(len(first), len(runs)))
+    weight = np.repeat([1 / len(first), -1 / len(second)], [len(first), len(second)])
+    value = float(weight @ values)
     variance = max(weight @ covariance @ weight, 0.0)
+
+    # What training again would change: the spread between the runs of a row, in the place of what
+    # the images do to each run alone.
     freedom = math.inf
-    if seeds := len(runs) - 2:
-        share = (1 / counts[0] + 1 / counts[1]) / seeds
+    repeated = len(runs) - 2
+    if repeated:
+        share = (1 / len(first) + 1 / len(second)) / repeated
         own = share * sum(_spread(covariance[row, row]) for row in rows)
         between = share * sum(((values[row] - values[row].mean()) ** 2).sum() for row in rows)
-        least = variance / seeds
+        least = variance / repeated
         variance = max(max(variance - own, 0.0) + between, least)
-        freedom = seeds * (variance / between) ** 2 if between else math.inf
-    width = max(math.sqrt(variance), 1e-300)  # 0 where the rows do not differ in any image
-    reach = width * student_t.isf(TAIL, freedom)
-    p = 2 * student_t.sf(abs(value) / width, freedom)
-    return Difference(*map(float, (value, value - reach, value + reach, p)))
+        if between:
+            freedom = repeated * (variance / between) ** 2
+
+    sd = max(math.sqrt(variance), 1e-300)  # 0 where the rows do not differ in any image
+    reach = float(sd * student_t.isf(TAIL, freedom))
+    return Difference(
+        value=value,
+        low=value - reach,
+        high=value + reach,
+        p=float(2 * student_t.sf(abs(value) / sd, freedom)),
+    )
 
 
 def _means(runs: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Mean over images of each run, of matrices (N, 1), and the means' covariance."""
     images = np.concatenate(runs, axis=1).astype(np.float64)
-    covariance = np.cov(images, rowvar=False) if len(images) > 1 else np.zeros((len(runs),) * 2)
+    covariance = np.zeros((len(runs), len(runs)))
+    if len(images) > 1:  # one image has no spread
+        covariance = np.cov(images, rowvar=False)
     return images.mean(axis=0), covariance / len(images)
 
 
@@ -229,8 +270,9 @@ def _errors(runs: list[np.ndarray], draws: int) -> tuple[np.ndarray, np.ndarray]
     """
     bins = bins_of(runs, draws)
     score = np.divide(bins.mean, bins.sd, out=np.zeros_like(bins.mean), where=bins.sd > 0)
-    used, square = (bins.sd > 0).sum(axis=1), (score**2).sum(axis=1)
-    kept = (1 - used / np.maximum(square, 1e-30)).clip(min=0)
+    used = (bins.sd > 0).sum(axis=1)
+    square = (score**2).sum(axis=1)
+    kept = (1 - used / np.maximum(square, TINY)).clip(min=0)
     drawn = debiased(kept[:, None] * bins.mean + bins.noise, bins.sd)
     return debiased(bins.mean, bins.sd), np.cov(drawn, rowvar=False)
 

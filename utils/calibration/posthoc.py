@@ -20,7 +20,8 @@ from .temperature import fit_temperature
 
 # Of the gradient where the curvature is about 1, so half its square is the distance to the minimum:
 # 1e-12 nats. Cross-validation need not be as exact.
-TOLERANCE, CV_TOLERANCE = 1e-6, 1e-4
+TOLERANCE = 1e-6
+CV_TOLERANCE = 1e-4
 MAX_ITERATIONS = 1000
 AT_BOUND = "the temperature lies at the bound of its range, do not trust the row"
 IDENTITY = "no map that was tried beats the identity, so nothing is changed"
@@ -46,8 +47,10 @@ class Calibration:
 
     def __call__(self, logits: Array) -> Tensor:
         """The calibrated logits (N, K), float64."""
-        z = torch.as_tensor(logits).double()
-        return (z.log_softmax(dim=1) if self.of_log_probs else z) @ self.weight.T + self.bias
+        inputs = torch.as_tensor(logits).double()
+        if self.of_log_probs:
+            inputs = inputs.log_softmax(dim=1)
+        return inputs @ self.weight.T + self.bias
 
 
 def no_calibration(logits: Array, labels: Array) -> Calibration:
@@ -60,8 +63,12 @@ def temperature_scaling(logits: Array, labels: Array) -> Calibration:
     """softmax(z / T), T as `fit_temperature` finds it."""
     temperature, at_bound = fit_temperature(logits, labels)
     identity = no_calibration(logits, labels)
-    facts, notes = {"temperature": temperature, "at_bound": at_bound}, (AT_BOUND,) * at_bound
-    return replace(identity, weight=identity.weight / temperature, facts=facts, notes=notes)
+    return replace(
+        identity,
+        weight=identity.weight / temperature,
+        facts={"temperature": temperature, "at_bound": at_bound},
+        notes=(AT_BOUND,) if at_bound else (),
+    )
 
 
 def vector_scaling(logits: Array, labels: Array) -> Calibration:
@@ -72,18 +79,23 @@ def vector_scaling(logits: Array, labels: Array) -> Calibration:
     logit, which the NLL would only ever lower. Guo et al., ICML 2017, Section 4.2.
     """
     temperature, at_bound = fit_temperature(logits, labels)
-    logits, labels = torch.as_tensor(logits).double(), torch.as_tensor(labels).long()
+    logits = torch.as_tensor(logits).double()
+    labels = torch.as_tensor(labels).long()
+    # Only the classes that have labels are fitted.
     present, label = labels.unique(return_inverse=True)
     scaled = logits[:, present] / temperature
     features = torch.stack([scaled, torch.ones_like(scaled)], dim=2)  # (N, K, 2)
     products = torch.einsum("nk,nki,nkj->kij", _spread(scaled), features, features)
+    curvature = products / len(labels)
 
     def loss(parameters: Tensor) -> Tensor:
         return F.cross_entropy(scaled * parameters[:, 0] + parameters[:, 1], label)
 
-    found = torch.tensor([[1.0, 0.0]]).double().repeat(logits.shape[1], 1)
-    found[present], facts = _minimise(loss, found[present], products / len(labels), TOLERANCE)
-    weight, bias = found.T
+    # From temperature scaling: the weight 1 and the bias 0 of each class.
+    parameters = torch.tensor([[1.0, 0.0]]).double().repeat(logits.shape[1], 1)
+    start = parameters[present]
+    parameters[present], facts = _minimise(loss, start, curvature, TOLERANCE)
+    weight, bias = parameters.T
     bias[present] -= bias[present].mean()
     fitted = Calibration(torch.diag(weight / temperature), bias, facts=facts)
     return _approved(fitted, at_bound, logits, labels)
@@ -101,57 +113,81 @@ def dirichlet_calibration(logits: Array, labels: Array, folds: int = FOLDS) -> C
     """
     logits, labels = checked(logits, labels)
     logits = logits.double()
+
+    # Which strengths hold best on samples that were held out?
     order = np.random.default_rng(0).permutation(len(labels))
-    # One sample cannot be held out from itself.
-    parts = np.array_split(order, min(folds, len(order))) if len(order) > 1 else []
+    parts = []
+    if len(order) > 1:  # one sample cannot be held out from itself
+        parts = np.array_split(order, min(folds, len(order)))
     scores = _cross_validate(logits, labels, parts)
-    identity = F.cross_entropy(logits, labels).item()
+    identity_nll = F.cross_entropy(logits, labels).item()
     best = min(scores, key=itemgetter("held_out_nll"), default={"held_out_nll": math.inf})
-    facts = {"folds": len(parts), "identity_nll": identity, "cross_validation": scores}
-    if not best["held_out_nll"] < identity:
+    facts = {"folds": len(parts), "identity_nll": identity_nll, "cross_validation": scores}
+    if not best["held_out_nll"] < identity_nll:
         return replace(no_calibration(logits, labels), facts=facts, notes=(IDENTITY,))
+
+    # With these once more, on all samples.
     problem = _Dirichlet(logits, labels)
     parameters, fit = problem.fit(best["lambda"], best["mu"], TOLERANCE)
-    weight, bias = parameters[:, :-1] / problem.temperature, parameters[:, -1]
-    fitted = Calibration(weight, bias, of_log_probs=True, facts=best | facts | fit)
+    fitted = Calibration(
+        weight=parameters[:, :-1] / problem.temperature,
+        bias=parameters[:, -1],
+        of_log_probs=True,
+        facts={**best, **facts, **fit},
+    )
     return _approved(fitted, problem.at_bound, logits, labels)
 
 
 def _approved(fitted: Calibration, at_bound: bool, logits: Tensor, labels: Tensor) -> Calibration:
     """What was fitted, with its notes, if it is no worse than the identity on the same samples."""
-    before, after = (F.cross_entropy(z, labels).item() for z in (logits, fitted(logits)))
+    before = F.cross_entropy(logits, labels).item()
+    after = F.cross_entropy(fitted(logits), labels).item()
     if not after <= before:
         return replace(no_calibration(logits, labels), facts=fitted.facts, notes=(IDENTITY,))
-    notes, facts = (AT_BOUND,) * at_bound, fitted.facts
+
+    notes = []
+    if at_bound:
+        notes.append(AT_BOUND)
+    facts = fitted.facts
     if not facts["converged"]:
-        found = f"gradient {facts['gradient']:.1e} after {facts['iterations']} iterations"
-        notes += (f"did not converge: {found}, {TOLERANCE:.0e} wanted",)
-    if absent := sorted(set(range(logits.shape[1])) - set(labels.tolist())):
-        listed = ", ".join(map(str, absent))
-        notes += (f"no validation image of class {listed}: its temperature-scaled logit is kept",)
-    return replace(fitted, notes=notes)
+        notes.append(
+            f"did not converge: gradient {facts['gradient']:.1e} after {facts['iterations']} "
+            f"iterations, {TOLERANCE:.0e} wanted"
+        )
+    absent = sorted(set(range(logits.shape[1])) - set(labels.tolist()))
+    if absent:
+        notes.append(
+            f"no validation image of class {', '.join(map(str, absent))}: its temperature-scaled "
+            "logit is kept"
+        )
+    return replace(fitted, notes=tuple(notes))
 
 
 def _cross_validate(logits: Tensor, labels: Tensor, parts: list[np.ndarray]) -> list[dict]:
     """The mean held-out NLL per sample of the settings that were tried; `parts` are the folds."""
-    problems, scores = [], []  # of each fold, its problem, and what is held out from it
+    # Of each fold its problem, and the inputs and labels that are held out from it.
+    problems = []
     for part in parts:
         out = torch.from_numpy(np.isin(np.arange(len(labels)), part))
         problem = _Dirichlet(logits[~out], labels[~out])
         problems.append((problem, problem.inputs(logits[out]), labels[out]))
+
+    scores = []
     for mu in tqdm(MUS if parts else (), desc="Dirichlet", leave=False, disable=None):
-        found, before = [None] * len(parts), math.inf
+        solutions = [None] * len(parts)
+        nll_before = math.inf
         for strength in LAMBDAS:
             nll = 0.0
             for fold, (problem, inputs, right) in enumerate(problems):
                 # From the solution for the strength before, which is near.
-                found[fold], _ = problem.fit(strength, mu, CV_TOLERANCE, found[fold])
-                sum_out = F.cross_entropy(inputs @ found[fold].T, right, reduction="sum")
+                solution, _ = problem.fit(strength, mu, CV_TOLERANCE, start=solutions[fold])
+                solutions[fold] = solution
+                sum_out = F.cross_entropy(inputs @ solution.T, right, reduction="sum")
                 nll += sum_out.item() / len(labels)
             scores.append({"lambda": strength, "mu": mu, "held_out_nll": nll})
-            if nll > before:
+            if nll > nll_before:
                 break
-            before = nll
+            nll_before = nll
     return scores
 
 
@@ -165,7 +201,8 @@ class _Dirichlet:
     def __init__(self, logits: Tensor, labels: Tensor):
         self.temperature, self.at_bound = fit_temperature(logits, labels)
         self.present, self.labels = labels.unique(return_inverse=True)
-        self.features, self.identity = self.inputs(logits), torch.eye(logits.shape[1]).double()
+        self.features = self.inputs(logits)
+        self.identity = torch.eye(logits.shape[1]).double()
         spread = (_spread(self.features[:, self.present]) / len(labels)).T.unsqueeze(2)
         products = [(self.features * column).T @ self.features for column in spread]
         self.curvature = torch.stack(products)
@@ -178,7 +215,8 @@ class _Dirichlet:
         self, strength: float, mu: float, tolerance: float, start: Tensor | None = None
     ) -> tuple[Tensor, dict]:
         """The parameters of least penalised NLL, and how the search for them ended."""
-        count, present = len(self.identity), self.present
+        count = len(self.identity)
+        present = self.present
         # Off the diagonal, and the bias; rows of the classes that have labels.
         penalised = torch.cat([1 - self.identity, torch.ones(count, 1).double()], dim=1)[present]
         penalty = penalised * (strength / max(1, count * (count - 1)) / self.temperature**2)
@@ -230,13 +268,24 @@ def _minimise(
         value.backward()
         return value
 
-    limits = {"max_iter": MAX_ITERATIONS, "max_eval": 3 * MAX_ITERATIONS, "history_size": 50}
-    limits |= {"tolerance_grad": tolerance, "tolerance_change": 1e-16}
-    search = torch.optim.LBFGS([steps], **limits, line_search_fn="strong_wolfe")
+    search = torch.optim.LBFGS(
+        [steps],
+        max_iter=MAX_ITERATIONS,
+        max_eval=3 * MAX_ITERATIONS,
+        history_size=50,
+        tolerance_grad=tolerance,
+        tolerance_change=1e-16,
+        line_search_fn="strong_wolfe",
+    )
     search.step(closure)
-    closure()
-    gradient, iterations = steps.grad.abs().max().item(), search.state[steps]["n_iter"]
-    facts = {"converged": gradient <= tolerance, "gradient": gradient, "iterations": iterations}
+
+    closure()  # the gradient where it ended
+    gradient = steps.grad.abs().max().item()
+    facts = {
+        "converged": gradient <= tolerance,
+        "gradient": gradient,
+        "iterations": search.state[steps]["n_iter"],
+    }
     return parameters().detach(), facts
 
 

@@ -29,7 +29,7 @@ CIFAR-100, T = 1.44: APS from 4.4 to 5.5 classes, RAPS from 3.5 to 4.4, LAC from
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,8 +40,10 @@ from torch import Tensor
 from .scores import Array, as_tensor, checked, checked_scores, in_pieces, rank_of
 
 ALPHA = 0.1
-PENALTY, FREE_RANKS = 0.01, 5  # lambda and k_reg of RAPS
-FIT_SEED, MEASURE_SEED = 0, 1
+PENALTY = 0.01  # lambda of RAPS
+FREE_RANKS = 5  # k_reg of RAPS
+FIT_SEED = 0
+MEASURE_SEED = 1
 STRATA = (2, 4, 11, 101)  # sizes 0-1, 2-3, 4-10, 11-100, 101 and more: as in the RAPS paper
 
 
@@ -104,8 +106,8 @@ def fit_sets(
     Raises ValueError as the metrics do, where alpha is not between 0 and 1, where T is not positive
     or where N < 1/alpha - 1, for then every set would have to hold every class.
     """
-    conformity = _of_labels(logits, labels, temperature, randomised, FIT_SEED, (method,))[method]
-    threshold = conformal_threshold(conformity, alpha)
+    conformity = _of_labels(logits, labels, temperature, randomised, methods=(method,))
+    threshold = conformal_threshold(conformity[method], alpha)
     return ConformalSets(method, threshold, temperature, randomised)
 
 
@@ -135,15 +137,18 @@ def set_metrics(
             f"validation logits {tuple(val_logits.shape)} and test logits "
             f"{tuple(test_logits.shape)} should have the same number of classes"
         )
-    fitted = _of_labels(val_logits, val_labels, temperature, randomised, FIT_SEED)
-    thresholds = {name: conformal_threshold(values, alpha) for name, values in fitted.items()}
+    conformity = _of_labels(val_logits, val_labels, temperature, randomised)
+    thresholds = {
+        method: conformal_threshold(values, alpha) for method, values in conformity.items()
+    }
     sizes, covered = _measured(test_logits, test_labels, temperature, randomised, thresholds)
     labels = as_tensor(test_labels).long()
-    return {
-        PREFIX[method] + name: value
-        for method in METHODS
-        for name, value in _worth(sizes[method], covered[method], labels, alpha).items()
-    }
+    metrics = {}
+    for method in METHODS:
+        worth = _worth(sizes[method], covered[method], labels, alpha)
+        for name, value in worth.items():
+            metrics[PREFIX[method] + name] = value
+    return metrics
 
 
 def conformal_threshold(conformity: Tensor, alpha: float) -> float:
@@ -164,8 +169,9 @@ def conformal_threshold(conformity: Tensor, alpha: float) -> float:
 
 def _worth(sizes: Tensor, covered: Tensor, labels: Tensor, alpha: float) -> dict[str, float]:
     """The metrics of sets: their sizes (N,), whether each holds its label (N,), the labels (N,)."""
-    classes = _mean_by(labels, covered)[0]
-    strata, counts = _mean_by(torch.bucketize(sizes, torch.tensor(STRATA), right=True), covered)
+    classes, _ = _mean_by(labels, covered)
+    stratum = torch.bucketize(sizes, torch.tensor(STRATA), right=True)
+    strata, counts = _mean_by(stratum, covered)
     return {
         "coverage": covered.double().mean().item(),
         "set_size": sizes.double().mean().item(),
@@ -181,19 +187,25 @@ def _mean_by(group: Tensor, covered: Tensor) -> tuple[Tensor, Tensor]:
     """Coverage and number of the images of each group (N,) that has any."""
     counts = torch.bincount(group)
     hits = torch.bincount(group, weights=covered.double())
-    return hits[counts > 0] / counts[counts > 0], counts[counts > 0]
+    full = counts > 0
+    return hits[full] / counts[full], counts[full]
 
 
 def _of_labels(
-    logits: Array, labels: Array, temperature: float, randomised: bool, seed: int, methods=METHODS
+    logits: Array,
+    labels: Array,
+    temperature: float,
+    randomised: bool,
+    methods: Iterable[str] = METHODS,
 ) -> dict[str, Tensor]:
-    """Of each method, the conformity (N,) of the labels."""
+    """Of each method, the conformity (N,) of the validation labels."""
     logits, labels = checked(logits, labels)
-    found = {method: [] for method in methods}
-    for probs, rest, place in _pieces(logits, labels, temperature, randomised, seed):
-        for method, parts in found.items():
-            parts.append(METHODS[method](probs, rest).gather(1, place).squeeze(1))
-    return {method: torch.cat(parts) for method, parts in found.items()}
+    parts = {method: [] for method in methods}
+    for probs, rest, place in _pieces(logits, labels, temperature, randomised, FIT_SEED):
+        for method, of_method in parts.items():
+            conformity = METHODS[method](probs, rest)
+            of_method.append(conformity.gather(1, place).squeeze(1))
+    return {method: torch.cat(of_method) for method, of_method in parts.items()}
 
 
 def _measured(
