@@ -1,11 +1,10 @@
 """docs/notebook.md: its lines run as they stand there, on a small data set."""
 
+import json
 import re
 
 import pytest
 from conftest import ROOT
-
-from utils.program.files import read_json
 
 PAGE = (ROOT / "docs/notebook.md").read_text()
 TRAINING, PARTS = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
@@ -24,9 +23,11 @@ def test_a_teacher_a_student_and_a_table(tmp_path, monkeypatch, capsys, tiny_npz
     names = run(code.replace("runs/synthetic", "runs/tiny"))
     student = names["student"]
     (file,) = (tmp_path / "runs/tiny/resnet8").glob("*/result.json")
-    assert student == read_json(file)
+    assert student == json.loads(file.read_text())
     assert student["teacher"]["model"] == "resnet14"
-    *_, last = capsys.readouterr().out.strip().splitlines()
+    output = capsys.readouterr().out
+    assert "resnet14 FL+MDCA gamma=1 beta=1" in output  # a row of the report
+    *_, last = output.strip().splitlines()
     assert float(last) == student["best"]["test"]["scaled"]["ece"]
 
 

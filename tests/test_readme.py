@@ -19,7 +19,7 @@ IMPORTS = {
 }
 # Where an example goes: the end of a file, above a registry, or behind the brace that opens one.
 HEAD = re.compile(r"^# (\S+\.py)(?:, (in|above) (\w+).*)?\n", re.MULTILINE)
-OPENS = r"^(?:def )?{}\b.*?{{(?:  #[^\n]*)?\n"
+OPENS = r"^(?:{0}\b[^\n]* = |def {0}\b.*?){{(?:  #[^\n]*)?\n"
 
 
 def add(root, file: str, where: str | None, name: str | None, code: str) -> None:
