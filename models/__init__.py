@@ -32,8 +32,11 @@ def family(name: str, build: Callable, sizes: Iterable, origin: str) -> dict[str
     }
 
 
+# Code bases of which several nets are.
 DISTILLERS = "RepDistiller, mdistiller"
 FOCAL = "focal_calibration"
+
+# Nets of another code base, each with what makes it differ from ours.
 resnet_x4 = partial(thin, widths=(64, 128, 256), stem=32)
 # Distillation's VGGs keep maps of four pixels; the others have the paper's three linear layers.
 distillers_vgg = partial(vgg, smallest=4)
@@ -47,6 +50,7 @@ half_mobilenet = partial(
     relu=nn.ReLU,
     even=True,
 )
+
 # A new net is one line here: its name, what makes it from num_classes, and whose it is. KD(C) is
 # the calibration transfer paper's own code.
 MODELS: dict[str, NetEntry] = {
@@ -74,6 +78,7 @@ MODELS: dict[str, NetEntry] = {
     **family("densenet{}", densenet, (121, 169, 201), f"{FOCAL}, KD(C)"),
     **family("repvgg_{}", repvgg, ("a0", "a1", "a2"), "chenyaofo"),
 }
+# Beside these: wide ResNets of any size, and the nets of timm by their names there.
 WRN_PATTERN = "wrn_{depth}_{width}"
 TIMM = "timm/"
 
@@ -88,8 +93,10 @@ def constructor(name: str) -> Callable[..., nn.Module]:
     if match and int(match[1]) % 6 == 4:
         return partial(wide_resnet, int(match[1]), int(match[2]))
     nearest = get_close_matches(name.lower(), MODELS, n=1, cutoff=0)[0]
-    rest = f"--help lists all, {WRN_PATTERN} takes any depth 6n+4 and {TIMM}NAME any net of timm"
-    raise ValueError(f"unknown model {name!r}; the nearest is {nearest}; {rest}")
+    raise ValueError(
+        f"unknown model {name!r}; the nearest is {nearest}; --help lists all, {WRN_PATTERN} takes "
+        f"any depth 6n+4 and {TIMM}NAME any net of timm"
+    )
 
 
 def timm_constructor(name: str) -> Callable[..., nn.Module]:
@@ -99,9 +106,9 @@ def timm_constructor(name: str) -> Callable[..., nn.Module]:
     except ImportError:
         raise ValueError(f"{name} needs timm; pip install timm") from None
     short = name.removeprefix(TIMM)
-    known = {*timm.list_models(), *timm.list_pretrained()}
-    if short not in known:
-        nearest = get_close_matches(short.lower(), sorted(known), n=3, cutoff=0)
+    names = {*timm.list_models(), *timm.list_pretrained()}
+    if short not in names:
+        nearest = get_close_matches(short.lower(), sorted(names), n=3, cutoff=0)
         raise ValueError(f"unknown model {name!r}; timm's nearest are {', '.join(nearest)}")
     return partial(timm.create_model, short)
 

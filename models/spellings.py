@@ -21,20 +21,26 @@ def standard_names(state: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor
     convolution becomes a linear layer. Batch norm's counters are left out: old files lack them, and
     only training reads them. What fits neither way keeps its (replaced) names.
     """
-    wanted = {key: value for key, value in net.state_dict().items() if not key.endswith(COUNTER)}
-    found = {key: value for key, value in state.items() if not key.endswith(COUNTER)}
+    wanted = without_counters(net.state_dict())
+    renamed = without_counters(state)
     for pattern, replacement in RENAMES:
-        found = {re.sub(pattern, replacement, key): value for key, value in found.items()}
-    if found.keys() != wanted.keys() and traits(found) == traits(wanted):
-        found = dict(zip(wanted, found.values(), strict=True))
-    if "fc.weight" in found and found["fc.weight"].ndim == 4:
-        found["fc.weight"] = found["fc.weight"].flatten(1)
-    return found
+        renamed = {re.sub(pattern, replacement, key): value for key, value in renamed.items()}
+
+    if renamed.keys() != wanted.keys() and traits(renamed) == traits(wanted):
+        renamed = dict(zip(wanted, renamed.values(), strict=True))
+    if "fc.weight" in renamed and renamed["fc.weight"].ndim == 4:
+        renamed["fc.weight"] = renamed["fc.weight"].flatten(1)
+    return renamed
+
+
+def without_counters(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value for key, value in state.items() if not key.endswith(COUNTER)}
 
 
 def variant(state: dict[str, Tensor], name: str) -> dict[str, str | bool]:
     """Options of `build_model(name)` that foreign names show and tensors do not."""
-    if name.startswith("resnet") and not any(re.search("downsample|shortcut", k) for k in state):
+    has_shortcuts = any(re.search("downsample|shortcut", key) for key in state)
+    if name.startswith("resnet") and not has_shortcuts:
         return {"shortcut": "pad"}
     if name.startswith("densenet") and any("dense_block_layer" in key for key in state):
         return {"linear_transitions": True}

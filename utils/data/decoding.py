@@ -6,7 +6,7 @@ known it is refused, for to cut off at 255 would make it white.
 """
 
 import os
-from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing.pool import ThreadPool
 from typing import NamedTuple
@@ -50,9 +50,9 @@ class Decoded(NamedTuple):
 
 def decoder_version() -> str:
     """What the pixels of a file depend on besides the file."""
-    codecs = (f"{name} {features.version(name)}" for name in CODECS if features.check(name))
-    modules = (f"{name} {features.version(name)}" for name in ("webp", "avif"))
-    return ", ".join([f"reading {READING}", f"Pillow {pillow_version}", *codecs, *modules])
+    names = [name for name in CODECS if features.check(name)]
+    versions = [f"{name} {features.version(name)}" for name in (*names, "webp", "avif")]
+    return ", ".join([f"reading {READING}", f"Pillow {pillow_version}", *versions])
 
 
 def decode(files: list[str], image_size: int | None) -> Decoded:
@@ -64,7 +64,8 @@ def decode(files: list[str], image_size: int | None) -> Decoded:
     require_memory(2 * 3 * side**2 * len(files))  # as decoded, and as split
     images = np.zeros((len(files), side, side, 3), np.uint8)
 
-    def into(number: int) -> tuple[str | None, list[str]]:
+    def decode_into_place(number: int) -> tuple[str | None, list[str]]:
+        """Fills images[number]; why that file cannot be read, and remarks on it."""
         try:
             pixels, remarks = read_image(files[number])
         # Any exception: damaged images raise a dozen kinds, and each means the same to the user.
@@ -73,25 +74,31 @@ def decode(files: list[str], image_size: int | None) -> Decoded:
         if image_size:
             pixels = ImageOps.fit(pixels, (side, side), Image.Resampling.BILINEAR)
         if pixels.size != (side, side):
-            size = "{} x {} pixels, not {} x {}".format(*pixels.size, side, side)
-            raise ValueError(f"{files[number]} is {size}; give --image_size")
+            raise ValueError(
+                f"{files[number]} is {pixels.width} x {pixels.height} pixels, not {side} x {side}; "
+                "give --image_size"
+            )
         images[number] = np.asarray(pixels)
         return None, remarks
 
     # Threads: Pillow decodes without holding Python's lock.
     with ThreadPool(os.cpu_count()) as pool:
-        work = pool.imap(into, range(len(files)), chunksize=64)
-        outcomes = list(tqdm(work, "decoding", len(files), disable=None, leave=False))
-    return Decoded(images, [fault for fault, _ in outcomes], counted_remarks(files, outcomes))
+        outcomes = pool.imap(decode_into_place, range(len(files)), chunksize=64)
+        bar = tqdm(outcomes, desc="decoding", total=len(files), disable=None, leave=False)
+        faults, remarks = zip(*bar, strict=True)
+    return Decoded(images, list(faults), counted_remarks(files, remarks))
 
 
-def counted_remarks(files: list[str], outcomes: list[tuple[str | None, list[str]]]) -> list[str]:
-    counts, first = Counter(), {}
-    for file, (_, remarks) in zip(files, outcomes, strict=True):
-        counts.update(remarks)
-        for remark in remarks:
-            first.setdefault(remark, file)
-    return [f"{n} images are {remark} (first {first[remark]})" for remark, n in counts.items()]
+def counted_remarks(files: list[str], remarks: Sequence[list[str]]) -> list[str]:
+    """A line for each kind of remark; `remarks` are those of each file."""
+    files_of: dict[str, list[str]] = {}
+    for file, remarks_of_file in zip(files, remarks, strict=True):
+        for remark in remarks_of_file:
+            files_of.setdefault(remark, []).append(file)
+    return [
+        f"{len(remarked)} images are {remark} (first {remarked[0]})"
+        for remark, remarked in files_of.items()
+    ]
 
 
 def first_width(files: list[str]) -> int:
@@ -135,9 +142,12 @@ def has_frames(image: Image.Image) -> bool:
 
 def as_rgb(image: Image.Image, remarks: list[str]) -> Image.Image:
     """The image in mode RGB; adds to `remarks`. Raises ValueError where its range is not known."""
-    if tiff_tag(image, "SampleFormat", UNSIGNED)[0] not in UNSIGNED or image.mode == "F":
-        kind = "signed or floating-point levels, whose range is not known"
-        raise ValueError(f"{kind}; save it as unsigned levels of 8 or 16 bits")
+    is_unsigned = tiff_tag(image, "SampleFormat", UNSIGNED)[0] in UNSIGNED
+    if not is_unsigned or image.mode == "F":
+        raise ValueError(
+            "signed or floating-point levels, whose range is not known; save it as unsigned levels "
+            "of 8 or 16 bits"
+        )
     if image.mode == "I" or image.mode.startswith("I;"):
         remarks.append(DEEPER)
         return eight_bits(image).convert("RGB")
@@ -154,7 +164,8 @@ def eight_bits(image: Image.Image) -> Image.Image:
     levels = np.asarray(image).astype(np.int64)
     if tiff_tag(image, "PhotometricInterpretation", 1) == WHITE_IS_ZERO:  # Pillow turns 8 bits only
         levels = largest - levels
-    return Image.fromarray(((255 * levels + largest // 2) // largest).astype(np.uint8))
+    rounded = (255 * levels + largest // 2) // largest
+    return Image.fromarray(rounded.astype(np.uint8))
 
 
 def largest_level(image: Image.Image) -> int:
@@ -163,12 +174,16 @@ def largest_level(image: Image.Image) -> int:
         return 2 ** tiff_tag(image, "BitsPerSample", (16,))[0] - 1
     if image.format in ("PNG", "PPM", "JPEG2000"):  # Pillow scales fewer bits up to 16
         return 2**16 - 1
-    fault = f"grey levels of a {image.format} in mode {image.mode}, whose range is not known"
-    raise ValueError(f"{fault}; save it as unsigned levels of 8 or 16 bits")
+    raise ValueError(
+        f"grey levels of a {image.format} in mode {image.mode}, whose range is not known; save it "
+        "as unsigned levels of 8 or 16 bits"
+    )
 
 
 def tiff_tag(image: Image.Image, name: str, default):
-    return image.tag_v2.get(TIFF_TAGS[name], default) if image.format == "TIFF" else default
+    if image.format != "TIFF":
+        return default
+    return image.tag_v2.get(TIFF_TAGS[name], default)
 
 
 def is_transparent(image: Image.Image) -> bool:

@@ -23,7 +23,10 @@ PARTS = ("train", "val", "test")
 ANNOTATIONS = "val_annotations.txt"
 # Beside names that begin with a dot: what systems and file servers put into any folder.
 SYSTEM_NAMES = {"thumbs.db", "desktop.ini", "@eadir", "__macosx", "lost+found", "$recycle.bin"}
-HIDDEN, EMPTY, LOOSE = "hidden", "class folders without an image", "in no class folder"
+# Kinds of what is not read; others are a file's suffix.
+HIDDEN = "hidden"
+EMPTY = "class folders without an image"
+LOOSE = "in no class folder"
 
 
 @dataclass
@@ -52,37 +55,48 @@ class Listing:
 
 def list_folder(folder: Path) -> Listing:
     """Raises OSError, and ValueError, which says what is wrong with the folder."""
-    train, val, test = (read_part(folder / name) for name in PARTS)
-    check_training(train, len(val.images) + len(test.images))
-    labelled, notes = [], []
+    train = read_part(folder / "train")
+    val = read_part(folder / "val")
+    test = read_part(folder / "test")
+    check_training(train, images_elsewhere=len(val.images) + len(test.images))
+
+    # The last part that has labels tests; where both have, val/ validates.
+    labelled = []
+    unread = []
     for part in (val, test):
         if part.labels & train.labels:
             check_known(part, train)
             labelled.append(part)
         elif part.folder.is_dir():
-            notes.append(f"{part.folder.name}/ has no class of train/: it is not read")
+            unread.append(f"{part.folder.name}/ has no class of train/: it is not read")
     if not labelled:
-        raise ValueError(f"no image to test on has a label; {'; '.join(notes)}")
-    validates = labelled[0].images if len(labelled) == 2 else []
-    notes = [f"{note}, and {labelled[0].folder.name}/ is the test split" for note in notes]
-    if validates:
-        notes.append(f"the {len(validates)} images of val/ validate, and all of train/ trains")
-    notes += [note for part in (train, *labelled) for note in spelt_alike(part)]
+        raise ValueError(f"no image to test on has a label; {'; '.join(unread)}")
+
+    notes = [f"{note}, and {labelled[0].folder.name}/ is the test split" for note in unread]
+    validation = []
+    if len(labelled) == 2:
+        validation = val.images
+        notes.append(f"the {len(validation)} images of val/ validate, and all of train/ trains")
+    for part in (train, *labelled):
+        notes += spelt_alike(part)
     notes += not_read(folder, [train, *labelled])
-    return Listing(train.images, validates, labelled[-1].images, notes)
+    return Listing(train=train.images, val=validation, test=labelled[-1].images, notes=notes)
 
 
-def check_training(train: Part, others: int) -> None:
-    """Refuse a class without an image, and fewer than two classes. `others`: images elsewhere."""
+def check_training(train: Part, images_elsewhere: int) -> None:
+    """Refuse a class without an image, fewer than two classes, and nothing to test on."""
     for label, folders in train.classes.items():
         if label not in train.labels:
-            found = " and ".join(content(train, name) for name in folders)
-            fault = f"class {label} has no image in train/{label}/ that can be read ({found})"
-            raise ValueError(f"{fault}; put some there, or delete the folder")
-    if len(train.labels) < 2 or not others:
-        count = f"{len(train.images)} images of {len(train.labels)} classes in train/CLASS/"
-        wanted = "val/CLASS/ or test/CLASS/; both need images of two classes"
-        raise ValueError(f"{count} and {others} in {wanted}")
+            contents = " and ".join(content(train, name) for name in folders)
+            raise ValueError(
+                f"class {label} has no image in train/{label}/ that can be read ({contents}); put "
+                "some there, or delete the folder"
+            )
+    if len(train.labels) < 2 or not images_elsewhere:
+        raise ValueError(
+            f"{len(train.images)} images of {len(train.labels)} classes in train/CLASS/ and "
+            f"{images_elsewhere} in val/CLASS/ or test/CLASS/; both need images of two classes"
+        )
 
 
 def content(part: Part, name: str) -> str:
@@ -90,11 +104,12 @@ def content(part: Part, name: str) -> str:
     path = part.folder / name
     if not path.exists():
         return "a link to nowhere"
-    kinds = {
-        kind: sum(file.startswith(f"{path}/") for file in files)
-        for kind, files in part.left_out.items()
-    }
-    return ", ".join(f"{n} {kind}" for kind, n in kinds.items() if n) or "it is empty"
+    counts = []
+    for kind, files in part.left_out.items():
+        count = sum(file.startswith(f"{path}/") for file in files)
+        if count:
+            counts.append(f"{count} {kind}")
+    return ", ".join(counts) or "it is empty"
 
 
 def check_known(part: Part, train: Part) -> None:
@@ -103,16 +118,19 @@ def check_known(part: Part, train: Part) -> None:
     if not absent:
         return
     label = absent[0]
-    alike = [each for each in train.labels if plain(each) == plain(label)]
+    alike = [other for other in train.labels if plain(other) == plain(label)]
     if alike:
         way_out = f"train/ has {alike[0]!r}: give both one name"
     else:
         way_out = f"put some into train/{label}/, or leave the class out"
-    fault = f"class {label} of {part.folder.name}/ (one of {len(absent)}) has no training image"
-    raise ValueError(f"{fault}; {way_out}")
+    raise ValueError(
+        f"class {label} of {part.folder.name}/ (one of {len(absent)}) has no training image; "
+        f"{way_out}"
+    )
 
 
 def plain(label: str) -> str:
+    """What is left of a name where blanks around it and capitals do not count."""
     return label.strip().casefold()
 
 
@@ -167,7 +185,7 @@ def read_part(folder: Path) -> Part:
 def read_annotations(part: Part) -> None:
     """A line for each image: its file's name in images/, a tab, its class."""
     file = part.folder / ANNOTATIONS
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
         name, tab, rest = line.partition("\t")
         label = one_spelling(rest.partition("\t")[0])
         if tab and name and label:
@@ -175,21 +193,22 @@ def read_annotations(part: Part) -> None:
         elif line.strip():
             raise ValueError(f"{file} line {number}: a file name, a tab and a class are wanted")
     listed = {file for _, file in part.images}
-    present = (path for path in sorted(part.folder.rglob("*")) if path.is_file() and path != file)
-    for path in present:
-        if str(path) not in listed:
+    for path in sorted(part.folder.rglob("*")):
+        if path.is_file() and path != file and str(path) not in listed:
             part.left_out[f"not in {ANNOTATIONS}"].append(str(path))
 
 
 def images_below(folder: Path, part: Part) -> list[str]:
     """Files below a class folder that Pillow may read; counts the others."""
-    known, images = Image.registered_extensions(), []
+    formats = Image.registered_extensions()
+    images = []
     for place, names in sorted(folders_below(folder, part)):
         for name in sorted(names):
-            file, suffix = f"{place}/{name}", os.path.splitext(name)[1]
+            file = f"{place}/{name}"
+            suffix = os.path.splitext(name)[1]
             if is_hidden(name):
                 part.left_out[HIDDEN].append(file)
-            elif known.get(suffix.lower()) in Image.OPEN:
+            elif formats.get(suffix.lower()) in Image.OPEN:
                 images.append(file)
             else:
                 part.left_out[f"*{suffix}" if suffix else "without a suffix"].append(file)
@@ -198,13 +217,15 @@ def images_below(folder: Path, part: Part) -> list[str]:
 
 def folders_below(folder: Path, part: Part) -> Iterator[tuple[str, list[str]]]:
     """(folder, names of its files) of it and all below, also behind links; counts hidden ones."""
-    places = set()
+    visited = set()
     for place, folders, names in os.walk(folder, followlinks=True, onerror=fail):
         real = os.path.realpath(place)
-        if real in places:  # a second way to it, or a link back up
+        if real in visited:  # a second way to it, or a link back up
             folders.clear()
             continue
-        places.add(real)
+        visited.add(real)
+
+        # What is taken out of `folders` here is not walked through.
         hidden = [f"{place}/{name}" for name in folders if is_hidden(name)]
         if hidden:
             part.left_out[HIDDEN] += hidden

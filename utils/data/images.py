@@ -53,26 +53,33 @@ def decoded(
     parts = {"train": listing.train, "val": listing.val, "test": listing.test}
     files = [file for part in parts.values() for _, file in part]
     images, faults, notes = decode(files, image_size)
-    readable = np.array([fault is None for fault in faults])
-    if not readable.all():
-        first = next(filter(None, faults))
-        fault = f"{(~readable).sum()} of {len(faults)} images cannot be read, first {first}"
+    is_readable = np.array([fault is None for fault in faults])
+    if not is_readable.all():
+        first = next(fault for fault in faults if fault is not None)
+        fault = f"{(~is_readable).sum()} of {len(faults)} images cannot be read, first {first}"
         if not skip_unreadable:
             raise ValueError(f"{fault}; mend or delete them, or give --skip_unreadable")
         notes = [f"{fault}; left out", *notes]
+
+    # The files lie part after part, as they were listed.
     classes = sorted({label for label, _ in listing.train})
-    arrays, start = {}, 0
+    arrays = {}
+    start = 0
     for name, part in parts.items():
-        here = slice(start, start := start + len(part))
-        if part and not readable[here].any():
+        place = slice(start, start + len(part))
+        start += len(part)
+        if not part:
+            continue
+        kept = is_readable[place]
+        if not kept.any():
             raise ValueError(f"none of the {len(part)} images of the {name} split can be read")
-        if part:
-            labels = np.searchsorted(classes, [label for label, _ in part])
-            arrays[f"x_{name}"] = images[here][readable[here]]
-            arrays[f"y_{name}"] = labels[readable[here]]
-    unseen = np.setdiff1d(np.arange(len(classes)), arrays["y_train"])
-    if len(unseen):
-        raise ValueError(f"class {classes[unseen[0]]}: none of its training images can be read")
+        labels = np.searchsorted(classes, [label for label, _ in part])
+        arrays[f"x_{name}"] = images[place][kept]
+        arrays[f"y_{name}"] = labels[kept]
+
+    untrained = np.setdiff1d(np.arange(len(classes)), arrays["y_train"])
+    if len(untrained):
+        raise ValueError(f"class {classes[untrained[0]]}: none of its training images can be read")
     return checked(arrays, where) | {"classes": np.array(classes)}, notes
 
 

@@ -5,6 +5,7 @@ The partner is any image of the epoch in its view of that epoch, so mixtures are
 number of processes. The draws have a stream of their own: order and views are as without a mix.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -34,6 +35,7 @@ class MixPlan(NamedTuple):
 
 
 def draw_share(shares: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
+    """The share alone."""
     return shares[:, None]
 
 
@@ -63,8 +65,8 @@ def cutmix(images: Tensor, partners: Tensor, numbers: Tensor) -> tuple[Tensor, T
 
 
 MIXES = {
-    "mixup": Mix(1, draw_share, mixup),
-    "cutmix": Mix(4, draw_boxes, cutmix),
+    "mixup": Mix(numbers=1, draw=draw_share, apply=mixup),
+    "cutmix": Mix(numbers=4, draw=draw_boxes, apply=cutmix),
 }
 
 
@@ -85,7 +87,11 @@ def mix_plan(
     """
     rng = np.random.default_rng([seed, epoch, STREAM])
     partner_places = torch.from_numpy(rng.permutation(len(order)))
-    steps = -(-len(order) // images_per_step)
+    steps = math.ceil(len(order) / images_per_step)
     shares = rng.beta(alpha, alpha, steps)
     numbers = MIXES[kind].draw(shares, side, rng)
-    return MixPlan(order[partner_places], views[partner_places], torch.from_numpy(numbers))
+    return MixPlan(
+        partners=order[partner_places],
+        partner_views=views[partner_places],
+        numbers=torch.from_numpy(numbers),
+    )

@@ -20,37 +20,50 @@ def read_npz(path: Path, where: str) -> Arrays:
 
     With `classes`, names, where the file has a text for each class, and `notes`, lines to be said.
     """
-    way_out = f"write it with numpy.savez(file, {', '.join(f'{key}=...' for key in ARRAYS)})"
-    # Two copies: as read, and as split.
-    with refused(f"{where}: not a readable .npz file", way_out), open_npz(path, 2) as archive:
-        read = [key for key in (*ARRAYS, *OWN_VALIDATION) if key in archive.files]
-        arrays = {key: archive[key] for key in read}
+    example = ", ".join(f"{key}=..." for key in ARRAYS)
+    with (
+        refused(
+            f"{where}: not a readable .npz file",
+            way_out=f"write it with numpy.savez(file, {example})",
+        ),
+        # Two copies: as read, and as split.
+        open_npz(path, copies=2) as archive,
+    ):
+        keys = [key for key in (*ARRAYS, *OWN_VALIDATION) if key in archive.files]
+        stored = {key: archive[key] for key in keys}
+        has_names = CLASSES in archive.files
         names = texts(archive, CLASSES)
-        others = sorted(set(archive.files).difference(read, [CLASSES]))
-        names_lie_there = CLASSES in archive.files
-    made, notes = checked(arrays, where), []
-    if has_validation(made):
+        unread = sorted(set(archive.files).difference(keys, [CLASSES]))
+
+    arrays = checked(stored, where)
+    notes = []
+    if has_validation(arrays):
         notes.append(
-            f"the {len(made['y_val'])} images of x_val validate, and all of x_train trains"
+            f"the {len(arrays['y_val'])} images of x_val validate, and all of x_train trains"
         )
-    classes = int(made["y_train"].max()) + 1
-    if names is not None and names.shape == (classes,):
-        made[CLASSES] = names
-    elif names_lie_there:
-        notes.append(f"{CLASSES} is no array of {classes} texts: the classes' names are not kept")
-    if others:
-        notes.append(f"not read: {', '.join(others)}")
-    return made | {"notes": np.array(notes, dtype=str)}
+    num_classes = int(arrays["y_train"].max()) + 1
+    if names is not None and names.shape == (num_classes,):
+        arrays[CLASSES] = names
+    elif has_names:
+        notes.append(
+            f"{CLASSES} is no array of {num_classes} texts: the classes' names are not kept"
+        )
+    if unread:
+        notes.append(f"not read: {', '.join(unread)}")
+    arrays["notes"] = np.array(notes, dtype=str)
+    return arrays
 
 
-def texts(archive, key: str) -> np.ndarray | None:
+def texts(archive: np.lib.npyio.NpzFile, key: str) -> np.ndarray | None:
     """An array of texts, or None where there is none: pickled objects are not read."""
     array = None
     with suppress(ValueError, KeyError):
         array = archive[key]
-    if array is not None and array.dtype.kind == "S":
+    if array is None:
+        return None
+    if array.dtype.kind == "S":
         array = np.char.decode(array, "utf-8", "replace")
-    return array if array is not None and array.dtype.kind == "U" else None
+    return array if array.dtype.kind == "U" else None
 
 
 def checked(arrays: Arrays, where: str) -> Arrays:
@@ -58,18 +71,28 @@ def checked(arrays: Arrays, where: str) -> Arrays:
 
     Images may come as `channels_last` takes them, labels as (N, 1).
     """
-    wanted = OWN_VALIDATION if has_validation(arrays) else ()
-    absent = [key for key in (*ARRAYS, *wanted) if key not in arrays]
+    parts = ["train", "test"]
+    required = list(ARRAYS)
+    if has_validation(arrays):
+        parts.append("val")
+        required += OWN_VALIDATION
+    absent = [key for key in required if key not in arrays]
     if absent:
-        must = f"it must hold {', '.join(ARRAYS)}, and may hold {' and '.join(OWN_VALIDATION)}"
-        raise UserError(f"{where}: has no {', '.join(absent)}; {must}")
+        raise UserError(
+            f"{where}: has no {', '.join(absent)}; it must hold {', '.join(ARRAYS)}, and may hold "
+            f"{' and '.join(OWN_VALIDATION)}"
+        )
+
     made = {}
-    for part in ("train", "test", "val") if wanted else ("train", "test"):
+    for part in parts:
         images, labels = checked_part(arrays, part, where)
-        made[f"x_{part}"], made[f"y_{part}"] = images, labels
+        made[f"x_{part}"] = images
+        made[f"y_{part}"] = labels
         if images.shape[1:] != made["x_train"].shape[1:]:
-            shapes = f"x_train has shape {made['x_train'].shape} and x_{part} {images.shape}"
-            raise UserError(f"{where}: {shapes}; sizes must agree")
+            raise UserError(
+                f"{where}: x_train has shape {made['x_train'].shape} and x_{part} {images.shape}; "
+                "sizes must agree"
+            )
     check_classes(made, where)
     return made
 
@@ -89,27 +112,33 @@ def checked_part(arrays: Arrays, part: str, where: str) -> tuple[np.ndarray, np.
     if labels.dtype.kind not in "iu":
         raise UserError(f"{where}: y_{part} is {labels.dtype}; save labels as integers")
     if labels.shape not in ((len(images),), (len(images), 1)):
-        wanted = f"it must be ({len(images)},), a label for each image"
-        raise UserError(f"{where}: y_{part} has shape {labels.shape}; {wanted}")
+        raise UserError(
+            f"{where}: y_{part} has shape {labels.shape}; it must be ({len(images)},), a label for "
+            "each image"
+        )
     return images, labels.reshape(-1).astype(np.int64)
 
 
 def check_classes(arrays: Arrays, where: str) -> None:
     """Refuse labels that are not 0 to K - 1, and classes that have no training image."""
-    seen = np.unique(arrays["y_train"])
-    if len(seen) == 1:
-        fault = f"every label in y_train is {seen[0]}; two classes are needed, 0 and 1"
-        raise UserError(f"{where}: {fault}")
-    if not np.array_equal(seen, np.arange(len(seen))):
-        fault = f"y_train has {len(seen)} classes, {seen[0]} to {seen[-1]}, not 0 to"
-        way_out = "save numpy.searchsorted(numpy.unique(y_train), y) of y_train and of y_test"
-        raise UserError(f"{where}: {fault} {len(seen) - 1}; {way_out}")
+    trained = np.unique(arrays["y_train"])
+    if len(trained) == 1:
+        raise UserError(
+            f"{where}: every label in y_train is {trained[0]}; two classes are needed, 0 and 1"
+        )
+    if not np.array_equal(trained, np.arange(len(trained))):
+        raise UserError(
+            f"{where}: y_train has {len(trained)} classes, {trained[0]} to {trained[-1]}, not 0 to "
+            f"{len(trained) - 1}; save numpy.searchsorted(numpy.unique(y_train), y) of y_train and "
+            "of y_test"
+        )
     for key in ("y_test", "y_val"):
-        unseen = np.setdiff1d(arrays.get(key, seen), seen)
-        if len(unseen):
-            way_out = "leave its images out, or move some to x_train"
-            fault = f"class {unseen[0]} of {key} has no training image"
-            raise UserError(f"{where}: {fault}; {way_out}")
+        untrained = np.setdiff1d(arrays.get(key, trained), trained)
+        if len(untrained):
+            raise UserError(
+                f"{where}: class {untrained[0]} of {key} has no training image; leave its images "
+                "out, or move some to x_train"
+            )
 
 
 def channels_last(images: np.ndarray) -> np.ndarray:
@@ -118,14 +147,25 @@ def channels_last(images: np.ndarray) -> np.ndarray:
     Raises ValueError, which says what is wrong with them.
     """
     if images.dtype != np.uint8:
-        way_out = "save them .round().astype('uint8'), those from 0 to 1 times 255"
-        raise ValueError(f"is {images.dtype}; images are grey levels from 0 to 255: {way_out}")
+        raise ValueError(
+            f"is {images.dtype}; images are grey levels from 0 to 255: save them "
+            ".round().astype('uint8'), those from 0 to 1 times 255"
+        )
     made = images[..., None] if images.ndim == 3 else images
     if made.ndim == 4 and made.shape[3] not in (1, 3):
         made = made.transpose(0, 2, 3, 1)
-    square = made.ndim == 4 and made.shape[1] == made.shape[2]
-    if not (square and len(made) and made.shape[3] in (1, 3) and 8 <= made.shape[1] <= 512):
-        wanted = "square images of 8 to 512 pixels with 1 or 3 channels are wanted"
-        shapes = "(N, H, W, 3), (N, H, W, 1), (N, H, W), (N, 3, H, W) or (N, 1, H, W)"
-        raise ValueError(f"has shape {images.shape}; {wanted}: {shapes}")
-    return np.ascontiguousarray(made if made.shape[3] == 3 else made.repeat(3, axis=3))
+    if not are_square_images(made):
+        raise ValueError(
+            f"has shape {images.shape}; square images of 8 to 512 pixels with 1 or 3 channels are "
+            "wanted: (N, H, W, 3), (N, H, W, 1), (N, H, W), (N, 3, H, W) or (N, 1, H, W)"
+        )
+    if made.shape[3] == 1:
+        made = made.repeat(3, axis=3)
+    return np.ascontiguousarray(made)
+
+
+def are_square_images(images: np.ndarray) -> bool:
+    if images.ndim != 4:
+        return False
+    count, height, width, channels = images.shape
+    return count > 0 and height == width and 8 <= height <= 512 and channels in (1, 3)

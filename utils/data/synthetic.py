@@ -11,7 +11,8 @@ SEED = 2024
 # calibrated net's ECE is about 2 % on 2,000 images and 1 % on 10,000.
 IMAGES = {"train": 2000, "val": 2000, "test": 10_000}
 BLOCK = 2000  # images drawn at once; of 10,000 the float64 copies would take a gigabyte
-CLASSES, SIDE = 10, 32
+CLASSES = 10
+SIDE = 32  # pixels
 # More noise and finer patterns make the blend harder to read.
 GRID = 4  # cells along a pattern's side, before it is smoothed
 AMPLITUDE = 45.0  # standard deviation of a pattern, in grey levels
@@ -46,6 +47,7 @@ def draw_block(
     patterns: np.ndarray, n: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Images, labels and posterior of `n` independent draws."""
+    # Two different classes and the share of the first.
     a = rng.integers(CLASSES, size=n)
     b = (a + rng.integers(1, CLASSES, size=n)) % CLASSES
     w = rng.random(n)
@@ -66,12 +68,23 @@ def class_patterns(rng: np.random.Generator) -> np.ndarray:
     return np.ascontiguousarray(smooth.transpose(0, 2, 3, 1))
 
 
-def blend(patterns: np.ndarray, a, b, w, rng: np.random.Generator) -> np.ndarray:
+def blend(
+    patterns: np.ndarray, a: np.ndarray, b: np.ndarray, w: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Images uint8 (N, H, W, 3) of w P_a + (1 - w) P_b, in a contrast and brightness of their own.
+
+    `a` and `b` are classes (N,), `w` shares (N,).
+    """
     # In float64, so that rounding to whole grey levels gives the same bytes on every machine.
     contrast = rng.uniform(1 - CONTRAST, 1 + CONTRAST, len(w))
     brightness = rng.uniform(-BRIGHTNESS, BRIGHTNESS, len(w))
-    parts = (contrast * w, contrast * (1 - w), 127.5 + brightness)
-    of_a, of_b, level = (part[:, None, None, None] for part in parts)
-    images = of_a * patterns[a] + of_b * patterns[b] + level
+    of_a = per_image(contrast * w)
+    of_b = per_image(contrast * (1 - w))
+    images = of_a * patterns[a] + of_b * patterns[b] + per_image(127.5 + brightness)
     images += rng.integers(-NOISE, NOISE, images.shape, dtype=np.int16, endpoint=True)
     return images.round(out=images).clip(0, 255, out=images).astype(np.uint8)
+
+
+def per_image(values: np.ndarray) -> np.ndarray:
+    """(N,) -> (N, 1, 1, 1)."""
+    return values[:, None, None, None]

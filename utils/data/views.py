@@ -7,6 +7,7 @@ numbers, an order and a view per image, and the same ones give the same data on 
 resume, and on any number of processes.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import NamedTuple
@@ -78,7 +79,8 @@ def epoch_plan(images: int, seed: int, epoch: int, flip: bool) -> Tensor:
 
     Column i is the index of an image and the view that is taken of it.
     """
-    rng, possible = np.random.default_rng([seed, epoch]), view_numbers(flip)
+    rng = np.random.default_rng([seed, epoch])
+    possible = view_numbers(flip)
     order = rng.permutation(images)
     views = rng.integers(len(possible), size=images) * possible.step
     return torch.from_numpy(np.stack([order, views]))
@@ -97,7 +99,8 @@ def view_windows(images: Tensor) -> Tensor:
 
 def take_views(windows: Tensor, index: Tensor, views: Tensor) -> Tensor:
     """View `views[i]` of image `index[i]`, for every i: uint8 (B, 3, H, W), channels last."""
-    position, flip = views // 2, views % 2 == 1
+    position = views // 2
+    flip = views % 2 == 1
     crops = windows[index, position // POSITIONS, position % POSITIONS]
     images = crops.unflatten(2, (-1, 3)).permute(0, 3, 1, 2)
     return torch.where(flip[:, None, None, None], images.flip(3), images)
@@ -110,9 +113,13 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
 
 @cache  # a copy to the device in every step would make the host wait
-def shift_and_scale(mean: tuple, std: tuple, device: torch.device):
-    mean, std = (torch.tensor(x, dtype=torch.float64)[:, None, None] for x in (mean, std))
-    return (-mean / std).float().to(device), (1 / (255 * std)).float().to(device)
+def shift_and_scale(mean: tuple, std: tuple, device: torch.device) -> tuple[Tensor, Tensor]:
+    """-mean / std and 1 / (255 std), float32 (3, 1, 1): what is added and what is multiplied by."""
+    mean = torch.tensor(mean, dtype=torch.float64)[:, None, None]
+    std = torch.tensor(std, dtype=torch.float64)[:, None, None]
+    shift = -mean / std
+    scale = 1 / (255 * std)
+    return shift.float().to(device), scale.float().to(device)
 
 
 class TrainLoader:
@@ -146,7 +153,7 @@ class TrainLoader:
 
     def __len__(self) -> int:
         """The steps of an epoch; the last one may be smaller."""
-        return -(-len(self.labels) // self.images_per_step)
+        return math.ceil(len(self.labels) / self.images_per_step)
 
     def empty_draw(self) -> Draw:
         """A draw of a whole step, of zeros: the place for those that a captured step reads."""
@@ -160,6 +167,7 @@ class TrainLoader:
         return Draw(plan, numbers=numbers)
 
     def mixtures(self, epoch: int, order: Tensor, views: Tensor) -> MixPlan:
+        """Partners of the images of an epoch, and what each step's mixture draws."""
         kind, alpha = self.mix
         return mix_plan(
             kind,
@@ -173,6 +181,7 @@ class TrainLoader:
         )
 
     def epoch(self, epoch: int) -> Iterator[Draw]:
+        """What this process takes in each step of an epoch, the first of which is 1."""
         images = len(self.labels)
         order, views = epoch_plan(images, self.seed, epoch, self.flip)
         rows = [order, views, torch.arange(images)]
@@ -194,6 +203,7 @@ class TrainLoader:
             yield Draw(plan[:, start + first : start + last], weight, numbers[step])
 
     def batch(self, draw: Draw) -> Batch:
+        """The images of a draw in their views, mixed with their partners' if they are."""
         images = take_views(self.windows, draw.index, draw.views)
         labels = self.labels[draw.index]
         if not self.mix:
@@ -202,4 +212,11 @@ class TrainLoader:
         kind, _ = self.mix
         partners = take_views(self.windows, draw.partners, draw.partner_views)
         mixed, share = MIXES[kind].apply(images, partners, draw.numbers)
-        return Batch(mixed, labels, draw.places, draw.weight, self.labels[draw.partners], share)
+        return Batch(
+            images=mixed,
+            labels=labels,
+            places=draw.places,
+            weight=draw.weight,
+            partners=self.labels[draw.partners],
+            share=share,
+        )

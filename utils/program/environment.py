@@ -24,8 +24,7 @@ def environment(accelerator: Accelerator) -> dict:
     """Ready for JSON."""
     return {
         "command": command(accelerator),
-        "versions": {"python": platform.python_version()}
-        | {package: version(package) for package in PACKAGES},
+        "versions": versions(),
         "git": commit(),
         "training_code": training_code(),
         "mixed_precision_asked": precision_asked(),
@@ -33,6 +32,13 @@ def environment(accelerator: Accelerator) -> dict:
         "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
         "threads": torch.get_num_threads(),
     }
+
+
+def versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        versions[package] = version(package)
+    return versions
 
 
 def precision_asked() -> str:
@@ -49,15 +55,23 @@ def precision_note(accelerator: Accelerator) -> str:
 
 def command(accelerator: Accelerator) -> str:
     """What was typed, with the launcher that makes the same precision and processes of it."""
-    processes, precision = accelerator.num_processes, accelerator.mixed_precision
+    processes = accelerator.num_processes
+    precision = accelerator.mixed_precision
     on_cpu = accelerator.device.type == "cpu"
     if processes == 1 and precision == "no":
         launcher = [os.path.basename(sys.executable)]
     elif processes > 1 and on_cpu:
-        launcher = ["ACCELERATE_USE_CPU=true", f"ACCELERATE_MIXED_PRECISION={precision}"]
-        launcher += ["torchrun", "--nproc_per_node", str(processes)]
+        launcher = [
+            "ACCELERATE_USE_CPU=true",
+            f"ACCELERATE_MIXED_PRECISION={precision}",
+            "torchrun",
+            "--nproc_per_node",
+            str(processes),
+        ]
     else:
-        launcher = ["accelerate", "launch", *(["--cpu"] if on_cpu else [])]
+        launcher = ["accelerate", "launch"]
+        if on_cpu:
+            launcher.append("--cpu")
         launcher += ["--num_processes", str(processes), "--mixed_precision", precision]
     return shlex.join([*launcher, *sys.argv])
 
@@ -90,8 +104,10 @@ def check_gpu() -> None:
         way_out = "no build of torch suits the two: update the driver"
     else:
         index = f" of the wheel index {build.index}" if build.index else ""
-        way_out = f"bash setup_env.sh installs a build of torch{index} that suits (pip: "
-        way_out += f"'{build.release}')"
+        way_out = (
+            f"bash setup_env.sh installs a build of torch{index} that suits "
+            f"(pip: '{build.release}')"
+        )
     raise UserError(
         f"there is an NVIDIA driver ({driver}), but {fault}; {way_out}; CUDA_VISIBLE_DEVICES= in "
         "front of the command, or --cpu of accelerate launch, goes on without GPU"
@@ -108,31 +124,41 @@ def cpu_is_asked() -> bool:
 def gpu_fault() -> str | None:
     """Why torch cannot use this process's GPU; None where it can."""
     if not torch.cuda.is_available():
-        try:
-            torch.cuda.init()
-            reason = "it does not say why"
-        except (RuntimeError, AssertionError) as error:  # the latter from a build without CUDA
-            reason = str(error).strip().splitlines()[0].rstrip(".")
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         where = f" with CUDA_VISIBLE_DEVICES={visible}" if visible else ""
-        return f"torch {torch.__version__} finds no GPU{where}: {reason}"
-    builds = torch.cuda.get_arch_list() if torch.version.cuda else []  # AMD's are not numbered so
+        return f"torch {torch.__version__} finds no GPU{where}: {reason_without_gpu()}"
+
+    architectures = torch.cuda.get_arch_list()
+    # AMD's are not numbered so, and torch's own check is left to it.
+    if not torch.version.cuda or not architectures:
+        return None
     device = int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()
     major, minor = torch.cuda.get_device_capability(device)
-    if not builds or any(runs_on(code, major, minor) for code in builds):
+    if any(runs_on(code, major, minor) for code in architectures):
         return None
-    name = torch.cuda.get_device_name(device)
-    gpu = f"{name} (sm_{major}{minor})"
-    return f"torch {torch.__version__} is built for {' '.join(builds)}, not for {gpu}"
+    return (
+        f"torch {torch.__version__} is built for {' '.join(architectures)}, not for "
+        f"{torch.cuda.get_device_name(device)} (sm_{major}{minor})"
+    )
+
+
+def reason_without_gpu() -> str:
+    """torch's own words, of which it says none until it is asked to start CUDA."""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:  # the latter from a build without CUDA
+        return str(error).strip().splitlines()[0].rstrip(".")
+    return "it does not say why"
 
 
 def runs_on(code: str, major: int, minor: int) -> bool:
     """Whether code such as sm_86 or compute_90 runs on a GPU of that compute capability."""
     kind, number = re.match(r"(sm|compute)_(\d+)", code).groups()
-    built = int(number[:-1]), int(number[-1])
+    built_major = int(number[:-1])
+    built_minor = int(number[-1])
     if kind == "compute":  # the driver translates it for all later ones
-        return built <= (major, minor)
-    return built[0] == major and built[1] <= minor
+        return (built_major, built_minor) <= (major, minor)
+    return built_major == major and built_minor <= minor
 
 
 def say_device(accelerator: Accelerator) -> None:
@@ -159,13 +185,16 @@ def check_launch(accelerator: Accelerator) -> None:
         "dynamo (--step compile does that)": state.dynamo_plugin.backend.value != "NO",
         "fp8": accelerator.mixed_precision == "fp8",
     }
-    for what, asked in unread.items():
-        if asked:
-            where = "the ACCELERATE_* variables, the launch command or `accelerate config`"
-            fault = f"accelerate is configured for {what}, which is not supported here"
-            raise UserError(f"{fault}: leave it out of {where}")
+    for what, is_asked in unread.items():
+        if is_asked:
+            raise UserError(
+                f"accelerate is configured for {what}, which is not supported here: leave it out "
+                "of the ACCELERATE_* variables, the launch command or `accelerate config`"
+            )
+
     started = int(os.environ.get("WORLD_SIZE", 1))
     if "LOCAL_RANK" in os.environ and accelerator.num_processes < started:
-        fault = f"torchrun has started {started} processes that know nothing of each other"
-        way_out = "say ACCELERATE_USE_CPU=true, or start one"
-        raise UserError(f"{fault}, for there is no GPU; {way_out}")
+        raise UserError(
+            f"torchrun has started {started} processes that know nothing of each other, for there "
+            "is no GPU; say ACCELERATE_USE_CPU=true, or start one"
+        )

@@ -58,6 +58,7 @@ class Lasting:
             return act(*arguments)
         except OSError:  # the reader, the terminal or the disk is gone
             with suppress(OSError):  # a notebook's stream may have no file below it
+                # From here on, all that is written to it is dropped without a fault.
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, self.stream.fileno())
                 os.close(nowhere)
@@ -81,21 +82,30 @@ def one_line_errors(program: str):
             told = error.told or not (isinstance(error, RunFailed) or is_first())
             fail(program, f"error: {error}", error.exit_code, told)
         except (MemoryError, RuntimeError) as error:
-            if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
-                advice = "give smaller batches, a smaller net or less data"
-                fail(program, f"error: out of memory: {error}; {advice}", RunFailed.exit_code)
-            if not NO_PEER.search(str(error)):
+            message = message_of(error)
+            if message is None:
                 raise
-            advice = "if another process has ended, its message says why; the same command goes on"
-            fail(program, f"error: {error}; {advice}", RunFailed.exit_code)
+            fail(program, f"error: {message}", RunFailed.exit_code)
         except OSError as error:
             fail(program, f"error: {error}; KD_TRACEBACK=1 shows where", RunFailed.exit_code)
+
+
+def message_of(error: MemoryError | RuntimeError) -> str | None:
+    """What is said of a machine that has no more memory or has lost a process; None of a bug."""
+    if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
+        return f"out of memory: {error}; give smaller batches, a smaller net or less data"
+    if NO_PEER.search(str(error)):
+        return (
+            f"{error}; if another process has ended, its message says why; the same command goes on"
+        )
+    return None
 
 
 @contextmanager
 def lasting_streams():
     """Standard output and error that cannot fail, and can print whatever is in a name."""
-    given = sys.stdout, sys.stderr
+    stdout = sys.stdout
+    stderr = sys.stderr
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115
         if hasattr(stream, "reconfigure"):  # a notebook's has not, and prints everything
@@ -105,7 +115,8 @@ def lasting_streams():
         yield
     finally:
         sys.stdout.flush()
-        sys.stdout, sys.stderr = given
+        sys.stdout = stdout
+        sys.stderr = stderr
 
 
 def is_first() -> bool:
@@ -118,8 +129,8 @@ def fail(program: str, message: str, code: int, told: bool = False) -> None:
     if not told:
         if os.environ.get("KD_TRACEBACK"):
             traceback.print_exc()
-        line = " ".join(message.split())
-        line = "".join(letter if letter.isprintable() else "?" for letter in line)
+        one_line = " ".join(message.split())
+        line = "".join(letter if letter.isprintable() else "?" for letter in one_line)
         print(f"{program}: {line}", file=sys.stderr, flush=True)
     sys.exit(code)
 
@@ -129,8 +140,8 @@ def stopping_at_signals():
     """SIGTERM and SIGINT raise Stopped in the main thread; a terminal that goes away does not."""
 
     def stop(number, frame):
-        for each in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(each, signal.SIG_DFL)  # a second one does not wait
+        for other in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(other, signal.SIG_DFL)  # a second one does not wait
         raise Stopped(number)
 
     before = {}

@@ -22,12 +22,17 @@ from utils.program import RunFailed, UserError
 # What a checkpoint may hold beside tensors: numbers of NumPy, such as a best accuracy. NumPy 1 and
 # 2 call their maker differently. A type that is not here, such as that of objects, stays refused.
 make_scalar = np.float64().__reduce__()[0]
+NUMBER_CODES = np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"
 NUMPY_SCALARS = [
     (make_scalar, "numpy._core.multiarray.scalar"),
     (make_scalar, "numpy.core.multiarray.scalar"),
     np.dtype,
-    *{type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"},
+    *{type(np.dtype(code)) for code in NUMBER_CODES},
 ]
+
+
+class TorchScript(Exception):
+    """A file holds a program of torch and no weights: to load it would be to run it."""
 
 
 @contextmanager
@@ -45,8 +50,10 @@ def unmade_on_failure(path: Path):
 
 def make_folder(path: Path, flag: str) -> None:
     """With its parents; none of them stays where that fails. Raises UserError."""
-    fault = f"{flag} {path} cannot be made"
-    with refused(fault, "name a folder", OSError), unmade_on_failure(path):
+    with (
+        refused(f"{flag} {path} cannot be made", way_out="name a folder", kinds=OSError),
+        unmade_on_failure(path),
+    ):
         path.mkdir(parents=True, exist_ok=True)
 
 
@@ -66,6 +73,7 @@ def atomic(path: Path, mode: str = "wb"):
     """
     content = io.BytesIO() if "b" in mode else io.StringIO()
     yield content
+
     # Process numbers repeat: in containers that share a folder many are number 1.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
@@ -75,8 +83,10 @@ def atomic(path: Path, mode: str = "wb"):
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        rest = "the files written before are whole, and the same command goes on from them"
-        raise RunFailed(f"cannot write {path}: {error.strerror}; {rest}") from error
+        raise RunFailed(
+            f"cannot write {path}: {error.strerror}; the files written before are whole, and the "
+            "same command goes on from them"
+        ) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -108,40 +118,60 @@ def read_torch(path: Path, way_out: str) -> dict:
     Raises UserError, which says why not and ends in `way_out`.
     """
     try:
-        if path.stat().st_size > psutil.virtual_memory().available:
-            raise OSError(errno.EFBIG, "it is larger than the free memory")
-        data = path.read_bytes()
-        # The header of safetensors: its length in eight bytes, then JSON.
-        content = unpack_safetensors(data) if data[8:9] == b"{" else unpack_torch(data)
+        content = unpack(path)
+    except OSError as error:
+        reason = error.strerror
+    except TorchScript:
+        reason = (
+            "it is a TorchScript program, and to load one is to run it; save its weights alone: "
+            "torch.save(torch.jit.load(file).state_dict(), other_file)"
+        )
+    # Damaged bytes raise whatever the unpickler stumbles over, from KeyError to UnicodeDecodeError.
+    except Exception as error:
+        reason = reason_of(error)
+    else:
         if isinstance(content, dict):
             return content
         reason = f"it holds a {type(content).__name__} and no dictionary, such as a state dict"
-    except OSError as error:
-        reason = error.strerror
-    # Damaged bytes raise whatever the unpickler stumbles over, from KeyError to UnicodeDecodeError.
-    except Exception as error:
-        reason = "it is damaged, cut short or not written by torch.save or safetensors; copy or "
-        reason += "download it again"
-        foreign = re.search(r"GLOBAL (\S+)", str(error))
-        if foreign is not None:
-            reason = f"it holds more than tensors ({foreign[1]}), and loading that could run code; "
-            reason += "save the weights alone: torch.save(net.state_dict(), file)"
-        elif str(error) == "TorchScript":
-            reason = "it is a TorchScript program, and to load one is to run it; save its weights "
-            reason += "alone: torch.save(torch.jit.load(file).state_dict(), other_file)"
     raise UserError(f"{path} cannot be read: {reason}; {way_out}")
+
+
+def reason_of(error: Exception) -> str:
+    """Why torch has not read a file: something other than tensors is in it, or it is damaged."""
+    # The name of the foreign type stands in torch's message only.
+    foreign = re.search(r"GLOBAL (\S+)", str(error))
+    if foreign is not None:
+        return (
+            f"it holds more than tensors ({foreign[1]}), and loading that could run code; save the "
+            "weights alone: torch.save(net.state_dict(), file)"
+        )
+    return (
+        "it is damaged, cut short or not written by torch.save or safetensors; copy or download it "
+        "again"
+    )
+
+
+def unpack(path: Path):
+    """The content of a file of torch.save or safetensors. Raises almost any Exception."""
+    if path.stat().st_size > psutil.virtual_memory().available:
+        raise OSError(errno.EFBIG, "it is larger than the free memory")
+    data = path.read_bytes()
+    # The header of safetensors: its length in eight bytes, then JSON.
+    is_safetensors = data[8:9] == b"{"
+    return unpack_safetensors(data) if is_safetensors else unpack_torch(data)
 
 
 def unpack_torch(data: bytes):
     """Tensors, and plain values and numbers of NumPy beside them; no code is run.
 
-    torch itself does not look at the checksums in its archives. Raises almost any Exception.
+    torch itself does not look at the checksums in its archives. Raises TorchScript where the file
+    is a program, and almost any other Exception.
     """
     file = io.BytesIO(data)
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                raise ValueError("TorchScript")
+                raise TorchScript
             if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
                 raise ValueError("torch.save does not compress: this could fill the memory")
             if archive.testzip() is not None:
@@ -157,7 +187,9 @@ def unpack_safetensors(data: bytes) -> dict:
     tensors = load_safetensors(data)
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     checkpoint = header.get("__metadata__", {}).get("checkpoint")
-    return json.loads(checkpoint) | {"state_dict": tensors} if checkpoint else tensors
+    if not checkpoint:
+        return tensors
+    return json.loads(checkpoint) | {"state_dict": tensors}
 
 
 def open_npz(path: Path, copies: int = 1):
@@ -200,12 +232,13 @@ def sha256(file: Path) -> str:
 
 def files_below(folder: Path, name: str) -> list[Path]:
     """All files of that name in or below a folder, also behind symbolic links, each once."""
-    found, seen = [], set()
+    paths = []
+    visited = set()
     for place, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
-        if real in seen:  # a second way to it, or a link back up
+        if real in visited:  # a second way to it, or a link back up
             folders.clear()
         elif name in files:
-            found.append(Path(place, name))
-        seen.add(real)
-    return sorted(found)
+            paths.append(Path(place, name))
+        visited.add(real)
+    return sorted(paths)

@@ -71,7 +71,10 @@ STUDENT = (
     "teacher_select",
 )
 TEACHER = ("loss", "margin", "exclusion")
-ELSEWHERE = dict.fromkeys(STUDENT, "train_student.py") | dict.fromkeys(TEACHER, "train_teacher.py")
+ELSEWHERE = {
+    **dict.fromkeys(STUDENT, "train_student.py"),
+    **dict.fromkeys(TEACHER, "train_teacher.py"),
+}
 
 SEEDS = (
     'a run has one seed; SEEDS="1 2 3" bash scripts/cifar10.sh runs several, and so does '
@@ -132,23 +135,27 @@ def flag_hint(word: str, flags: Collection[str]) -> str:
     """What to do instead of a flag that the program, which has these `flags`, does not have."""
     typed = simple(word)
     own = {simple(flag): flag for flag in flags}
-    # Also `--t` for --T.
+
+    # What it is called here. Also `--t` for --T.
     targets = (own[typed],) if typed in own else MEANT.get(typed, ())
     for target in targets:
         if target in flags:
             return f"did you mean {target}?"
+
+    # What the entry scripts have no flag for, and what the other one of them has.
     trains = "--epochs" in flags
     if trains and typed in ADVICE:
         return ADVICE[typed]
-    others = {name.lower(): name for name in ELSEWHERE}
+    others = {flag.lower(): flag for flag in ELSEWHERE}
     for name in (typed, *map(simple, targets)):
         if trains and name in others:
             other = others[name]
             return f"--{other} is a flag of {ELSEWHERE[other]}; --help lists those of this program"
-    beginning = [name for name in own if name.startswith(typed) and len(typed) >= SHORTEST]
-    # A beginning that many flags share says nothing.
-    nearest = beginning if len(beginning) < 3 else []
-    nearest = nearest or get_close_matches(typed, own, 1, ALIKE)
+
+    # What is spelt nearly so. A beginning that many flags share says nothing.
+    nearest = [name for name in own if name.startswith(typed) and len(typed) >= SHORTEST]
+    if not 1 <= len(nearest) <= 2:
+        nearest = get_close_matches(typed, own, n=1, cutoff=ALIKE)
     if not nearest:
         return "--help lists the flags"
     return f"did you mean {' or '.join(own[name] for name in nearest)}?"
@@ -159,6 +166,7 @@ def stray_hint(word: str, words: Sequence[str], takes_value: Mapping[str, bool])
 
     `words` are those of the whole command line; `takes_value` says it of every flag.
     """
+    # The flag in front of the stray word, with the values between them.
     flag = ""
     for before, this in zip(["", *words], words, strict=False):
         if before.startswith("-"):

@@ -80,13 +80,16 @@ def keep_freed_memory() -> None:
 
 def on_main(accelerator: Accelerator, work: Callable):
     """Run `work` on the main process; its value, or its UserError, reaches every process."""
-    outcome = [None, None]
+    value = None
+    error = None
     if accelerator.is_main_process:
         try:
-            outcome[0] = work()
-        except UserError as error:
-            outcome[1] = error
-    broadcast_object_list(outcome)
+            value = work()
+        except UserError as mistake:
+            error = mistake
+
+    outcome = [value, error]
+    broadcast_object_list(outcome)  # in place
     value, error = outcome
     if error is not None:
         error.told = not accelerator.is_main_process

@@ -54,8 +54,9 @@ def short(commit: str) -> str:
 
 def training_code() -> dict[str, str]:
     """{file: checksum} of what decides the numbers of a run."""
-    paths = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
-    paths += [ROOT / file for file in FILES]
+    paths = [ROOT / file for file in FILES]
+    for folder in FOLDERS:
+        paths += (ROOT / folder).rglob("*.py")
     return {
         path.relative_to(ROOT).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:16]
         for path in sorted(paths)
@@ -84,27 +85,34 @@ def finished_line(folder: Path, config: Mapping, result: Mapping) -> str:
     if finished is None:  # a run of an older version
         written = datetime.fromtimestamp((folder / "result.json").stat().st_mtime)
         finished = written.strftime(MINUTES)
-    before, now = short(str(config.get("git", "unknown"))), short(commit())
-    line = f"finished on {finished} at commit {before} (the code is now {now}): "
-    line += "shown, not trained; --overwrite trains anew"
+    before = short(str(config.get("git", "unknown")))
+    now = short(commit())
+    line = (
+        f"finished on {finished} at commit {before} (the code is now {now}): shown, not trained; "
+        "--overwrite trains anew"
+    )
     changed = changed_files(config)
     if changed is None:
         # A run of an older version: only an equal, clean commit tells that the code is the same.
         if before == now and before != "unknown" and "dirty" not in before:
             return line
         return f"{line}\nits training code was not recorded, so it may differ from today's"
-    if changed:
-        line += f"\nWARNING: the training code has changed since: {listed(changed)}. These are the "
-        line += "numbers of the OLD code; --overwrite trains anew, --exp_name NAME keeps both"
-    return line
+    if not changed:
+        return line
+    return (
+        f"{line}\nWARNING: the training code has changed since: {listed(changed)}. These are the "
+        "numbers of the OLD code; --overwrite trains anew, --exp_name NAME keeps both"
+    )
 
 
 def resumed_line(config: Mapping) -> str:
     """What is said of a run that goes on with other code than it began with; else nothing."""
     changed = changed_files(config)
     if changed:
-        since = f"WARNING: the training code has changed since this run began: {listed(changed)}. "
-        return since + "Its first epochs are the OLD code's; --overwrite starts it anew"
+        return (
+            f"WARNING: the training code has changed since this run began: {listed(changed)}. Its "
+            "first epochs are the OLD code's; --overwrite starts it anew"
+        )
     if changed is None and short(str(config.get("git", "unknown"))) != short(commit()):
         return "this run began with a version that did not record its code, which may differ"
     return ""
@@ -118,10 +126,12 @@ def sweep_lines(folders: Sequence[Path], total: int) -> str:
         with suppress(OSError, ValueError, AttributeError):  # it is said when the run is read
             config = json.loads((folder / "config.json").read_text())
             changed[folder] = changed_files(config) or []
-    files = sorted({file for names in changed.values() for file in names})
-    if files:
-        number = sum(map(bool, changed.values()))
-        lines += f"\nWARNING: the training code has changed since {number} of them began: "
-        lines += f"{listed(files)}. ROOT=... in front of the sweep, or --overwrite among the "
-        lines += "commands' flags, trains them anew"
-    return lines
+    files = sorted(set().union(*changed.values()))
+    if not files:
+        return lines
+    number = sum(map(bool, changed.values()))
+    return (
+        f"{lines}\nWARNING: the training code has changed since {number} of them began: "
+        f"{listed(files)}. ROOT=... in front of the sweep, or --overwrite among the commands' "
+        "flags, trains them anew"
+    )
