@@ -22,7 +22,9 @@ from torch import Tensor
 
 from scripts.exported_net import FORMATS, ONNX_PACKAGES, ONNX_TORCH, CalibratedNet
 from utils.analysis.columns import COLUMNS
-from utils.analysis.records import Record, finished_nets
+from utils.analysis.nets import load_net
+from utils.analysis.record import Record
+from utils.analysis.records import finished_nets
 from utils.analysis.shift import test_split
 from utils.program import UserError, one_line_errors
 from utils.program.command_line import CommandLine, location, path
@@ -74,7 +76,7 @@ def options(argv: list[str] | None) -> Namespace:
 def export(net: Record, images: Tensor, args: Namespace) -> tuple[bytes, str]:
     """The content of a file that has been checked, and what to say of it. Raises UserError."""
     weight, bias, ece = calibration(net, args.calibration)
-    own, saved = net.load_net()
+    own, saved = load_net(net)
     metadata = {
         "calibration": args.calibration,
         "temperature": net.measured["temperature"],

@@ -20,7 +20,8 @@ from tqdm import tqdm
 from utils.analysis import corruptions
 from utils.analysis.columns import COLUMNS, Column, metrics_table, printable
 from utils.analysis.corruptions import CLEAN, MEAN, SEVERITIES
-from utils.analysis.records import Record
+from utils.analysis.nets import forward
+from utils.analysis.record import Record
 from utils.calibration import distributions
 from utils.calibration.metrics import classification_metrics
 from utils.data import Dataset, Split, load_dataset
@@ -127,12 +128,12 @@ def in_precision(net: Record, batch_size: int | None) -> Callable[[Tensor], Tens
     """What gives a net's logits (N, K) of images uint8 (N, 3, H, W), in the run's precision."""
     accelerator = Accelerator(mixed_precision="no")
     device, precision = accelerator.device, net.result["settings"]["mixed_precision"]
-    forward = net.forward(device)
+    forward_net = forward(net, device)
 
     def logits(images: Tensor) -> Tensor:
         split = Split(images, torch.zeros(len(images), dtype=torch.int64))
         with torch.autocast(device.type, DTYPES[precision], enabled=precision != "no"):
-            return logits_of(forward, split, accelerator, batch_size, net.title.strip())
+            return logits_of(forward_net, split, accelerator, batch_size, net.title.strip())
 
     return logits
 
