@@ -1,4 +1,4 @@
-"""A finished run's net, and its teacher, to be run again from the weights that lie in its folder."""
+"""A finished run's net, and its teacher, made ready to run again from their weights."""
 
 from collections.abc import Callable
 

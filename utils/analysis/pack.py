@@ -1,4 +1,4 @@
-"""A pack: all that a report needs of its runs, in one .zip file that it reads as it reads folders."""
+"""A pack: all that a report needs of its runs, in a .zip file that it reads like folders."""
 
 import hashlib
 import io

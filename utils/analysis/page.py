@@ -11,8 +11,8 @@ from pathlib import Path
 from utils.analysis.columns import COLUMNS, printable
 from utils.analysis.figures import heat_map, is_grid, learning_curves, top1_against_ece
 from utils.analysis.groups import Group
+from utils.analysis.rendering import Table, TableCell, render
 from utils.analysis.statistics import Section, Sweep
-from utils.analysis.tables import Entry, Table, render
 from utils.calibration.diagram import reliability_diagrams
 
 
@@ -92,7 +92,7 @@ def commands(sections: list[Section]) -> str:
     for record in {one.folder: one for one in records}.values():  # once, whatever its epochs
         minutes = f"{record.result['seconds'] / 60:.1f}" if "seconds" in record.result else "–"
         known = [record.config.get(key, "–") for key in ("hardware", "command")]
-        rows.append([Entry(printable(text)) for text in (record.folder, minutes, *known)])
+        rows.append([TableCell(printable(text)) for text in (record.folder, minutes, *known)])
     head = ["Commands", "minutes", "hardware", "command"]
     table = render(Table(head, rows, kind="words code"), "html")
     return f"<details><summary>The commands of {len(rows)} runs</summary>{table}</details>"

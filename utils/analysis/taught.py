@@ -143,9 +143,7 @@ def label_as_trained(member: dict) -> str:
     return member["label"].removesuffix(suffix)
 
 
-def epochs_that_fit(
-    run: Record, sha256: str, teacher: Record, is_measured: bool
-) -> dict[str, Fit]:
+def epochs_that_fit(run: Record, sha256: str, teacher: Record, is_measured: bool) -> dict[str, Fit]:
     """The epochs of a run that may be a teacher with weights of that hash.
 
     Weights that are there decide. Where they were deleted the NLL that the student measured does
