@@ -19,7 +19,8 @@ from argparse import Namespace
 from utils.analysis.corruptions import OWN, PUBLISHED
 from utils.analysis.figures import severity_boxes
 from utils.analysis.known_labels import against_people, against_posterior
-from utils.analysis.records import Record, finished_nets, write_beside
+from utils.analysis.record import Record
+from utils.analysis.records import finished_nets, write_beside
 from utils.analysis.shift import out_of_distribution, under_corruptions
 from utils.analysis.splits import comparison
 from utils.data import dataset_label

@@ -23,7 +23,9 @@ from torch import Tensor
 
 from scripts.exported_net import FORMATS, ONNX_PACKAGES, ONNX_TORCH, CalibratedNet
 from utils.analysis.columns import COLUMNS
-from utils.analysis.records import Record, finished_nets
+from utils.analysis.nets import load_net
+from utils.analysis.record import Record
+from utils.analysis.records import finished_nets
 from utils.analysis.shift import test_split
 from utils.program import UserError, one_line_errors
 from utils.program.command_line import CommandLine, location, path
@@ -44,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     images = test_split(nets, args.data_dir, args.dataset).images[:CHECKED].contiguous()
     softmax = calibration(net, args.calibration)
 
-    own, saved = net.load_net()
+    own, saved = load_net(net)
     calibrated = CalibratedNet(own, saved["mean"], saved["std"], softmax.weight, softmax.bias)
     write, reopen = FORMATS[args.format]
     content = write(calibrated, images, metadata_of(net, saved, args.calibration, softmax))

@@ -25,8 +25,9 @@ from utils.analysis.columns import result_table
 from utils.analysis.figures import is_grid
 from utils.analysis.groups import group_runs
 from utils.analysis.records import read_runs
+from utils.analysis.rendering import Table, TableCell, render
 from utils.analysis.statistics import sections_of
-from utils.analysis.tables import Entry, Table, main_table, render
+from utils.analysis.tables import main_table
 from utils.calibration.metrics import classification_metrics
 from utils.run_files import label_of
 
@@ -78,6 +79,12 @@ def identity(model="resnet56", label="NLL", seed=42, sha256="unknown") -> dict:
     return {"model": model, "label": label, "seed": seed, "sha256": sha256} | norm
 
 
+def divided(temperature: float | str, **more) -> dict:
+    """The same of a teacher whose logits are divided by a temperature."""
+    label = f"NLL_Tcal={temperature}"
+    return identity(label=label, **more) | {"teacher_temperature": temperature}
+
+
 def write_predicted_run(root: Path, excess: float = 0.1, **options) -> Path:
     """A run and its predictions.npz; the confidence exceeds the accuracy by `excess`."""
     rng = np.random.default_rng(options.get("seed", 1))
@@ -111,7 +118,7 @@ def read(*roots: Path):
 
 def sections(root: Path, *flags: str):
     args = report.options([str(root), "--resamples", "0", *flags])
-    return sections_of(read_runs(args.roots, args.epoch)[0], args)[0]
+    return sections_of(read_runs(args.roots, args.epoch)[0], report.choice_of(args))[0]
 
 
 def only_section(root: Path, *flags: str):
@@ -367,7 +374,7 @@ def test_posthoc_is_a_row_where_it_is_of_these_predictions(tmp_path):
 def test_many_runs(tmp_path, monkeypatch, capsys):
     """As pairs and as one sweep: work grows with the runs, pictures with what is shown."""
     compared = []
-    fits = {"best": (False, False, 0.0)}
+    fits = {"best": taught.Fit(False, False, 0.0)}
     monkeypatch.setattr(taught, "epochs_that_fit", lambda run, *_: compared.append(run) or fits)
     for gamma in range(60):
         write_run(tmp_path, "FL", {"gamma": gamma}, model="resnet56")
@@ -394,10 +401,8 @@ def test_a_report_comes_again_from_its_pack(tmp_path, capsys):
         )
     )
     write_predicted_run(tmp_path / "runs", loss="DKD", teacher=trained | identity())
-    write_predicted_run(
-        tmp_path / "runs", loss="DIST", teacher=trained | identity(label="NLL_Tcal=auto")
-    )
-    write_predicted_run(tmp_path / "runs", loss="LSKD", teacher=identity(label="NLL_Tcal=2"))
+    write_predicted_run(tmp_path / "runs", loss="DIST", teacher=trained | divided("auto"))
+    write_predicted_run(tmp_path / "runs", loss="LSKD", teacher=divided(2))
     options = ["--columns", "top1", "nll", "--out", str(tmp_path / "out"), "--resamples", "50"]
     pages = []
     for root in ("runs", "runs.zip"):
@@ -661,12 +666,15 @@ def test_columns_and_epoch(tmp_path, capsys):
 
 
 def test_a_table_in_every_format():
-    rows = [[Entry("a", indent=1), Entry("1.00 ± 0.10", "best")], [Entry("b"), Entry("2.00")]]
+    rows = [
+        [TableCell("a", indent=1), TableCell("1.00 ± 0.10", "best")],
+        [TableCell("b"), TableCell("2.00")],
+    ]
     table = Table(["net", "ECE %"], rows)
     shown = ["net      ECE %", "---  ----------", "  a  1.00±0.10*", "b         2.00"]
     assert render(table, "terminal").splitlines()[:4] == shown
 
-    nasty = [[Entry(r"a|b*c_d<e>\f`g`"), Entry("~50%&#$^{}", "close")]]
+    nasty = [[TableCell(r"a|b*c_d<e>\f`g`"), TableCell("~50%&#$^{}", "close")]]
     table = Table(["x", "y"], nasty)
     assert r"a\|b\*c\_d\<e\>\\f\`g\`" in render(table, "markdown")
     latex = render(table, "latex")

@@ -11,6 +11,7 @@ import pytest
 from conftest import command, folder_of
 from test_report import (
     cells,
+    divided,
     identity,
     measured,
     only_section,
@@ -114,7 +115,7 @@ def test_what_taught_in_a_real_run(which, tmp_path, tiny_npz, teacher):
     for epoch in TAUGHT:
         nets = finished_nets([folder_of(teacher), tmp_path], epoch, with_teacher=True)
         assert [net.epoch for net in nets if not net.borrowed] == [epoch] * 2
-        assert [net.net_epoch for net in nets if net.borrowed] == [which] * (epoch != which)
+        assert [net.epoch for net in nets if net.borrowed] == [which] * (epoch != which)
 
 
 def test_a_run_that_measures_otherwise_did_not_teach(tmp_path):
@@ -184,7 +185,7 @@ def test_settings_of_a_teachers_runs_tell_its_students_apart(tmp_path, label, me
             write_teacher(tmp_path / str(name), name, settings={"lr": lr})
             every.append(identity(seed=name, sha256=taught_by("best", name)["sha256"]))
         facts = measured(test={"nll": TAUGHT["best"]}) | {"path": "model_best.pth"}
-        teacher = every[0] | {"label": label}
+        teacher = every[0] | {"label": label, "teacher_temperature": "auto"}
         if members > 1:
             seeds = "+".join(str(member["seed"]) for member in every)
             teacher = identity("2xresnet56", label, seeds, f"of {seed}") | {"members": every}
@@ -239,7 +240,7 @@ def test_a_row_that_repeats_its_teachers_is_not_tested_twice(tmp_path, capsys):
         (tmp_path / f"toy/resnet8/{name}_from_resnet56_NLL_seed=1").rename(tmp_path / name)
         (tmp_path / name / "result.json").unlink()
     for name in ("KD", "DKD"):
-        teacher = trained | identity(seed=1, label="NLL_Tcal=auto")
+        teacher = trained | divided("auto", seed=1)
         write_predicted_run(tmp_path, 0.1, loss=name, seed=1, teacher=teacher)
     after = tested("resnet8 NLL")
     assert "Not tested a second time" in after and "Not tested" not in before

@@ -48,6 +48,14 @@ def label_of(name: str, parameters: dict[str, float]) -> str:
     return "_".join([name, *values])
 
 
+def temperature_suffix(temperature: float | str) -> str:
+    """What the label of a teacher ends in whose logits are divided: `_Tcal=auto`, `_Tcal=2.5`."""
+    if temperature == 1:
+        return ""
+    value = temperature if isinstance(temperature, str) else f"{temperature:g}"
+    return f"_Tcal={value}"
+
+
 def is_complete(result) -> bool:
     """Whether it is the result of a finished run."""
     return isinstance(result, dict) and result.keys() >= RESULT

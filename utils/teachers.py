@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from utils.data import Statistics
 from utils.data.views import normalise
 from utils.program.files import safe_name
+from utils.run_files import temperature_suffix
 
 # On a CPU a logit's last bits depend on how many images it was computed with, so it is always
 # this many. Larger pieces are no faster (they leave the caches), and would be filled up more often.
@@ -133,10 +134,7 @@ class Teacher:
     def label(self) -> str:
         """How its members were trained, whatever their seeds, and their temperature."""
         label = safe_name("_and_".join(sorted({member.label for member in self.members})))
-        given = self.given_temperature
-        if given == 1:
-            return label
-        return f"{label}_Tcal={given if self.fitted else f'{given:g}'}"
+        return label + temperature_suffix(self.given_temperature)
 
     @property
     def identity(self) -> dict:

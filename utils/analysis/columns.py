@@ -12,7 +12,8 @@ tabulate.MIN_PADDING = 0  # a column is as wide as what is in it
 class Column(NamedTuple):
     """How a metric is shown: its head with the unit, the factor from a file's value to it.
 
-    One that is not `usual` is left out of the table that a run prints at its end.
+    `best` is min, max, or nothing where neither is. A metric that is not `usual` is left out of the
+    table that a run prints at its end.
     """
 
     head: str
@@ -49,8 +50,28 @@ COLUMNS = {
     "balanced_accuracy": Column("balanced accuracy %", 100, 2, "max", usual=False),
     "refinement": Column("refinement", 1, 4, usual=False),
     "calibration": Column("calibration", 1, 4, usual=False),
+    # Of conformal sets at 90 %: LAC's without a name before them.
+    "coverage": Column("coverage %", 100, 2, "", usual=False),
+    "set_size": Column("set size", 1, 2, usual=False),
+    "set_singletons": Column("singletons %", 100, 2, "max", usual=False),
+    "set_empty": Column("empty sets %", 100, 2, "", usual=False),
+    "set_worst_class_coverage": Column("worst class cov. %", 100, 2, "max", usual=False),
+    "set_stratified_violation": Column("stratified violation %", 100, 2, usual=False),
+    "aps_coverage": Column("APS coverage %", 100, 2, "", usual=False),
+    "aps_set_size": Column("APS set size", 1, 2, usual=False),
+    "aps_set_singletons": Column("APS singletons %", 100, 2, "max", usual=False),
+    "aps_set_empty": Column("APS empty sets %", 100, 2, "", usual=False),
+    "aps_set_worst_class_coverage": Column("APS worst class cov. %", 100, 2, "max", usual=False),
+    "aps_set_stratified_violation": Column("APS stratified violation %", 100, 2, usual=False),
+    "raps_coverage": Column("RAPS coverage %", 100, 2, "", usual=False),
+    "raps_set_size": Column("RAPS set size", 1, 2, usual=False),
+    "raps_set_singletons": Column("RAPS singletons %", 100, 2, "max", usual=False),
+    "raps_set_empty": Column("RAPS empty sets %", 100, 2, "", usual=False),
+    "raps_set_worst_class_coverage": Column("RAPS worst class cov. %", 100, 2, "max", usual=False),
+    "raps_set_stratified_violation": Column("RAPS stratified violation %", 100, 2, usual=False),
 }
-
+# A result has none of these: a report makes them from validation and test logits.
+SET_METRICS = tuple(COLUMNS)[list(COLUMNS).index("coverage") :]
 
 NO_SCALED_ROW = (
     "A third party's net may have been trained on the validation images, on which its temperature "
@@ -65,27 +86,41 @@ def printable(text) -> str:
 
 def text_table(head: list[str], rows: list[list[str]]) -> str:
     """Columns aligned for a terminal: the first to the left, the others to the right."""
-    align = ["left"] + ["right"] * (len(head) - 1)
-    how = {"colalign": align, "disable_numparse": True, "preserve_whitespace": True}
-    return tabulate.tabulate(rows, head, "simple", **how)
+    return tabulate.tabulate(
+        rows,
+        headers=head,
+        tablefmt="simple",
+        colalign=["left", *["right"] * (len(head) - 1)],
+        disable_numparse=True,
+        preserve_whitespace=True,
+    )
 
 
-def metrics_table(head: list[str], rows: list[tuple[list[str], dict]], columns=COLUMNS) -> str:
+def metrics_table(
+    head: list[str], rows: list[tuple[list[str], dict[str, float]]], columns=COLUMNS
+) -> str:
     """`rows`: first cells, under `head`, and metrics; those that are usual and in some row show."""
-    every = set().union(*(metrics for _, metrics in rows))
-    known = {name: c for name, c in columns.items() if c.usual and name in every}
-    lines = [
-        [*first, *(c.text(metrics[name]) if name in metrics else "" for name, c in known.items())]
-        for first, metrics in rows
-    ]
-    return text_table([*head, *(c.head for c in known.values())], lines)
+    measured = set().union(*(metrics for _, metrics in rows))
+    shown = {
+        metric: column for metric, column in columns.items() if column.usual and metric in measured
+    }
+    lines = []
+    for first_cells, metrics in rows:
+        line = list(first_cells)
+        for metric, column in shown.items():
+            line.append(column.text(metrics[metric]) if metric in metrics else "")
+        lines.append(line)
+    return text_table([*head, *(column.head for column in shown.values())], lines)
 
 
 def result_table(result: dict) -> str:
     """The test metrics of a finished run: best and last epoch, its teacher, raw and scaled."""
-    owners = {name: result[name] for name in ("best", "last", "teacher") if name in result}
-    rows, notes = [], []
-    for name, measured in owners.items():
+    rows = []
+    notes = []
+    for name in ("best", "last", "teacher"):
+        if name not in result:
+            continue
+        measured = result[name]
         temperatures = {"raw": 1.0}
         if is_third_party(measured):
             notes.append(f"The teacher has no scaled row. {NO_SCALED_ROW}")
@@ -96,7 +131,7 @@ def result_table(result: dict) -> str:
                     "A fitted temperature lies at the bound of its range: do not trust that row."
                 )
         for logits, temperature in temperatures.items():
-            first = [f"{name}, {logits}", str(measured.get("epoch", "")), f"{temperature:.3f}"]
-            rows.append((first, measured["test"][logits]))
+            cells = [f"{name}, {logits}", str(measured.get("epoch", "")), f"{temperature:.3f}"]
+            rows.append((cells, measured["test"][logits]))
     table = metrics_table(["test split", "epoch", "T"], rows)
     return "\n".join([table, *dict.fromkeys(notes)])

@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from utils.analysis.columns import COLUMNS, Column, printable
 from utils.analysis.corruptions import CLEAN, MEAN, SEVERITIES
 from utils.analysis.groups import Group
-from utils.analysis.records import LOGITS
+from utils.analysis.record import LOGITS
 from utils.analysis.statistics import Section, Sweep
 from utils.calibration.diagram import BLUE, GREY, RED, STYLE, new_figure
 from utils.run_files import number_text

@@ -9,22 +9,29 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.analysis.records import LeftOut, Record
+from utils.analysis.record import Record
+from utils.analysis.records import LeftOut
+
+OPTIONAL = ("size", "key", "epoch")  # settings of a teacher that are there only if given
 
 
 def alike(items: Iterable, key: Callable) -> list[list]:
     """Those of equal keys together, all in their order."""
-    found: dict = {}
+    families: dict = {}
     for item in items:
-        found.setdefault(key(item), []).append(item)
-    return list(found.values())
+        families.setdefault(key(item), []).append(item)
+    return list(families.values())
 
 
 def same_but_for_seed(record: Record) -> tuple:
     """Equal for runs that differ only in the seed, their own and their teachers', or --exp_name."""
-    names = *record.data, record.model, record.label, record.net_epoch
-    settings = {key: x for key, x in record.settings.items() if key not in ("seed", "teacher")}
-    teacher = record.teacher and (record.teacher.exp_name, same_but_for_seed(record.teacher))
+    names = [*record.data, record.model, record.label, record.epoch]
+    settings = {
+        key: value for key, value in record.settings.items() if key not in ("seed", "teacher")
+    }
+    teacher = None
+    if record.teacher:
+        teacher = (record.teacher.exp_name, same_but_for_seed(record.teacher))
     return json.dumps([names, settings], sort_keys=True), teacher
 
 
@@ -41,8 +48,10 @@ def named_apart(records: list[Record]) -> bool:
     Not where each --exp_name stands for one teacher's seed: there it only told folders apart.
     """
     pairs = {(record.exp_name, record.teacher and seeds_of(record.teacher)) for record in records}
-    names, teachers = map(set, zip(*pairs, strict=True))
-    return None in teachers or not len(pairs) == len(names) == len(teachers)
+    names = {name for name, _ in pairs}
+    teachers = {teacher for _, teacher in pairs}
+    is_one_to_one = len(pairs) == len(names) == len(teachers)
+    return None in teachers or not is_one_to_one
 
 
 @dataclass(eq=False)
@@ -53,7 +62,7 @@ class Group:
     exp_name: str | None = None
     teacher: "Group | None" = None
     difference: str = ""  # what sets its name apart from another's
-    rows: dict = field(default_factory=dict)  # by raw, scaled, ...: its statistics.Row
+    rows: dict = field(default_factory=dict)  # by raw, scaled, ...: its rows.Row
 
     @property
     def first(self) -> Record:
@@ -62,8 +71,8 @@ class Group:
     @property
     def name(self) -> str:
         """`resnet8 KD T=4 Lambda=0.9`, and what sets it apart from others of that name."""
-        parts = self.first.name, self.first.note, self.exp_name, self.difference
-        return " ".join(filter(None, parts))
+        parts = [self.first.name, self.first.note, self.exp_name, self.difference]
+        return " ".join(part for part in parts if part)
 
     @property
     def full_name(self) -> str:
@@ -86,7 +95,7 @@ class Group:
         """
         chosen = [run for run in self.records if not seeds or seeds_of(run) in seeds]
         measured = [run.measured["val"] for run in chosen]
-        return np.array([one[metric] for one in measured if metric in one])
+        return np.array([values[metric] for values in measured if metric in values])
 
 
 def group_runs(records: list[Record]) -> tuple[list[Group], list[LeftOut]]:
@@ -95,34 +104,50 @@ def group_runs(records: list[Record]) -> tuple[list[Group], list[LeftOut]]:
     A run that taught stands for itself at the epoch that taught, whichever `records` hold. A
     teacher whose own run is not among them is known from what its students measured.
     """
-    shown = {record.folder for record in records}
-    borrowed: dict[str, Record] = {}
-    trained: dict[Path, dict[Record, None]] = {}  # the runs that taught, at the epochs that did
-    for student in with_teachers(records):
-        if student.teacher.borrowed or student.teacher.folder not in shown:
-            own = student.taught_by
-            recorded = [own.fingerprint, own.net_epoch, student.settings["teacher"]]
-            student.teacher = borrowed.setdefault(json.dumps(recorded, sort_keys=True), own)
-        else:
-            trained.setdefault(student.teacher.folder, {})[student.teacher] = None
-    nets = [net for record in records for net in trained.get(record.folder, [record])]
-    everyone = [*nets, *borrowed.values()]
-    everyone.sort(key=lambda record: natural(record.seed))
+    nets = nets_to_show(records)
+    nets.sort(key=lambda net: natural(net.seed))
+
     group_of: dict[Record, Group] = {}
     repeated: list[LeftOut] = []
-    for same in alike(everyone, same_but_for_seed):
+    for same in alike(nets, same_but_for_seed):
         apart = named_apart(same)
         for runs in alike(same, attrgetter("exp_name")) if apart else [same]:
             group = Group([], runs[0].exp_name if apart else None)
-            group_of |= dict.fromkeys(runs, group)
             for first, *others in alike(runs, seeds_of):
                 group.records.append(first)
-                repeated += [LeftOut(one.folder, f"repeats {first.folder}") for one in others]
+                repeated += [LeftOut(run.folder, f"repeats {first.folder}") for run in others]
+            group_of.update(dict.fromkeys(runs, group))
+
     groups = list(dict.fromkeys(group_of.values()))
     for group in groups:
         group.teacher = group_of.get(group.first.teacher)
     tell_apart(groups)
     return in_order(groups), repeated
+
+
+def nets_to_show(records: list[Record]) -> list[Record]:
+    """The runs, those that taught at the epochs that did, and the teachers that have no run here.
+
+    Students of one such teacher get one record of it, the first that measured it.
+    """
+    shown = {record.folder for record in records}
+    borrowed: dict[str, Record] = {}
+    trained: dict[Path, list[Record]] = {}  # the runs that taught, at the epochs that did
+    for student in with_teachers(records):
+        if student.teacher.borrowed or student.teacher.folder not in shown:
+            measured = student.taught_by
+            recorded = [measured.fingerprint, measured.epoch, student.settings["teacher"]]
+            key = json.dumps(recorded, sort_keys=True)
+            student.teacher = borrowed.setdefault(key, measured)
+        else:
+            epochs = trained.setdefault(student.teacher.folder, [])
+            if student.teacher not in epochs:
+                epochs.append(student.teacher)
+
+    nets = []
+    for record in records:
+        nets += trained.get(record.folder, [record])
+    return [*nets, *borrowed.values()]
 
 
 def with_teachers(records: list[Record]) -> list[Record]:
@@ -137,15 +162,14 @@ def with_teachers(records: list[Record]) -> list[Record]:
     return students
 
 
-OPTIONAL = ("size", "key", "epoch")  # settings of a teacher that are there only if given
-
-
 def tell_apart(groups: Iterable[Group]) -> None:
     """Where groups of one teacher share a name, add the settings that differ between them."""
     for same in alike(groups, lambda group: (*group.first.data, group.teacher, group.name)):
         settings = [group.first.settings for group in same]
         keys = sorted(set().union(*settings) - {"seed", "teacher"})
-        of_all = [key for key in keys if key in OPTIONAL or all(key in one for one in settings)]
+        of_all = [
+            key for key in keys if key in OPTIONAL or all(key in values for values in settings)
+        ]
         for key in of_all:
             add_difference(same, key)
         # A teacher whose run is not here lacks most settings: a single further one has to do.
@@ -157,10 +181,12 @@ def tell_apart(groups: Iterable[Group]) -> None:
 def add_difference(groups: list[Group], key: str) -> None:
     """A setting added to the groups' names, shortened where that leaves its values different."""
     texts = [str(group.first.settings.get(key)).replace(" ", "") for group in groups]
-    short = [text if len(text) <= 20 else text[:12] for text in texts]
     if len(set(texts)) == 1:
         return
-    for group, text in zip(groups, short if len(set(short)) > 1 else texts, strict=True):
+    short = [text if len(text) <= 20 else text[:12] for text in texts]
+    if len(set(short)) > 1:
+        texts = short
+    for group, text in zip(groups, texts, strict=True):
         group.difference = f"{group.difference} {key}={text}".strip()
 
 
@@ -173,8 +199,10 @@ def in_order(groups: list[Group]) -> list[Group]:
         return natural(run.dataset), run.fingerprint, group not in students, natural(group.name)
 
     def below(group: Group | None) -> list[Group]:
-        own = sorted(students.get(group, []), key=rank)
-        return [one for student in own for one in (student, *below(student))]
+        ordered = []
+        for student in sorted(students.get(group, []), key=rank):
+            ordered += [student, *below(student)]
+        return ordered
 
     return below(None)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from utils.analysis import corruptions
 from utils.analysis.columns import Column
-from utils.analysis.records import Record
+from utils.analysis.record import Record
 from utils.analysis.shift import ByLogits, table, trained_on
 from utils.calibration.distributions import entropy, label_distribution_metrics, rank_correlation
 from utils.data import load_dataset

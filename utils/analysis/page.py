@@ -19,9 +19,9 @@ from utils.analysis.figures import (
     top1_against_ece,
 )
 from utils.analysis.groups import Group
-from utils.analysis.records import Record
+from utils.analysis.record import Record
+from utils.analysis.rendering import Table, TableCell, render
 from utils.analysis.statistics import Section, Sweep
-from utils.analysis.tables import Entry, Table, render
 from utils.calibration.diagram import reliability_diagrams
 
 
@@ -148,7 +148,7 @@ def commands(sections: list[Section]) -> str:
             record.config.get("hardware", "–"),
             record.config.get("command", "–"),
         ]
-        rows.append([Entry(printable(cell)) for cell in cells])
+        rows.append([TableCell(printable(cell)) for cell in cells])
     table = Table(["Commands", "minutes", "hardware", "command"], rows, kind="words code")
     summary = f"<summary>The commands of {len(rows)} runs</summary>"
     return f"<details>{summary}{render(table, 'html')}</details>"

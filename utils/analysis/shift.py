@@ -17,7 +17,8 @@ from tqdm import tqdm
 from utils.analysis import corruptions
 from utils.analysis.columns import COLUMNS, Column, metrics_table, printable
 from utils.analysis.corruptions import CLEAN, MEAN, SEVERITIES, Corrupted
-from utils.analysis.records import Record
+from utils.analysis.nets import forward as forward_of
+from utils.analysis.record import Record
 from utils.calibration.distributions import ood_metrics
 from utils.calibration.metrics import classification_metrics
 from utils.data import Dataset, Split, load_dataset
@@ -98,7 +99,7 @@ def in_precision(net: Record, batch_size: int | None) -> Callable[[Tensor], Tens
     accelerator = Accelerator(mixed_precision="no")  # the launcher's is not the run's
     device = accelerator.device
     precision = net.result["settings"]["mixed_precision"]
-    forward = net.forward(device)
+    forward = forward_of(net, device)
 
     def logits(images: Tensor) -> Tensor:
         no_labels = torch.zeros(len(images), dtype=torch.int64)

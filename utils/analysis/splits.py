@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 from utils.analysis.columns import Column
-from utils.analysis.records import Record
+from utils.analysis.record import Record
 from utils.calibration.metrics import ece
 from utils.calibration.temperature import fit_temperature
 
+NEGLIGIBLE = 0.02  # of a ratio of temperatures
 NOISE = 2  # standard errors: a difference of the splits below that may be luck
 COLUMNS_OF_TEST = {
     "T": Column("T", 1, 3),
@@ -64,15 +65,19 @@ def comparison(records: list[Record], with_temperatures: bool) -> list[str]:
     """
     nets = [net for net in records if net.seed is not None and net.source not in records]
     gap = top1_gap(nets)
-    suited = []
-    if with_temperatures:
-        fits = [(net, suited_to_test(net)) for net in nets]
-        suited = [fit.temperature / net.measured["temperature"] for net, fit in fits if fit]
     sentences = [gap] if gap else []
-    ratio = math.exp(np.mean(np.log(suited))) if suited else 1.0
-    if suited and (gap or abs(ratio - 1) > 0.02):
+
+    ratios = []  # the T that test would choose over the one in use
+    for net in nets if with_temperatures else ():
+        fit = suited_to_test(net)
+        if fit is not None:
+            ratios.append(fit.temperature / net.measured["temperature"])
+    if not ratios:
+        return sentences
+    ratio = math.exp(np.mean(np.log(ratios)))
+    if gap or abs(ratio - 1) > NEGLIGIBLE:
         sentences.append(
-            f"The T that test would choose is {ratio:.2f} times the one in use ({len(suited)} with "
+            f"The T that test would choose is {ratio:.2f} times the one in use ({len(ratios)} with "
             "stored logits): a part of each scaled ECE is that error of T (--test-temperature "
             "shows how much)."
         )
@@ -100,7 +105,8 @@ def top1_gap(nets: list[Record]) -> str:
     gap = (val - test).mean()
     if abs(gap) <= NOISE * error:
         return ""
-    word, side = ("easier", "above") if gap > 0 else ("harder", "below")
+    word = "easier" if gap > 0 else "harder"
+    side = "above" if gap > 0 else "below"
     agreeing = int((np.sign(val - test) == np.sign(gap)).sum())
     return (
         f"Validation is {word} than test here: its top-1 is on average {100 * abs(gap):.1f} points "

@@ -9,16 +9,19 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from utils.program import files
+from utils.run_files import temperature_suffix
 
 if TYPE_CHECKING:
-    from utils.analysis.records import Record
+    from utils.analysis.record import Record
 
 EPOCHS = ("best", "last")
 # Relative, of two NLLs of the same weights: bf16 and folded batch norms have moved one by 2e-3.
 ROUNDING = 0.01
+# The same of one that a student's run measured, where the run's own logits are to stand for it.
+SAME_LOGITS = 1e-3
 SEEDED = ("seed", "teacher")  # of a run's settings, what changes with the seed
 
 
@@ -31,31 +34,31 @@ def find_teachers(records: list[Record]) -> None:
     runs = Runs(records)
     students = [record for record in records if record.taught_by]
     for student in students:
-        own = student.taught_by
-        members = own.identity.get("members") or [own.identity]
-        trained = [runs.find(member, own) for member in members]
+        teacher = student.taught_by
+        members = teacher.identity.get("members") or [teacher.identity]
+        trained = [runs.find(member, teacher) for member in members]
         if len(members) == 1 and trained[0] is not None:
-            own.source = stored_alike(trained[0], own)
-        if taught_as_trained(own, trained):
+            teacher.source = source_of(teacher, trained[0])
+        if taught_as_trained(teacher, trained):
             student.teacher = trained[0]
         else:
-            student.teacher = own
-            own.settings = own.settings | joined_settings(trained)
+            student.teacher = teacher
+            teacher.settings = {**teacher.settings, **joined_settings(trained)}
         # The epoch that taught, where records hold the other one, has a teacher of its own.
         students += runs.students_met()
 
 
-def taught_as_trained(own: Record, trained: list[Record | None]) -> bool:
+def taught_as_trained(teacher: Record, trained: list[Record | None]) -> bool:
     """Whether a teacher is one net whose run was found, fed and read as when it was trained."""
-    if len(trained) > 1 or trained[0] is None or "size" in own.identity:
+    if len(trained) > 1 or trained[0] is None:
         return False
-    # A temperature that its logits were divided by stands in its label alone.
-    return files.safe_name(trained[0].label) == files.safe_name(own.label)
+    return "size" not in teacher.identity and "teacher_temperature" not in teacher.identity
 
 
-def stored_alike(run: Record, own: Record) -> Record | None:
+def source_of(teacher: Record, run: Record) -> Record | None:
     """The run, where its predictions stand for those that its student measured."""
-    return run if run.predictions.exists() and run.measured_alike(own, 1e-3) else None
+    is_same = run.nll_distance(teacher, run.epoch) <= SAME_LOGITS
+    return run if is_same and run.predictions.exists() else None
 
 
 def joined_settings(runs: list[Record | None]) -> dict:
@@ -75,31 +78,31 @@ class Runs:
     def __init__(self, records: list[Record]):
         self.named: dict[tuple, list[Record]] = {}
         for run in records:
-            key = run.model, files.safe_name(run.label), run.seed, run.fingerprint
-            self.named.setdefault(key, []).append(run)
+            name = (run.model, files.safe_name(run.label), run.seed, run.fingerprint)
+            self.named.setdefault(name, []).append(run)
         self.at_epoch = {(run.folder, run.epoch): run for run in records}
         self.met: list[Record] = []
 
-    def find(self, member: dict, own: Record) -> Record | None:
+    def find(self, member: dict, teacher: Record) -> Record | None:
         """The run of a teacher's member, at the epoch that taught, or None.
 
-        `member` is what the student's result says of it; `own` is the whole teacher.
+        `member` is what the student's result says of it.
         """
         if member["seed"] is None:  # other people's weights
             return None
-        # As it was trained, or without the temperature that its logits were divided by.
-        runs = []
-        for label in (member["label"], member["label"].rsplit("_Tcal=", 1)[0]):
-            key = member["model"], files.safe_name(label), member["seed"], own.fingerprint
-            runs = runs or self.named.get(key, [])
-        is_measured = member is own.identity and "size" not in member
+        label = files.safe_name(label_as_trained(member))
+        runs = self.named.get((member["model"], label, member["seed"], teacher.fingerprint), [])
+
+        # What the student measured is of the whole teacher, at the size that it was fed with.
+        is_measured = member is teacher.identity and "size" not in member
         candidates = []
         for run in runs:
-            fitting = epochs_that_fit(run, member["sha256"], own, is_measured)
-            candidates += [(unlikeliness, run, epoch) for epoch, unlikeliness in fitting.items()]
-        for _, run, epoch in sorted(candidates, key=lambda candidate: candidate[0]):
+            fitting = epochs_that_fit(run, member["sha256"], teacher, is_measured)
+            for epoch, fit in fitting.items():
+                candidates.append(Candidate(fit, run, epoch))
+        for candidate in sorted(candidates, key=lambda candidate: candidate.fit):
             with suppress(Exception):  # of a damaged result only the epoch asked for is whole
-                return self.run_at(run, epoch)
+                return self.run_at(candidate.run, candidate.epoch)
         return None
 
     def run_at(self, run: Record, epoch: str) -> Record:
@@ -112,12 +115,36 @@ class Runs:
 
     def students_met(self) -> list[Record]:
         """Records made since the last call that have a teacher."""
-        met, self.met = self.met, []
+        met = self.met
+        self.met = []
         return met
 
 
-def epochs_that_fit(run: Record, sha256: str, own: Record, is_measured: bool) -> dict[str, tuple]:
-    """The epochs of a run that may be a teacher with weights of that hash: how unlikely each is.
+class Fit(NamedTuple):
+    """How unlikely an epoch of a run is to have taught: the least first."""
+
+    weights_are_gone: bool
+    is_not_named: bool
+    distance: float
+
+
+class Candidate(NamedTuple):
+    fit: Fit
+    run: Record
+    epoch: str
+
+
+def label_as_trained(member: dict) -> str:
+    """A member's label without the temperature that divided its logits for the student.
+
+    That stands in the label of a single net; of several it stands in that of the whole.
+    """
+    suffix = temperature_suffix(member.get("teacher_temperature", 1))
+    return member["label"].removesuffix(suffix)
+
+
+def epochs_that_fit(run: Record, sha256: str, teacher: Record, is_measured: bool) -> dict[str, Fit]:
+    """The epochs of a run that may be a teacher with weights of that hash.
 
     Weights that are there decide. Where they were deleted the NLL that the student measured does
     (`is_measured`), and the name of the file that it read.
@@ -125,8 +152,8 @@ def epochs_that_fit(run: Record, sha256: str, own: Record, is_measured: bool) ->
     hashes = run.weight_hashes
     fitting = {}
     for epoch in EPOCHS:
-        is_named = own.net_epoch == epoch
-        distance = run.nll_distance(own, epoch) if is_measured else 0.0
+        is_named = teacher.epoch == epoch
+        distance = run.nll_distance(teacher, epoch) if is_measured else 0.0
         if epoch in hashes:
             fits = hashes[epoch] == sha256
         elif hashes:  # those of the other epoch alone were kept
@@ -134,16 +161,24 @@ def epochs_that_fit(run: Record, sha256: str, own: Record, is_measured: bool) ->
         else:
             fits = distance < ROUNDING
         if fits:
-            fitting[epoch] = (epoch not in hashes, not is_named, distance)
+            fitting[epoch] = Fit(
+                weights_are_gone=epoch not in hashes,
+                is_not_named=not is_named,
+                distance=distance,
+            )
     return fitting
 
 
 def epoch_of_files(identity: dict) -> str | None:
     """best or last, where every file that a teacher was read from is that epoch's of a run."""
     paths = identity.get("path")
-    names = {Path(path).name for path in (paths if isinstance(paths, list) else [str(paths)])}
-    known = {"model_best.pth": "best", "model_last.pth": "last"}
-    return known.get(names.pop()) if len(names) == 1 else None
+    if not isinstance(paths, list):  # of a single net, and None in runs of older versions
+        paths = [str(paths)]
+    names = {Path(path).name for path in paths}
+    for epoch in EPOCHS:
+        if names == {f"model_{epoch}.pth"}:
+            return epoch
+    return None
 
 
 def teacher_settings(identity: dict, recorded: dict) -> dict:
@@ -157,11 +192,18 @@ def teacher_settings(identity: dict, recorded: dict) -> dict:
         settings["epoch"] = "unknown"
     if "members" in recorded:
         members = [without_seed(member, member["seed"]) for member in recorded["members"]]
-        settings["members"] = sorted(members, key=lambda one: json.dumps(one, sort_keys=True))
+        settings["members"] = sorted(members, key=in_json)
     return settings
 
 
-def without_seed(identity: dict, seed) -> dict:
+def in_json(value) -> str:
+    """The same text for equal values."""
+    return json.dumps(value, sort_keys=True)
+
+
+def without_seed(identity: dict, seed: int | str | None) -> dict:
     """What stays of a net's identity when its seed changes: not the weights, if it has a seed."""
-    changing = {"seed", "path", "loss", "members", *(["sha256"] if seed is not None else [])}
+    changing = {"seed", "path", "loss", "members"}
+    if seed is not None:
+        changing.add("sha256")
     return {key: value for key, value in identity.items() if key not in changing}

@@ -1,0 +1,108 @@
+"""Differences between rows, tested in pairs on the same test images (--against)."""
+
+from difflib import get_close_matches
+from itertools import product
+
+import numpy as np
+
+from utils.analysis.conformal import PAIRED_SETS, values_of_images
+from utils.analysis.groups import Group
+from utils.analysis.record import LOGITS
+from utils.analysis.statistics import Section
+from utils.calibration import bootstrap
+from utils.calibration.bootstrap import PAIRED, Difference
+from utils.program import UserError
+
+
+def find_group(sections: list[Section], name: str) -> tuple[Section, Group]:
+    """The row that --against names: with its teacher and data set, or shorter where that is clear.
+
+    Raises UserError.
+    """
+    places = [(section, group) for section in sections for group in section.groups]
+    names = [
+        (f"{section.title} {group.full_name}", group.full_name, group.name)
+        for section, group in places
+    ]
+    for length in range(3):  # the longest name first: it is some row's own
+        matches = [number for number, own in enumerate(names) if own[length] == name]
+        if len(matches) == 1:
+            return places[matches[0]]
+        if matches:
+            full_names = [names[number][1] for number in matches]
+            if len(set(full_names)) < len(matches):  # also the data set has to be said
+                full_names = [names[number][0] for number in matches]
+            raise UserError(
+                f"--against {name}: {len(matches)} rows have that name; "
+                f"give one of {', '.join(map(repr, full_names))}"
+            )
+    every_name = [text for own in names for text in own]
+    close = get_close_matches(name, every_name, n=1, cutoff=0)
+    raise UserError(f"--against {name}: there is no such row; did you mean {''.join(close)}?")
+
+
+def distinct(section: Section, against: Group) -> list[Group]:
+    """The printed groups but for `against`, and for those that repeat the logits of another.
+
+    A teacher whose logits were divided for its students is the same net as its run's row.
+    """
+    first: dict[frozenset, Group] = {nets_of(against): against}
+    for group in sorted(section.printed, key=lambda group: group.first.borrowed):
+        first.setdefault(nets_of(group), group)
+    return [group for group in section.printed if group in first.values() and group is not against]
+
+
+def nets_of(group: Group) -> frozenset:
+    """The nets that a group's logits are of, whoever stores them."""
+    nets = set()
+    for record in group.records:
+        run = record.source or record
+        nets.add(run.measured["sha256"] if run.borrowed else (run.folder, run.owner))
+    return frozenset(nets)
+
+
+def can_be_tested(metric: str) -> bool:
+    """Whether it is a mean over images or bins."""
+    return metric in PAIRED or metric in PAIRED_SETS
+
+
+def matrices(group: Group, logits: str, metric: str) -> list[np.ndarray] | None:
+    """Of each run what the bootstrap compares, (N, columns); None where a run does not store it."""
+    compared = []
+    for record in group.records:
+        if metric in PAIRED_SETS:
+            values = values_of_images(record, logits, metric)
+            matrix = None if values is None else values.float().unsqueeze(1).numpy()
+        else:
+            predicted = record.probabilities(logits)
+            matrix = None if predicted is None else PAIRED[metric](*predicted)
+        if matrix is None:
+            return None
+        compared.append(matrix)
+    return compared
+
+
+def differences(section: Section, against: Group) -> dict[tuple[Group, str, str], Difference]:
+    """Of each printed group from another: by group, kind of logits and metric (fractions).
+
+    p-values are Holm's, for all groups in one metric and kind of logits. A metric that is no mean
+    over images or bins, and a run without stored predictions, has none. Nor has a teacher that
+    repeats another group's logits, divided for its students: the same test twice is one test.
+    """
+    groups = distinct(section, against)
+    metrics = [metric for metric in section.columns if can_be_tested(metric)]
+    draws = section.choice.resamples or 1000
+    tested = {}
+    for logits, metric in product(LOGITS, metrics):
+        base = matrices(against, logits, metric)
+        if base is None:
+            continue
+        family = {}
+        for group in groups:
+            own = matrices(group, logits, metric)
+            if own is not None:
+                family[group] = bootstrap.paired_difference(own, base, draws)
+        p_values = bootstrap.holm([difference.p for difference in family.values()])
+        for (group, difference), p in zip(family.items(), p_values, strict=True):
+            tested[group, logits, metric] = difference._replace(p=p)
+    return tested

@@ -1,0 +1,89 @@
+"""Tables for other programs: every metric, not only the chosen columns, with all digits."""
+
+import csv
+import io
+import math
+from dataclasses import replace
+
+from utils.analysis.columns import COLUMNS, Column, printable
+from utils.analysis.groups import Group
+from utils.analysis.rows import Statistic, quick_rows_of
+from utils.analysis.splits import COLUMNS_OF_TEST, columns_of_test
+from utils.analysis.statistics import Section
+
+
+def groups_csv(sections: list[Section]) -> str:
+    """A line for each group and kind of logits."""
+    lines = []
+    for section in sections:
+        for group in section.groups:
+            lines += lines_of(section, group)
+    return csv_text(lines)
+
+
+def runs_csv(sections: list[Section]) -> str:
+    """A line for each run and kind of logits."""
+    lines = []
+    for section in sections:
+        for group in section.groups:
+            for record in group.records:
+                alone = replace(group, records=[record], rows={})
+                alone.rows = quick_rows_of(alone)
+                lines += lines_of(section, alone)
+    return csv_text(lines)
+
+
+def csv_text(lines: list[dict[str, str | int]]) -> str:
+    """The heads are those of all lines; what a line has not is empty."""
+    heads = list(dict.fromkeys(head for line in lines for head in line))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, heads, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def lines_of(section: Section, group: Group) -> list[dict[str, str | int]]:
+    """Of each kind of logits the values by head, which holds the unit."""
+    lines = []
+    for logits, row in group.rows.items():
+        line = {
+            "dataset": section.title,
+            "model": group.first.model,
+            "label": group.first.label,
+            "net": printable(group.name),
+            "teacher": printable(group.teacher.full_name) if group.teacher else "",
+            "epoch": group.first.epoch or "",
+            "logits": logits,
+            "n": len(group.records),
+            "seeds": " ".join(str(record.seed) for record in group.records),
+            "chosen": "yes" if any(sweep.chosen is group for sweep in section.sweeps) else "",
+        }
+        if logits == "scaled" and section.choice.test_temperature:
+            for key, values in columns_of_test(group.records).items():
+                column = COLUMNS_OF_TEST[key]
+                line[column.head] = digits(values.mean(), column)
+        for metric, value in row.cells.items():
+            line.update(entries_of(value, COLUMNS[metric]))
+        lines.append(line)
+    return lines
+
+
+def entries_of(value: Statistic, column: Column) -> dict[str, str]:
+    """By head: the mean, its spread, and what else is known of it."""
+    head = column.head
+    entries = {head: digits(value.mean, column), f"{head} sd": digits(value.sd, column)}
+    if value.interval:
+        low, high = value.interval
+        entries[f"{head} low"] = digits(low, column)
+        entries[f"{head} high"] = digits(high, column)
+    if value.calibrated:
+        mean, limit = value.calibrated
+        entries[f"{head} calibrated"] = digits(mean, column)
+        entries[f"{head} calibrated 95 %"] = digits(limit, column)
+    return entries
+
+
+def digits(value: float, column: Column) -> str:
+    """Empty where it is unknown."""
+    return "" if math.isnan(value) else f"{column.factor * value:.10g}"

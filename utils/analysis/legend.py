@@ -1,0 +1,172 @@
+"""What a reader needs to know of the main table: a sentence each, and only of what occurs in it."""
+
+import math
+
+from utils.analysis.columns import COLUMNS, NO_SCALED_ROW, SET_METRICS, printable
+from utils.analysis.conformal import ALPHA, LEAST_IMAGES
+from utils.analysis.groups import seeds_of
+from utils.analysis.record import LOGITS, Record
+from utils.analysis.rows import FEW, Statistic
+from utils.analysis.splits import comparison
+from utils.analysis.statistics import Section, Sweep
+from utils.run_files import number_text
+
+TEMPERED = "tempered"
+EPOCH_WORDS = {"best": "the epoch that validation chose", "last": "the last epoch"}
+OTHER_EPOCH = {"best": "last", "last": "best"}
+
+
+def legend(section: Section, has_chance: bool) -> list[str]:
+    """`has_chance`: whether the table has intervals of the ECE."""
+    choice = section.choice
+    groups = section.printed
+    nets = [record for group in groups for record in group.records]
+    return [
+        *about_rows(section),
+        *about_columns(section, has_chance),
+        *about_choices(section),
+        *about_teachers(section),
+        *comparison(nets, bool(choice.resamples or choice.test_temperature)),
+        *[sweep_sentence(section, sweep) for sweep in section.sweeps if sweep.chosen in groups],
+        *notes_of_fits(nets),
+    ]
+
+
+def about_rows(section: Section) -> list[str]:
+    sentences = [
+        f"Test split, {EPOCH_WORDS[section.choice.epoch]}; scaled: logits divided by the "
+        "temperature that fits the validation split best. Mean ± standard deviation of n runs that "
+        "differ only in the seed."
+    ]
+    kinds = dict.fromkeys(logits for group in section.printed for logits in group.rows)
+    fitted = [kind for kind in kinds if kind not in (*LOGITS, TEMPERED)]
+    if fitted:
+        sentences.append(f"{', '.join(fitted)}: fitted on the validation split (scripts.posthoc).")
+    if TEMPERED in kinds:
+        sentences.append("tempered: divided by --teacher_temperature, as its students saw them.")
+    return sentences
+
+
+def about_columns(section: Section, has_chance: bool) -> list[str]:
+    rows = [row for group in section.printed for row in group.rows.values()]
+    sentences = []
+    if has_chance:
+        sentences.append(
+            "95 % interval: of the true mean ECE of these n nets, over test images; it allows for "
+            "the bias of the measured one. ECE of a calibrated net: what n nets of these "
+            "confidences would measure on average if they were calibrated, and 95 % of draws less "
+            "than the value in brackets."
+        )
+    if "mce" in section.columns and any(row.few for row in rows):
+        sentences.append(
+            f"MCE: beware, in some rows a bin holds fewer than {FEW} test images, and its value is "
+            "mostly chance."
+        )
+    if section.choice.with_sets:
+        sentences.append(about_sets(section))
+    return sentences
+
+
+def about_sets(section: Section) -> str:
+    sentence = (
+        f"Coverage and set size: of conformal sets at {100 * (1 - ALPHA):g} %, fitted on the "
+        "validation split, of the LAC method where no other is named."
+    )
+    metric = next(metric for metric in section.columns if metric in SET_METRICS)
+    for group in section.printed:
+        if any(metric not in row.cells for logits, row in group.rows.items() if logits in LOGITS):
+            return (
+                f"{sentence} A row has none where validation logits are not stored, where these "
+                f"are of fewer than {LEAST_IMAGES} images, or where a third party's teacher may "
+                "have been trained on them."
+            )
+    return sentence
+
+
+def about_choices(section: Section) -> list[str]:
+    rows = [row for group in section.printed for row in group.rows.values()]
+    sentences = []
+    if section.sweeps:
+        sentences.append(
+            f"←: chosen from its sweep by validation {select_words(section)}; the sweep's other "
+            "settings do not take part in the comparison."
+        )
+    if any(row.at_bound for row in rows):
+        sentences.append("†: the temperature lies at the bound of its range; do not trust the row.")
+    return sentences
+
+
+def about_teachers(section: Section) -> list[str]:
+    choice = section.choice
+    nets = [group.first for group in section.printed]
+    sentences = []
+    if any(net.note for net in nets):
+        sentences.append(
+            f"{OTHER_EPOCH[choice.epoch]} epoch: what taught the students below it; a teacher is "
+            "always shown at the epoch that they were taught by."
+        )
+    if choice.test_temperature:
+        sentences.append(
+            "T of test: what fits the test split best, and the ECE that it gives there. It has "
+            "seen the labels: no result, but what the transfer of T from validation costs."
+        )
+    if any(net.borrowed for net in nets):
+        sentences.append("A teacher without a run here is shown as its students' runs measured it.")
+    if any(net.third_party for net in nets):
+        sentences.append(f"A third party's teacher has no scaled row. {NO_SCALED_ROW}")
+    unprinted = len(section.groups) - len(section.printed)
+    if unprinted:
+        sentences.append(f"{unprinted} further nets are in report.csv only (--nets prints more).")
+    return sentences
+
+
+def select_words(section: Section) -> str:
+    """The metric that validation chooses by, as its column is headed."""
+    return COLUMNS[section.choice.select].head.removesuffix(" %")
+
+
+def sweep_sentence(section: Section, sweep: Sweep) -> str:
+    """Which setting validation chose, and what it is worth on test."""
+    values = zip(sweep.parameters, sweep.places[sweep.chosen], strict=True)
+    setting = ", ".join(f"{name} = {number_text(value)}" for name, value in values)
+    worth = []
+    for metric in section.columns:
+        texts = []
+        for logits in LOGITS:
+            value = sweep.chosen.rows[logits].cells.get(metric)
+            texts.append(value_text(value, metric))
+        worth.append(f"{COLUMNS[metric].head} {' → '.join(dict.fromkeys(texts))}")
+    return (
+        f"Sweep of {printable(sweep.name)}, {len(sweep.places)} settings: {setting} has the best "
+        f"validation {select_words(section)}{compared_on(sweep)}. "
+        f"On test, raw → scaled: {', '.join(worth)}."
+    )
+
+
+def value_text(value: Statistic | None, metric: str) -> str:
+    """`7.65 ± 0.12`; the spread of a single run is unknown."""
+    if value is None:
+        return "–"
+    column = COLUMNS[metric]
+    spread = "" if math.isnan(value.sd) else f" ± {column.text(value.sd)}"
+    return column.text(value.mean) + spread
+
+
+def compared_on(sweep: Sweep) -> str:
+    """Which runs of the settings were compared, where not all have the same seeds."""
+    if not sweep.seeds_differ:
+        return ""
+    if not sweep.seeds:
+        return " (no seed is common to all settings: each is judged by its own, so beware)"
+    runs = {seeds_of(run): run for group in sweep.places for run in group.records}
+    seeds = [str(run.seed) for key, run in runs.items() if key in sweep.seeds]
+    return f" on the seeds that all settings have ({', '.join(dict.fromkeys(seeds))})"
+
+
+def notes_of_fits(nets: list[Record]) -> list[str]:
+    """What scripts.posthoc says of its maps, each remark once."""
+    notes = []
+    for net in nets:
+        for method, fit in net.posthoc.items():
+            notes += [printable(f"{method}, {note}") for note in fit.get("notes", [])]
+    return list(dict.fromkeys(notes))

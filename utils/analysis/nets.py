@@ -1,0 +1,80 @@
+"""A finished run's net, and its teacher, made ready to run again from their weights."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from models import build_model
+from utils import teacher_files
+from utils.analysis.record import Record, naming
+from utils.data import Dataset
+from utils.data.views import normalise
+from utils.program import files
+from utils.settings import TeacherSource
+from utils.teachers import Teacher
+
+# What a teacher needs of config.json and earlier versions did not write, at its default.
+OLDER_ARGUMENTS = {
+    "teacher_key": None,
+    "teacher_size": None,
+    "teacher_temperature": 1.0,
+}
+
+
+def forward(net: Record, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """What gives the net's logits (B, K) of images uint8 (B, 3, H, W) on the device.
+
+    Raises UserError where its weights are gone or damaged.
+    """
+    if net.borrowed:
+        return load_teacher(net).to(device).logits
+
+    module, saved = load_net(net)
+    module.to(device)
+
+    def logits(images: Tensor) -> Tensor:
+        return module(normalise(images, saved["mean"], saved["std"]))
+
+    return logits
+
+
+def load_net(net: Record) -> tuple[nn.Module, dict]:
+    """A run's own net in eval mode, and what else its file holds. Raises UserError."""
+    path = net.folder / f"model_{net.owner}.pth"
+    saved = files.read_torch(path, "copy it again or train the run again")
+    with naming(path):
+        module = build_model(saved["model"], saved["num_classes"])
+        module.load_state_dict(saved.pop("state_dict"))
+    return module.to(memory_format=torch.channels_last).eval(), saved
+
+
+def load_teacher(net: Record) -> Teacher:
+    """A student's teacher, from where its command found it; checked by its hash.
+
+    Raises UserError.
+    """
+    arguments = {**OLDER_ARGUMENTS, **net.config.get("arguments", {})}
+    for flag in ("teacher", "teacher_path"):  # before ensembles they were texts
+        if isinstance(arguments.get(flag), str):
+            arguments[flag] = [arguments[flag]]
+
+    # What a teacher is checked against; its images are not needed.
+    data = Dataset(
+        name=net.dataset,
+        num_classes=net.result["num_classes"],
+        train=None,
+        val=None,
+        test=None,
+        mean=net.result["mean"],
+        std=net.result["std"],
+        fingerprint=net.fingerprint,
+        split_seed=net.result["split_seed"],
+    )
+    way_out = "put it back, run where the student was trained, or leave out --with-teacher"
+    fault = f"{net.folder}: its teacher is not where its command found it"
+    with files.refused(fault, way_out):  # also where config.json is of another version
+        teacher = teacher_files.load_teacher(TeacherSource.of(arguments), data)
+        if teacher.identity["sha256"] != net.measured["sha256"]:
+            raise ValueError(f"{arguments['teacher_path']} is no longer what it learned from")
+    return teacher

@@ -1,0 +1,171 @@
+"""A table, and its text for a terminal, Markdown, LaTeX and HTML."""
+
+import html
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from utils.analysis.columns import text_table
+
+# What a mark says, where a table has it.
+MEANING = {
+    "best": "best of its column among rows of equal logits.",
+    "close": "its difference from the best is within the spread.",
+    "chance": "a calibrated net of the same confidences has such an ECE on so few images (it lies "
+    "within 95 % of draws); no best is named where the lowest is one of these, or may be.",
+    "differs": "from 0, Holm-corrected for all rows of its column and logits, at 5 %.",
+}
+
+
+class TableCell(NamedTuple):
+    """A cell as text; `mark` is a key of MEANING, or nothing."""
+
+    text: str
+    mark: str = ""
+    indent: int = 0
+
+
+@dataclass
+class Table:
+    """What is shown, in whatever format. The first head is the title of the whole."""
+
+    head: list[str]
+    rows: list[list[TableCell]]
+    notes: list[str] = field(default_factory=list)
+    kind: str = ""
+
+
+class Format(NamedTuple):
+    """`marks`: how a cell shows each. `blank`: a cell without one in a column that has some.
+
+    `whole` takes title, kind, table and notes.
+    """
+
+    escape: Callable[[str], str]
+    marks: dict[str, str]
+    indent: str
+    lay_out: Callable[[list[str], list[list[str]]], str]
+    note: str
+    whole: str
+    blank: str = "{}"
+
+
+def render(table: Table, form: str) -> str:
+    """As text of a form in FORMATS."""
+    format = FORMATS[form]
+    marks = {**format.marks, "differs": format.marks["best"]}
+    head = [TableCell(text) for text in table.head]
+    lines = [head, *table.rows]
+
+    # In a column with marks the other cells leave their place empty, so that digits are aligned.
+    unmarked = []
+    for column in zip(*lines, strict=True):
+        has_marks = any(cell.mark for cell in column)
+        unmarked.append(format.blank if has_marks else "{}")
+
+    texts = []
+    for line in lines:
+        texts.append([])
+        for cell, plain in zip(line, unmarked, strict=True):
+            text = marks.get(cell.mark, plain).format(format.escape(cell.text))
+            texts[-1].append(format.indent * cell.indent + text)
+
+    used = {cell.mark for row in table.rows for cell in row}
+    notes = [format.escape(note) for note in table.notes]
+    notes += [f"{marks[mark].format(mark)}: {MEANING[mark]}" for mark in MEANING if mark in used]
+    return format.whole.format(
+        title=format.escape(table.head[0]),
+        kind=table.kind,
+        table=format.lay_out(texts[0], texts[1:]),
+        notes="".join(format.note.format(note) for note in notes),
+    )
+
+
+def markdown_table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+LATEX = {
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "_": r"\_",
+    "%": r"\%",
+    "\\": r"\textbackslash{}",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "±": r"$\pm$",
+    "≈": r"$\approx$",
+    "←": r"$\leftarrow$",
+    "→": r"$\to$",
+    "–": "--",
+    "†": r"\dag{}",
+    "°": r"$^\circ$",
+    "<": "$<$",
+    ">": "$>$",
+    "|": "$|$",
+}
+
+
+def latex_table(head: list[str], rows: list[list[str]]) -> str:
+    first, *others = [" & ".join(line) + r" \\" for line in [head, *rows]]
+    alignment = "l" + "r" * (len(head) - 1)
+    lines = [
+        rf"\begin{{tabular}}{{{alignment}}}",
+        r"\toprule",
+        first,
+        r"\midrule",
+        *others,
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join(lines)
+
+
+def html_table(head: list[str], rows: list[list[str]]) -> str:
+    heads = "".join(f"<th>{name}</th>" for name in head)
+    lines = [f"<tr><th>{row[0]}</th><td>{'</td><td>'.join(row[1:])}</td></tr>" for row in rows]
+    body = "\n".join(lines)
+    return f"<table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{body}\n</tbody></table>"
+
+
+FORMATS = {
+    "terminal": Format(
+        escape=lambda text: text.replace(" ± ", "±"),
+        marks={"best": "{}*", "close": "{}~", "chance": "{}°"},
+        indent="  ",
+        lay_out=text_table,
+        note="{}\n",
+        whole="{table}\n{notes}",
+        blank="{} ",
+    ),
+    "markdown": Format(
+        escape=lambda text: re.sub(r"([\\`*_{}\[\]<>|~#])", r"\\\1", text),
+        marks={"best": "**{}**", "close": "{} ≈", "chance": "{} °"},
+        indent="↳ ",
+        lay_out=markdown_table,
+        note="{}\n\n",
+        whole="## {title}\n\n{table}\n\n{notes}",
+    ),
+    "latex": Format(  # for \\input where booktabs is loaded
+        escape=lambda text: text.translate(str.maketrans(LATEX)),
+        marks={"best": r"\textbf{{{}}}", "close": r"{}$^\approx$", "chance": r"{}$^\circ$"},
+        indent=r"\quad ",
+        lay_out=latex_table,
+        note=" {}",
+        whole="\\begin{{table}}\n\\centering\n{table}\n\\caption{{{title}.{notes}}}\n"
+        "\\end{{table}}\n",
+    ),
+    "html": Format(
+        escape=html.escape,
+        marks={"best": "<b>{}</b>", "close": "{}<sup>≈</sup>", "chance": "{}<sup>°</sup>"},
+        indent="&emsp;",
+        lay_out=html_table,
+        note="<li>{}</li>",
+        whole='<h2>{title}</h2>\n<div class="scroll {kind}">{table}</div>\n<ul>{notes}</ul>\n',
+    ),
+}

@@ -1,0 +1,120 @@
+"""The numbers of a row: mean and spread of each metric over the runs of a group."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from utils.analysis.columns import COLUMNS, SET_METRICS
+from utils.analysis.conformal import sets_of
+from utils.analysis.groups import Group
+from utils.analysis.record import LOGITS, Record
+from utils.calibration import bootstrap
+
+MANY = 30  # runs: above, the spread between them says more than an interval of each
+FEW = 20  # test images: the value of a bin with fewer is mostly chance
+
+
+class Statistic(NamedTuple):
+    """Mean and sample standard deviation over a group's runs, NaN for one run; fractions.
+
+    `interval`: of the true value of the mean, over test samples. `calibrated`: what the mean ECE of
+    as many calibrated nets of the same confidences would be, and what 95 % of draws stay below.
+    `mark`: best, close, chance, or nothing (see utils/analysis/marks.py).
+    """
+
+    mean: float
+    sd: float
+    mark: str = ""
+    interval: tuple[float, float] | None = None
+    calibrated: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A group's raw, scaled, ... logits; a metric that is unknown is absent."""
+
+    cells: dict[str, Statistic]
+    at_bound: bool
+    few: bool  # a bin of confidence holds fewer than FEW test images
+
+
+def statistic(values: np.ndarray) -> Statistic:
+    """Of one value for each run."""
+    sd = values.std(ddof=1) if len(values) > 1 else math.nan
+    return Statistic(mean=values.mean(), sd=sd)
+
+
+def rows_of(group: Group, resamples: int, with_sets: bool = False) -> dict[str, Row]:
+    """One row for each kind of logits that all runs of a group have, with all that takes time.
+
+    `resamples`: draws behind the interval of an ECE, 0 for none.
+    """
+    tests = [record.tests for record in group.records]
+    rows = rows_from(group.records, tests)
+    for logits in LOGITS:
+        if logits not in rows:
+            continue
+        cells = rows[logits].cells
+        if resamples and len(group.records) <= MANY:
+            cells["ece"] = with_chance(cells["ece"], group.records, logits, resamples)
+        if with_sets:
+            cells.update(set_statistics(group.records, logits))
+    return rows
+
+
+def quick_rows_of(group: Group) -> dict[str, Row]:
+    """Raw and scaled alone, of what stands in the results."""
+    tests = [record.measured["test"] for record in group.records]
+    rows = rows_from(group.records, tests)
+    return {logits: row for logits, row in rows.items() if logits in LOGITS}
+
+
+def rows_from(records: list[Record], tests: list[dict[str, dict[str, float]]]) -> dict[str, Row]:
+    """`tests`: of each run its metrics, by kind of logits."""
+    rows = {}
+    for logits in tests[0]:
+        if not all(logits in test for test in tests):
+            continue
+        measured = [test[logits] for test in tests]
+        cells = {}
+        for metric in COLUMNS:
+            if all(metric in metrics for metrics in measured):
+                cells[metric] = statistic(np.array([metrics[metric] for metrics in measured]))
+        any_at_bound = any(record.measured["temperature_at_bound"] for record in records)
+        rows[logits] = Row(
+            cells=cells,
+            at_bound=logits == "scaled" and any_at_bound,
+            few=any(metrics.get("smallest_bin", FEW) < FEW for metrics in measured),
+        )
+    return rows
+
+
+def with_chance(cell: Statistic, records: list[Record], logits: str, draws: int) -> Statistic:
+    """The ECE of these runs with its interval, and what calibrated nets would measure.
+
+    Without them where a run has no stored predictions.
+    """
+    predicted = [record.probabilities(logits) for record in records]
+    if any(prediction is None for prediction in predicted):
+        return cell
+    gaps = [bootstrap.gaps(probs, labels) for probs, labels in predicted]
+    bins = bootstrap.bins_of(gaps, draws)
+    calibrated = bootstrap.calibrated_error(bins)
+    return cell._replace(
+        mark="chance" if cell.mean <= calibrated[1] else "",
+        interval=bootstrap.error_interval(bins),
+        calibrated=calibrated,
+    )
+
+
+def set_statistics(records: list[Record], logits: str) -> dict[str, Statistic]:
+    """What the conformal sets of these runs are worth; empty where one of them has none."""
+    measured = [sets_of(record, logits) for record in records]
+    if any(metrics is None for metrics in measured):
+        return {}
+    return {
+        metric: statistic(np.array([metrics[metric] for metrics in measured]))
+        for metric in SET_METRICS
+    }
