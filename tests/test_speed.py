@@ -78,8 +78,9 @@ class WatchedLoader:
         return self.watch(self.loader.epoch(epoch))
 
 
-def some_epochs(task, data, monkeypatch, watch=after_the_first, scheduler="multistep") -> None:
-    recipe = Recipe(model="resnet8", epochs=2, train_batch_size=32, scheduler=scheduler)
+def some_epochs(task, data, monkeypatch, watch=after_the_first, **settings) -> None:
+    """`settings`: of the recipe."""
+    recipe = Recipe(model="resnet8", epochs=2, train_batch_size=32, **settings)
     accelerator = Accelerator()
     monkeypatch.setattr(training, "REPORT_SECONDS", float("inf"))
     loader = training.train_loader(data, recipe, accelerator)
@@ -115,6 +116,13 @@ LOSSES = ["NLL", "LS+MDCA", "FL+MMCE", "FLSD+DCA", "DFL+MbLS", "AdaFocal", "Brie
 @pytest.mark.parametrize("loss", LOSSES)
 def test_no_step_of_a_teacher_waits(data, monkeypatch, loss):
     some_epochs(teaching_task(data, loss), data, monkeypatch, scheduler="warmupcosine")
+
+
+@pytest.mark.parametrize(
+    "settings", [{"mix": "mixup"}, {"mix": "cutmix"}, {"optimizer": "adamw", "lr": 0.001}]
+)
+def test_no_step_of_another_recipe_waits(data, monkeypatch, settings):
+    some_epochs(teaching_task(data, "NLL"), data, monkeypatch, **settings)
 
 
 @pytest.mark.parametrize(
