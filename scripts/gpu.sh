@@ -82,7 +82,7 @@ rows() { # a log's text table as Markdown
 # 1. The device, and what this build of torch has kernels for.
 part 30 device $python -c '
 import torch
-from utils.training import start
+from utils.program.processes import start
 
 device = start().device
 print("torch", torch.__version__, "CUDA", torch.version.cuda, torch.cuda.get_arch_list())
