@@ -16,7 +16,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import losses.distillation
 import train_student
 import train_teacher
-from losses import ClassificationLoss, nll
+from losses import ClassificationLoss
+from losses.classification import nll
 from utils import options, steps
 from utils.data.mixing import MIXES
 from utils.program import RunFailed
