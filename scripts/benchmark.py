@@ -18,51 +18,41 @@ if not __package__:  # started as `python scripts/benchmark.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
     import scripts  # noqa: F401  before torch
 
-import json
-import math
 import os
-import subprocess
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from accelerate import Accelerator
-from torch import nn
-from torch.utils.benchmark.utils.timer import timer  # waits for a GPU
 from tqdm import tqdm
 
-from models import build_model
 from scripts.contenders import (
-    CLASSES,
-    SIDE,
     Pass,
     bare,
     conventional,
     ours,
     random_data,
     random_teacher,
+    recipe_of,
 )
+from scripts.floor import device_rates, floor_rate, seconds_of, training_cost
+from scripts.runs_at_once import MODEL, SECONDS, runs_at_once
 from utils.analysis.columns import text_table
 from utils.data import Dataset
-from utils.program import RunFailed, UserError, one_line_errors
+from utils.program import UserError, one_line_errors
 from utils.program.command_line import CommandLine, count, positive, whole
 from utils.program.environment import environment, precision_note
 from utils.program.processes import start
-from utils.settings import Recipe
 from utils.steps import MODES, is_captured
-from utils.teacher_cache import DTYPES
 
 HEAD = ["images/s", "conventional", "ours", "ratio", "of a bare step", "of the floor"]
 EAGER_BARE = "of a bare step, kernel by kernel"  # where ours are graphs
 ROUNDS = 3
-TEACHER = Path(__file__).parent.parent / "train_teacher.py"
-TOGETHER = "resnet8"  # of several runs at once
-SECONDS_AT_ONCE = 30  # of each run: starting takes some 8, and they are to overlap
-FEWEST_EPOCHS = 6
+WARM_UP = 5  # steps
+GPU_STEPS = 350  # of a pass at most: about CIFAR's training split
 
 
 class Row(NamedTuple):
@@ -110,7 +100,8 @@ def options(argv: list[str] | None) -> Namespace:
     parser.add_argument(
         "--seconds",
         type=positive,
-        help="of a pass, roughly (default: 5, or 1.5 with --quick); with --at-once of a run (30)",
+        help="of a pass, roughly (default: 5, or 1.5 with --quick); "
+        f"with --at-once of a run ({SECONDS})",
     )
     parser.add_argument(
         "--workers",
@@ -125,7 +116,7 @@ def options(argv: list[str] | None) -> Namespace:
         type=count,
         nargs="+",
         metavar="N",
-        help=f"measure only this: the images/s of N runs of {TOGETHER} at once, all together",
+        help=f"measure only this: the images/s of N runs of {MODEL} at once, all together",
     )
     args = parser.parse_args(argv)
     if args.at_once and args.workers is not None:
@@ -133,7 +124,7 @@ def options(argv: list[str] | None) -> Namespace:
     if args.workers is None:
         args.workers = os.cpu_count()
     if args.seconds is None and args.at_once:
-        args.seconds = SECONDS_AT_ONCE
+        args.seconds = SECONDS
     elif args.seconds is None:
         args.seconds = 1.5 if args.quick else 5
     return args
@@ -147,24 +138,36 @@ def main(argv: list[str] | None = None) -> None:
     print(about(accelerator, args.step))
     print(precision_note(accelerator))
 
-    # On a GPU, which is through in a second or two, about CIFAR's training split.
-    steps = 350 if accelerator.device.type == "cuda" else max(5, round(8 * min(5, args.seconds)))
-    data = random_data(steps * args.batch_size)
+    data = random_data(most_steps(accelerator, args.seconds) * args.batch_size)
     if args.at_once:
-        print(runs_at_once(args, data))
-        return
+        print(runs_at_once(args.at_once, data, args.batch_size, args.step, args.seconds))
+    else:
+        print(contest(accelerator, data, args))
 
-    products, copies = device_rates(accelerator)
-    has_graphs = is_captured(args.step, accelerator)
+
+def most_steps(accelerator: Accelerator, seconds: float) -> int:
+    """Of a pass that lasts so long. A GPU would be through in a second or two."""
+    if accelerator.device.type == "cuda":
+        return GPU_STEPS
+    return max(5, round(8 * min(5, seconds)))
+
+
+def contest(accelerator: Accelerator, data: Dataset, args: Namespace) -> str:
+    """The table of all rows, and under it how it was made."""
+    device = device_rates(accelerator)
     lines = []
     for row in tqdm(QUICK_ROWS if args.quick else ALL_ROWS, "rows", disable=None):
         rates = measure(accelerator, data, row, args)
-        floor = floor_of(row, products, copies, DTYPES[accelerator.mixed_precision].itemsize)
+        cost = training_cost(row.model, None if row.cached else row.teacher)
+        floor = floor_rate(device, cost, accelerator.mixed_precision)
         lines.append([row.name, *cells(rates, floor)])
-    print(text_table([*HEAD, EAGER_BARE] if has_graphs else HEAD, lines))
-    print(
-        f"\n{ROUNDS} rounds, median +- half the range; {args.batch_size} images a step, floor: "
-        f"{products / 1e9:,.0f} billion operations/s, {copies / 1e9:,.1f} GB/s"
+
+    has_graphs = is_captured(args.step, accelerator)
+    table = text_table([*HEAD, EAGER_BARE] if has_graphs else HEAD, lines)
+    return (
+        f"{table}\n\n"
+        f"{ROUNDS} rounds, median +- half the range; {args.batch_size} images a step, floor: "
+        f"{device.products / 1e9:,.0f} billion operations/s, {device.copies / 1e9:,.1f} GB/s"
     )
 
 
@@ -177,16 +180,11 @@ def about(accelerator: Accelerator, mode: str) -> str:
     )
 
 
-def recipe_of(row: Row, args: Namespace) -> Recipe:
-    """A low rate: labels are random, and nothing here is to diverge."""
-    return Recipe(model=row.model, epochs=1, lr=0.001, train_batch_size=args.batch_size)
-
-
 def contenders_of(
     accelerator: Accelerator, data: Dataset, row: Row, args: Namespace, folder: str
 ) -> dict[str, Pass]:
     """What takes turns in a row; `folder` is that of a teacher's cache."""
-    recipe = recipe_of(row, args)
+    recipe = recipe_of(row.model, args.batch_size)
     teacher = random_teacher(row.teacher, data, accelerator) if row.teacher else None
     cache = folder if row.cached else None
     contenders = {
@@ -210,13 +208,13 @@ def measure(accelerator: Accelerator, data: Dataset, row: Row, args: Namespace) 
         if row.cached:
             contenders["ours"](most_steps)  # a whole epoch fills it
         for name, train in contenders.items():
-            train(5)  # warms up
-            steps_per_second = 5 / seconds_of(train, 5)
+            train(WARM_UP)
+            steps_per_second = WARM_UP / seconds_of(partial(train, WARM_UP))
             steps[name] = min(max(1, round(steps_per_second * args.seconds)), most_steps)
             rates[name] = []
         for _ in range(ROUNDS):
             for name, train in contenders.items():
-                seconds = seconds_of(train, steps[name])
+                seconds = seconds_of(partial(train, steps[name]))
                 rates[name].append(steps[name] * args.batch_size / seconds)
     return rates
 
@@ -241,122 +239,6 @@ def spread(values: np.ndarray, form: str) -> str:
     """The median, and half the range in percent of it."""
     median = np.median(values)
     return f"{median:{form}} +- {50 * np.ptp(values) / median:.0f} %"
-
-
-def seconds_of(work: Callable, *arguments) -> float:
-    began = timer()
-    work(*arguments)
-    return timer() - began
-
-
-def device_rates(accelerator: Accelerator) -> tuple[float, float]:
-    """Operations per second of large products, bytes per second of a copy: the best of many."""
-    device = accelerator.device
-    dtype = DTYPES[accelerator.mixed_precision]
-    side = 8192 if device.type == "cuda" else 1024
-    matrix = torch.randn(side, side, device=device, dtype=dtype)
-    source = torch.zeros(side * 2**14, device=device, dtype=dtype)
-    target = torch.empty_like(source)
-    images = torch.randn(128, 64, 8, 8, device=device, dtype=dtype)
-    images = images.to(memory_format=torch.channels_last)
-    kernel = torch.randn(64, 64, 3, 3, device=device, dtype=dtype)
-    kernel = kernel.to(memory_format=torch.channels_last)
-
-    def rate(amount: int, work: Callable) -> float:
-        return amount / min(seconds_of(work) for _ in range(50))
-
-    # A convolution too: on CPUs it may be faster than the product of matrices.
-    convolved = 2 * kernel.numel() * images.numel() // 64
-    products = max(
-        rate(convolved, lambda: nn.functional.conv2d(images, kernel, padding=1)),
-        rate(2 * side**3, lambda: matrix @ matrix),
-    )
-    return products, rate(2 * source.nbytes, lambda: target.copy_(source))
-
-
-def floor_of(row: Row, products: float, copies: float, number_size: int) -> float:
-    """Images/s that a device can at best do, by its operations and bytes per second."""
-    operations, numbers = cost(row.model, None if row.cached else row.teacher)
-    return 1 / max(operations / products, number_size * numbers / copies)
-
-
-def cost(model: str, teacher: str | None = None, passes: int = 3) -> tuple[int, int]:
-    """Of an image: operations in a net's products, and the numbers that they read and write.
-
-    Gradients of a layer's inputs and of its weights cost as much again as its forward pass: 3
-    passes; a teacher has 1. Batch norm, activations, additions and weights count as nothing.
-    """
-    net = build_model(model, CLASSES)
-    operations = 0
-    numbers = 0
-
-    def note(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
-        nonlocal operations, numbers
-        operations += passes * 2 * output.numel() * layer.weight[0].numel()
-        numbers += passes * (inputs[0].numel() + output.numel())
-
-    for layer in net.modules():
-        if isinstance(layer, (nn.Conv2d, nn.Linear)):
-            layer.register_forward_hook(note)
-    net.eval()(torch.zeros(1, 3, SIDE, SIDE))
-    if teacher is None:
-        return operations, numbers
-    teacher_operations, teacher_numbers = cost(teacher, passes=1)
-    return operations + teacher_operations, numbers + teacher_numbers
-
-
-def runs_at_once(args: Namespace, data: Dataset) -> str:
-    """A table: how many images a second N runs of train_teacher.py train on, all together."""
-    flags = (
-        f"--model {TOGETHER} --lr 0.001 --step {args.step} --train-batch-size {args.batch_size} "
-        "--dataset"
-    )
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "random.npz")
-        np.savez(
-            file,
-            x_train=data.train.images.numpy(),
-            y_train=data.train.labels.numpy(),
-            x_test=data.test.images.numpy(),
-            y_test=data.test.labels.numpy(),
-        )
-        command = [sys.executable, TEACHER, *flags.split(), file]
-        alone = histories([*command, "--epochs", "3"], Path(folder, "alone"), 1)
-        epochs = epochs_of(alone[0], args.seconds)
-        for number in tqdm(args.at_once, "runs at once", disable=None):
-            root = Path(folder, str(number))
-            records = histories([*command, "--epochs", str(epochs)], root, number)
-            rows.append([str(number), f"{total_rate(records):,.0f}"])
-    return text_table(["runs at once", f"{TOGETHER}, images/s"], rows)
-
-
-def epochs_of(records: list[dict], seconds: float) -> int:
-    """As many epochs as make that long a run, judged by the records of a short one."""
-    fastest = min(record["seconds"] for record in records[1:])
-    return max(FEWEST_EPOCHS, math.ceil(seconds / fastest))
-
-
-def histories(command: list, root: Path, number: int) -> list[list[dict]]:
-    """The epochs' records of that many runs below `root`, all started at once."""
-    # Threads that are more than the cores wait for each other.
-    environ = os.environ | {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // number))}
-    lines = [[*command, "--checkpoint", root, "--seed", str(seed)] for seed in range(number)]
-    runs = [subprocess.Popen(line, stdout=subprocess.DEVNULL, env=environ) for line in lines]
-    if any([run.wait() for run in runs]):
-        raise RunFailed("a run has ended with an error, which stands above; try fewer at once")
-    files = root.rglob("metrics.jsonl")
-    return [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
-
-
-def total_rate(records: list[list[dict]]) -> float:
-    """The sum of the runs' median rates, each in its middle half: there all run side by side."""
-    total = 0.0
-    for run in records:
-        quarter = len(run) // 4
-        rates = [record["images_per_second"] for record in run[quarter : len(run) - quarter]]
-        total += float(np.median(rates))
-    return total
 
 
 if __name__ == "__main__":

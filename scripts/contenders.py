@@ -22,15 +22,20 @@ from utils.asked_teachers import asked_teacher
 from utils.data import NORMALISATION, Dataset, Split
 from utils.data.views import Draw, TrainLoader, normalise
 from utils.settings import Recipe
-from utils.steps import GraphedStep, Sums, is_captured
+from utils.steps import Sums
 from utils.tasks import ClassificationTask, DistillationTask, Task
 from utils.teacher_files import ready
 from utils.teachers import Member, Teacher
-from utils.training import Trainer, launched_step, train_epoch, train_loader
+from utils.training import Trainer, launched, launched_step, train_epoch, train_loader
 
 CLASSES = 10
 SIDE = 32  # pixels
+RATE = 0.001  # low: labels are random, and nothing is to diverge
 Pass = Callable[[int], None]  # trains for that many steps
+
+
+def recipe_of(model: str, batch_size: int) -> Recipe:
+    return Recipe(model=model, epochs=1, lr=RATE, train_batch_size=batch_size)
 
 
 def random_data(images: int) -> Dataset:
@@ -184,7 +189,7 @@ def ours(
     step = launched_step(trainer, loader, mode)
 
     def train(steps: int) -> None:
-        train_epoch(trainer, step, FewSteps(loader, steps), epoch=1)
+        train_epoch(trainer, step, FewSteps(loader, steps), epoch=1, shown=False)
 
     return train
 
@@ -204,13 +209,10 @@ def bare(
     draw = next(loader.epoch(1))
     batch = loader.batch(draw)
     images = normalise(batch.images, data.mean, data.std)
-    net = task.net
-    if mode == "compile":
-        net = torch.compile(net, dynamic=False)
 
-    def step(draw: Draw) -> Sums:
+    def bare_step(draw: Draw) -> Sums:
         with accelerator.autocast():
-            logits = at_least_float32(net(images))
+            logits = at_least_float32(task.net(images))
         if teacher is None:
             loss = task.loss(logits, batch.labels)
         else:
@@ -220,14 +222,7 @@ def bare(
         trainer.optimizer.zero_grad()
         return {}
 
-    if is_captured(mode, accelerator):
-        step = GraphedStep(
-            step,
-            variant=lambda: task.variant,
-            loader=loader,
-            optimizer=trainer.optimizer,
-            required=mode == "graph",
-        )
+    step = launched(bare_step, trainer, loader, mode)
 
     def train(steps: int) -> None:
         task.train()

@@ -22,12 +22,11 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from models import check_name
-from scripts.contenders import ours, random_data
+from scripts.contenders import ours, random_data, recipe_of
 from utils.analysis.columns import text_table
 from utils.program import one_line_errors
 from utils.program.command_line import CommandLine, checked, count
 from utils.program.processes import start
-from utils.settings import Recipe
 from utils.steps import MODES
 
 STEPS = 20
@@ -59,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     args = options(argv)
     accelerator = start()
     data = random_data((STEPS + WARM_UP) * args.batch_size)
-    recipe = Recipe(model=args.model, epochs=1, lr=0.001, train_batch_size=args.batch_size)
+    recipe = recipe_of(args.model, args.batch_size)
     train = ours(accelerator, data, recipe, args.step)
     train(WARM_UP)
     on_gpu = accelerator.device.type == "cuda"

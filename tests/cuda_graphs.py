@@ -8,10 +8,17 @@ import gc
 from contextlib import nullcontext
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 REFUSED = ("aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal")  # they wait for results
+
+
+def refuse_what_is_not_capturable(optimizer: torch.optim.Optimizer, args, kwargs) -> None:
+    """As Adam's own check does on a GPU; SGD has none."""
+    if not all(group.get("capturable", True) for group in optimizer.param_groups):
+        raise RuntimeError("capture of step() but param_groups' capturable is False")
 
 
 class Graph:
@@ -42,10 +49,12 @@ class capture(TorchDispatchMode):
         tensors = [x for x in found if x.device.type == "cpu"]
         storages = {one.untyped_storage().data_ptr(): one.untyped_storage() for one in tensors}
         self.before = [(storage, storage.clone()) for storage in storages.values()]
+        self.hook = register_optimizer_step_pre_hook(refuse_what_is_not_capturable)
         return super().__enter__()
 
     def __exit__(self, *error):
         super().__exit__(*error)
+        self.hook.remove()
         for storage, content in self.before:
             storage.copy_(content)
         if error[0] is not None:

@@ -14,7 +14,7 @@ from conftest import ROOT, run_script
 import losses.distillation
 from losses import DISTILLATIONS, build_distillation, build_loss
 from models import build_model
-from scripts import benchmark, contenders, profile_step
+from scripts import benchmark, contenders, floor, profile_step, runs_at_once
 from utils import steps, training
 from utils.asked_teachers import asked_teacher
 from utils.data import load_dataset
@@ -78,8 +78,9 @@ class WatchedLoader:
         return self.watch(self.loader.epoch(epoch))
 
 
-def some_epochs(task, data, monkeypatch, watch=after_the_first, scheduler="multistep") -> None:
-    recipe = Recipe(model="resnet8", epochs=2, train_batch_size=32, scheduler=scheduler)
+def some_epochs(task, data, monkeypatch, watch=after_the_first, **settings) -> None:
+    """`settings`: of the recipe."""
+    recipe = Recipe(model="resnet8", epochs=2, train_batch_size=32, **settings)
     accelerator = Accelerator()
     monkeypatch.setattr(training, "REPORT_SECONDS", float("inf"))
     loader = training.train_loader(data, recipe, accelerator)
@@ -115,6 +116,13 @@ LOSSES = ["NLL", "LS+MDCA", "FL+MMCE", "FLSD+DCA", "DFL+MbLS", "AdaFocal", "Brie
 @pytest.mark.parametrize("loss", LOSSES)
 def test_no_step_of_a_teacher_waits(data, monkeypatch, loss):
     some_epochs(teaching_task(data, loss), data, monkeypatch, scheduler="warmupcosine")
+
+
+@pytest.mark.parametrize(
+    "settings", [{"mix": "mixup"}, {"mix": "cutmix"}, {"optimizer": "adamw", "lr": 0.001}]
+)
+def test_no_step_of_another_recipe_waits(data, monkeypatch, settings):
+    some_epochs(teaching_task(data, "NLL"), data, monkeypatch, **settings)
 
 
 @pytest.mark.parametrize(
@@ -167,16 +175,16 @@ def test_threads_spin_only_shortly(module, monkeypatch):
 
 def test_a_run_at_once_that_fails_is_no_rate(tmp_path):
     with pytest.raises(RunFailed, match="a run has ended with an error"):
-        benchmark.histories([sys.executable, "-c", "raise SystemExit(2)"], tmp_path, 2)
+        runs_at_once.histories([sys.executable, "-c", "raise SystemExit(2)"], tmp_path, 2)
 
 
 def test_runs_at_once_last_long_enough_to_overlap():
     records = [{"seconds": seconds} for seconds in (9.0, 0.25, 0.2)]
-    assert benchmark.epochs_of(records, 30) == 150  # the first epoch is no measure
-    assert benchmark.epochs_of([{"seconds": 60.0}] * 3, 30) == 6
+    assert runs_at_once.epochs_of(records, 30) == 150  # the first epoch is no measure
+    assert runs_at_once.epochs_of([{"seconds": 60.0}] * 3, 30) == 6
     # Alone at its start and its end, a run is faster.
     runs = [[{"images_per_second": rate} for rate in (900, 100, 110, 900)]] * 2
-    assert benchmark.total_rate(runs) == 210
+    assert runs_at_once.total_rate(runs) == 210
 
 
 @pytest.mark.parametrize("cached", [False, True])
@@ -217,10 +225,17 @@ def test_a_bare_step_trains_and_is_captured_like_ours(monkeypatch, tmp_path, cac
 
 def test_the_cost_of_a_net():
     """ResNet-20 is known for its 40.8 million multiply-adds; a teacher adds its forward pass."""
-    forward, numbers = benchmark.cost("resnet20", passes=1)
-    assert forward == pytest.approx(2 * 40.8e6, rel=0.01)
-    assert benchmark.cost("resnet20") == (3 * forward, 3 * numbers)
-    assert benchmark.cost("resnet20", "resnet20") == (4 * forward, 4 * numbers)
+    operations, numbers = floor.forward_cost("resnet20")
+    assert operations == pytest.approx(2 * 40.8e6, rel=0.01)
+    assert floor.training_cost("resnet20") == (3 * operations, 3 * numbers)
+    assert floor.training_cost("resnet20", "resnet20") == (4 * operations, 4 * numbers)
+
+
+def test_the_floor_is_the_slower_of_products_and_memory():
+    device = floor.DeviceRates(products=1000, copies=200)
+    assert floor.floor_rate(device, floor.Cost(operations=100, numbers=1), "no") == 10
+    assert floor.floor_rate(device, floor.Cost(operations=1, numbers=10), "no") == 5
+    assert floor.floor_rate(device, floor.Cost(operations=1, numbers=10), "bf16") == 10
 
 
 def test_a_profile_of_kernels():

@@ -11,12 +11,15 @@ import cuda_graphs
 import pytest
 import torch
 from conftest import assert_same_run, command, fails, folder_of, run_script, weights
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import losses.distillation
 import train_student
 import train_teacher
-from losses import ClassificationLoss, nll
+from losses import ClassificationLoss
+from losses.classification import nll
 from utils import options, steps
+from utils.data.mixing import MIXES
 from utils.program import RunFailed
 from utils.program.processes import start
 from utils.runs import Run
@@ -126,6 +129,33 @@ def test_a_rate_that_changes_in_every_step(tiny_npz, tmp_path, graphs):
         train_teacher.main(command(tiny_npz, tmp_path / mode, *flags.split(), mode))
     assert [graph.replays for graph in graphs] == [3 * 16 - 3]
     assert_agree(*(folder_of(tmp_path / mode) for mode in ("eager", "auto")))
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_a_captured_mix_draws_anew_in_every_step(tiny_npz, tmp_path, graphs, mix):
+    """What a step draws, a share or a box, reaches the graph as the images do."""
+    flags = ("--mix", mix, "--loss", "FL+MbLS")
+    eager = teacher_run(tiny_npz, tmp_path / "eager", "--step", "eager", *flags)
+    captured = teacher_run(tiny_npz, tmp_path / "graph", *flags)
+    assert [graph.replays for graph in graphs] == [13]
+    assert_agree(eager, captured)
+
+
+def test_a_captured_adamw_is_an_eager_one(tiny_npz, tmp_path, graphs):
+    """It is told of the capture only in the captured step: elsewhere it would warn."""
+    flags = ("--optimizer", "adamw", "--lr", "0.0009765625")
+    eager = teacher_run(tiny_npz, tmp_path / "eager", "--step", "eager", *flags)
+    told = []
+    hook = register_optimizer_step_pre_hook(
+        lambda optimizer, *_: told.append(optimizer.param_groups[0]["capturable"])
+    )
+    try:
+        captured = teacher_run(tiny_npz, tmp_path / "graph", *flags)
+    finally:
+        hook.remove()
+    assert [graph.replays for graph in graphs] == [13]
+    assert told.count(True) == 1
+    assert_agree(eager, captured)
 
 
 def student_run(data, root, teacher, *flags):
@@ -262,6 +292,14 @@ def test_a_compiled_run_trains_alike(tiny_npz, tmp_path, teacher):
     compiled = teacher_run(tiny_npz, tmp_path, "--step", "compile")
     assert_agree(teacher, compiled, bits=False)
     assert re.search("steps: .*compiled", (compiled / "train_log.txt").read_text())
+
+
+@pytest.mark.skipif(shutil.which("c++") is None and not HAS_GPU, reason="no compiler here")
+def test_a_compiled_run_of_a_mix_trains_alike(tiny_npz, tmp_path):
+    flags = ("--epochs", "2", "--mix", "mixup")
+    eager = teacher_run(tiny_npz, tmp_path / "eager", "--step", "eager", *flags)
+    compiled = teacher_run(tiny_npz, tmp_path / "compiled", "--step", "compile", *flags)
+    assert_agree(eager, compiled, bits=False)
 
 
 @pytest.mark.skipif(not HAS_GPU, reason="needs a GPU")

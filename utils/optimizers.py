@@ -49,13 +49,7 @@ def sgd(weights: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
 
 def adamw(weights: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
     """Adam with decoupled weight decay: Loshchilov and Hutter, ICLR 2019, Algorithm 2."""
-    return torch.optim.AdamW(
-        weights,
-        lr=recipe.lr,
-        weight_decay=recipe.weight_decay,
-        fused=True,
-        capturable=weights[0].is_cuda,  # a step may become a CUDA graph
-    )
+    return torch.optim.AdamW(weights, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
 
 
 def multistep(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int):

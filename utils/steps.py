@@ -129,22 +129,39 @@ class GraphedStep:
             yield
         current.wait_stream(self.stream)
 
+    @contextmanager
+    def capturable_optimizer(self):
+        """In a graph the learning rate is a tensor, which each replay finds filled anew.
+
+        AdamW refuses a capture unless it is told of it, and warns where it is told for nothing.
+        """
+        group = self.optimizer.param_groups[0]
+        rate = group["lr"]
+        group["lr"] = self.rate
+        is_told = "capturable" in group
+        if is_told:
+            group["capturable"] = True
+        try:
+            yield
+        finally:
+            group["lr"] = rate
+            if is_told:
+                group["capturable"] = False
+
     def capture(self, variant: Hashable) -> None:
         """Note the operations of a step, without doing them, as the graph of this variant."""
         graph = torch.cuda.CUDAGraph()
-        group = self.optimizer.param_groups[0]
-        rate = group["lr"]
-        # In the graph the learning rate is a tensor, which each replay finds filled anew.
-        group["lr"] = self.rate
         try:
-            with self.on_side_stream(), torch.cuda.graph(graph, stream=self.stream):
+            with (
+                self.capturable_optimizer(),
+                self.on_side_stream(),
+                torch.cuda.graph(graph, stream=self.stream),
+            ):
                 sums = self.step(self.draw)
         except RuntimeError as error:
             self.give_up(error)
         else:
             self.graphs[variant] = graph, sums
-        finally:
-            group["lr"] = rate
 
     def give_up(self, error: RuntimeError) -> None:
         reason = str(first_fault(error)).splitlines()[0]

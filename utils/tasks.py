@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from losses import ClassificationLoss, DistillationLoss, sum_of
 from losses.classification import at_least_float32
+from losses.distillation import Undefined
 from utils.asked_teachers import AskedTeacher
 from utils.data import Dataset
 from utils.data.views import Batch, normalise
+from utils.program import UserError
 from utils.teachers import Teacher
 
 
@@ -97,10 +99,17 @@ class DistillationTask(Task):
     def forward(self, batch: Batch) -> StepOutput:
         logits = self.logits(batch)
         target = self.teacher.tempered(self.ask(batch))
+
+        def parts_of(labels: Tensor) -> dict[str, Tensor]:
+            try:
+                return self.loss.parts(logits, target, labels)
+            except Undefined as undefined:
+                raise UserError(
+                    f"--distill: {undefined}; give --distill KD or another teacher"
+                ) from undefined
+
         with full_precision(logits.device):
-            return step_output(
-                logits, batch, lambda labels: self.loss.parts(logits, target, labels)
-            )
+            return step_output(logits, batch, parts_of)
 
     def epoch(self, epoch: int) -> AbstractContextManager:
         self.loss.before_epoch(epoch)

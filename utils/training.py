@@ -176,6 +176,11 @@ def launched_step(trainer: Trainer, loader: TrainLoader, mode: str) -> Step:
     def step(draw: Draw) -> Sums:
         return train_step(trainer.model, loader.batch(draw), trainer.optimizer, trainer.accelerator)
 
+    return launched(step, trainer, loader, mode)
+
+
+def launched(step: Step, trainer: Trainer, loader: TrainLoader, mode: str) -> Step:
+    """A step that changes the trainer's task, compiled or as a graph where `mode` says so."""
     if mode == "compile":
         compile_net(trainer.task.net, loader.images_per_process)
     if not is_captured(mode, trainer.accelerator):
@@ -189,12 +194,17 @@ def launched_step(trainer: Trainer, loader: TrainLoader, mode: str) -> Step:
     )
 
 
-def train_epoch(trainer: Trainer, step: Step, loader: TrainLoader, epoch: int) -> dict[str, float]:
-    """One pass over the training views: means of the loss, its parts and top-1 (a fraction)."""
+def train_epoch(
+    trainer: Trainer, step: Step, loader: TrainLoader, epoch: int, shown: bool = True
+) -> dict[str, float]:
+    """One pass over the training views: means of the loss, its parts and top-1 (a fraction).
+
+    `shown`: with a progress bar, where there is a terminal.
+    """
     accelerator = trainer.accelerator
     epochs = trainer.recipe.epochs
     sums = EpochSums(len(loader), accelerator.device, trainer.skipped_in_a_row)
-    bar = epoch_bar(epoch, epochs, len(loader), shown=accelerator.is_main_process)
+    bar = epoch_bar(epoch, epochs, len(loader), shown=shown and accelerator.is_main_process)
     reported = time.perf_counter()
 
     trainer.task.train()
