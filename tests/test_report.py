@@ -222,7 +222,7 @@ def test_what_is_fitted_on_images_that_a_teacher_may_know_is_not_shown(tmp_path,
     """A third party's teacher, or an ensemble with one, has no scaled and no post-hoc row."""
     foreign = identity("foreign", "best", None, "abc")
     if members == 2:
-        foreign["members"] = [{"seed": 42}, {"seed": None}]
+        foreign["members"] = [identity(), identity("foreign", "best", None, "abc")]
     folder = write_predicted_run(tmp_path / "runs", loss="KD", teacher=foreign)
     write_predicted_run(tmp_path / "runs", 0.2)
     result = json.loads((folder / "result.json").read_text())

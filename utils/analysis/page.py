@@ -8,7 +8,9 @@ from functools import partial
 from html import escape
 from pathlib import Path
 
+from utils.analysis.classes import classes_of
 from utils.analysis.columns import COLUMNS, printable
+from utils.analysis.confusion_figure import MOST_CLASSES, confusion_matrix
 from utils.analysis.figures import heat_map, is_grid, learning_curves, top1_against_ece
 from utils.analysis.groups import Group
 from utils.analysis.rendering import Table, TableCell, render
@@ -21,6 +23,8 @@ def page(sections: list[Section], tables: list[list[Table]], rest: list[Table], 
     parts = []
     for section, own in zip(sections, tables, strict=True):
         parts += [render(table, "html") for table in own] + pictures(section)
+        if section.choice.classes:
+            parts += confusions(section)
     parts += [commands(sections), *(render(table, "html") for table in rest)]
     frame, style = (Path(__file__).with_suffix(kind).read_text() for kind in (".html", ".css"))
     about = escape(f"{printable(about)}. {datetime.now():%Y-%m-%d %H:%M}.")
@@ -55,6 +59,25 @@ def pictures(section: Section) -> list[str]:
         parts.append("<h3>Reliability on the test split</h3>")
         parts.append(f'<div class="grid pairs">{cards}</div>')
     return parts
+
+
+def confusions(section: Section) -> list[str]:
+    """Confusion matrices of the printed nets, where there are not too many classes."""
+    cards = []
+    for group in section.printed:
+        classes = classes_of(group)
+        if classes is not None and len(classes.names) <= MOST_CLASSES:
+            name = printable(group.full_name)
+            draw = partial(confusion_matrix, classes)
+            cards.append(picture(draw, f"confusion matrix of {name}", caption=name))
+    if not cards:
+        return []
+    about = "Share of the images of a class (rows) that is taken for each (columns), in percent."
+    return [
+        "<h3>Confusion matrices on the test split</h3>",
+        f'<p class="soft">{about}</p>',
+        f'<div class="grid pairs">{"".join(cards)}</div>',
+    ]
 
 
 def heat_maps(section: Section, sweep: Sweep) -> str:

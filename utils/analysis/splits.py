@@ -9,6 +9,7 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from utils.analysis.columns import Column
 from utils.analysis.record import Record
@@ -40,6 +41,8 @@ def suited_to_test(record: Record) -> Suited | None:
     if not record.predictions.exists():
         return None
     logits, labels = record.stored("test")
+    # A class that a teacher rules out has a logit of -inf. A fit needs numbers.
+    logits = logits.clamp_min(torch.finfo(logits.dtype).min)
     temperature, _ = fit_temperature(logits, labels)
     probs = (logits.double() / temperature).softmax(dim=1)
     return Suited(temperature, ece(probs, labels))
