@@ -13,6 +13,7 @@ if not __package__:  # started as `python scripts/posthoc.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
     import scripts  # noqa: F401  before torch
 
+from argparse import Namespace
 from functools import partial
 
 import torch
@@ -28,35 +29,62 @@ FILE = "posthoc.json"
 SHOWN = {"temperature": "T", "lambda": "lambda", "mu": "mu"}  # of what a fit found
 
 
-def options(argv: list[str] | None):
-    about = "Fit temperature, vector and Dirichlet scaling to the validation split of runs."
-    parser = CommandLine(prog="python -m scripts.posthoc", description=about)
-    add, at_least_two = parser.add_argument, number(int, "a whole number above 1", lambda n: n > 1)
-    chooses = "of the cross-validation that chooses how strongly Dirichlet scaling is regularised"
-    teacher = "also a table for each student's teacher, unless its run is named"
-    add("runs", nargs="+", type=location, metavar="RUN", help="run folders, or folders above them")
-    add("--epoch", choices=("best", "last"), default="best", help="best: by validation top-1")
-    add("--with-teacher", action="store_true", help=teacher)
-    add("--folds", type=at_least_two, default=FOLDS, help=chooses)
+def options(argv: list[str] | None) -> Namespace:
+    parser = CommandLine(
+        prog="python -m scripts.posthoc",
+        description="Fit temperature, vector and Dirichlet scaling to the validation split of "
+        "runs.",
+    )
+    add = parser.add_argument
+    add(
+        "runs",
+        nargs="+",
+        type=location,
+        metavar="RUN",
+        help="run folders, or folders above them",
+    )
+    add(
+        "--epoch",
+        choices=("best", "last"),
+        default="best",
+        help="best: by validation top-1",
+    )
+    add(
+        "--with-teacher",
+        action="store_true",
+        help="also a table for each student's teacher, unless its run is named",
+    )
+    add(
+        "--folds",
+        type=number(int, "a whole number above 1", lambda n: n > 1),
+        default=FOLDS,
+        help="of the cross-validation that chooses how strongly Dirichlet scaling is regularised",
+    )
     add("--write", action="store_true", help=f"also write {FILE} into the run folders")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = options(argv)
-    methods = METHODS | {"Dirichlet ODIR": partial(dirichlet_calibration, folds=args.folds)}
+    methods = dict(METHODS)
+    methods["Dirichlet ODIR"] = partial(dirichlet_calibration, folds=args.folds)
     for net in finished_nets(args.runs, args.epoch, args.with_teacher):
         if net.third_party:
             print(f"\n{net.title}\nnothing is fitted: {NO_SCALED_ROW}")
             continue
-        val, test = net.stored("val"), net.stored("test")
-        found = {method: measure(fit(*val), val, test) for method, fit in methods.items()}
-        print(f"\n{net.title}\n{table(found)}")
-        for method, one in found.items():
-            for note in one["notes"]:
+
+        val = net.stored("val")
+        test = net.stored("test")
+        fits = {}
+        for method, fit in methods.items():
+            fits[method] = measure(fit(*val), val, test)
+
+        print(f"\n{net.title}\n{table(fits)}")
+        for method, fit in fits.items():
+            for note in fit["notes"]:
                 print(f"{method}: {note}")
         if args.write:
-            print(f"written: {write_beside(net, FILE, {'folds': args.folds}, found)}")
+            print(f"written: {write_beside(net, FILE, {'folds': args.folds}, fits)}")
 
 
 def measure(calibration: Calibration, val: tuple, test: tuple) -> dict:
@@ -74,11 +102,13 @@ def measure(calibration: Calibration, val: tuple, test: tuple) -> dict:
     }
 
 
-def table(found: dict[str, dict]) -> str:
+def table(fits: dict[str, dict]) -> str:
+    """A row of each method, with what `measure` says of it."""
     rows = []
-    for method, one in found.items():
-        chosen = ", ".join(f"{text} = {one[key]:.4g}" for key, text in SHOWN.items() if key in one)
-        rows.append(([method, COLUMNS["nll"].text(one["val"]["nll"]), chosen], one["test"]))
+    for method, fit in fits.items():
+        chosen = [f"{text} = {fit[key]:.4g}" for key, text in SHOWN.items() if key in fit]
+        cells = [method, COLUMNS["nll"].text(fit["val"]["nll"]), ", ".join(chosen)]
+        rows.append((cells, fit["test"]))
     return metrics_table(["test split", "val NLL", "chosen"], rows)
 
 

@@ -3,6 +3,7 @@
     python -m scripts.report ROOT...                          a table at the terminal
     python -m scripts.report ROOT... --out report             and report.{html,md,csv,tex}, runs.csv
     python -m scripts.report ROOT... --against "resnet8 NLL"  differences, tested in pairs
+    python -m scripts.report RUN --classes                    a table class by class
 
 Runs below the folders ROOT that differ only in the seed are one row. Teachers come first, each with
 its students below it. Settings are chosen on the validation split alone.
@@ -17,6 +18,7 @@ if not __package__:  # started as `python scripts/report.py`
 
 from argparse import Namespace
 
+from utils.analysis.classes import class_tables, classes_csv
 from utils.analysis.columns import COLUMNS, printable
 from utils.analysis.comparisons import find_group
 from utils.analysis.csv_files import groups_csv, runs_csv
@@ -95,6 +97,12 @@ def options(argv: list[str] | None) -> Namespace:
         help="also a table of the differences from this row; may be given again for another",
     )
     add(
+        "--classes",
+        action="store_true",
+        help="also a table for each net, class by class; with --out also classes.csv, and a "
+        "confusion matrix of up to 100 classes",
+    )
+    add(
         "--pack",
         type=location,
         metavar="FILE.zip",
@@ -111,6 +119,7 @@ def choice_of(args: Namespace) -> ReportChoice:
         resamples=args.resamples,
         test_temperature=args.test_temperature,
         nets=args.nets,
+        classes=args.classes,
     )
 
 
@@ -121,6 +130,9 @@ def main(argv: list[str] | None = None) -> None:
     left_out += unreadable
 
     tables = [[main_table(section)] for section in sections]
+    if args.classes:
+        for section, of_section in zip(sections, tables, strict=True):
+            of_section += class_tables(section)
     for row in args.against or ():
         section, group = find_group(sections, row)
         tables[sections.index(section)].append(paired_table(section, group))
@@ -168,6 +180,8 @@ def write_report(
         "report.tex": "\n".join(render(table, "latex") for table in shown),
         "report.html": page(sections, tables, rest, about),
     }
+    if any(section.choice.classes for section in sections):
+        files["classes.csv"] = classes_csv(sections)
     make_folder(folder, "--out")
     for name, content in files.items():
         with atomic(folder / name) as file:

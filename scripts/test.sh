@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Set up the environment and pass the tests:  bash scripts/test.sh [arguments of pytest]
-# KD_DATA (cifar10.npz, tiny100.npz), KD_CHECKPOINTS (published teachers) and KD_CIFAR10H (human labels)
+# KD_DATA (cifar10.npz), KD_CHECKPOINTS (published teachers) and KD_CIFAR10H (human labels)
 # name folders of real data, which widen them.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/usage.sh"

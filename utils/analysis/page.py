@@ -8,7 +8,9 @@ from functools import partial
 from html import escape
 from pathlib import Path
 
+from utils.analysis.classes import classes_of
 from utils.analysis.columns import COLUMNS, printable
+from utils.analysis.confusion_figure import MOST_CLASSES, confusion_matrix
 from utils.analysis.figures import (
     TRAINING,
     VALIDATION,
@@ -31,6 +33,8 @@ def page(sections: list[Section], tables: list[list[Table]], rest: list[Table], 
     for section, own_tables in zip(sections, tables, strict=True):
         parts += [render(table, "html") for table in own_tables]
         parts += pictures(section)
+        if section.choice.classes:
+            parts += confusions(section)
     parts.append(commands(sections))
     parts += [render(table, "html") for table in rest]
 
@@ -92,6 +96,25 @@ def curves(section: Section) -> list[str]:
         about += " The parts of a loss add up to it."
     parts.append(f'<p class="soft">{about}</p>')
     return parts
+
+
+def confusions(section: Section) -> list[str]:
+    """Confusion matrices of the printed nets, where there are not too many classes."""
+    cards = []
+    for group in section.printed:
+        classes = classes_of(group)
+        if classes is not None and len(classes.names) <= MOST_CLASSES:
+            name = printable(group.full_name)
+            draw = partial(confusion_matrix, classes)
+            cards.append(picture(draw, f"confusion matrix of {name}", caption=name))
+    if not cards:
+        return []
+    about = "Share of the images of a class (rows) that is taken for each (columns), in percent."
+    return [
+        "<h3>Confusion matrices on the test split</h3>",
+        f'<p class="soft">{about}</p>',
+        f'<div class="grid pairs">{"".join(cards)}</div>',
+    ]
 
 
 def heat_maps(section: Section, sweep: Sweep) -> str:

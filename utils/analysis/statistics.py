@@ -35,6 +35,7 @@ class ReportChoice:
     resamples: int = 1000  # draws behind an ECE's interval, 0 for none
     test_temperature: bool = False
     nets: int = 100  # rows at most
+    classes: bool = False  # also tables class by class
 
     @property
     def with_sets(self) -> bool:
