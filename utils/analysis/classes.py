@@ -154,7 +154,7 @@ def confusion_text(classes: Classes, label: int) -> str:
     if confused is None:
         return "–"
     other, share = confused
-    return f"{printable(classes.names[other])} {PERCENT.text(share)} %"
+    return f"{printable(classes.names[other])} ({PERCENT.text(share)} %)"
 
 
 def classes_csv(sections: list[Section]) -> str:
