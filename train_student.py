@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> dict:
         teacher = load_teacher(experiment.teacher, data)
     except UserError:
         finished = finished_run(experiment, data.name)
-        if finished is None:
+        if finished is None or experiment.run.overwrite:
             raise
         # A finished run is shown wherever its teacher has gone.
         folder, result = finished
@@ -66,6 +66,10 @@ def main(argv: list[str] | None = None) -> dict:
         result = run.result()
         if result is not None:
             run.say(finished_note(run.folder, result))
+        elif not is_new:
+            raise UserError(
+                f"{run.folder}: its result.json has just been removed; give the command again"
+            )
         else:
             run.say(about_teacher)
             torch.manual_seed(recipe.seed)

@@ -86,7 +86,7 @@ BASES = {
     "AdaFocal": LossEntry(AdaFocal),
     "Brier": LossEntry(brier),
 }
-TERMS = {  # each weighed by its first flag
+TERMS = {  # each weighed by beta
     "MDCA": LossEntry(mdca, (term_weight(1.0, grid=(1, 5, 10)),), of_batch=True),
     "MMCE": LossEntry(mmce, (term_weight(1.0, grid=(1, 2, 3, 4, 5)),), of_batch=True),
     "DCA": LossEntry(dca, (term_weight(1.0, grid=(1, 5, 10)),), of_batch=True),

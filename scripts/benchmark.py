@@ -136,7 +136,10 @@ def main(argv: list[str] | None = None) -> None:
     if accelerator.num_processes > 1:
         raise UserError("the benchmark measures one process; launch it with one")
     print(about(accelerator, args.step))
-    print(precision_note(accelerator))
+    note = precision_note(accelerator)
+    if note:
+        print(note)
+    print()
 
     data = random_data(most_steps(accelerator, args.seconds) * args.batch_size)
     if args.at_once:

@@ -13,6 +13,7 @@ if not __package__:  # started as `python scripts/evaluate.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
     import scripts  # noqa: F401  before torch
 
+import math
 import os
 from argparse import Namespace
 
@@ -87,12 +88,23 @@ def evaluate(nets: list[Record], args: Namespace) -> tuple[str, list[dict]]:
     )
 
 
+def finite(metrics: dict) -> dict:
+    """Without what is infinite, which JSON has not: the NLL of a net that rules a label out."""
+    kept = {}
+    for name, value in metrics.items():
+        if isinstance(value, dict):
+            kept[name] = finite(value)
+        elif math.isfinite(value):
+            kept[name] = value
+    return kept
+
+
 def write(nets: list[Record], measured: list[dict], args: Namespace) -> None:
     """evaluation_*.json into the run folders."""
     about = {"on": args.on, "corruptions": args.corruptions, "seed": args.seed}
     name = f"evaluation_{dataset_label(args.on)}.json"
     for net, metrics in zip(nets, measured, strict=True):
-        content = {"temperature": net.measured["temperature"], **metrics}
+        content = {"temperature": net.measured["temperature"], **finite(metrics)}
         print(f"written: {write_beside(net, name, about, content)}")
 
 

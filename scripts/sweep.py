@@ -72,7 +72,10 @@ def check() -> None:
     runs: dict[str, str] = {}
     for line in dict.fromkeys(sys.stdin.read().splitlines()):
         words = shlex.split(line)
-        place = next(i for i, word in enumerate(words) if os.path.basename(word) in programs)
+        places = [i for i, word in enumerate(words) if os.path.basename(word) in programs]
+        if not places:
+            raise UserError(f"no command of train_teacher.py or train_student.py: {line!r}")
+        place = places[0]
         program = os.path.basename(words[place])
         if {"--help", "-h"} & set(words):
             raise UserError("--help stands among the commands' flags; give it alone")

@@ -745,6 +745,7 @@ def test_latex_is_whole_tables(written):
         assert {len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows} == {columns}
     assert r"a\_b \& 50\%" in text
     assert r"92.00 $\pm$ 2.83" in text and r"\quad resnet8 KD T=1" in text
+    assert not re.search(r"(?<!\\)%", text)  # it would comment out the rest of its line
     text.encode("ascii")
 
 

@@ -1,7 +1,8 @@
 """The flags of both entry scripts: names, types, defaults and help, in reading order.
 
-Defaults are those of utils/settings.py. A flag that one loss, distillation or schedule alone reads
-has none here: so it is seen whether it was given.
+Spellings are those of published commands; either of - and _ is taken. Defaults are those of
+utils/settings.py. A flag that one loss, distillation or schedule alone reads has none here: so it
+is seen whether it was given.
 """
 
 import argparse

@@ -67,7 +67,7 @@ def warmup_cosine(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_ep
     """A linear rise over `warmup` steps, then the cosine over the steps that are left."""
     if recipe.warmup == 0:
         return cosine(optimizer, recipe, steps_per_epoch)
-    steps_after = max(1, recipe.epochs * steps_per_epoch - recipe.warmup)
+    steps_after = recipe.epochs * steps_per_epoch - recipe.warmup  # above 0: check_run
     rise = LinearLR(optimizer, start_factor=1 / (recipe.warmup + 1), total_iters=recipe.warmup)
     fall = CosineAnnealingLR(optimizer, steps_after)
     return SequentialLR(optimizer, [rise, fall], milestones=[recipe.warmup])

@@ -5,7 +5,8 @@
     predictions.npz  reliability.png  result.json
 """
 
-# What a run, and what reads it afterwards, leaves in its folder.
+# What a run, and what reads it afterwards, leaves in its folder; --overwrite removes first what
+# says complete.
 OURS = (
     "result.json",
     "config.json",

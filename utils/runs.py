@@ -101,7 +101,11 @@ def finished_run(experiment: Experiment, dataset: str) -> tuple[Path, dict] | No
             result = files.read_json(path, "")
             before = config.get("arguments", {})
             # A run of an older version lacks the flags that are new, which change nothing there.
-            same = all(experiment.arguments.get(flag) == x for flag, x in before.items())
+            same = all(
+                experiment.arguments.get(flag) == value
+                for flag, value in before.items()
+                if flag != "overwrite"
+            )
             if before and same and is_complete(result):
                 return path.parent, result
     return None
@@ -170,9 +174,10 @@ class Run:
             raise
         except Stopped as stopped:
             if self.epochs is not None:
-                stopped = Stopped(
-                    stopped.number, f"the same command goes on after epoch {self.epochs}"
-                )
+                command = "the same command"
+                if self.experiment.run.overwrite:
+                    command += " without --overwrite"  # which would remove the checkpoint
+                stopped = Stopped(stopped.number, f"{command} goes on after epoch {self.epochs}")
             self.log(str(stopped))
             raise stopped from None
         finally:
@@ -299,9 +304,10 @@ class Run:
         saved = files.read_torch(path, way_out)
         # A checkpoint has its identity in the best epoch's snapshot.
         identity = saved.get("best", saved)
-        if not isinstance(identity, dict) or any(
-            identity.get(key) != value for key, value in self.identity.items()
-        ):
+        is_ours = isinstance(identity, dict) and all(
+            identity.get(key) == value for key, value in self.identity.items()
+        )
+        if not is_ours:
             raise UserError(f"{path} comes from another run; {way_out}")
         return saved
 

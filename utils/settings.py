@@ -106,7 +106,7 @@ class TeacherSource:
 
 @dataclass(frozen=True)
 class RunChoice:
-    """Where a run lies and how it is carried out: nothing here changes a weight."""
+    """Where a run lies and how it is carried out: what may change a weight's last bits, no more."""
 
     checkpoint: str = "checkpoint"
     exp_name: str | None = None

@@ -164,7 +164,8 @@ class GraphedStep:
             self.graphs[variant] = graph, sums
 
     def give_up(self, error: RuntimeError) -> None:
-        reason = str(first_fault(error)).splitlines()[0]
+        fault = first_fault(error)
+        reason = str(fault).partition("\n")[0] or type(fault).__name__
         if self.required:
             raise RunFailed(
                 f"a step cannot be captured as a CUDA graph: {reason}; give --step eager"

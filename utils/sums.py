@@ -113,6 +113,7 @@ class EpochSums:
 
         fp16's scaler finds its scale by leaving steps out; many in a row are a fault.
         """
+        # A step without images has the sum 0, or NaN, which must not be lost.
         means = [
             loss / images if images else loss
             for loss, images in zip(self.column("loss"), self.column("images"), strict=True)

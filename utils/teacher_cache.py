@@ -103,14 +103,14 @@ class LogitFiles:
         sample = sample_logits(teacher, data, precision) if on_cpu else None
         facts = teacher_facts(teacher, data, precision, self.device)
         name = f"{teacher.model}_{digest_of(facts)}"
-        facts = arithmetic_facts(teacher, self.device, sample)
-        arithmetic = f"torch={facts['torch']}_threads={facts['threads']}_{digest_of(facts)}"
+        bits = arithmetic_facts(teacher, self.device, sample)
+        arithmetic = f"torch={bits['torch']}_threads={bits['threads']}_{digest_of(bits)}"
         self.folder = Path(root, data.name, f"{name}_{arithmetic}")
         self.say_others(name)
         self.fault = self.make()  # why nothing can be kept, or None
         self.given_up = False
         self.shape = (len(data.train.labels), data.num_classes)
-        # A net may leave autocast before its end, and its logits are kept as they are.
+        # On a CPU the bits are kept as they are: a net may leave autocast before its end.
         self.dtype = DTYPES[precision] if sample is None else sample.dtype
         self.flip = data.flip
         # Each process sees a part of an epoch only.
@@ -139,8 +139,9 @@ class LogitFiles:
         try:
             make_folder(self.folder, "--teacher_cache")
         except UserError as error:
-            reason = error.__cause__
-            if not (os.path.isdir(self.folder.parents[1]) or reason.errno in DISK_FULL):
+            reason = error.__cause__  # make_folder's OSError
+            root_exists = os.path.isdir(self.folder.parents[1])
+            if not root_exists and reason.errno not in DISK_FULL:
                 raise
             return reason.strerror
         return None if os.access(self.folder, os.W_OK) else "no permission"

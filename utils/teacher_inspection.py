@@ -87,7 +87,7 @@ def check_loss(loss: DistillationLoss, target: Tensor, labels: Tensor) -> None:
         return
     knows_nothing = torch.zeros_like(target)
     try:
-        loss.to("cpu").distil(knows_nothing, target, labels)
+        loss.distil(knows_nothing, target, labels)
     except Undefined as undefined:
         raise UserError(f"--distill: {undefined}; give --distill KD or another teacher") from None
 

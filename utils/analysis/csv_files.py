@@ -16,8 +16,9 @@ def groups_csv(sections: list[Section]) -> str:
     """A line for each group and kind of logits."""
     lines = []
     for section in sections:
+        chosen = {sweep.chosen for sweep in section.sweeps}
         for group in section.groups:
-            lines += lines_of(section, group)
+            lines += lines_of(section, group, is_chosen=group in chosen)
     return csv_text(lines)
 
 
@@ -25,11 +26,12 @@ def runs_csv(sections: list[Section]) -> str:
     """A line for each run and kind of logits."""
     lines = []
     for section in sections:
+        chosen = {sweep.chosen for sweep in section.sweeps}
         for group in section.groups:
             for record in group.records:
                 alone = replace(group, records=[record], rows={})
                 alone.rows = quick_rows_of(alone)
-                lines += lines_of(section, alone)
+                lines += lines_of(section, alone, is_chosen=group in chosen)
     return csv_text(lines)
 
 
@@ -43,8 +45,11 @@ def csv_text(lines: list[dict[str, str | int]]) -> str:
     return text.getvalue()
 
 
-def lines_of(section: Section, group: Group) -> list[dict[str, str | int]]:
-    """Of each kind of logits the values by head, which holds the unit."""
+def lines_of(section: Section, group: Group, is_chosen: bool) -> list[dict[str, str | int]]:
+    """Of each kind of logits the values by head, which holds the unit.
+
+    `is_chosen`: whether its sweep's validation values have chosen it.
+    """
     lines = []
     for logits, row in group.rows.items():
         line = {
@@ -57,7 +62,7 @@ def lines_of(section: Section, group: Group) -> list[dict[str, str | int]]:
             "logits": logits,
             "n": len(group.records),
             "seeds": " ".join(str(record.seed) for record in group.records),
-            "chosen": "yes" if any(sweep.chosen is group for sweep in section.sweeps) else "",
+            "chosen": "yes" if is_chosen else "",
         }
         if logits == "scaled" and section.choice.test_temperature:
             for key, values in columns_of_test(group.records).items():

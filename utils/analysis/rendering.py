@@ -73,7 +73,9 @@ def render(table: Table, form: str) -> str:
 
     used = {cell.mark for row in table.rows for cell in row}
     notes = [format.escape(note) for note in table.notes]
-    notes += [f"{marks[mark].format(mark)}: {MEANING[mark]}" for mark in MEANING if mark in used]
+    for mark, meaning in MEANING.items():
+        if mark in used:
+            notes.append(f"{marks[mark].format(mark)}: {format.escape(meaning)}")
     return format.whole.format(
         title=format.escape(table.head[0]),
         kind=table.kind,

@@ -79,7 +79,9 @@ def test_split(nets: list[Record], data_dir: Path, dataset: str | None = None) -
         if flag in arguments:
             folder_flags[flag] = arguments[flag]
     advice = f"--dataset {name}; name its own by that or --data_dir, and one data set at a time"
-    return trained_on(nets, load_dataset(name, data_dir, **folder_flags), advice)
+    split_seed = nets[0].result["split_seed"]
+    data = load_dataset(name, data_dir, split_seed=split_seed, **folder_flags)
+    return trained_on(nets, data, advice)
 
 
 def trained_on(nets: list[Record], data: Dataset, advice: str) -> Split:
@@ -142,6 +144,11 @@ def out_of_distribution(
 
         inside = logits(test.images)
         outside = logits(foreign)
+        if not (inside.isfinite().all() and outside.isfinite().all()):
+            raise UserError(
+                f"--on {on}: {net.title.strip()} rules classes out by a logit of -inf, for which "
+                "this is not defined; leave out --with-teacher"
+            )
         measured.append(net.raw_and_scaled(ood_metrics, inside, outside))
 
     title = (

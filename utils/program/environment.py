@@ -29,7 +29,7 @@ def environment(accelerator: Accelerator) -> dict:
         "training_code": training_code(),
         "mixed_precision_asked": precision_asked(),
         "device": accelerator.device.type,
-        "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
+        "hardware": hardware_name(accelerator.device),
         "threads": torch.get_num_threads(),
     }
 
@@ -74,6 +74,11 @@ def command(accelerator: Accelerator) -> str:
             launcher.append("--cpu")
         launcher += ["--num_processes", str(processes), "--mixed_precision", precision]
     return shlex.join([*launcher, *sys.argv])
+
+
+def hardware_name(device: torch.device) -> str:
+    """Of what a run computes on, which need not be the GPU that is there."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
 
 
 def cpu_name() -> str:
@@ -164,7 +169,7 @@ def runs_on(code: str, major: int, minor: int) -> bool:
 def say_device(accelerator: Accelerator) -> None:
     """On the terminal, before the first minutes are spent: what this run computes on."""
     device = accelerator.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+    name = hardware_name(device)
     text = f"device: {device} ({name}), mixed precision: {accelerator.mixed_precision}"
     if accelerator.num_processes > 1:
         text += f", processes: {accelerator.num_processes}"

@@ -11,6 +11,7 @@ import warnings
 import zipfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import psutil
@@ -192,14 +193,16 @@ def unpack_safetensors(data: bytes) -> dict:
     return json.loads(checkpoint) | {"state_dict": tensors}
 
 
-def open_npz(path: Path, copies: int = 1):
+def open_npz(file: Path | BinaryIO, copies: int = 1):
     """What np.load makes of an archive whose content fits in memory, so many times.
 
     Pickled objects, which could run code, are refused when read. Raises almost any Exception.
     """
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(file) as archive:
         require_memory(copies * sum(part.file_size for part in archive.infolist()))
-    return np.load(path, allow_pickle=False)
+    if hasattr(file, "seek"):  # ZipFile has left an open file at its end
+        file.seek(0)
+    return np.load(file, allow_pickle=False)
 
 
 def one_line(error: Exception) -> str:

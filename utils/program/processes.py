@@ -13,7 +13,13 @@ from accelerate.utils import (
     broadcast_object_list,
 )
 
-from utils.program.environment import check_gpu, check_launch, precision_asked, say_device
+from utils.program.environment import (
+    check_gpu,
+    check_launch,
+    cpu_is_asked,
+    precision_asked,
+    say_device,
+)
 from utils.program.errors import UserError
 from utils.program.files import refused
 
@@ -36,7 +42,8 @@ def start(deterministic: bool = False, log_with: str | None = None) -> Accelerat
     keep_freed_memory()
 
     # fp16 needs a GPU. A run says so when it opens its folder (precision_note).
-    without_fp16 = precision_asked() == "fp16" and not torch.cuda.is_available()
+    has_gpu = torch.cuda.is_available() and not cpu_is_asked()
+    without_fp16 = precision_asked() == "fp16" and not has_gpu
     with refused(
         "accelerate cannot start",
         "mend the launch or `accelerate config`",
