@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Set up the environment: conda environment `kd` where conda is installed, else .venv (uv or pip).
 # Running it again takes seconds. Say KD_VENV=1 to get .venv in spite of conda.
-# Which build of torch is installed depends on the NVIDIA driver and the GPUs: see utils/program/wheels.py.
+# The build of torch depends on the NVIDIA driver and the GPUs: see utils/program/wheels.py.
 set -euo pipefail
 case ${1:-} in
     "") ;;

@@ -5,8 +5,9 @@
 #   bash scripts/baselines.sh                                   synthetic: 46 short runs
 #   DATASET=cifar10 TEACHERS=resnet56 STUDENTS=resnet8 bash scripts/baselines.sh --epochs 160
 #   SEEDS="42 43 44" bash scripts/baselines.sh --epochs 2       anything behind goes to every command
-# --print, GPUS, SBATCH and ROOT: see hypersearch.sh. T=4 and Lambda=0.9 are KD's; the losses' weights, and
-# those of the other distillations, are their defaults, but for a gamma of 3 in FL.
+# --print, GPUS, SBATCH and ROOT: see hypersearch.sh.
+# KD has T=4 and Lambda=0.9. The losses and the other distillations have their defaults, but for a
+# gamma of 3 in FL.
 set -euo pipefail
 
 dataset=${DATASET:-synthetic}
@@ -20,6 +21,7 @@ mapfile -t losses <<<"$registered"
 source "$repository/scripts/grid.sh"
 
 for teacher in $teachers; do
+    # Seeds of the ensemble that are no seeds of the sweep are trained for it alone.
     run="$root/teachers/$(basename "$dataset" .npz)/$teacher/NLL_seed="
     members=
     for seed in $ensemble; do
@@ -27,10 +29,14 @@ for teacher in $teachers; do
         [[ " ${SEEDS:-42} " == *" $seed "* ]] || teaching+=("$train --model $teacher --loss NLL --seed $seed")
     done
     for seed in ${SEEDS:-42}; do
-        one=$(quote "$run$seed")
+        teacher_run=$(quote "$run$seed")
         for model in $students; do
-            for taught in "$one --distill DKD" "$one --distill LSKD" "$one --distill DIST" \
-                "$one --T $T --teacher_temperature auto" "${members# } --T $T"; do
+            for taught in \
+                "$teacher_run --distill DKD" \
+                "$teacher_run --distill LSKD" \
+                "$teacher_run --distill DIST" \
+                "$teacher_run --T $T --teacher_temperature auto" \
+                "${members# } --T $T"; do
                 learning+=("$distil --model $model --seed $seed --teacher_path $taught")
             done
         done

@@ -2,7 +2,7 @@
 # The experiments of the paper on CIFAR-10: teachers x losses, then students x teachers.
 # Finished runs are skipped and broken ones resumed, so running it again repairs it.
 #   bash scripts/cifar10.sh                       one run after the other
-#   GPUS="0 1 2 3" bash scripts/cifar10.sh        one on each; SBATCH="..." and others: see hypersearch.sh
+#   GPUS="0 1 2 3" bash scripts/cifar10.sh        one on each; SBATCH and others: see hypersearch.sh
 #   SEEDS="1 2 3" T=4 bash scripts/cifar10.sh     several seeds, another temperature
 #   bash scripts/cifar10.sh --epochs 2            anything behind goes to every command
 #   bash scripts/cifar10.sh --print               print the commands instead, teachers first

@@ -1,5 +1,5 @@
-# Sourced by cifar10.sh and its like, which set dataset, teachers, students and recipe, and losses if
-# they are others. Leaves the commands in teaching and learning.
+# Sourced by cifar10.sh and its like. They set dataset, teachers, students and recipe, and losses if
+# these are not the paper's. Leaves the commands in teaching and learning.
 source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
 
 of_one_loss="hypersearch.sh and train_teacher.py take other ones"

@@ -1,5 +1,5 @@
-# Sourced first by every script: --help prints the comment at the head of the script that was called.
-# What stands behind -- is not the script's own.
+# Sourced first by every script. --help prints the comment at the head of the script that was
+# called; behind a -- it is no longer the script's own.
 stop() { echo "$(basename "$0"): error: $1" >&2; exit 2; }
 
 for word; do

@@ -33,6 +33,9 @@ def parser_of(monkeypatch):
     def parse_args(self, argv=None, namespace=None):
         raise Defined(self)
 
+    # Wide enough that no text is broken: a path may be broken at its hyphens.
+    monkeypatch.setenv("COLUMNS", "10000")
+
     def parser_of(program: str) -> CommandLine:
         with monkeypatch.context() as patch:
             patch.setattr(CommandLine, "parse_args", parse_args)
@@ -72,7 +75,9 @@ def test_every_default_is_shown(parser_of, program):
 
 
 def test_the_split_seed_shows_its_default(parser_of):
-    assert "(default: 0)" in help_of(parser_of("train_teacher"))["--split-seed"]
+    text = help_of(parser_of("train_teacher"))["--split-seed"]
+    assert "(default: 0)" in text
+    assert "without effect on data that bring validation images of their own" in text
 
 
 def said_default(parser_of, program: str, flag: str) -> str:

@@ -147,7 +147,7 @@ def test_an_edit_of_a_loss_is_seen(tmp_path, monkeypatch):
     with open(tmp_path / "losses/calibration.py", "a") as file:
         file.write("\nWEIGHT = 2\n")
     (tmp_path / "models/plain.py").write_text("")
-    (tmp_path / "utils/tables.py").write_text("")
+    (tmp_path / "utils/options.py").write_text("")
     assert source.changed_files(config) == ["losses/calibration.py", "models/plain.py"]
 
 
