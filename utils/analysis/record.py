@@ -221,6 +221,7 @@ def net_of_run(
     measured = result[epoch]
     check_identity(result)
     check_texts(result, ("dataset", "fingerprint", "loss"))
+    check_mappings(result, ("loss_parameters", "settings"))
     check_numbers(result["loss_parameters"], tuple(result["loss_parameters"]))
     check_measured(measured)
     exp_name = config.get("arguments", {}).get("exp_name")
@@ -288,6 +289,13 @@ def check_texts(values: dict, keys: tuple[str, ...]) -> None:
     for key in keys:
         if not isinstance(values[key], str):
             raise ValueError(f"the {key} is {values[key]!r}, and no text")
+
+
+def check_mappings(values: dict, keys: tuple[str, ...]) -> None:
+    """Raises KeyError, ValueError."""
+    for key in keys:
+        if not isinstance(values[key], dict):
+            raise ValueError(f"the {key} are {values[key]!r}, and no mapping")
 
 
 def check_measured(measured: dict) -> None:
