@@ -53,8 +53,8 @@ def main(argv: list[str] | None = None) -> dict:
     teacher.to(accelerator.device)
 
     run = Run(experiment, data, accelerator, teacher)
-    is_new = experiment.run.overwrite or run.result() is None
-    if is_new:
+    result = None if experiment.run.overwrite else run.result()
+    if result is None:
         # Before the run has a folder: the cache or the teacher may be refused.
         loss = build_distillation(experiment.loss.name, **experiment.loss.parameters)
         ask = asked_teacher(teacher, data, accelerator, recipe.seed, experiment.teacher.cache)
@@ -63,13 +63,8 @@ def main(argv: list[str] | None = None) -> dict:
         )
 
     with run.opened():
-        result = run.result()
         if result is not None:
             run.say(finished_note(run.folder, result))
-        elif not is_new:
-            raise UserError(
-                f"{run.folder}: its result.json has just been removed; give the command again"
-            )
         else:
             run.say(about_teacher)
             torch.manual_seed(recipe.seed)

@@ -174,6 +174,19 @@ class FewSteps:
         return islice(self.loader.epoch(epoch), self.steps)
 
 
+def prepared(
+    accelerator: Accelerator,
+    data: Dataset,
+    recipe: Recipe,
+    teacher: Teacher | None,
+    cache: str | None,
+) -> tuple[Trainer, TrainLoader]:
+    """What `fit` makes before its first epoch."""
+    task = build_task(accelerator, data, recipe, teacher, cache)
+    loader = train_loader(data, recipe, accelerator)
+    return Trainer(task, recipe, accelerator, steps_per_epoch=len(loader)), loader
+
+
 def ours(
     accelerator: Accelerator,
     data: Dataset,
@@ -183,9 +196,7 @@ def ours(
     cache: str | None = None,
 ) -> Pass:
     """The steps of an epoch as `fit` runs them, launched as --step `mode` says."""
-    task = build_task(accelerator, data, recipe, teacher, cache)
-    loader = train_loader(data, recipe, accelerator)
-    trainer = Trainer(task, recipe, accelerator, steps_per_epoch=len(loader))
+    trainer, loader = prepared(accelerator, data, recipe, teacher, cache)
     step = launched_step(trainer, loader, mode)
 
     def train(steps: int) -> None:
@@ -203,9 +214,8 @@ def bare(
     cache: str | None = None,
 ) -> Pass:
     """A step without what surrounds the net: always the same batch, which lies there normalised."""
-    task = build_task(accelerator, data, recipe, teacher, cache)
-    loader = train_loader(data, recipe, accelerator)
-    trainer = Trainer(task, recipe, accelerator, steps_per_epoch=len(loader))
+    trainer, loader = prepared(accelerator, data, recipe, teacher, cache)
+    task = trainer.task
     draw = next(loader.epoch(1))
     batch = loader.batch(draw)
     images = normalise(batch.images, data.mean, data.std)

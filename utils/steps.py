@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from utils.data.views import Draw, TrainLoader
 from utils.program import RunFailed
+from utils.sums import Sums
 
 MODES = ("auto", "eager", "graph", "compile")
 EAGER_STEPS = 3  # before a capture: cuDNN chooses its algorithms in them
@@ -23,7 +24,6 @@ EAGER_STEPS = 3  # before a capture: cuDNN chooses its algorithms in them
 # asserts when memory runs out. There only --step graph captures.
 SURVIVES_A_FAILED_CAPTURE = torch.__version__ >= (2, 14)
 
-Sums = dict[str, Tensor]
 Step = Callable[[Draw], Sums]
 
 

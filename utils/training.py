@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
-from utils.data import Dataset
+from utils.data import Dataset, Split
 from utils.data.views import Batch, Draw, TrainLoader
 from utils.evaluation import evaluate, predict
 from utils.optimizers import build_optimizer, build_schedule
@@ -83,16 +83,8 @@ def fit(
         record |= train_epoch(trainer, step, loader, epoch)
         record["images_per_second"] = len(data.train.labels) / (time.perf_counter() - started)
 
-        # Validate, on every process: the loss may learn from it (AdaFocal).
-        share_buffers(accelerator, task.net)
-        logits = predict(
-            task.net,
-            val,
-            mean=data.mean,
-            std=data.std,
-            accelerator=accelerator,
-            batch_size=choice.test_batch_size,
-        )
+        # Validate.
+        logits = validation_logits(trainer, val, choice.test_batch_size)
         on_main(accelerator, partial(check_logits, logits, epoch, record["lr"]))
         metrics = evaluate(logits, data.val)
         for name in EPOCH_METRICS:
@@ -191,6 +183,20 @@ def launched(step: Step, trainer: Trainer, loader: TrainLoader, mode: str) -> St
         loader=loader,
         optimizer=trainer.optimizer,
         required=mode == "graph",
+    )
+
+
+def validation_logits(trainer: Trainer, val: Split, batch_size: int | None) -> Tensor:
+    """Of the whole validation split, on every process: a loss may learn from it (AdaFocal)."""
+    task = trainer.task
+    share_buffers(trainer.accelerator, task.net)
+    return predict(
+        task.net,
+        val,
+        mean=task.mean,
+        std=task.std,
+        accelerator=trainer.accelerator,
+        batch_size=batch_size,
     )
 
 
