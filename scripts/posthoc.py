@@ -35,32 +35,33 @@ def options(argv: list[str] | None) -> Namespace:
         description="Fit temperature, vector and Dirichlet scaling to the validation split of "
         "runs.",
     )
-    add = parser.add_argument
-    add(
+    parser.add_argument(
         "runs",
         nargs="+",
         type=location,
         metavar="RUN",
         help="run folders, or folders above them",
     )
-    add(
+    parser.add_argument(
         "--epoch",
         choices=("best", "last"),
         default="best",
         help="best: by validation top-1",
     )
-    add(
+    parser.add_argument(
         "--with-teacher",
         action="store_true",
         help="also a table for each student's teacher, unless its run is named",
     )
-    add(
+    parser.add_argument(
         "--folds",
         type=number(int, "a whole number above 1", lambda n: n > 1),
         default=FOLDS,
         help="of the cross-validation that chooses how strongly Dirichlet scaling is regularised",
     )
-    add("--write", action="store_true", help=f"also write {FILE} into the run folders")
+    parser.add_argument(
+        "--write", action="store_true", help=f"also write {FILE} into the run folders"
+    )
     return parser.parse_args(argv)
 
 
@@ -73,11 +74,12 @@ def main(argv: list[str] | None = None) -> None:
             print(f"\n{net.title}\nnothing is fitted: {NO_SCALED_ROW}")
             continue
 
-        val = net.stored("val")
+        val_logits, val_labels = net.stored("val")
         test = net.stored("test")
         fits = {}
         for method, fit in methods.items():
-            fits[method] = measure(fit(*val), val, test)
+            calibration = fit(val_logits, val_labels)
+            fits[method] = measure(calibration, (val_logits, val_labels), test)
 
         print(f"\n{net.title}\n{table(fits)}")
         for method, fit in fits.items():

@@ -72,13 +72,15 @@ def matrices(group: Group, logits: str, metric: str) -> list[np.ndarray] | None:
     for record in group.records:
         if metric in PAIRED_SETS:
             values = values_of_images(record, logits, metric)
-            matrix = None if values is None else values.float().unsqueeze(1).numpy()
+            if values is None:
+                return None
+            compared.append(values.float().unsqueeze(1).numpy())
         else:
             predicted = record.probabilities(logits)
-            matrix = None if predicted is None else PAIRED[metric](*predicted)
-        if matrix is None:
-            return None
-        compared.append(matrix)
+            if predicted is None:
+                return None
+            probs, labels = predicted
+            compared.append(PAIRED[metric](probs, labels))
     return compared
 
 

@@ -33,9 +33,10 @@ def sets_of(record: Record, logits: str) -> dict[str, float] | None:
     """The metrics of `set_metrics`, of raw or scaled logits; None where the run has no sets."""
     if not can_have_sets(record):
         return None
-    return set_metrics(
-        *record.stored("val"), *record.stored("test"), temperature=record.temperatures[logits]
-    )
+    val_logits, val_labels = record.stored("val")
+    test_logits, test_labels = record.stored("test")
+    temperature = record.temperatures[logits]
+    return set_metrics(val_logits, val_labels, test_logits, test_labels, temperature)
 
 
 def values_of_images(record: Record, logits: str, metric: str) -> Tensor | None:

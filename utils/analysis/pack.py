@@ -46,6 +46,7 @@ def contents_of_run(
     if not run.predictions.exists():
         return contents
 
+    _, labels = run.stored("test")
     arrays = {}
     for net in [*nets, run.taught_by]:
         if net is None:
@@ -53,7 +54,7 @@ def contents_of_run(
         # A teacher with a run of its own is in that.
         if net.source and (net.source.folder, net.source.owner) in stored:
             continue
-        logits, labels = net.stored("test")
+        logits, _ = net.stored("test")
         arrays[f"{net.owner}_test_logits"] = half_precision(logits)
     predictions = io.BytesIO()
     np.savez(predictions, test_labels=labels.numpy(), **arrays)
