@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from argparse import Namespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from conftest import ROOT, assert_same_run, command, run_script, wait_for
 import train_student
 import train_teacher
 from utils import training
-from utils.program import UserError, wheels
+from utils.program import UserError, environment, wheels
 from utils.program.environment import check_gpu
 from utils.program.errors import Lasting, own_program
 from utils.program.processes import start
@@ -337,3 +338,17 @@ def test_only_a_program_of_ours_ends_so(monkeypatch, words, program):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "orig_argv", words)
     assert own_program() == program
+
+
+@pytest.mark.parametrize(
+    "flags, is_said", [("fma avx2", True), ("avx512_bf16", False), ("amx_bf16", False)]
+)
+def test_bf16_that_the_processor_lacks_is_said(monkeypatch, tmp_path, flags, is_said):
+    info = tmp_path / "cpuinfo"
+    info.write_text(f"model name : a processor\nflags : {flags}\n")
+    monkeypatch.setattr(environment, "CPU_INFO", info)
+    bf16 = Namespace(device=torch.device("cpu"), mixed_precision="bf16")
+    assert ("float32" in environment.precision_note(bf16)) is is_said
+    assert not environment.precision_note(Namespace(device=bf16.device, mixed_precision="no"))
+    info.unlink()  # not Linux: it does not say
+    assert not environment.precision_note(bf16)

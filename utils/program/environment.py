@@ -17,6 +17,7 @@ from utils.program import UserError, wheels
 from utils.program.source import commit, training_code
 
 PACKAGES = ("torch", "torchvision", "numpy", "accelerate")
+CPU_INFO = Path("/proc/cpuinfo")
 LAUNCHES = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
@@ -50,7 +51,18 @@ def precision_note(accelerator: Accelerator) -> str:
     """A line where the launcher asked for a precision that this machine does not have, or none."""
     if precision_asked() == "fp16" and accelerator.mixed_precision == "no":
         return "fp16 needs a GPU and there is none: this run computes in float32"
+    on_cpu = accelerator.device.type == "cpu"
+    if on_cpu and accelerator.mixed_precision == "bf16" and not has_bf16():
+        return (
+            "bf16: this processor has no instructions for it (AVX512_BF16, AMX) and is several "
+            "times faster in float32, without --mixed_precision"
+        )
     return ""
+
+
+def has_bf16() -> bool:
+    """Whether the processor computes in bfloat16 itself; where it does not say, it may."""
+    return not CPU_INFO.exists() or "bf16" in CPU_INFO.read_text()
 
 
 def command(accelerator: Accelerator) -> str:
@@ -86,8 +98,9 @@ def cpu_name() -> str:
 
 
 def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
+    names = []
+    if CPU_INFO.exists():
+        names = re.findall(r"model name\s*: (.*)", CPU_INFO.read_text())
     return names[0] if names else platform.processor()
 
 
