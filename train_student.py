@@ -23,6 +23,7 @@ from utils.preflight import check_net, check_teacher
 from utils.program import UserError, one_line_errors
 from utils.program.processes import start
 from utils.runs import Run, finished_note, finished_run
+from utils.seen_views import SeenViews
 from utils.tasks import DistillationTask
 from utils.teacher_files import load_teacher
 from utils.teacher_inspection import inspect_teacher
@@ -58,8 +59,9 @@ def main(argv: list[str] | None = None) -> dict:
         # Before the run has a folder: the cache or the teacher may be refused.
         loss = build_distillation(experiment.loss.name, **experiment.loss.parameters)
         ask = asked_teacher(teacher, data, accelerator, recipe.seed, experiment.teacher.cache)
+        seen = SeenViews(ask, data, recipe, accelerator)
         about_teacher = inspect_teacher(
-            teacher, data, accelerator, experiment.run.test_batch_size, loss
+            teacher, data, accelerator, seen, experiment.run.test_batch_size, loss
         )
 
     with run.opened():

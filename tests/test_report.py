@@ -60,7 +60,7 @@ def write_run(
     result |= {"num_classes": CLASSES, "split_seed": 0, "mean": [0.5] * 3, "std": [0.2] * 3}
     result |= {name: {"epoch": 1} | more.get(name, measured()) for name in ("best", "last")}
     if teacher:
-        facts = {*measured(), "epoch", "path", "loss"}
+        facts = {*measured(), "epoch", "path", "loss", "seen"}
         own["teacher"] = {key: value for key, value in teacher.items() if key not in facts}
         result["teacher"] = measured(test={"top1": 0.9}) | teacher
     command = more.get("command", "python train_teacher.py")

@@ -249,6 +249,18 @@ def test_a_row_that_repeats_its_teachers_is_not_tested_twice(tmp_path, capsys):
     assert tested("resnet56 NLL Tcal=auto").count("raw") == 3
 
 
+def test_how_sure_teachers_were_is_said_below_the_table(tmp_path):
+    """The mean over the students of a teacher; runs of older versions did not record it."""
+    for seed, confidence in ((1, 0.95), (2, 0.97)):
+        seen = {"view_confidence": confidence, "val_confidence": 0.9, "temperature": 1.5}
+        teacher = divided("views", seed=seed) | {"seen": seen}
+        write_run(tmp_path, "KD", {"T": 4}, seed, teacher=teacher)
+    write_run(tmp_path, "KD", {"T": 4}, 1, teacher=identity(label="older", seed=1))
+    words = "resnet56 NLL_Tcal=views 96.0 and 90.0 %, divided by T = 1.500."
+    text = " ".join(shown(only_section(tmp_path)).split())
+    assert words in text and "older 9" not in text
+
+
 def test_members_that_are_not_whole_leave_the_run_out(tmp_path):
     """A report of the other runs is made all the same."""
     write_run(tmp_path, seed=1)

@@ -25,7 +25,7 @@ from losses import build_distillation
 from models import build_model
 from utils import teacher_files
 from utils.calibration.metrics import classification_metrics
-from utils.calibration.temperature import fit_temperature
+from utils.calibration.temperature import fit_temperature, mean_confidence
 from utils.data import Dataset, Split, load_dataset, normalisation
 from utils.data.views import normalise
 from utils.evaluation import evaluate
@@ -455,6 +455,16 @@ def test_an_ensemble_says_who_is_in_it(tmp_path):
         load_all(runs[0], runs[1], runs[0])
 
 
+class SureOf:
+    """Stands for SeenViews: a mean confidence that is known for each T."""
+
+    def __init__(self, confidence=lambda temperature: 0.8):
+        self.confidence_at = confidence
+
+    def confidence(self, temperature: float = 1.0) -> float:
+        return self.confidence_at(temperature)
+
+
 def test_temperature(tmp_path):
     run, (file, _) = make_run(tmp_path / "run"), third_party(tmp_path)
     plain, warm, auto = (load_all(run, temperature=T) for T in (1.0, 2.5, "auto"))
@@ -466,9 +476,14 @@ def test_temperature(tmp_path):
     labels = logits.argmax(dim=1).repeat(9)
     labels[:9] = (labels[:9] + 1) % 10  # it is wrong now and then
     data = make_dataset(val=Split(IMAGES.repeat(9, 1, 1, 1), labels))
-    line = inspect_teacher(auto, data, Accelerator(cpu=True), None)
+    seen = SureOf(lambda temperature: 0.9 - temperature / 10)
+    line, confidences = inspect_teacher(auto, data, Accelerator(cpu=True), seen).splitlines()
     assert auto.temperature == fit_temperature(logits.repeat(9, 1), data.val.labels)[0]
-    assert f"with T = {auto.temperature:.4g}" in line and "\n" not in line
+    assert f"with T = {auto.temperature:.4g}" in line
+    own = 100 * mean_confidence(logits)
+    assert f"80.00 % on training images, {own:.2f} % on validation images" in confidences
+    assert f"{90 - 10 * auto.temperature:.2f} % on training images" in confidences.split("T = ")[1]
+    assert auto.seen["view_confidence"] == 0.8 and auto.seen["temperature"] == auto.temperature
     assert auto.identity == before  # a run that goes on elsewhere is the same run
     refused(file, "auto", "validate", "give a number", model="resnet8", temperature="auto")
     assert load_all(file, model="resnet8", temperature=2.0).temperature == 2
@@ -483,7 +498,7 @@ def test_a_temperature_at_its_bound_teaches_nobody(tmp_path, right, bound):
     data = make_dataset(val=Split(IMAGES, labels))
     words = f"--teacher_temperature auto: .* bound of its range, {bound} .*give a number"
     with pytest.raises(UserError, match=words):
-        inspect_teacher(auto, data, Accelerator(cpu=True), None)
+        inspect_teacher(auto, data, Accelerator(cpu=True), SureOf())
 
 
 def test_a_teacher_at_the_bound_leaves_no_run_behind(tiny_npz, teacher, tmp_path, monkeypatch):
@@ -529,11 +544,11 @@ def test_a_teacher_that_rules_classes_out_is_measured_and_refused_where_it_must(
     split = Split(IMAGES, torch.tensor([0, 1, 1, 0, 0]))
     data = make_dataset(val=split, num_classes=3)
     teacher = fixed_teacher((1.0, 0.5, never), temperature=None)
-    teacher.fitted = True
+    teacher.rule = "auto"
 
     def inspect(distill):
         loss = build_distillation(distill)
-        return inspect_teacher(teacher, data, accelerator, loss=loss)
+        return inspect_teacher(teacher, data, accelerator, SureOf(), loss=loss)
 
     for distill in ("KD", "DKD", "DIST"):
         assert "validation top-1 60.00 %" in inspect(distill)
@@ -614,10 +629,11 @@ def test_a_teacher_that_is_fed_wrongly_is_said_to_be(cifar10):
     few = Split(cifar10.test.images[:400], cifar10.test.labels[:400])
     data = dataclasses.replace(cifar10, val=few)
     accelerator = Accelerator(cpu=True)
-    right = inspect_teacher(published("resnet20", data, "imagenet"), data, accelerator, None)
+    teacher = published("resnet20", data, "imagenet")
+    right, _ = inspect_teacher(teacher, data, accelerator, SureOf()).splitlines()
     assert re.fullmatch(r"teacher resnet20 resnet20-\w+: validation top-1 9.* %, ECE .* %", right)
     wrong = published("resnet20", data, "0,0,0/1,1,1")
-    line, advice = inspect_teacher(wrong, data, accelerator, None).splitlines()
+    _, _, advice = inspect_teacher(wrong, data, accelerator, SureOf()).splitlines()
     own, other = map(float, re.findall(r"([\d.]+) %", advice))
     assert own < 60 < 90 < other and "400 validation images" in advice
     assert re.search("--teacher_norm (imagenet|cifar)", advice)

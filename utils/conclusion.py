@@ -103,7 +103,7 @@ def conclude(
 
     if teacher is not None:
         measured = Measured("teacher", teacher.logits, data, accelerator, batch_size)
-        result["teacher"] = {**teacher.identity, **measured.metrics()}
+        result["teacher"] = {**teacher.identity, "seen": teacher.seen, **measured.metrics()}
         arrays |= measured.arrays()
         if teacher.temperature != 1:
             tempered = teacher.tempered(measured.test_logits)

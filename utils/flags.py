@@ -17,6 +17,7 @@ from utils.optimizers import OPTIMIZERS, SCHEDULES
 from utils.program.command_line import (
     CommandLine,
     below_one,
+    between_zero_and_one,
     checked,
     count,
     fraction,
@@ -31,6 +32,7 @@ from utils.program.command_line import (
 from utils.run_files import number_text
 from utils.settings import DataChoice, Recipe, RunChoice, TeacherSource
 from utils.steps import MODES
+from utils.teacher_files import RULES
 from utils.training import SELECTIONS
 
 
@@ -282,10 +284,17 @@ def add_teacher(parser: CommandLine, for_cache: bool = False) -> None:
     if not for_cache:
         teacher.add_argument(
             "--teacher_temperature",
-            type=auto_or_positive,
+            type=rule_or_positive,
             default=TeacherSource.temperature,
-            metavar="auto|T",
-            help="divide its logits by this first; auto: by what suits its validation logits",
+            metavar="auto|views|T",
+            help="divide its logits by this first; auto: by what suits its validation logits; "
+            "views: so that it is as sure of training images as it is right on validation images",
+        )
+        teacher.add_argument(
+            "--teacher_accuracy",
+            type=between_zero_and_one,
+            metavar="FRACTION",
+            help="views: as right as this instead, as 0.7263; needed for a third party's teacher",
         )
     teacher.add_argument(
         "--teacher_cache",
@@ -296,8 +305,8 @@ def add_teacher(parser: CommandLine, for_cache: bool = False) -> None:
     )
 
 
-def auto_or_positive(text: str) -> str | float:
-    return text if text == "auto" else positive(text)
+def rule_or_positive(text: str) -> str | float:
+    return text if text in RULES else positive(text)
 
 
 def normalisation_text(text: str) -> str:

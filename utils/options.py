@@ -95,6 +95,17 @@ def student_options(argv: list[str] | None = None) -> Experiment:
             f"--mix {args.mix}: no cache can hold a teacher's answers to all mixtures; leave out "
             "--teacher_cache"
         )
+    if args.teacher_accuracy is not None and args.teacher_temperature != "views":
+        raise UserError(
+            f"--teacher_accuracy {args.teacher_accuracy:g} has no effect with "
+            f"--teacher_temperature {args.teacher_temperature}; leave it out or give "
+            "--teacher_temperature views"
+        )
+    if args.mix and args.teacher_temperature == "views":
+        raise UserError(
+            f"--mix {args.mix}: no accuracy is known on mixtures of images, which "
+            "--teacher_temperature views would match; give auto or a number"
+        )
     notes = unread_loss_flags(args, "distill", DISTILLATIONS)
     return experiment_of(args, args.distill, notes, TeacherSource.of(vars(args)))
 

@@ -85,7 +85,8 @@ class TeacherSource:
     norm: str | None = None
     key: str | None = None
     size: int | None = None  # pixels
-    temperature: float | str = 1.0  # or "auto"
+    temperature: float | str = 1.0  # or a rule that finds it: "auto", "views"
+    accuracy: float | None = None  # a fraction; what "views" matches, if not that on validation
     cache: str | None = None
 
     @classmethod
@@ -100,6 +101,7 @@ class TeacherSource:
             key=arguments["teacher_key"],
             size=arguments["teacher_size"],
             temperature=arguments.get("teacher_temperature", cls.temperature),
+            accuracy=arguments.get("teacher_accuracy"),
             cache=arguments["teacher_cache"],
         )
 

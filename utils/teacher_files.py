@@ -38,6 +38,12 @@ OUR_KEYS = {
     "split_seed",
     "fingerprint",
 }
+# What finds a teacher's temperature, and why it cannot where the teacher knows these images.
+RULES = {
+    "auto": "on which no temperature can be fitted then; give a number",
+    "views": "on which its accuracy says nothing then; give --teacher_accuracy, what it has on "
+    "images that are new to it",
+}
 PRETRAINED = "pretrained"  # the --teacher_path that lets timm download
 
 
@@ -62,16 +68,15 @@ def load_teacher(source: TeacherSource, dataset: Dataset) -> Teacher:
         if member.identity == other.identity:
             raise refusal(other.path, f"the same weights as {member.path}; name each teacher once")
 
-    if source.temperature != "auto":
+    if source.temperature not in RULES:
         return Teacher(members, source.temperature)
     for member in members:
-        if member.seed is None:
+        if member.seed is None and source.accuracy is None:
             raise UserError(
-                f"--teacher_temperature auto: {member.path} may have been trained on the images "
-                "that validate its student, on which no temperature can be fitted then; give a "
-                "number"
+                f"--teacher_temperature {source.temperature}: {member.path} may have been trained "
+                f"on the images that validate its student, {RULES[source.temperature]}"
             )
-    return Teacher(members, temperature=None, fitted=True)
+    return Teacher(members, temperature=None, rule=source.temperature, accuracy=source.accuracy)
 
 
 def load_member(path: str, model: str | None, source: TeacherSource, dataset: Dataset) -> Member:

@@ -9,10 +9,17 @@ from torch import Tensor
 
 from losses import DistillationLoss
 from losses.distillation import Undefined
-from utils.calibration.temperature import T_MIN, fit_temperature
+from utils.calibration.temperature import (
+    T_MAX,
+    T_MIN,
+    fit_temperature,
+    matching_temperature,
+    mean_confidence,
+)
 from utils.data import NORMALISATION, Dataset, Split, Statistics
 from utils.evaluation import evaluate, logits_of, without_infinity
 from utils.program import UserError
+from utils.seen_views import SeenViews
 from utils.teachers import Member, Teacher
 
 TRIED_IMAGES = 1000  # on which other normalisations are tried
@@ -22,28 +29,40 @@ def inspect_teacher(
     teacher: Teacher,
     data: Dataset,
     accelerator: Accelerator,
+    seen: SeenViews,
     batch_size: int | None = None,
     loss: DistillationLoss | None = None,
 ) -> str:
     """What a teacher is worth on the validation split, in lines to be read before training.
 
-    Fits its temperature where that is asked for. Other people's teachers are also tried with every
-    known normalisation: with a wrong one they are silently worse. Raises UserError where it cannot
-    teach: its logits are not finite, no temperature suits it, or it rules classes out and the
-    `loss` has no value for that.
+    `seen` is what it says of the training images. Its temperature is found where a rule is asked
+    for. Other people's teachers are also tried with every known normalisation: with a wrong one
+    they are silently worse. Raises UserError where it cannot teach: its logits are not finite, no
+    temperature suits it, or it rules classes out and the `loss` has no value for that.
     """
     logits = logits_of(teacher.logits, data.val, accelerator, batch_size, title="teacher")
-    if not logits.amax(dim=1).isfinite().all():
+    view_confidence = seen.confidence()
+    if not (logits.amax(dim=1).isfinite().all() and math.isfinite(view_confidence)):
         raise UserError(
             f"--teacher_path {teacher.members[0].path}: its outputs are NaN or infinite for some "
-            "validation images; give another teacher, or another precision if this is bf16 or fp16"
+            "images; give another teacher, or another precision if this is bf16 or fp16"
         )
-    if teacher.fitted:
+
+    # How sure it is of both, and what its logits are divided by.
+    if teacher.rule == "auto":
         teacher.temperature = suiting_temperature(logits, data.val)
+    if teacher.rule == "views":
+        accuracy = teacher.accuracy or evaluate(logits, data.val)["top1"]
+        teacher.temperature = views_temperature(seen, accuracy)
+    teacher.seen = {
+        "view_confidence": view_confidence,
+        "val_confidence": mean_confidence(logits),
+        "temperature": teacher.temperature,
+    }
     if loss is not None:
         check_loss(loss, teacher.tempered(logits), data.val.labels.cpu())
 
-    lines = [summary(teacher, logits, data.val)]
+    lines = [quality_line(teacher, logits, data.val), confidence_line(teacher, seen)]
     step = math.ceil(len(data.val.labels) / TRIED_IMAGES)
     some = Split(data.val.images[::step], data.val.labels[::step])
     for member in teacher.members:
@@ -54,7 +73,7 @@ def inspect_teacher(
     return "\n".join(lines)
 
 
-def summary(teacher: Teacher, logits: Tensor, val: Split) -> str:
+def quality_line(teacher: Teacher, logits: Tensor, val: Split) -> str:
     raw = evaluate(logits, val)
     line = (
         f"teacher {teacher.model} {teacher.label}: validation top-1 {100 * raw['top1']:.2f} %, "
@@ -63,6 +82,17 @@ def summary(teacher: Teacher, logits: Tensor, val: Split) -> str:
     if teacher.temperature != 1:
         tempered = evaluate(logits, val, teacher.temperature)
         line += f", with T = {teacher.temperature:.4g} {100 * tempered['ece']:.2f} %"
+    return line
+
+
+def confidence_line(teacher: Teacher, seen: SeenViews) -> str:
+    line = (
+        f"its mean confidence: {100 * teacher.seen['view_confidence']:.2f} % on training images, "
+        f"{100 * teacher.seen['val_confidence']:.2f} % on validation images"
+    )
+    if teacher.temperature != 1:
+        divided = seen.confidence(teacher.temperature)
+        line += f"; with T = {teacher.temperature:.4g} {100 * divided:.2f} % on training images"
     return line
 
 
@@ -79,6 +109,18 @@ def suiting_temperature(logits: Tensor, val: Split) -> float:
         f"--teacher_temperature auto: the T that suits this teacher lies at the bound of its "
         f"range, {temperature:g} ({reason}); give a number, such as 1"
     )
+
+
+def views_temperature(seen: SeenViews, accuracy: float) -> float:
+    """The T of --teacher_temperature views. Raises UserError where it lies at its bound."""
+    temperature, at_bound = matching_temperature(seen.confidence, accuracy)
+    if at_bound:
+        raise UserError(
+            f"--teacher_temperature views: no T from {T_MIN:g} to {T_MAX:g} makes this teacher's "
+            f"mean confidence on training images its accuracy, {100 * accuracy:.2f} %; give "
+            "another --teacher_accuracy, or a number such as 1"
+        )
+    return temperature
 
 
 def check_loss(loss: DistillationLoss, target: Tensor, labels: Tensor) -> None:

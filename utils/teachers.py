@@ -79,12 +79,17 @@ class Member:
 class Teacher:
     """One net or several that teach together, and the temperature that divides their logits.
 
-    With --teacher_temperature auto (`fitted`) that is None until it has been fitted.
+    A `rule` finds that temperature, which is None until then (utils/teacher_inspection.py): `auto`
+    fits it to validation logits, `views` makes the teacher as sure of training views as it is right
+    on validation, or as right as `accuracy` (a fraction) says. `seen`, which the result keeps, is
+    how sure the teacher is of both, found at the same time.
     """
 
     members: Sequence[Member]
     temperature: float | None = 1.0
-    fitted: bool = False
+    rule: str | None = None
+    accuracy: float | None = None
+    seen: dict[str, float] | None = None
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
@@ -127,8 +132,8 @@ class Teacher:
 
     @property
     def given_temperature(self) -> float | str:
-        """As the command line says it: `auto`, or a number."""
-        return "auto" if self.fitted else self.temperature
+        """As the command line says it: the name of a rule, or a number."""
+        return self.rule or self.temperature
 
     @property
     def label(self) -> str:
@@ -142,6 +147,8 @@ class Teacher:
         identity = self.joint_identity() if len(self.members) > 1 else self.single_identity()
         if self.given_temperature != 1:
             identity["teacher_temperature"] = self.given_temperature
+        if self.accuracy is not None:
+            identity["teacher_accuracy"] = self.accuracy
         return identity | {"model": self.model, "label": self.label}
 
     def single_identity(self) -> dict:

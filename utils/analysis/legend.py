@@ -99,6 +99,7 @@ def about_choices(section: Section) -> list[str]:
 def about_teachers(section: Section) -> list[str]:
     choice = section.choice
     nets = [group.first for group in section.printed]
+    every_run = [record for group in section.printed for record in group.records]
     sentences = []
     if any(net.note for net in nets):
         sentences.append(
@@ -114,10 +115,39 @@ def about_teachers(section: Section) -> list[str]:
         sentences.append("A teacher without a run here is shown as its students' runs measured it.")
     if any(net.third_party for net in nets):
         sentences.append(f"A third party's teacher has no scaled row. {NO_SCALED_ROW}")
+    sentences += about_confidence(every_run)
     unprinted = len(section.groups) - len(section.printed)
     if unprinted:
         sentences.append(f"{unprinted} further nets are in report.csv only (--nets prints more).")
     return sentences
+
+
+def about_confidence(students: list[Record]) -> list[str]:
+    """How sure the teachers are of what their students learned from: means over their students."""
+    seen: dict[str, list[dict[str, float]]] = {}
+    for student in students:
+        teacher = student.taught_by
+        if teacher is not None and teacher.measured.get("seen"):
+            name = printable(f"{teacher.model} {teacher.label}")
+            seen.setdefault(name, []).append(teacher.measured["seen"])
+    if not seen:
+        return []
+
+    def mean(name: str, key: str) -> float:
+        return sum(values[key] for values in seen[name]) / len(seen[name])
+
+    texts = []
+    for name in seen:
+        text = (
+            f"{name} {100 * mean(name, 'view_confidence'):.1f} and "
+            f"{100 * mean(name, 'val_confidence'):.1f} %"
+        )
+        temperature = mean(name, "temperature")
+        texts.append(text if temperature == 1 else f"{text}, divided by T = {temperature:.3f}")
+    return [
+        "Mean confidence of a teacher on its students' training images and on validation images: "
+        f"{'; '.join(texts)}."
+    ]
 
 
 def select_words(section: Section) -> str:

@@ -253,6 +253,8 @@ def teacher_of_run(student: Record) -> Record:
     check_identity(identity)
     check_texts(identity, ("sha256",))
     check_measured(identity)
+    seen = identity.get("seen") or {}
+    check_numbers(seen, tuple(seen))
 
     measured = identity
     if is_third_party(identity):

@@ -1,6 +1,7 @@
 """Temperature scaling: the one number that logits are divided by."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from .scores import Array, checked, in_pieces
 
 T_MIN, T_MAX = 0.05, 20.0
 LAST_STEP = 1e-7  # of Newton, relative to 1/T: it leaves an error of about its square
+HALVINGS = 40  # of log(T_MAX / T_MIN): they leave an error of 5e-12, relative to T
 
 
 def fit_temperature(logits: Array, labels: Array) -> tuple[float, bool]:
@@ -24,6 +26,39 @@ def fit_temperature(logits: Array, labels: Array) -> tuple[float, bool]:
         raise ValueError("logits hold infinite values")
     temperature, _ = least_nll(logits, labels)
     return temperature, temperature in (T_MIN, T_MAX)
+
+
+def mean_confidence(logits: Tensor, temperature: float = 1.0) -> float:
+    """The mean of max softmax(logits / T) over N rows of K logits, a fraction; 0 of no rows."""
+    total = 0.0
+    for [z] in in_pieces(logits):
+        below_top = z - z.amax(dim=1, keepdim=True)
+        top_probability = 1 / (below_top / temperature).exp().sum(dim=1)
+        total += top_probability.sum().item()
+    return total / max(len(logits), 1)
+
+
+def matching_temperature(
+    confidence: Callable[[float], float], accuracy: float
+) -> tuple[float, bool]:
+    """The T in [T_MIN, T_MAX] at which mean confidence equals accuracy, and whether it is a bound.
+
+    Both are fractions. `confidence` takes T. It falls from 1 to 1/K while T rises, so halving the
+    range in log T finds the only place.
+    """
+    if confidence(T_MIN) <= accuracy:
+        return T_MIN, True
+    if confidence(T_MAX) >= accuracy:
+        return T_MAX, True
+    low = math.log(T_MIN)
+    high = math.log(T_MAX)
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        if confidence(math.exp(middle)) > accuracy:
+            low = middle
+        else:
+            high = middle
+    return math.exp((low + high) / 2), False
 
 
 def least_nll(logits: Tensor, labels: Tensor) -> tuple[float, float]:

@@ -68,6 +68,7 @@ STUDENT = (
     "teacher_norm",
     "teacher_cache",
     "teacher_temperature",
+    "teacher_accuracy",
     "teacher_select",
 )
 TEACHER = ("loss", "margin", "exclusion")

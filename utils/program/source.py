@@ -25,6 +25,7 @@ FILES = (
     "utils/conclusion.py",
     "utils/evaluation.py",
     "utils/optimizers.py",
+    "utils/seen_views.py",
     "utils/steps.py",
     "utils/sums.py",
     "utils/tasks.py",
