@@ -25,7 +25,7 @@ class Graph:
     """Stands in for torch.cuda.CUDAGraph."""
 
     def __init__(self):
-        self.launched, self.replays = [], 0
+        self.launched, self.replays, self.pool = [], 0, None
 
     def replay(self) -> None:
         self.replays += 1
@@ -39,9 +39,10 @@ class Graph:
 class capture(TorchDispatchMode):
     """Stands in for torch.cuda.graph."""
 
-    def __init__(self, graph: Graph, stream=None):
+    def __init__(self, graph: Graph, pool=None, stream=None):
         super().__init__()
         self.graph = graph
+        self.graph.pool = pool
 
     def __enter__(self):
         # Of exactly these types: a compiler leaves some behind that have no memory.
@@ -85,6 +86,7 @@ def emulate(monkeypatch) -> list[Graph]:
         return made[-1]
 
     stand_ins = {"CUDAGraph": new_graph, "graph": capture, "Stream": Stream}
+    stand_ins |= {"graph_pool_handle": object}
     stand_ins |= {"current_stream": Stream, "stream": lambda stream: nullcontext()}
     for name, stand_in in stand_ins.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)

@@ -92,6 +92,9 @@ class GraphedStep:
         self.graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Sums]] = {}
         self.eager_steps = Counter()
         self.stream = torch.cuda.Stream()
+        # No two replays overlap, and what one leaves is read before the next: so all graphs may
+        # work in the same memory.
+        self.pool = torch.cuda.graph_pool_handle()
 
         # A graph finds its inputs at fixed addresses.
         self.draw = loader.empty_draw()
@@ -155,7 +158,7 @@ class GraphedStep:
             with (
                 self.capturable_optimizer(),
                 self.on_side_stream(),
-                torch.cuda.graph(graph, stream=self.stream),
+                torch.cuda.graph(graph, pool=self.pool, stream=self.stream),
             ):
                 sums = self.step(self.draw)
         except RuntimeError as error:
