@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> dict:
         accelerator.print(f"{note}\n{folder}\n{result_table(result)}")
         return result
     check_teacher(teacher, data)
-    teacher.to(accelerator.device)
+    teacher.to(accelerator.device, accelerator.mixed_precision)
 
     run = Run(experiment, data, accelerator, teacher)
     result = None if experiment.run.overwrite else run.result()

@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     # What is kept are the logits before any temperature.
     teacher = load_teacher(TeacherSource.of(vars(args)), data)
     check_teacher(teacher, data)
-    teacher.to(accelerator.device)
+    teacher.to(accelerator.device, accelerator.mixed_precision)
     files = LogitFiles(args.teacher_cache, teacher, data, accelerator)
 
     views = view_numbers(data.flip)

@@ -67,7 +67,7 @@ def random_teacher(model: str, data: Dataset, accelerator: Accelerator) -> Teach
         sha256="random",
         path=Path(model),
     )
-    return Teacher([member]).to(accelerator.device)
+    return Teacher([member]).to(accelerator.device, accelerator.mixed_precision)
 
 
 def build_task(

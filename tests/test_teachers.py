@@ -1,5 +1,6 @@
 """Teachers from run folders and from third parties' files, and everything that is refused."""
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -19,6 +20,7 @@ from conftest import command, given_file
 from safetensors.torch import save_file as save_safetensors
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import train_student
 from losses import build_distillation
@@ -34,7 +36,7 @@ from utils.program.files import read_torch
 from utils.settings import TeacherSource
 from utils.teacher_files import load_teacher
 from utils.teacher_inspection import inspect_teacher
-from utils.teachers import Member, Teacher
+from utils.teachers import Member, Teacher, in_half
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 LABEL = "FL+MDCA_gamma=3_beta=1"
@@ -453,6 +455,50 @@ def test_an_ensemble_says_who_is_in_it(tmp_path):
     assert mixed.identity["seed"] is None and mixed.label == f"{LABEL}_and_their-net,v1"
     with pytest.raises(UserError, match="same weights as .*name each teacher once"):
         load_all(runs[0], runs[1], runs[0])
+
+
+class Casts(TorchDispatchMode):
+    """Counts the tensors that are cast to another type."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.count += operation is torch.ops.aten._to_copy.default
+        return operation(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("model", ["resnet8", "wrn_16_1"])
+def test_under_autocast_a_teacher_is_cast_once(model):
+    """Its logits keep their bits. A wide ResNet has batch norms that are not folded."""
+    torch.manual_seed(3)
+    net = teacher_files.ready(build_model(model), Path("x"))
+    images = torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8)
+    logits, casts = [], []
+    for precision in ("no", "bf16"):
+        member = Member(copy.deepcopy(net), model, MEAN, STD, "x", "x", Path("x"))
+        teacher = Teacher([member]).to(torch.device("cpu"), precision)
+        with torch.autocast("cpu", torch.bfloat16), Casts() as counter:
+            logits.append(teacher.logits(images))
+        casts.append(counter.count)
+    assert torch.equal(*logits) and logits[0].dtype == torch.bfloat16
+    products = sum(isinstance(module, nn.Conv2d | nn.Linear) for module in net.modules())
+    assert casts[0] - casts[1] >= products
+
+
+def test_a_net_that_half_precision_would_change_keeps_its_weights():
+    """It uses its weight outside of what autocast casts."""
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, images):
+            return self.conv(images).mean((2, 3)) + self.conv.weight[:, 0, 0, 0]
+
+    net = Own()
+    assert in_half(net, torch.bfloat16) is net
+    assert net.conv.weight.dtype == torch.float32
 
 
 class SureOf:

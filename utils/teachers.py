@@ -25,6 +25,7 @@ from utils.run_files import temperature_suffix
 # this many. Larger pieces are no faster (they leave the caches), and would be filled up more often.
 PIECE = 64
 TRIED_SIZE = 32  # pixels a side of the images that a folded net is compared on
+HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 SAME_LOGITS = 1e-9  # of the largest logit, in float64
 
 
@@ -115,12 +116,18 @@ class Teacher:
         """What the student learns from: this teacher's logits (B, K) over its temperature."""
         return logits if self.temperature == 1 else logits.float() / self.temperature
 
-    def to(self, device: torch.device) -> "Teacher":
-        """Move its nets there, ready to be run often: with their batch norms folded."""
+    def to(self, device: torch.device, precision: str = "no") -> "Teacher":
+        """Move its nets there, ready to be run often: with their batch norms folded.
+
+        `precision`: no, fp16 or bf16, of the autocast that they are run in.
+        """
         for member in self.members:
-            net = folded(member.net, member.size or TRIED_SIZE)
+            size = member.size or TRIED_SIZE
+            net = folded(member.net, size)
             member.folded = member.folded or net is not member.net
             member.net = net.to(device)
+            if precision != "no":
+                member.net = in_half(member.net, HALF[precision], size)
         return self
 
     @property
@@ -185,6 +192,25 @@ def folded(net: nn.Module, size: int = TRIED_SIZE) -> nn.Module:
         exact = nn.Sequential(copy.deepcopy(net).double())
         if agree(exact, fuse(exact), size):
             return fuse(nn.Sequential(net))
+    return net
+
+
+@torch.no_grad()
+def in_half(net: nn.Module, dtype: torch.dtype, size: int = TRIED_SIZE) -> nn.Module:
+    """The net with the weights of its products in half precision; itself where a bit would change.
+
+    Autocast would cast them anew in every step: it keeps the casts of trained weights alone.
+    """
+    half = copy.deepcopy(net)
+    for module in half.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.to(dtype)
+    device = next(net.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, 3, size, size, generator=generator).to(device)
+    with suppress(Exception), torch.autocast(device.type, dtype):  # a stranger's code
+        if torch.equal(half(images), net(images)):
+            return half
     return net
 
 
