@@ -236,7 +236,7 @@ def bare(
 
     def train(steps: int) -> None:
         task.train()
-        with task.epoch(1):
+        with task.during_epoch(1):
             for _ in range(steps):
                 step(draw)
 

@@ -17,13 +17,13 @@ from pathlib import Path
 if not __package__:  # started as `python scripts/quickstart_table.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import argparse
 from typing import NamedTuple
 
 import numpy as np
 
 from utils.analysis.columns import COLUMNS
 from utils.program import UserError, one_line_errors
+from utils.program.command_line import CommandLine, location
 from utils.program.files import files_below, read_json
 
 METRICS = ("top1", "ece", "true_calibration_error")
@@ -37,6 +37,11 @@ class Net(NamedTuple):
     model: str
     label: str
     teacher: str | None = None  # its teacher's label
+
+    @property
+    def name(self) -> str:
+        """As a comparison calls it."""
+        return f"{self.model} of {self.teacher}" if self.teacher else f"{self.model} {self.label}"
 
 
 CALIBRATED = "FL+MDCA_gamma=1_beta=1"
@@ -57,19 +62,23 @@ Repetitions = dict[Net, dict[tuple[Path, int], dict]]
 
 def read_repetitions(roots: list[Path]) -> Repetitions:
     """For each net: (folder, seed) -> the last epoch's test metrics, raw and scaled. UserError."""
-    found: Repetitions = {net: {} for net in NETS}
+    repetitions: Repetitions = {net: {} for net in NETS}
     for root in roots:
         for path in files_below(root, "result.json"):
             result = read_json(path, "run the quickstart again")
             for net in NETS:
                 if is_run_of(net, result):
-                    found[net][root, result["seed"]] = result["last"]["test"]
-    places = [set(repetitions) for repetitions in found.values()]
+                    repetitions[net][root, result["seed"]] = result["last"]["test"]
+
+    # Every net in every repetition, or the rows would be means over different seeds.
+    places = [set(repetitions[net]) for net in NETS]
     if not places[0] or any(other != places[0] for other in places):
-        counts = ", ".join(f"{len(repetitions)}" for repetitions in found.values())
-        fault = f"hold {counts} runs of the five nets; each needs one for each seed"
-        raise UserError(f"{' '.join(map(str, roots))}: {fault}; run the quickstart there")
-    return found
+        counts = ", ".join(str(len(repetitions[net])) for net in NETS)
+        raise UserError(
+            f"{' '.join(map(str, roots))}: hold {counts} runs of the five nets; each needs one for "
+            "each seed; run the quickstart there"
+        )
+    return repetitions
 
 
 def is_run_of(net: Net, result: dict) -> bool:
@@ -78,26 +87,27 @@ def is_run_of(net: Net, result: dict) -> bool:
     return (result["model"], label, teacher) == (net.model, net.label, net.teacher)
 
 
-def values(repetitions: dict, logits: str, metric: str) -> np.ndarray:
+def values(repetitions: Repetitions, net: Net, logits: str, metric: str) -> np.ndarray:
     """As shown, in the order of the repetitions."""
-    ordered = [repetitions[place] for place in sorted(repetitions)]
-    return COLUMNS[metric].factor * np.array([test[logits][metric] for test in ordered])
+    tests = repetitions[net]
+    fractions = [tests[place][logits][metric] for place in sorted(tests)]
+    return COLUMNS[metric].factor * np.array(fractions)
 
 
 def spread(numbers: np.ndarray) -> str:
     return f"{numbers.mean():.2f} [{numbers.min():.2f}, {numbers.max():.2f}]"
 
 
-def always_best(found: Repetitions, net: Net, logits: str, metric: str) -> bool:
+def always_best(repetitions: Repetitions, net: Net, logits: str, metric: str) -> bool:
     """Whether the net is ahead of every other one of its architecture in every repetition."""
     sign = 1 if COLUMNS[metric].best == "min" else -1
-    own = sign * values(found[net], logits, metric)
+    own = sign * values(repetitions, net, logits, metric)
     rivals = [other for other in NETS if other.model == net.model and other != net]
-    others = [sign * values(found[other], logits, metric) for other in rivals]
+    others = [sign * values(repetitions, other, logits, metric) for other in rivals]
     return all((own < other).all() for other in others)
 
 
-def table_of_nets(found: Repetitions) -> list[str]:
+def table_of_nets(repetitions: Repetitions) -> list[str]:
     heads = [COLUMNS[metric].head for metric in METRICS]
     lines = ["| `synthetic` | logits | " + " | ".join(heads) + " |"]
     lines.append("| --- | --- |" + " ---: |" * len(METRICS))
@@ -105,22 +115,22 @@ def table_of_nets(found: Repetitions) -> list[str]:
         for logits in LOGITS:
             cells = []
             for metric in METRICS:
-                text = spread(values(found[net], logits, metric))
-                best = always_best(found, net, logits, metric)
+                text = spread(values(repetitions, net, logits, metric))
+                best = always_best(repetitions, net, logits, metric)
                 cells.append(f"**{text}**" if best else text)
             name = net.row if logits == "raw" else ""
             lines.append(f"| {name} | {logits} | " + " | ".join(cells) + " |")
     return lines
 
 
-def lines_of_comparisons(found: Repetitions) -> list[str]:
+def lines_of_comparisons(repetitions: Repetitions) -> list[str]:
     lines = []
     for first, second in COMPARISONS:
-        names = f"{known_as(first)} - {known_as(second)}"
+        names = f"{first.name} - {second.name}"
         for logits in LOGITS:
             for metric in METRICS:
-                own = values(found[first], logits, metric)
-                difference = own - values(found[second], logits, metric)
+                own = values(repetitions, first, logits, metric)
+                difference = own - values(repetitions, second, logits, metric)
                 lower = f"lower in {(difference < 0).sum()} of {len(difference)}"
                 lines.append(
                     f"{names}, {logits}, {COLUMNS[metric].head}: {spread(difference)}, {lower}"
@@ -128,20 +138,22 @@ def lines_of_comparisons(found: Repetitions) -> list[str]:
     return lines
 
 
-def known_as(net: Net) -> str:
-    return f"{net.model} {net.label}" if net.teacher is None else f"{net.model} of {net.teacher}"
-
-
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m scripts.quickstart_table")
-    parser.add_argument("roots", nargs="+", type=Path, metavar="ROOT", help="quickstart's FOLDER")
+    parser = CommandLine(
+        prog="python -m scripts.quickstart_table",
+        description="README's table of the quickstart, from its runs.",
+    )
+    parser.add_argument(
+        "roots", nargs="+", type=location, metavar="ROOT", help="quickstart's FOLDER"
+    )
     args = parser.parse_args(argv)
-    found = read_repetitions(args.roots)
-    print(f"{len(found[SCRATCH])} repetitions")
-    print("\n".join(table_of_nets(found)))
-    print("\n".join(lines_of_comparisons(found)))
+
+    repetitions = read_repetitions(args.roots)
+    print(f"{len(repetitions[SCRATCH])} repetitions")
+    print("\n".join(table_of_nets(repetitions)))
+    print("\n".join(lines_of_comparisons(repetitions)))
 
 
 if __name__ == "__main__":
-    with one_line_errors("quickstart_table"):
+    with one_line_errors("python -m scripts.quickstart_table"):
         main()

@@ -137,7 +137,7 @@ def test_several_processes_read_and_keep_no_part_of_an_epoch(parts, tmp_path, ke
         files = LogitFiles(tmp_path, teacher, data, two)
         cached = CachedTeacher(lambda batch: teacher.logits(batch.images), files, 42)
         loader = TrainLoader(data.train, 16, 42, "cpu", rank, 2)
-        with cached.epoch(1):
+        with cached.during_epoch(1):
             assert cached.reads_cache is kept
             for batch in map(loader.batch, loader.epoch(1)):
                 expected = logits[batch.places] if kept else teacher.logits(batch.images)
@@ -305,7 +305,7 @@ def test_a_net_that_leaves_half_precision_at_its_end_is_kept_exactly(parts, tmp_
 def test_other_views_and_another_plan_are_other_files(parts, tmp_path, monkeypatch):
     def kept() -> Path:
         files = LogitFiles(tmp_path, *parts, ONE_PROCESS)
-        with CachedTeacher(None, files, 42).epoch(1):
+        with CachedTeacher(None, files, 42).during_epoch(1):
             pass
         return max(files.folder.glob("*.bin"), key=lambda path: path.stat().st_mtime_ns)
 

@@ -18,14 +18,14 @@ class AskedTeacher(Protocol):
     """Gives a teacher's logits (B, K) of a batch, before its temperature.
 
     Steps in which it `reads_cache` launch other operations than those in which the teacher runs.
-    Every step of an epoch lies within `with asked.epoch(number):`.
+    Every step of an epoch lies within `with asked.during_epoch(number):`.
     """
 
     reads_cache: bool
 
     def __call__(self, batch: Batch) -> Tensor: ...
 
-    def epoch(self, epoch: int) -> AbstractContextManager: ...
+    def during_epoch(self, epoch: int) -> AbstractContextManager: ...
 
 
 class LiveTeacher:
@@ -41,7 +41,7 @@ class LiveTeacher:
         with self.accelerator.autocast():
             return self.teacher.logits(batch.images)
 
-    def epoch(self, epoch: int) -> AbstractContextManager:
+    def during_epoch(self, epoch: int) -> AbstractContextManager:
         return nullcontext()
 
 
@@ -64,12 +64,12 @@ class CachedTeacher:
         return logits
 
     @contextmanager
-    def epoch(self, epoch: int):
+    def during_epoch(self, epoch: int):
         """Bring the logits of the whole epoch to the device, or keep them at its end."""
         files = self.files
         plan = epoch_plan(files.shape[0], self.seed, epoch, files.flip)
         name = f"seed={self.seed}_epoch={epoch}_plan={zlib.crc32(plan.numpy()):08x}"
-        logits = files.epoch(name, plan)
+        logits = files.epoch_logits(name, plan)
         self.reads_cache = logits is not None
         if self.reads_cache:
             self.logits.copy_(logits)

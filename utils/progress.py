@@ -33,8 +33,8 @@ def show_progress(bar: tqdm, sums: EpochSums, steps_after: int) -> None:
     )
 
 
-def sizes(model: str, net: nn.Module, data: Dataset) -> str:
-    """A line on how large the net is and of how many images each split is."""
+def size_line(model: str, net: nn.Module, data: Dataset) -> str:
+    """How large the net is, and of how many images each split is."""
     parameters = sum(weight.numel() for weight in net.parameters())
     return (
         f"{model}: {parameters:,} parameters; {data.num_classes} classes; "
@@ -43,7 +43,7 @@ def sizes(model: str, net: nn.Module, data: Dataset) -> str:
     )
 
 
-def summary(record: dict, epochs: int, improved: bool) -> str:
+def epoch_line(record: dict, epochs: int, improved: bool) -> str:
     """An epoch in a line; * marks the best so far."""
     return (
         f"epoch {record['epoch']:3d}/{epochs}  lr {record['lr']:.4g}  "

@@ -51,7 +51,7 @@ class Task(nn.Module):
         """Of the net that is trained (B, K), at least float32: losses are computed in that."""
         return at_least_float32(self.net(normalise(batch.images, self.mean, self.std)))
 
-    def epoch(self, epoch: int) -> AbstractContextManager:
+    def during_epoch(self, epoch: int) -> AbstractContextManager:
         """A context in which all steps of an epoch lie; the first epoch is 1."""
         return nullcontext()
 
@@ -111,9 +111,9 @@ class DistillationTask(Task):
         with full_precision(logits.device):
             return step_output(logits, batch, parts_of)
 
-    def epoch(self, epoch: int) -> AbstractContextManager:
+    def during_epoch(self, epoch: int) -> AbstractContextManager:
         self.loss.before_epoch(epoch)
-        return self.ask.epoch(epoch)
+        return self.ask.during_epoch(epoch)
 
 
 def full_precision(device: torch.device) -> AbstractContextManager:

@@ -202,7 +202,7 @@ class LogitFiles:
         mapped = np.memmap(path, f"i{size}", "r", shape=self.shape)
         return mapped if path.stem.endswith(f"_{zlib.crc32(mapped):08x}") else None
 
-    def epoch(self, name: str, plan: torch.Tensor) -> torch.Tensor | None:
+    def epoch_logits(self, name: str, plan: torch.Tensor) -> torch.Tensor | None:
         """Logits of an epoch in the order of its plan; None unless it or all views are there."""
         if self.has(name):
             return self.rows(name)

@@ -16,7 +16,7 @@ from utils.optimizers import build_optimizer, build_schedule
 from utils.program import RunFailed, UserError
 from utils.program.files import refused
 from utils.program.processes import on_main
-from utils.progress import epoch_bar, show_progress, sizes, summary
+from utils.progress import epoch_bar, epoch_line, show_progress, size_line
 from utils.runs import Run
 from utils.settings import Recipe
 from utils.steps import GraphedStep, Step, compile_net, is_captured
@@ -71,7 +71,7 @@ def fit(
     trainer = Trainer(task, recipe, accelerator, steps_per_epoch=len(loader))
     history, best = resume(run, trainer)
     step = launched_step(trainer, loader, choice.step)
-    run.say(sizes(recipe.model, task.net, data))
+    run.say(size_line(recipe.model, task.net, data))
     log_how_it_runs(run, accelerator, step, choice.step)
     start_trackers(accelerator, run)
 
@@ -98,7 +98,7 @@ def fit(
         if improved:
             best = snapshot(run, record, task.net)
         run.save(trainer.state_dict() | {"history": history, "best": best}, improved)
-        run.say(summary(record, recipe.epochs, improved))
+        run.say(epoch_line(record, recipe.epochs, improved))
         accelerator.log(record, step=epoch)
 
     run.save_last(snapshot(run, history[-1], task.net))
@@ -131,21 +131,21 @@ class Trainer:
     def rate(self) -> float:
         return self.optimizer.param_groups[0]["lr"]
 
-    def parts(self) -> dict:
+    def stateful(self) -> dict:
         """All that has a state of its own, by its name in checkpoint.pth."""
-        parts = {"task": self.task, "optimizer": self.optimizer, "schedule": self.schedule}
+        stateful = {"task": self.task, "optimizer": self.optimizer, "schedule": self.schedule}
         if self.accelerator.scaler is not None:
-            parts["scaler"] = self.accelerator.scaler
-        return parts
+            stateful["scaler"] = self.accelerator.scaler
+        return stateful
 
     def state_dict(self) -> dict:
-        states = {name: part.state_dict() for name, part in self.parts().items()}
+        states = {name: owner.state_dict() for name, owner in self.stateful().items()}
         states["random"] = random_states()
         return states
 
     def load_state_dict(self, states: dict) -> None:
-        for name, part in self.parts().items():
-            part.load_state_dict(states[name])
+        for name, owner in self.stateful().items():
+            owner.load_state_dict(states[name])
         set_random_states(states["random"])
 
 
@@ -214,7 +214,7 @@ def train_epoch(
     reported = time.perf_counter()
 
     trainer.task.train()
-    with trainer.task.epoch(epoch):
+    with trainer.task.during_epoch(epoch):
         for draw in loader.epoch(epoch):
             rate = trainer.rate
             sums.add(step(draw), rate)
@@ -275,10 +275,9 @@ def random_states() -> list[Tensor]:
 
 
 def set_random_states(states: list[Tensor]) -> None:
-    cpu, *gpu = states
-    torch.set_rng_state(cpu)
-    if gpu:
-        torch.cuda.set_rng_state(*gpu)
+    torch.set_rng_state(states[0])
+    if len(states) > 1:
+        torch.cuda.set_rng_state(states[1])
 
 
 def resume(run: Run, trainer: Trainer) -> tuple[list[dict], dict | None]:

@@ -152,13 +152,15 @@ def nets_to_show(records: list[Record]) -> list[Record]:
 
 def with_teachers(records: list[Record]) -> list[Record]:
     """The students among the records and among their teachers, which may be another epoch's."""
-    students = [record for record in records if record.teacher]
-    seen = set(students)
-    for student in students:
-        teacher = student.teacher
-        if teacher.teacher and teacher not in seen:
-            seen.add(teacher)
-            students.append(teacher)
+    latest = [record for record in records if record.teacher]
+    students = []
+    seen = set(latest)
+    while latest:
+        students += latest
+        # Then those of their teachers that were taught themselves.
+        teachers = dict.fromkeys(student.teacher for student in latest)
+        latest = [teacher for teacher in teachers if teacher.teacher and teacher not in seen]
+        seen.update(latest)
     return students
 
 
@@ -166,7 +168,7 @@ def tell_apart(groups: Iterable[Group]) -> None:
     """Where groups of one teacher share a name, add the settings that differ between them."""
     for same in alike(groups, lambda group: (*group.first.data, group.teacher, group.name)):
         settings = [group.first.settings for group in same]
-        keys = sorted(set().union(*settings) - {"seed", "teacher"})
+        keys = sorted({key for values in settings for key in values} - {"seed", "teacher"})
         of_all = [
             key for key in keys if key in OPTIONAL or all(key in values for values in settings)
         ]

@@ -33,19 +33,24 @@ def find_teachers(records: list[Record]) -> None:
     """
     runs = Runs(records)
     students = [record for record in records if record.taught_by]
-    for student in students:
-        teacher = student.taught_by
-        members = teacher.identity.get("members") or [teacher.identity]
-        trained = [runs.find(member, teacher) for member in members]
-        if len(members) == 1 and trained[0] is not None:
-            teacher.source = source_of(teacher, trained[0])
-        if taught_as_trained(teacher, trained):
-            student.teacher = trained[0]
-        else:
-            student.teacher = teacher
-            teacher.settings = {**teacher.settings, **joined_settings(trained)}
+    while students:
+        for student in students:
+            find_teacher(student, runs)
         # The epoch that taught, where records hold the other one, has a teacher of its own.
-        students += runs.students_met()
+        students = runs.students_met()
+
+
+def find_teacher(student: Record, runs: Runs) -> None:
+    teacher = student.taught_by
+    members = teacher.identity.get("members") or [teacher.identity]
+    trained = [runs.find(member, teacher) for member in members]
+    if len(members) == 1 and trained[0] is not None:
+        teacher.source = source_of(teacher, trained[0])
+    if taught_as_trained(teacher, trained):
+        student.teacher = trained[0]
+    else:
+        student.teacher = teacher
+        teacher.settings = {**teacher.settings, **joined_settings(trained)}
 
 
 def taught_as_trained(teacher: Record, trained: list[Record | None]) -> bool:
@@ -63,10 +68,11 @@ def source_of(teacher: Record, run: Record) -> Record | None:
 
 def joined_settings(runs: list[Record | None]) -> dict:
     """Of the runs that were found: a setting's value, or all that differ in one text."""
-    every = [run.settings for run in runs if run is not None]
+    settings_of_runs = [run.settings for run in runs if run is not None]
+    keys = {key for settings in settings_of_runs for key in settings}
     joined = {}
-    for key in sorted(set().union(*every) - set(SEEDED)):
-        values = [settings.get(key) for settings in every]
+    for key in sorted(keys.difference(SEEDED)):
+        values = [settings.get(key) for settings in settings_of_runs]
         texts = sorted({str(value) for value in values})
         joined[key] = values[0] if len(texts) == 1 else "+".join(texts)
     return joined

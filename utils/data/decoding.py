@@ -111,13 +111,15 @@ def first_width(files: list[str]) -> int:
 def read_image(file: str) -> tuple[Image.Image, list[str]]:
     """An image as RGB, as a viewer shows it, and remarks. Raises almost any Exception."""
     with Image.open(file) as image:
-        turn = orientation(image)
-        image.load()  # which turns a TIFF, and finds what stands at the end of a PNG
-        remarks = [TURNED] if turn != 1 or orientation(image) != 1 else []
-        turn = orientation(image)
+        # To load a TIFF turns it; of a PNG it finds the orientation that stands at the end.
+        was_turned = orientation(image) != 1
+        image.load()
+        left_to_turn = orientation(image)
+        remarks = [TURNED] if was_turned or left_to_turn != 1 else []
+
         pixels = as_rgb(image, remarks)
-        if turn in TURNS:
-            pixels = pixels.transpose(TURNS[turn])
+        if left_to_turn in TURNS:
+            pixels = pixels.transpose(TURNS[left_to_turn])
         if has_frames(image):
             remarks.append(FRAMES)
     return pixels, remarks

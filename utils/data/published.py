@@ -1,6 +1,9 @@
 """Data sets that torchvision downloads and reads."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -9,44 +12,31 @@ from utils.data.npz import ARRAYS, Arrays, checked
 from utils.program.files import refused, unmade_on_failure
 
 
+def cifar(name: str, datasets: ModuleType, folder: Path, part: str, download: bool):
+    """The `part` train or test of CIFAR10 or CIFAR100, as torchvision.datasets calls them."""
+    return getattr(datasets, name)(folder, train=part == "train", download=download)
+
+
+def svhn(datasets: ModuleType, folder: Path, part: str, download: bool):
+    """The `part` train, extra or test."""
+    return datasets.SVHN(folder, split=part, download=download)
+
+
 class Source(NamedTuple):
     """How torchvision reads a data set, in parts, of which the last one tests."""
 
-    reader: str
+    read: Callable  # torchvision.datasets, --data_dir, part, download -> its data set
     files: str  # where it looks for them in --data_dir
-    labels: str  # attribute of the reader that holds them
-    keyword: str  # of the reader, with a value for each part
-    parts: tuple
+    labels: str  # attribute of its data set that holds them
+    parts: tuple[str, ...] = ("train", "test")
 
 
 SOURCES = {
-    "cifar10": Source(
-        reader="CIFAR10",
-        files="cifar-10-batches-py",
-        labels="targets",
-        keyword="train",
-        parts=(True, False),
-    ),
-    "cifar100": Source(
-        reader="CIFAR100",
-        files="cifar-100-python",
-        labels="targets",
-        keyword="train",
-        parts=(True, False),
-    ),
-    "svhn": Source(
-        reader="SVHN",
-        files="*_32x32.mat",
-        labels="labels",
-        keyword="split",
-        parts=("train", "test"),
-    ),
+    "cifar10": Source(partial(cifar, "CIFAR10"), files="cifar-10-batches-py", labels="targets"),
+    "cifar100": Source(partial(cifar, "CIFAR100"), files="cifar-100-python", labels="targets"),
+    "svhn": Source(svhn, files="*_32x32.mat", labels="labels"),
     "svhn_extra": Source(
-        reader="SVHN",
-        files="*_32x32.mat",
-        labels="labels",
-        keyword="split",
-        parts=("train", "extra", "test"),
+        svhn, files="*_32x32.mat", labels="labels", parts=("train", "extra", "test")
     ),
 }
 
@@ -57,7 +47,6 @@ def from_torchvision(name: str, data_dir: Path, download: bool) -> Arrays:
     from torchvision import datasets
 
     source = SOURCES[name]
-    read = getattr(datasets, source.reader)
     with (
         refused(
             f"--dataset {name}: not found in --data_dir {data_dir} and not downloaded",
@@ -67,9 +56,7 @@ def from_torchvision(name: str, data_dir: Path, download: bool) -> Arrays:
         ),
         unmade_on_failure(data_dir),
     ):
-        parts = [
-            read(data_dir, **{source.keyword: part}, download=download) for part in source.parts
-        ]
+        parts = [source.read(datasets, data_dir, part, download) for part in source.parts]
 
     images = [np.asarray(part.data) for part in parts]
     labels = [np.asarray(getattr(part, source.labels)) for part in parts]

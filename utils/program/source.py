@@ -43,6 +43,7 @@ def commit() -> str:
     if not shutil.which("git"):
         return "unknown"
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
+    git.append("--exclude=*")  # else it would name the nearest tag where there is one
     done = subprocess.run(git, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
 
@@ -127,10 +128,10 @@ def sweep_lines(folders: Sequence[Path], total: int) -> str:
         with suppress(OSError, ValueError, AttributeError):  # it is said when the run is read
             config = json.loads((folder / "config.json").read_text())
             changed[folder] = changed_files(config) or []
-    files = sorted(set().union(*changed.values()))
+    files = sorted({file for of_run in changed.values() for file in of_run})
     if not files:
         return lines
-    number = sum(map(bool, changed.values()))
+    number = len([folder for folder, of_run in changed.items() if of_run])
     return (
         f"{lines}\nWARNING: the training code has changed since {number} of them began: "
         f"{listed(files)}. ROOT=... in front of the sweep, or --overwrite among the commands' "
