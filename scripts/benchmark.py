@@ -52,7 +52,10 @@ HEAD = ["images/s", "conventional", "ours", "ratio", "of a bare step", "of the f
 EAGER_BARE = "of a bare step, kernel by kernel"  # where ours are graphs
 ROUNDS = 3
 WARM_UP = 5  # steps
-GPU_STEPS = 350  # of a pass at most: about CIFAR's training split
+# Images are made for passes of at most so many steps: on a GPU about CIFAR's training split.
+GPU_STEPS = 350
+CPU_STEPS_PER_SECOND = 8
+CPU_SECONDS = 5
 
 
 class Row(NamedTuple):
@@ -149,10 +152,10 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def most_steps(accelerator: Accelerator, seconds: float) -> int:
-    """Of a pass that lasts so long. A GPU would be through in a second or two."""
-    if accelerator.device.type == "cuda":
+    """Of a pass that lasts so long."""
+    if accelerator.device.type == "cuda":  # it would be through with a CPU's in no time
         return GPU_STEPS
-    return max(5, round(8 * min(5, seconds)))
+    return max(WARM_UP, round(CPU_STEPS_PER_SECOND * min(CPU_SECONDS, seconds)))
 
 
 def contest(accelerator: Accelerator, data: Dataset, args: Namespace) -> str:
@@ -212,8 +215,10 @@ def measure(accelerator: Accelerator, data: Dataset, row: Row, args: Namespace) 
             contenders["ours"](most_steps)  # a whole epoch fills it
         for name, train in contenders.items():
             train(WARM_UP)
-            steps_per_second = WARM_UP / seconds_of(partial(train, WARM_UP))
-            steps[name] = min(max(1, round(steps_per_second * args.seconds)), most_steps)
+            # As many steps as last that long, judged by a few; no more than there are images for.
+            seconds_per_step = seconds_of(partial(train, WARM_UP)) / WARM_UP
+            wanted = max(1, round(args.seconds / seconds_per_step))
+            steps[name] = min(wanted, most_steps)
             rates[name] = []
         for _ in range(ROUNDS):
             for name, train in contenders.items():

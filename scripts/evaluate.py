@@ -111,6 +111,26 @@ def write(nets: list[Record], measured: list[dict], args: Namespace) -> None:
 def options(argv: list[str] | None) -> Namespace:
     """What the command line asks for, checked as a whole. Raises UserError."""
     parser = CommandLine(prog="python -m scripts.evaluate", description=__doc__.splitlines()[0])
+    add_data(parser)
+    add_nets(parser)
+    parser.add_argument(
+        "--write", action="store_true", help="also write evaluation_*.json into the run folders"
+    )
+    add_corruptions(parser)
+    args = parser.parse_args(argv)
+
+    refuse_unread(args)
+    if args.on in CORRUPTIONS:
+        choose_corruptions(args)
+    if args.out is not None:
+        in_a_folder = os.path.isdir(args.out.absolute().parent)
+        if args.out.suffix != ".png" or not in_a_folder:
+            raise UserError(f"--out {args.out}: give a .png file in a folder that exists")
+    return args
+
+
+def add_data(parser: CommandLine) -> None:
+    """The runs, and what they are evaluated on."""
     parser.add_argument(
         "runs",
         nargs="+",
@@ -137,6 +157,10 @@ def options(argv: list[str] | None) -> Namespace:
     parser.add_argument(
         "--dataset", type=path, help="the runs' data set where it is no longer in its place"
     )
+
+
+def add_nets(parser: CommandLine) -> None:
+    """Which nets of the runs, and how they are run."""
     parser.add_argument(
         "--epoch", choices=("best", "last"), default="best", help="best: by validation top-1"
     )
@@ -148,20 +172,6 @@ def options(argv: list[str] | None) -> Namespace:
     parser.add_argument(
         "--test-batch-size", type=count, help="images per step (default: 1000, on a CPU 128)"
     )
-    parser.add_argument(
-        "--write", action="store_true", help="also write evaluation_*.json into the run folders"
-    )
-    add_corruptions(parser)
-    args = parser.parse_args(argv)
-
-    refuse_unread(args)
-    if args.on in CORRUPTIONS:
-        choose_corruptions(args)
-    if args.out is not None:
-        in_a_folder = os.path.isdir(args.out.absolute().parent)
-        if args.out.suffix != ".png" or not in_a_folder:
-            raise UserError(f"--out {args.out}: give a .png file in a folder that exists")
-    return args
 
 
 def add_corruptions(parser: CommandLine) -> None:

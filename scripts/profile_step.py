@@ -13,6 +13,7 @@ if not __package__:  # started as `python scripts/profile_step.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
     import scripts  # noqa: F401  before torch
 
+import math
 import re
 from argparse import Namespace
 from collections import defaultdict
@@ -90,22 +91,30 @@ def report(spans: list[Span], steps: int) -> str:
         f"{len(conversions) / steps:.1f} conversions of layout a step, "
         f"{100 * converting / whole:.1f} % of the time",
     ]
-    times, calls = defaultdict(float), defaultdict(int)
+
+    # The kernels that take most of the time.
+    times = defaultdict(float)
+    calls = defaultdict(int)
     for span in spans:
         times[span.name] += span.end - span.start
         calls[span.name] += 1
     rows = []
     for kernel in sorted(times, key=times.get, reverse=True)[:MOST]:
-        microseconds = f"{times[kernel] / steps:.1f}"
-        share = f"{100 * times[kernel] / whole:.1f} %"
-        rows.append([kernel[:60], f"{calls[kernel] / steps:.1f}", microseconds, share])
+        cells = [
+            kernel[:60],
+            f"{calls[kernel] / steps:.1f}",
+            f"{times[kernel] / steps:.1f}",
+            f"{100 * times[kernel] / whole:.1f} %",
+        ]
+        rows.append(cells)
     table = text_table(["kernel", "a step", "microseconds a step", "of the time"], rows)
     return "\n".join([*lines, "", table])
 
 
 def busy_time(spans: list[Span]) -> float:
     """How long at least one kernel ran, in microseconds."""
-    busy, until = 0.0, float("-inf")
+    busy = 0.0
+    until = -math.inf  # the end of what was counted
     for span in sorted(spans, key=lambda span: span.start):
         busy += max(0.0, span.end - max(span.start, until))
         until = max(until, span.end)

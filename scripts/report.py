@@ -39,76 +39,85 @@ def options(argv: list[str] | None) -> Namespace:
         description="Tables and pictures of finished runs, those that differ only in the seed as "
         "one row.",
     )
-    add = parser.add_argument
-    add(
+    parser.add_argument(
         "roots",
         nargs="+",
         type=location,
         metavar="ROOT",
         help="run folders, folders above them, or what --pack wrote",
     )
-    add(
+    parser.add_argument(
         "--out",
         type=location,
         metavar="FOLDER",
         help="also write report.html, .md, .csv and .tex, and runs.csv, a line for each run",
     )
-    add(
-        "--columns",
-        nargs="+",
-        choices=COLUMNS,
-        metavar="METRIC",
-        help=f"which and in which order: {', '.join(COLUMNS)}",
-    )
-    add(
-        "--epoch",
-        choices=("best", "last"),
-        default="best",
-        help="best: by validation; a net that taught is shown at the epoch that taught",
-    )
-    add(
-        "--select",
-        choices=SELECT,
-        default="nll",
-        help="on validation, chooses a sweep's setting",
-    )
-    add(
-        "--resamples",
-        type=whole,
-        default=1000,
-        help="draws behind the ECE's interval and the ECE of a calibrated net; 0 leaves both out",
-    )
-    add(
-        "--test-temperature",
-        action="store_true",
-        help="also the T that the test split would choose, and its ECE; no result: it saw the "
-        "labels",
-    )
-    add(
-        "--nets",
-        type=count,
-        default=100,
-        help="print at most so many, by validation's order",
-    )
-    add(
-        "--against",
-        action="append",
-        metavar="ROW",
-        help="also a table of the differences from this row; may be given again for another",
-    )
-    add(
-        "--classes",
-        action="store_true",
-        help="also a table for each net, class by class; with --out also classes.csv, and a "
-        "confusion matrix of up to 100 classes",
-    )
-    add(
+    add_choice(parser)
+    add_tables(parser)
+    parser.add_argument(
         "--pack",
         type=location,
         metavar="FILE.zip",
         help="also write what is printed as a ROOT",
     )
     return parser.parse_args(argv)
+
+
+def add_choice(parser: CommandLine) -> None:
+    """What the main table shows of the runs."""
+    parser.add_argument(
+        "--columns",
+        nargs="+",
+        choices=COLUMNS,
+        metavar="METRIC",
+        help=f"which and in which order: {', '.join(COLUMNS)}",
+    )
+    parser.add_argument(
+        "--epoch",
+        choices=("best", "last"),
+        default="best",
+        help="best: by validation; a net that taught is shown at the epoch that taught",
+    )
+    parser.add_argument(
+        "--select",
+        choices=SELECT,
+        default="nll",
+        help="on validation, chooses a sweep's setting",
+    )
+    parser.add_argument(
+        "--resamples",
+        type=whole,
+        default=1000,
+        help="draws behind the ECE's interval and the ECE of a calibrated net; 0 leaves both out",
+    )
+    parser.add_argument(
+        "--test-temperature",
+        action="store_true",
+        help="also the T that the test split would choose, and its ECE; no result: it saw the "
+        "labels",
+    )
+    parser.add_argument(
+        "--nets",
+        type=count,
+        default=100,
+        help="print at most so many, by validation's order",
+    )
+
+
+def add_tables(parser: CommandLine) -> None:
+    """Tables beside the main one."""
+    parser.add_argument(
+        "--against",
+        action="append",
+        metavar="ROW",
+        help="also a table of the differences from this row; may be given again for another",
+    )
+    parser.add_argument(
+        "--classes",
+        action="store_true",
+        help="also a table for each net, class by class; with --out also classes.csv, and a "
+        "confusion matrix of up to 100 classes",
+    )
 
 
 def choice_of(args: Namespace) -> ReportChoice:

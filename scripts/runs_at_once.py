@@ -78,7 +78,9 @@ def histories(command: list, root: Path, number: int) -> list[list[dict]]:
     for seed in range(number):
         line = [*command, "--checkpoint", root, "--seed", str(seed)]
         runs.append(subprocess.Popen(line, stdout=subprocess.DEVNULL, env=environment))
-    if any([run.wait() for run in runs]):
+    # All are waited for, also where one has failed: none is to outlive its folder.
+    exit_codes = [run.wait() for run in runs]
+    if any(exit_codes):
         raise RunFailed("a run has ended with an error, which stands above; try fewer at once")
     return [
         [json.loads(line) for line in file.read_text().splitlines()]

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -76,7 +77,7 @@ def conclude(
 ) -> None:
     """Measure the best and the last epoch and the teacher; write predictions, picture and result.
 
-    `net` ends with the weights of the last epoch. The result is written last: it means complete.
+    `net` ends with the weights of the last epoch.
     """
     batch_size = run.experiment.run.test_batch_size
     result = {
@@ -94,11 +95,11 @@ def conclude(
         return net(normalise(images, data.mean, data.std))
 
     net.eval()
-    for epoch in ("best", "last"):
-        saved = run.load(f"model_{epoch}.pth")
+    for name in ("best", "last"):
+        saved = run.load(f"model_{name}.pth")
         net.load_state_dict(saved["state_dict"])
-        measured = Measured(epoch, forward, data, accelerator, batch_size)
-        result[epoch] = {"epoch": saved["epoch"], **measured.metrics()}
+        measured = Measured(name, forward, data, accelerator, batch_size)
+        result[name] = {"epoch": saved["epoch"], **measured.metrics()}
         arrays |= measured.arrays()
 
     if teacher is not None:
@@ -110,11 +111,16 @@ def conclude(
             result["teacher"]["test"]["tempered"] = evaluate(tempered, data.test)
 
     if run.is_main:
-        with atomic(run.folder / "predictions.npz") as file:
-            np.savez(file, **arrays)
-        with atomic(run.folder / "reliability.png") as file:
-            reliability_diagrams(reliability_panels(result, arrays), file)
-        write_json(run.folder / "result.json", result)
+        write_conclusion(run.folder, result, arrays)
+
+
+def write_conclusion(folder: Path, result: dict, arrays: dict[str, np.ndarray]) -> None:
+    """The result comes last: it says that the run is complete."""
+    with atomic(folder / "predictions.npz") as file:
+        np.savez(file, **arrays)
+    with atomic(folder / "reliability.png") as file:
+        reliability_diagrams(reliability_panels(result, arrays), file)
+    write_json(folder / "result.json", result)
 
 
 def reliability_panels(result: dict, arrays: dict[str, np.ndarray]) -> list[tuple]:
@@ -129,11 +135,11 @@ def reliability_panels(result: dict, arrays: dict[str, np.ndarray]) -> list[tupl
     for name, title in titles.items():
         temperatures = {"raw": 1.0}
         if not is_third_party(result[name]):
-            fitted = result[name]["temperature"]
-            temperatures[f"T = {fitted:.2f}"] = fitted
+            own_temperature = result[name]["temperature"]
+            temperatures[f"T = {own_temperature:.2f}"] = own_temperature
         logits = torch.from_numpy(arrays[f"{name}_test_logits"]).double()
         labels = torch.from_numpy(arrays["test_labels"])
-        for text, temperature in temperatures.items():
+        for scaling, temperature in temperatures.items():
             probabilities = (logits / temperature).softmax(dim=1)
-            panels.append((f"{title}, {text}", probabilities, labels))
+            panels.append((f"{title}, {scaling}", probabilities, labels))
     return panels

@@ -26,6 +26,30 @@ class Column(NamedTuple):
         return f"{self.factor * value:.{self.decimals}f}"
 
 
+def set_columns(key: str, name: str) -> dict[str, Column]:
+    """Of the conformal sets of one method at 90 %; what their keys and heads begin with."""
+    return {
+        f"{key}coverage": Column(f"{name}coverage %", 100, 2, "", usual=False),
+        f"{key}set_size": Column(f"{name}set size", 1, 2, usual=False),
+        f"{key}set_singletons": Column(f"{name}singletons %", 100, 2, "max", usual=False),
+        f"{key}set_empty": Column(f"{name}empty sets %", 100, 2, "", usual=False),
+        f"{key}set_worst_class_coverage": Column(
+            f"{name}worst class cov. %", 100, 2, "max", usual=False
+        ),
+        f"{key}set_stratified_violation": Column(
+            f"{name}stratified violation %", 100, 2, usual=False
+        ),
+    }
+
+
+SET_COLUMNS = {
+    **set_columns(key="", name=""),  # LAC
+    **set_columns(key="aps_", name="APS "),
+    **set_columns(key="raps_", name="RAPS "),
+}
+# A result has none of these: a report makes them from validation and test logits.
+SET_METRICS = tuple(SET_COLUMNS)
+
 COLUMNS = {
     "top1": Column("top-1 %", 100, 2, "max"),
     "top5": Column("top-5 %", 100, 2, "max"),
@@ -50,28 +74,8 @@ COLUMNS = {
     "balanced_accuracy": Column("balanced accuracy %", 100, 2, "max", usual=False),
     "refinement": Column("refinement", 1, 4, usual=False),
     "calibration": Column("calibration", 1, 4, usual=False),
-    # Of conformal sets at 90 %: LAC's without a name before them.
-    "coverage": Column("coverage %", 100, 2, "", usual=False),
-    "set_size": Column("set size", 1, 2, usual=False),
-    "set_singletons": Column("singletons %", 100, 2, "max", usual=False),
-    "set_empty": Column("empty sets %", 100, 2, "", usual=False),
-    "set_worst_class_coverage": Column("worst class cov. %", 100, 2, "max", usual=False),
-    "set_stratified_violation": Column("stratified violation %", 100, 2, usual=False),
-    "aps_coverage": Column("APS coverage %", 100, 2, "", usual=False),
-    "aps_set_size": Column("APS set size", 1, 2, usual=False),
-    "aps_set_singletons": Column("APS singletons %", 100, 2, "max", usual=False),
-    "aps_set_empty": Column("APS empty sets %", 100, 2, "", usual=False),
-    "aps_set_worst_class_coverage": Column("APS worst class cov. %", 100, 2, "max", usual=False),
-    "aps_set_stratified_violation": Column("APS stratified violation %", 100, 2, usual=False),
-    "raps_coverage": Column("RAPS coverage %", 100, 2, "", usual=False),
-    "raps_set_size": Column("RAPS set size", 1, 2, usual=False),
-    "raps_set_singletons": Column("RAPS singletons %", 100, 2, "max", usual=False),
-    "raps_set_empty": Column("RAPS empty sets %", 100, 2, "", usual=False),
-    "raps_set_worst_class_coverage": Column("RAPS worst class cov. %", 100, 2, "max", usual=False),
-    "raps_set_stratified_violation": Column("RAPS stratified violation %", 100, 2, usual=False),
+    **SET_COLUMNS,
 }
-# A result has none of these: a report makes them from validation and test logits.
-SET_METRICS = tuple(COLUMNS)[list(COLUMNS).index("coverage") :]
 
 NO_SCALED_ROW = (
     "A third party's net may have been trained on the validation images, on which its temperature "
@@ -100,7 +104,7 @@ def metrics_table(
     head: list[str], rows: list[tuple[list[str], dict[str, float]]], columns=COLUMNS
 ) -> str:
     """`rows`: first cells, under `head`, and metrics; those that are usual and in some row show."""
-    measured = set().union(*(metrics for _, metrics in rows))
+    measured = {metric for _, metrics in rows for metric in metrics}
     shown = {
         metric: column for metric, column in columns.items() if column.usual and metric in measured
     }

@@ -72,7 +72,7 @@ def drawing(
 
 def is_grid(sweep: Sweep) -> bool:
     """Whether a map of it would have two sides, not too long, and at least half of its cells."""
-    sides = [len(set(values)) for values in zip(*sweep.places.values(), strict=True)]
+    sides = [len(values) for values in sweep.values]
     return len(sides) == 2 and max(sides) <= LARGEST and 2 * len(sweep.places) >= np.prod(sides)
 
 
@@ -82,7 +82,7 @@ def heat_map(sweep: Sweep, metric: str, file) -> None:
     Of the seeds that all settings have, as they were compared.
     """
     column = COLUMNS[metric]
-    across, down = (sorted(set(values)) for values in zip(*sweep.places.values(), strict=True))
+    across, down = sweep.values
     values = np.full((len(down), len(across)), np.nan)
     for group, (x, y) in sweep.places.items():
         values[down.index(y), across.index(x)] = group.validation(metric, sweep.seeds).mean()
@@ -173,8 +173,9 @@ def draw_net(panel: Axes, group: Group, line: Mapping) -> None:
     # Scaling changes no prediction.
     top1, top1_sd = mean_and_sd(kinds[0], "top1")
     errors = [mean_and_sd(logits, "ece") for logits in kinds]
-    first, last = errors[0][0], errors[-1][0]
-    panel.plot([first, last], [top1, top1], linewidth=0.6, **line)
+    raw_error, _ = errors[0]
+    last_error, _ = errors[-1]
+    panel.plot([raw_error, last_error], [top1, top1], linewidth=0.6, **line)
     for place, (error, error_sd) in enumerate(errors):
         is_first = place == 0
         panel.errorbar(
@@ -228,18 +229,18 @@ def draw_curve(panel: Axes, group: Group, key: str, factor: float, line: Mapping
     runs = []
     for run in group.records:
         runs.append([epoch[key] for epoch in run.history if key in epoch])
-    steps = min(len(epochs), *map(len, runs))
-    values = factor * np.array([run[:steps] for run in runs])
+    shortest = min(len(epochs), min(len(run) for run in runs))
+    values = factor * np.array([run[:shortest] for run in runs])
 
     panel.plot(
-        epochs[:steps],
+        epochs[:shortest],
         values.mean(axis=0),
-        marker="o" if steps == 1 else None,  # of one point no line could be seen
+        marker="o" if shortest == 1 else None,  # of one point no line could be seen
         label=legend_name(group),
         **line,
     )
     panel.fill_between(
-        epochs[:steps],
+        epochs[:shortest],
         values.min(axis=0),
         values.max(axis=0),
         color=line["color"],

@@ -69,6 +69,11 @@ class Group:
         return self.records[0]
 
     @property
+    def seeds(self) -> set[tuple]:
+        """Of its runs, see `seeds_of`."""
+        return {seeds_of(record) for record in self.records}
+
+    @property
     def name(self) -> str:
         """`resnet8 KD T=4 Lambda=0.9`, and what sets it apart from others of that name."""
         parts = [self.first.name, self.first.note, self.exp_name, self.difference]

@@ -143,7 +143,11 @@ class Record:
 
     @cached_property
     def history(self) -> list[dict]:
-        """The lines of its epochs; none of a teacher."""
+        """What `read_history` gives, read once."""
+        return self.read_history()
+
+    def read_history(self) -> list[dict]:
+        """The lines of its epochs; none of a teacher. Raises UserError where they are damaged."""
         path = self.folder / "metrics.jsonl"
         if self.borrowed or not path.exists():
             return []

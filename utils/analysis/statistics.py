@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from utils.analysis.columns import COLUMNS, SET_METRICS
-from utils.analysis.groups import Group, alike, group_runs, seeds_of
+from utils.analysis.groups import Group, alike, group_runs
 from utils.analysis.marks import mark_best
 from utils.analysis.record import Record
 from utils.analysis.records import LeftOut
@@ -64,9 +64,17 @@ class Sweep:
         return f"{run.model} {run.loss}{origin} over {' and '.join(self.parameters)}"
 
     @property
+    def values(self) -> list[list[float]]:
+        """Of each parameter those that it takes, in order."""
+        return [
+            sorted({place[number] for place in self.places.values()})
+            for number in range(len(self.parameters))
+        ]
+
+    @property
     def seeds_differ(self) -> bool:
         """Whether a setting has a seed that another one lacks."""
-        return any(set(map(seeds_of, group.records)) != self.seeds for group in self.places)
+        return any(group.seeds != self.seeds for group in self.places)
 
 
 @dataclass
@@ -123,7 +131,7 @@ def unreadable_runs(groups: list[Group], choice: ReportChoice) -> list[LeftOut]:
     shown = [(group, run) for group in groups for run in group.records]
     for group, run in tqdm(shown, "measuring", leave=False, disable=None):
         try:
-            run.history  # noqa: B018  reads its file, as does whatever is measured below
+            run.read_history()
             # Of many runs one stands for all: rows of so many have no interval.
             if len(group.records) <= MANY or run is group.first:
                 rows_of(Group([run]), choice.resamples, choice.with_sets)
@@ -138,7 +146,7 @@ def unreadable_runs(groups: list[Group], choice: ReportChoice) -> list[LeftOut]:
 def section_of(groups: list[Group], names: list[str], choice: ReportChoice) -> Section:
     """`names`: of all data sets, to tell apart those of one name."""
     name, fingerprint = groups[0].first.data
-    measured = set().union(*(group.first.measured["test"]["raw"] for group in groups))
+    measured = {name for group in groups for name in group.first.measured["test"]["raw"]}
     usual = [metric for metric in USUAL if metric in measured]
     section = Section(
         title=name if names.count(name) == 1 else f"{name} ({fingerprint[:8]})",
@@ -205,7 +213,9 @@ def find_sweeps(groups: list[Group], select: str) -> list[Sweep]:
         ]
         if not varied:
             continue
-        seeds = set.intersection(*(set(map(seeds_of, group.records)) for group in same))
+        seeds = same[0].seeds
+        for group in same:
+            seeds = seeds & group.seeds
         losses = {group: validation_loss(group, select, seeds) for group in same}
         sweep = Sweep(
             parameters=varied,

@@ -225,23 +225,12 @@ def paired_difference(
         values, covariance = _errors(runs, draws)
 
     # The difference of both rows' means, and its variance by the images.
-    rows = (slice(0, len(first)), slice(len(first), len(runs)))
     weight = np.repeat([1 / len(first), -1 / len(second)], [len(first), len(second)])
     value = float(weight @ values)
     variance = max(weight @ covariance @ weight, 0.0)
-
-    # What training again would change: the spread between the runs of a row, in the place of what
-    # the images do to each run alone.
     freedom = math.inf
-    repeated = len(runs) - 2
-    if repeated:
-        share = (1 / len(first) + 1 / len(second)) / repeated
-        own = share * sum(_spread(covariance[row, row]) for row in rows)
-        between = share * sum(((values[row] - values[row].mean()) ** 2).sum() for row in rows)
-        least = variance / repeated
-        variance = max(max(variance - own, 0.0) + between, least)
-        if between:
-            freedom = repeated * (variance / between) ** 2
+    if len(runs) > 2:
+        variance, freedom = _with_seeds(variance, values, covariance, len(first))
 
     sd = max(math.sqrt(variance), 1e-300)  # 0 where the rows do not differ in any image
     reach = float(sd * student_t.isf(TAIL, freedom))
@@ -251,6 +240,26 @@ def paired_difference(
         high=value + reach,
         p=float(2 * student_t.sf(abs(value) / sd, freedom)),
     )
+
+
+def _with_seeds(
+    by_images: float, values: np.ndarray, covariance: np.ndarray, count: int
+) -> tuple[float, float]:
+    """The variance of a difference by images and seeds, and its degrees of freedom.
+
+    What training again would change, the spread between the runs of a row, comes in the place of
+    what the images do to each run alone. `by_images`: the variance by these; of the runs' `values`
+    and their `covariance` the first `count` are one row, the others the second.
+    """
+    repeated = len(values) - 2
+    share = (1 / count + 1 / (len(values) - count)) / repeated
+    rows = (slice(0, count), slice(count, len(values)))
+    own = share * sum(_spread(covariance[row, row]) for row in rows)
+    between = share * sum(((values[row] - values[row].mean()) ** 2).sum() for row in rows)
+    alike = max(by_images - own, 0.0)  # what images do to all runs alike
+    variance = max(alike + between, by_images / repeated)  # few runs may agree by luck
+    freedom = repeated * (variance / between) ** 2 if between else math.inf
+    return variance, freedom
 
 
 def _means(runs: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -93,13 +93,13 @@ def classification_metrics(
         raise ValueError(f"the temperature should be positive, got {temperature}")
     rows = _softmax_rows(logits, labels, temperature)
 
-    # The largest probability is exp(0) / mass.
-    confidence, order = (1 / rows.mass).sort()
-    right = (rows.rank == 0)[order]
+    # Of the predicted class.
+    confidence, right = _confidence_of_rows(rows)
     width = bins_of_confidence(confidence, right, bins)
     mass = bins_of_confidence(confidence, right, bins, equal_mass)
-
     of_bins = _bin_metrics(width)
+
+    # Of every class.
     static, adaptive = _class_errors(logits, labels, temperature, rows, bins)
 
     nll = 0.0 - rows.log_prob.mean().item()
@@ -207,11 +207,18 @@ class _Rows(NamedTuple):
 
 
 def _softmax_rows(logits: Tensor, labels: Tensor, temperature: float) -> _Rows:
-    # One tensor for all pieces: small ones, kept between large ones, would scatter the heap.
-    rows = torch.empty(len(_Rows._fields), len(labels), dtype=torch.float64)
+    # Made before the pieces: small tensors, kept between large ones, would scatter the heap.
+    columns = torch.empty(5, len(labels), dtype=torch.float64)
+    rows = _Rows(
+        top=columns[0],
+        mass=columns[1],
+        log_prob=columns[2],
+        rank=columns[3],
+        square=columns[4],
+    )
     for z, y, place in in_pieces(logits, labels.unsqueeze(1), torch.arange(len(labels))):
         # Classes are ranked by their logits: probabilities that differ may underflow alike.
-        rank = rank_of(z, y)
+        rows.rank[place] = rank_of(z, y).double()
 
         z = z / temperature
         top = z.amax(dim=1, keepdim=True)
@@ -219,14 +226,23 @@ def _softmax_rows(logits: Tensor, labels: Tensor, temperature: float) -> _Rows:
         weight = (z - top).exp_()
         mass = weight.sum(dim=1, keepdim=True)
         log_prob -= mass.log()
+        rows.top[place] = top.squeeze(1)
+        rows.mass[place] = mass.squeeze(1)
+        rows.log_prob[place] = log_prob.squeeze(1)
 
         weight /= mass  # the probabilities
         weight.scatter_add_(1, y, -torch.ones_like(log_prob))
-        square = weight.square_().sum(dim=1, keepdim=True)
-        rows[:, place] = torch.cat([top, mass, log_prob, rank.unsqueeze(1), square], dim=1).T
-    if rows.isnan().any():
+        rows.square[place] = weight.square_().sum(dim=1)
+    if columns.isnan().any():
         raise ValueError("the softmax of the logits is NaN: they hold infinite values")
-    return _Rows(*rows)
+    return rows
+
+
+def _confidence_of_rows(rows: _Rows) -> tuple[Tensor, Tensor]:
+    """The same as `_confidence_of_probs`: the largest probability is exp(0) / mass."""
+    confidence, order = (1 / rows.mass).sort()
+    right = (rows.rank == 0)[order]
+    return confidence, right
 
 
 def _removed_by_scaling(nll: float, logits: Tensor, labels: Tensor) -> float:

@@ -122,9 +122,12 @@ def dirichlet_calibration(logits: Array, labels: Array, folds: int = FOLDS) -> C
     scores = _cross_validate(logits, labels, parts)
     identity_nll = F.cross_entropy(logits, labels).item()
     best = min(scores, key=itemgetter("held_out_nll"), default={"held_out_nll": math.inf})
-    facts = {"folds": len(parts), "identity_nll": identity_nll, "cross_validation": scores}
     if not best["held_out_nll"] < identity_nll:
-        return replace(no_calibration(logits, labels), facts=facts, notes=(IDENTITY,))
+        return replace(
+            no_calibration(logits, labels),
+            facts={"folds": len(parts), "identity_nll": identity_nll, "cross_validation": scores},
+            notes=(IDENTITY,),
+        )
 
     # With these once more, on all samples.
     problem = _Dirichlet(logits, labels)
@@ -133,7 +136,17 @@ def dirichlet_calibration(logits: Array, labels: Array, folds: int = FOLDS) -> C
         weight=parameters[:, :-1] / problem.temperature,
         bias=parameters[:, -1],
         of_log_probs=True,
-        facts={**best, **facts, **fit},
+        facts={
+            "lambda": best["lambda"],
+            "mu": best["mu"],
+            "held_out_nll": best["held_out_nll"],
+            "folds": len(parts),
+            "identity_nll": identity_nll,
+            "cross_validation": scores,
+            "converged": fit["converged"],
+            "gradient": fit["gradient"],
+            "iterations": fit["iterations"],
+        },
     )
     return _approved(fitted, problem.at_bound, logits, labels)
 

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from .scores import Array, checked, in_pieces
 
-T_MIN, T_MAX = 0.05, 20.0
+T_MIN = 0.05
+T_MAX = 20.0
 LAST_STEP = 1e-7  # of Newton, relative to 1/T: it leaves an error of about its square
 HALVINGS = 40  # of log(T_MAX / T_MIN): they leave an error of 5e-12, relative to T
 
@@ -75,29 +76,36 @@ def least_nll(logits: Tensor, labels: Tensor) -> tuple[float, float]:
         temperature, _ = least_nll(logits[::16], labels[::16])
         b = 1 / temperature
 
-    # Where the slope was seen to be negative, and positive. At first nowhere.
+    # The bracket: where the slope was seen to be negative, and positive. At first nowhere.
     below = 0.0
     above = math.inf
     last_step = math.inf
     while True:
         nll, slope, curvature = _derivatives(logits, labels, b)
 
-        # The ends of the range, and logits that no T changes.
+        # The minimum lies at an end of the range, or no T changes such logits.
         if b == highest and slope == 0 and (logits == logits[:, :1]).all():
             return 1.0, nll
         if (b == highest and slope <= 0) or (b == lowest and slope >= 0):
             return 1 / b, nll
 
+        # Newton's step, which where the NLL is straight has no end; the last one is not measured
+        # again.
+        step = -slope / curvature if curvature > 0 else math.copysign(math.inf, -slope)
+        goal = min(max(b + step, lowest), highest)
+        if abs(step) <= LAST_STEP * b:
+            return 1 / goal, nll + slope * step / 2
+
+        # The bracket closes in from one side.
         if slope > 0:
             above = b
         else:
             below = b
-        step = -slope / curvature if curvature > 0 else math.copysign(math.inf, -slope)
-        if abs(step) <= LAST_STEP * b:
-            return 1 / min(max(b + step, lowest), highest), nll + slope * step / 2
 
+        # It is taken if it stays in the bracket and is less than half of the one before. Else the
+        # bracket is halved, once it has both ends; until then an end of the range is looked at.
         if below < b + step < above and abs(step) < last_step / 2:
-            b = min(max(b + step, lowest), highest)
+            b = goal
         elif below > 0 and above < math.inf:
             b = math.sqrt(below * above)
         else:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from utils.data.dataset import NORMALISATION, Dataset, Split, pixel_statistics
+from utils.data.dataset import NORMALISATION, Dataset, Split, Statistics, pixel_statistics
 from utils.data.images import read_folder
 from utils.data.names import CLASS_NAMES
 from utils.data.npz import ARRAYS, CLASSES, OWN_VALIDATION, Arrays, has_validation, read_npz
@@ -63,11 +63,9 @@ def load_dataset(
         seed = "" if has_validation(arrays) else f", --split-seed {split_seed}"
         say_absent_classes(train, val, names, where=f"--dataset {name}{seed}")
 
-    # A folder may be called like a normalisation, and has its own statistics all the same.
-    if name in NAMES and name in NORMALISATION:
-        mean, std = NORMALISATION[name]
-    else:
-        mean, std = pixel_statistics(train.images)
+    mean, std = statistics_of(name, train)
+    if flip is None:
+        flip = name not in DIGITS
     return Dataset(
         name=dataset_label(name),
         num_classes=num_classes,
@@ -78,9 +76,17 @@ def load_dataset(
         std=std,
         fingerprint=fingerprint(arrays),
         split_seed=split_seed,
-        flip=name not in DIGITS if flip is None else flip,
+        flip=flip,
         class_names=names,
     )
+
+
+def statistics_of(name: str, train: Split) -> tuple[Statistics, Statistics]:
+    """Mean and standard deviation that a data set is normalised with: published, or its own."""
+    # A folder may be called like a normalisation, and has its own statistics all the same.
+    if name in NAMES and name in NORMALISATION:
+        return NORMALISATION[name]
+    return pixel_statistics(train.images)
 
 
 def read_arrays(
@@ -88,7 +94,9 @@ def read_arrays(
 ) -> Arrays:
     """The arrays from wherever the name leads. Raises UserError."""
     where = f"--dataset {name}"  # begins every message
-    path = data_dir / f"{name}.npz" if name in NAMES else Path(name)
+    # A file called like a data set stands in for it.
+    is_stand_in = name in NAMES
+    path = data_dir / f"{name}.npz" if is_stand_in else Path(name)
     # os.path and not Path's methods: those raise for a name that is too long.
     if name == "tiny_imagenet" and not os.path.isfile(path):
         path = data_dir / "tiny-imagenet-200"
@@ -106,10 +114,9 @@ def read_arrays(
     if name == "synthetic":
         return make_synthetic()
     if os.path.isfile(path):
-        is_stand_in = name in NAMES
-        return read_npz(
-            path, where=f"--data_dir {data_dir}, file {path.name}" if is_stand_in else where
-        )
+        if is_stand_in:
+            where = f"--data_dir {data_dir}, file {path.name}"
+        return read_npz(path, where)
     if name in SOURCES:
         return from_torchvision(name, data_dir, download)
 

@@ -34,7 +34,7 @@ class MixPlan(NamedTuple):
     numbers: Tensor  # float64 (steps, numbers): what each step has drawn
 
 
-def draw_share(shares: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
+def draw_mixup(shares: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
     """The share alone."""
     return shares[:, None]
 
@@ -42,10 +42,11 @@ def draw_share(shares: np.ndarray, side: int, rng: np.random.Generator) -> np.nd
 def mixup(images: Tensor, partners: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
     """share * images + (1 - share) * partners: grey levels in float32. Zhang et al., ICLR 2018."""
     share = numbers[0].float()
+    # From the partner, `share` of the way to the image.
     return torch.lerp(partners.float(), images.float(), share), share
 
 
-def draw_boxes(shares: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
+def draw_cutmix(shares: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
     """Top, bottom, left and right of boxes of 1 - share of the area, cut off at the edge."""
     centre = rng.integers(side, size=(2, len(shares)))
     half = (side * np.sqrt(1 - shares)).astype(np.int64) // 2
@@ -65,8 +66,8 @@ def cutmix(images: Tensor, partners: Tensor, numbers: Tensor) -> tuple[Tensor, T
 
 
 MIXES = {
-    "mixup": Mix(numbers=1, draw=draw_share, apply=mixup),
-    "cutmix": Mix(numbers=4, draw=draw_boxes, apply=cutmix),
+    "mixup": Mix(numbers=1, draw=draw_mixup, apply=mixup),
+    "cutmix": Mix(numbers=4, draw=draw_cutmix, apply=cutmix),
 }
 
 

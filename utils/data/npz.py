@@ -1,6 +1,5 @@
 """The arrays of a data set: a stranger's .npz file, and the checks that any source passes."""
 
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +30,7 @@ def read_npz(path: Path, where: str) -> Arrays:
     ):
         keys = [key for key in (*ARRAYS, *OWN_VALIDATION) if key in archive.files]
         stored = {key: archive[key] for key in keys}
-        has_names = CLASSES in archive.files
-        names = texts(archive, CLASSES)
+        names = texts(archive, CLASSES) if CLASSES in archive.files else None
         unread = sorted(set(archive.files).difference(keys, [CLASSES]))
 
     arrays = checked(stored, where)
@@ -44,7 +42,7 @@ def read_npz(path: Path, where: str) -> Arrays:
     num_classes = int(arrays["y_train"].max()) + 1
     if names is not None and names.shape == (num_classes,):
         arrays[CLASSES] = names
-    elif has_names:
+    elif names is not None:
         notes.append(
             f"{CLASSES} is no array of {num_classes} texts: the classes' names are not kept"
         )
@@ -54,16 +52,16 @@ def read_npz(path: Path, where: str) -> Arrays:
     return arrays
 
 
-def texts(archive: np.lib.npyio.NpzFile, key: str) -> np.ndarray | None:
-    """An array of texts, or None where there is none: pickled objects are not read."""
-    array = None
-    with suppress(ValueError, KeyError):
+def texts(archive: np.lib.npyio.NpzFile, key: str) -> np.ndarray:
+    """An array of texts; empty where it holds something else. Pickled objects are not read."""
+    no_texts = np.array([], dtype=str)
+    try:
         array = archive[key]
-    if array is None:
-        return None
+    except ValueError:  # pickled
+        return no_texts
     if array.dtype.kind == "S":
-        array = np.char.decode(array, "utf-8", "replace")
-    return array if array.dtype.kind == "U" else None
+        return np.char.decode(array, "utf-8", "replace")
+    return array if array.dtype.kind == "U" else no_texts
 
 
 def checked(arrays: Arrays, where: str) -> Arrays:

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
+from itertools import pairwise
 
 ALIKE = 0.8  # as difflib measures it, of names without dashes: `epoch` and `epochs` have 0.91
 SHORTEST = 3  # letters of a beginning that stands for a flag
@@ -169,7 +170,7 @@ def stray_hint(word: str, words: Sequence[str], takes_value: Mapping[str, bool])
     """
     # The flag in front of the stray word, with the values between them.
     flag = ""
-    for before, this in zip(["", *words], words, strict=False):
+    for before, this in pairwise(["", *words]):
         if before.startswith("-"):
             flag = before.partition("=")[0]
         is_value = before == flag and takes_value.get(flag, False)
