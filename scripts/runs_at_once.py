@@ -37,17 +37,17 @@ def runs_at_once(
         command = [
             sys.executable,
             TRAIN_TEACHER,
-            *("--dataset", file),
-            *("--model", MODEL),
-            *("--lr", str(RATE)),
-            *("--step", mode),
-            *("--train-batch-size", str(batch_size)),
+            f"--dataset={file}",
+            f"--model={MODEL}",
+            f"--lr={RATE}",
+            f"--step={mode}",
+            f"--train-batch-size={batch_size}",
         ]
-        [alone] = histories([*command, "--epochs", "3"], Path(folder, "alone"), 1)
+        [alone] = histories([*command, "--epochs=3"], Path(folder, "alone"), 1)
         epochs = epochs_of(alone, seconds)
         for number in tqdm(numbers, "runs at once", disable=None):
             root = Path(folder, str(number))
-            runs = histories([*command, "--epochs", str(epochs)], root, number)
+            runs = histories([*command, f"--epochs={epochs}"], root, number)
             rows.append([str(number), f"{total_rate(runs):,.0f}"])
     return text_table(["runs at once", f"{MODEL}, images/s"], rows)
 
@@ -76,7 +76,7 @@ def histories(command: list, root: Path, number: int) -> list[list[dict]]:
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     runs = []
     for seed in range(number):
-        line = [*command, "--checkpoint", root, "--seed", str(seed)]
+        line = [*command, f"--checkpoint={root}", f"--seed={seed}"]
         runs.append(subprocess.Popen(line, stdout=subprocess.DEVNULL, env=environment))
     # All are waited for, also where one has failed: none is to outlive its folder.
     exit_codes = [run.wait() for run in runs]

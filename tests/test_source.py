@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -46,6 +47,22 @@ def test_a_finished_run_says_that_it_is_shown(finished, tiny_npz, capsys):
         "shown, not trained; --overwrite trains anew"
     )
     assert folder == str(finished / NAME)
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="needs git")
+def test_a_tag_does_not_hide_the_commit(tmp_path, monkeypatch):
+    def git(*words: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        line = ["git", "-C", str(tmp_path), *who, *words]
+        return subprocess.run(line, capture_output=True, text=True, check=True).stdout.strip()
+
+    git("init")
+    git("commit", "--allow-empty", "-m", "first")
+    git("tag", "-a", "v1.0", "-m", "first")
+    git("commit", "--allow-empty", "-m", "second")
+    monkeypatch.setattr(source, "ROOT", tmp_path)
+    assert source.commit() == git("rev-parse", "HEAD")
+    assert source.short(source.commit()) == git("rev-parse", "HEAD")[:7]
 
 
 def test_a_new_run_says_nothing_of_that(tiny_npz, tmp_path, capsys):

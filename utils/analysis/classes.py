@@ -1,7 +1,5 @@
 """Class by class: what the runs of a group measure on the test images of each class (--classes)."""
 
-import csv
-import io
 import math
 from dataclasses import dataclass
 
@@ -10,6 +8,7 @@ import torch
 from torch import Tensor
 
 from utils.analysis.columns import Column, printable
+from utils.analysis.csv_files import csv_text
 from utils.analysis.groups import Group
 from utils.analysis.record import LOGITS, Record
 from utils.analysis.rendering import Table, TableCell
@@ -33,14 +32,27 @@ NOTES = [
 class Classes:
     """Of the runs of a group, on test.
 
-    `values`: by kind of logits and name, (runs, K), fractions, NaN of a class without images.
+    `values`: by kind of logits, then by a key of NAMES, (runs, K): fractions, NaN of a class
+    without images.
     `confusion`: how many images of a class (rows) were taken for which (columns), summed over runs.
     """
 
     names: list[str]
     images: np.ndarray  # (K,)
-    values: dict[tuple[str, str], np.ndarray]
+    values: dict[str, dict[str, np.ndarray]]
     confusion: np.ndarray  # (K, K)
+
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """The values by a table's heads. Scaling changes no prediction: no accuracy of its own."""
+        columns = {}
+        for logits, by_name in self.values.items():
+            for name, values in by_name.items():
+                if logits == "raw":
+                    columns[NAMES[name]] = values
+                elif name != "accuracy":
+                    columns[f"{logits} {NAMES[name]}"] = values
+        return columns
 
     def most_frequent_confusion(self, label: int) -> tuple[int, float] | None:
         """The class, and which share of the images of `label` it is; None without a wrong one."""
@@ -55,21 +67,35 @@ def classes_of(group: Group) -> Classes | None:
     """None where a run of the group has no stored predictions."""
     if any(record.probabilities("raw") is None for record in group.records):
         return None
-    values = {}
-    for logits in LOGITS:
-        if logits not in group.first.temperatures:
-            continue
-        runs = [values_by_class(*record.probabilities(logits)) for record in group.records]
-        for name in NAMES:
-            values[logits, name] = np.stack([run[name] for run in runs])
+    kinds = [logits for logits in LOGITS if logits in group.first.temperatures]
     _, labels = group.first.stored("test")
     count = group.first.result["num_classes"]
     return Classes(
         names=class_names(group.first),
         images=torch.bincount(labels.long(), minlength=count).numpy(),
-        values=values,
-        confusion=sum(confusion(*record.probabilities("raw")) for record in group.records),
+        values={logits: values_of_runs(group.records, logits) for logits in kinds},
+        confusion=summed_confusion(group.records),
     )
+
+
+def values_of_runs(records: list[Record], logits: str) -> dict[str, np.ndarray]:
+    """By a key of NAMES, (runs, K)."""
+    runs = []
+    for record in records:
+        probs, labels = record.probabilities(logits)
+        runs.append(values_by_class(probs, labels))
+    return {name: np.stack([run[name] for run in runs]) for name in NAMES}
+
+
+def summed_confusion(records: list[Record]) -> np.ndarray:
+    """(K, K): how many images of a class (rows) the runs took for which (columns)."""
+    count = records[0].result["num_classes"]
+    total = np.zeros((count, count), dtype=np.int64)
+    for record in records:
+        probs, labels = record.probabilities("raw")
+        cells = labels.long() * count + probs.argmax(dim=1)
+        total += torch.bincount(cells, minlength=count**2).view(count, count).numpy()
+    return total
 
 
 def class_names(record: Record) -> list[str]:
@@ -105,13 +131,6 @@ def values_by_class(probs: Tensor, labels: Tensor) -> dict[str, np.ndarray]:
     return {name: (total / images).numpy() for name, total in sums.items()}
 
 
-def confusion(probs: Tensor, labels: Tensor) -> np.ndarray:
-    """(K, K): how many images of a class (rows) were taken for which (columns)."""
-    count = probs.shape[1]
-    cells = labels.long() * count + probs.argmax(dim=1)
-    return torch.bincount(cells, minlength=count**2).view(count, count).numpy()
-
-
 def class_tables(section: Section) -> list[Table]:
     """A table of each printed net, a row of each class."""
     return [class_table(group) for group in section.printed]
@@ -122,21 +141,15 @@ def class_table(group: Group) -> Table:
     classes = classes_of(group)
     if classes is None:
         return Table([title, ""], [], ["No test logits are stored of this net."], kind="metrics")
-    head = [title, "images"]
-    for logits, name in classes.values:
-        prefix = "" if logits == "raw" else "scaled "
-        if (logits, name) != ("scaled", "accuracy"):  # the same as raw
-            head.append(prefix + NAMES[name])
-    head.append("most frequent confusion")
-
+    columns = classes.columns
     rows = []
     for label, class_name in enumerate(classes.names):
         row = [TableCell(printable(class_name)), TableCell(str(classes.images[label]))]
-        for (logits, name), values in classes.values.items():
-            if (logits, name) != ("scaled", "accuracy"):
-                row.append(TableCell(text_of(values[:, label])))
+        for values in columns.values():
+            row.append(TableCell(text_of(values[:, label])))
         row.append(TableCell(confusion_text(classes, label)))
         rows.append(row)
+    head = [title, "images", *columns, "most frequent confusion"]
     return Table(head, rows, NOTES, kind="metrics")
 
 
@@ -145,8 +158,7 @@ def text_of(values: np.ndarray) -> str:
     runs = statistic(values)
     if math.isnan(runs.mean):  # a class without images
         return "–"
-    spread = "" if math.isnan(runs.sd) else f" ± {PERCENT.text(runs.sd)}"
-    return PERCENT.text(runs.mean) + spread
+    return PERCENT.text_with_spread(runs.mean, runs.sd)
 
 
 def confusion_text(classes: Classes, label: int) -> str:
@@ -165,12 +177,7 @@ def classes_csv(sections: list[Section]) -> str:
             classes = classes_of(group)
             if classes is not None:
                 lines += csv_lines(section, group, classes)
-    heads = list(dict.fromkeys(head for line in lines for head in line))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, heads, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
+    return csv_text(lines)
 
 
 def csv_lines(section: Section, group: Group, classes: Classes) -> list[dict[str, str | int]]:
@@ -183,9 +190,10 @@ def csv_lines(section: Section, group: Group, classes: Classes) -> list[dict[str
             "class": printable(class_name),
             "images": int(classes.images[label]),
         }
-        for (logits, name), values in classes.values.items():
-            mean = values[:, label].mean()
-            line[f"{logits} {NAMES[name]}"] = "" if math.isnan(mean) else f"{100 * mean:.10g}"
+        for logits, by_name in classes.values.items():
+            for name, values in by_name.items():
+                mean = values[:, label].mean()
+                line[f"{logits} {NAMES[name]}"] = "" if math.isnan(mean) else f"{100 * mean:.10g}"
         confused = classes.most_frequent_confusion(label)
         if confused is not None:
             other, share = confused

@@ -1,5 +1,6 @@
 """Metrics as columns, and tables as text."""
 
+import math
 from typing import NamedTuple
 
 import tabulate
@@ -24,6 +25,10 @@ class Column(NamedTuple):
 
     def text(self, value: float) -> str:
         return f"{self.factor * value:.{self.decimals}f}"
+
+    def text_with_spread(self, mean: float, sd: float) -> str:
+        """`7.65 ± 0.12`; of a single run, whose spread is NaN, the value alone."""
+        return self.text(mean) if math.isnan(sd) else f"{self.text(mean)} ± {self.text(sd)}"
 
 
 def set_columns(key: str, name: str) -> dict[str, Column]:

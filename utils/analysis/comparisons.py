@@ -19,26 +19,38 @@ def find_group(sections: list[Section], name: str) -> tuple[Section, Group]:
 
     Raises UserError.
     """
-    places = [(section, group) for section in sections for group in section.groups]
-    names = [
-        (f"{section.title} {group.full_name}", group.full_name, group.name)
-        for section, group in places
-    ]
-    for length in range(3):  # the longest name first: it is some row's own
-        matches = [number for number, own in enumerate(names) if own[length] == name]
+    rows = [(section, group) for section in sections for group in section.groups]
+    for name_of in NAMES_OF_ROWS:
+        matches = [(section, group) for section, group in rows if name_of(section, group) == name]
         if len(matches) == 1:
-            return places[matches[0]]
+            return matches[0]
         if matches:
-            full_names = [names[number][1] for number in matches]
+            full_names = [full_name(section, group) for section, group in matches]
             if len(set(full_names)) < len(matches):  # also the data set has to be said
-                full_names = [names[number][0] for number in matches]
+                full_names = [name_with_data(section, group) for section, group in matches]
             raise UserError(
                 f"--against {name}: {len(matches)} rows have that name; "
                 f"give one of {', '.join(map(repr, full_names))}"
             )
-    every_name = [text for own in names for text in own]
-    close = get_close_matches(name, every_name, n=1, cutoff=0)
-    raise UserError(f"--against {name}: there is no such row; did you mean {''.join(close)}?")
+    every_name = [name_of(section, group) for section, group in rows for name_of in NAMES_OF_ROWS]
+    nearest = get_close_matches(name, every_name, n=1, cutoff=0)[0]
+    raise UserError(f"--against {name}: there is no such row; did you mean {nearest}?")
+
+
+def name_with_data(section: Section, group: Group) -> str:
+    return f"{section.title} {group.full_name}"
+
+
+def full_name(section: Section, group: Group) -> str:
+    return group.full_name
+
+
+def short_name(section: Section, group: Group) -> str:
+    return group.name
+
+
+# What --against takes. The longest first: it is some row's own.
+NAMES_OF_ROWS = (name_with_data, full_name, short_name)
 
 
 def distinct(section: Section, against: Group) -> list[Group]:

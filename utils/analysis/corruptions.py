@@ -10,6 +10,7 @@ results on CIFAR-10-C.
 import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -46,16 +47,28 @@ PUBLISHED = (
     "jpeg_compression",
     "saturate",
 )
+
+
+class Download(NamedTuple):
+    title: str  # also its folder in --data_dir
+    address: str
+
+
 SOURCES = {
-    "cifar10c": ("CIFAR-10-C", "https://zenodo.org/record/2535967"),
-    "cifar100c": ("CIFAR-100-C", "https://zenodo.org/record/3555552"),
+    "cifar10c": Download("CIFAR-10-C", "https://zenodo.org/record/2535967"),
+    "cifar100c": Download("CIFAR-100-C", "https://zenodo.org/record/3555552"),
 }
 CIFAR_CLASSES = {  # what the images of --on were made of, and its classes
     "cifar10c": ("CIFAR-10", 10),
     "cifar10h": ("CIFAR-10", 10),
     "cifar100c": ("CIFAR-100", 100),
 }
-Corrupted = tuple[str, int, Tensor]  # a corruption, its severity, images uint8 (N, 3, H, W)
+
+
+class Corrupted(NamedTuple):
+    name: str  # of the corruption
+    severity: int
+    images: Tensor  # uint8 (N, 3, H, W)
 
 
 def make_noise(images: Tensor, sigma: float, rng: np.random.Generator) -> Tensor:
@@ -133,8 +146,8 @@ def own_corruptions(images: Tensor, names: list[str], seed: int = 0) -> Iterator
         make, constants = OWN[name]
         for severity, constant in zip(SEVERITIES, constants, strict=True):
             rng = np.random.default_rng([seed, severity, *name.encode()])
-            made = make(images, constant, rng)
-            yield name, severity, made.round().clamp(0, 255).to(torch.uint8)
+            levels = make(images, constant, rng).round().clamp(0, 255)
+            yield Corrupted(name, severity, levels.to(torch.uint8))
 
 
 def published_corruptions(
@@ -145,18 +158,18 @@ def published_corruptions(
     `labels` (N,) are the test split's; labels.npy has to be these, once per severity. Raises
     UserError, before the first image, where a file is absent or is something else.
     """
-    title, address = SOURCES[source]
-    folder = data_dir / title
+    download = SOURCES[source]
+    folder = data_dir / download.title
     labels_file = folder / "labels.npy"
     way_out = (
-        f"put the files of {title} ({address}) there, whole, name the folder above it by "
-        "--data_dir, or choose by --corruptions those that are there"
+        f"put the files of {download.title} ({download.address}) there, whole, name the folder "
+        "above it by --data_dir, or choose by --corruptions those that are there"
     )
     if not labels_file.exists():
         refuse_other_data(source, labels)
-    published = mapped(labels_file, way_out)
+    published_labels = mapped(labels_file, way_out)
     arrays = {name: mapped(folder / f"{name}.npy", way_out) for name in names}
-    if not np.array_equal(published, np.tile(labels.numpy(), len(SEVERITIES))):
+    if not np.array_equal(published_labels, np.tile(labels.numpy(), len(SEVERITIES))):
         raise UserError(
             f"--on {source}: {labels_file} is not the labels of the run's test split "
             f"({len(labels)} images), once per severity; evaluate a run on those"
@@ -169,7 +182,8 @@ def by_severity(arrays: dict[str, np.ndarray]) -> Iterator[Corrupted]:
     for name, array in arrays.items():
         parts = np.split(array, len(SEVERITIES))
         for severity, part in zip(SEVERITIES, parts, strict=True):
-            yield name, severity, torch.from_numpy(part.copy()).permute(0, 3, 1, 2)
+            images = torch.from_numpy(part.copy()).permute(0, 3, 1, 2)
+            yield Corrupted(name, severity, images)
 
 
 def refuse_other_data(source: str, labels: Tensor) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from utils.analysis import corruptions
 from utils.analysis.columns import Column
 from utils.analysis.record import Record
-from utils.analysis.shift import ByLogits, table, trained_on
+from utils.analysis.shift import ByLogits, Measurement, table, trained_on
 from utils.calibration.distributions import entropy, label_distribution_metrics, rank_correlation
 from utils.data import load_dataset
 from utils.program import UserError
@@ -64,7 +64,8 @@ def against_shares(
             by_logits[kind]["teacher_entropy_correlation"] = correlation
         measured.append(by_logits)
     title += " (cal. error: mean |confidence - its true share|; entropy in nats, gap: net - truth)"
-    return table(title, nets, [{(): metrics} for metrics in measured], COLUMNS), measured
+    rows = [[Measurement(metrics)] for metrics in measured]
+    return table(title, nets, rows, COLUMNS), measured
 
 
 def correlation_with_teacher(net: Record) -> dict[str, float]:

@@ -1,12 +1,10 @@
 """What a reader needs to know of the main table: a sentence each, and only of what occurs in it."""
 
-import math
-
 from utils.analysis.columns import COLUMNS, NO_SCALED_ROW, SET_METRICS, printable
 from utils.analysis.conformal import ALPHA, LEAST_IMAGES
 from utils.analysis.groups import seeds_of
 from utils.analysis.record import LOGITS, Record
-from utils.analysis.rows import FEW, Statistic
+from utils.analysis.rows import FEW
 from utils.analysis.splits import comparison
 from utils.analysis.statistics import Section, Sweep
 from utils.run_files import number_text
@@ -161,25 +159,17 @@ def sweep_sentence(section: Section, sweep: Sweep) -> str:
     setting = ", ".join(f"{name} = {number_text(value)}" for name, value in values)
     worth = []
     for metric in section.columns:
+        column = COLUMNS[metric]
         texts = []
         for logits in LOGITS:
             value = sweep.chosen.rows[logits].cells.get(metric)
-            texts.append(value_text(value, metric))
-        worth.append(f"{COLUMNS[metric].head} {' → '.join(dict.fromkeys(texts))}")
+            texts.append("–" if value is None else column.text_with_spread(value.mean, value.sd))
+        worth.append(f"{column.head} {' → '.join(dict.fromkeys(texts))}")
     return (
         f"Sweep of {printable(sweep.name)}, {len(sweep.places)} settings: {setting} has the best "
         f"validation {select_words(section)}{compared_on(sweep)}. "
         f"On test, raw → scaled: {', '.join(worth)}."
     )
-
-
-def value_text(value: Statistic | None, metric: str) -> str:
-    """`7.65 ± 0.12`; the spread of a single run is unknown."""
-    if value is None:
-        return "–"
-    column = COLUMNS[metric]
-    spread = "" if math.isnan(value.sd) else f" ± {column.text(value.sd)}"
-    return column.text(value.mean) + spread
 
 
 def compared_on(sweep: Sweep) -> str:

@@ -60,16 +60,17 @@ def render(table: Table, form: str) -> str:
 
     # In a column with marks the other cells leave their place empty, so that digits are aligned.
     unmarked = []
-    for column in zip(*lines, strict=True):
-        has_marks = any(cell.mark for cell in column)
+    for column in range(len(head)):
+        has_marks = any(line[column].mark for line in lines)
         unmarked.append(format.blank if has_marks else "{}")
 
     texts = []
     for line in lines:
-        texts.append([])
+        line_texts = []
         for cell, plain in zip(line, unmarked, strict=True):
             text = marks.get(cell.mark, plain).format(format.escape(cell.text))
-            texts[-1].append(format.indent * cell.indent + text)
+            line_texts.append(format.indent * cell.indent + text)
+        texts.append(line_texts)
 
     used = {cell.mark for row in table.rows for cell in row}
     notes = [format.escape(note) for note in table.notes]

@@ -4,9 +4,10 @@ The run's own test images are run as well, in the precision of the run and on th
 that what differs comes from the images alone.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -46,23 +47,31 @@ ByLogits = dict[str, dict[str, float]]
 ByCorruption = dict[str, dict[str, ByLogits]]
 
 
+class Measurement(NamedTuple):
+    """What was measured of a net, and the cells that say of what images."""
+
+    metrics: ByLogits
+    about: tuple[str, ...] = ()
+
+
 def table(
     title: str,
     nets: list[Record],
-    measured: list[dict[tuple[str, ...], ByLogits]],
+    measurements: list[list[Measurement]],
     columns: dict[str, Column],
-    heads: Iterable[str] = (),
+    heads: Sequence[str] = (),
 ) -> str:
-    """For each net and each kind of its logits a row for each key of what was `measured` of it.
+    """For each net and each kind of its logits a row for each of its measurements.
 
-    The key's texts are the row's first cells, below `heads`.
+    What these are `about` stands below `heads`.
     """
     rows = []
-    for net, by_row in zip(nets, measured, strict=True):
+    for net, of_net in zip(nets, measurements, strict=True):
         name = net.title
         for logits, temperature in net.temperatures.items():
-            for first_cells, metrics in by_row.items():
-                rows.append(([name, logits, f"{temperature:.3f}", *first_cells], metrics[logits]))
+            for measurement in of_net:
+                cells = [name, logits, f"{temperature:.3f}", *measurement.about]
+                rows.append((cells, measurement.metrics[logits]))
                 name = ""  # said once
     return f"{title}\n{metrics_table(['', 'logits', 'T', *heads], rows, columns)}"
 
@@ -74,13 +83,15 @@ def test_split(nets: list[Record], data_dir: Path, dataset: str | None = None) -
     """
     arguments = nets[0].config.get("arguments", {})
     name = dataset or arguments.get("dataset", nets[0].dataset)
-    folder_flags = {}
-    for flag in ("image_size", "skip_unreadable"):
-        if flag in arguments:
-            folder_flags[flag] = arguments[flag]
+    data = load_dataset(
+        name,
+        data_dir,
+        split_seed=nets[0].result["split_seed"],
+        # Runs of older versions name neither.
+        image_size=arguments.get("image_size"),
+        skip_unreadable=arguments.get("skip_unreadable", False),
+    )
     advice = f"--dataset {name}; name its own by that or --data_dir, and one data set at a time"
-    split_seed = nets[0].result["split_seed"]
-    data = load_dataset(name, data_dir, split_seed=split_seed, **folder_flags)
     return trained_on(nets, data, advice)
 
 
@@ -92,7 +103,7 @@ def trained_on(nets: list[Record], data: Dataset, advice: str) -> Split:
     return data.test
 
 
-def in_precision(net: Record, batch_size: int | None) -> Callable[[Tensor], Tensor]:
+def logits_in_precision(net: Record, batch_size: int | None) -> Callable[[Tensor], Tensor]:
     """What gives a net's logits (N, K) of images uint8 (N, 3, H, W), in the run's precision.
 
     Raises UserError where there is a GPU that torch cannot use: the CPU would take hours.
@@ -133,17 +144,17 @@ def out_of_distribution(
     height, width = foreign.shape[2:]
     measured = []
     for net in nets:
-        logits = in_precision(net, batch_size)
+        logits_of_images = logits_in_precision(net, batch_size)
 
         # A net of other image sizes fails in a way of its own: one image tells before all do.
         with refused(
             f"--on {on}: {net.title.strip()} cannot take its images of {height} x {width} pixels",
             "give images of the size that it was trained on",
         ):
-            logits(foreign[:1])
+            logits_of_images(foreign[:1])
 
-        inside = logits(test.images)
-        outside = logits(foreign)
+        inside = logits_of_images(test.images)
+        outside = logits_of_images(foreign)
         if not (inside.isfinite().all() and outside.isfinite().all()):
             raise UserError(
                 f"--on {on}: {net.title.strip()} rules classes out by a logit of -inf, for which "
@@ -155,7 +166,7 @@ def out_of_distribution(
         f"{printable(on)}: its {len(foreign)} images, out of distribution, mixed with "
         f"{len(test.labels)} of the test split, which are the positive class"
     )
-    rows = [{(): metrics} for metrics in measured]
+    rows = [[Measurement(metrics)] for metrics in measured]
     return table(title, nets, rows, FOREIGN_COLUMNS), measured
 
 
@@ -191,12 +202,13 @@ def under_corruptions(
     """
     test = test_split(nets, data_dir, dataset)
     if on in corruptions.SOURCES:
-        title, _ = corruptions.SOURCES[on]
+        title = corruptions.SOURCES[on].title
         corrupted = corruptions.published_corruptions(on, data_dir, test.labels, names)
     else:
         title = "own corruptions (not CIFAR-10-C)"
         corrupted = corruptions.own_corruptions(test.images, names, seed)
-    clean: Corrupted = (CLEAN, 0, test.images)
+
+    clean = Corrupted(CLEAN, severity=0, images=test.images)
     bar = tqdm(
         chain([clean], corrupted),
         desc=on,
@@ -209,15 +221,8 @@ def under_corruptions(
         add_means(by_corruption, names)
 
     title += f": {len(names)} corruptions x {len(SEVERITIES)} severities"
-    heads = ("corruption", "severity")
-    each = table(title, nets, [rows_of(net, names) for net in measured], COLUMNS, heads)
-    means = table(
-        "\nmeans over corruptions",
-        nets,
-        [rows_of(net, (CLEAN, MEAN)) for net in measured],
-        COLUMNS,
-        heads,
-    )
+    each = corruption_table(title, nets, measured, names)
+    means = corruption_table("\nmeans over corruptions", nets, measured, [CLEAN, MEAN])
     return f"{each}\n{means}", measured
 
 
@@ -225,12 +230,15 @@ def measure_stream(
     nets: list[Record], stream: Iterator[Corrupted], labels: Tensor, batch_size: int | None
 ) -> list[ByCorruption]:
     """Every metric of each net on each part of the stream, of which one is in memory at a time."""
-    logits_of_nets = [in_precision(net, batch_size) for net in nets]
+    forwards = [logits_in_precision(net, batch_size) for net in nets]
     measured: list[ByCorruption] = [{} for _ in nets]
-    for name, severity, images in stream:
-        for net, logits, by_corruption in zip(nets, logits_of_nets, measured, strict=True):
-            metrics = net.raw_and_scaled(classification_metrics, logits(images), labels)
-            by_corruption.setdefault(name, {})[str(severity)] = metrics
+    for part in stream:
+        for net, forward, by_corruption in zip(nets, forwards, measured, strict=True):
+            logits = forward(part.images)
+            by_severity = by_corruption.setdefault(part.name, {})
+            by_severity[str(part.severity)] = net.raw_and_scaled(
+                classification_metrics, logits, labels
+            )
     return measured
 
 
@@ -242,13 +250,18 @@ def add_means(by_corruption: ByCorruption, names: list[str]) -> None:
     by_corruption[MEAN] = mean([by_corruption[name] for name in names])
 
 
-def rows_of(by_corruption: ByCorruption, names: Iterable[str]) -> dict[tuple[str, str], ByLogits]:
-    """Of the corruptions that are named, by corruption and severity."""
-    return {
-        (name, severity): metrics
-        for name in names
-        for severity, metrics in by_corruption[name].items()
-    }
+def corruption_table(
+    title: str, nets: list[Record], measured: list[ByCorruption], names: list[str]
+) -> str:
+    """Of the corruptions that are named, a row for each severity."""
+    measurements = []
+    for by_corruption in measured:
+        of_net = []
+        for name in names:
+            for severity, metrics in by_corruption[name].items():
+                of_net.append(Measurement(metrics, about=(name, severity)))
+        measurements.append(of_net)
+    return table(title, nets, measurements, COLUMNS, heads=("corruption", "severity"))
 
 
 def mean(values: list):

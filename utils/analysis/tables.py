@@ -1,6 +1,5 @@
 """Tables of what runs amount to: every row's metrics, and differences from one of them."""
 
-import math
 from itertools import product
 
 from utils.analysis.columns import COLUMNS, Column, printable
@@ -60,8 +59,7 @@ def first_cells(group: Group, logits: str, row: Row, is_chosen: bool) -> list[Ta
 def metric_cell(value: Statistic | None, column: Column) -> TableCell:
     if value is None:
         return UNKNOWN
-    spread = "" if math.isnan(value.sd) else f" ± {column.text(value.sd)}"
-    return TableCell(column.text(value.mean) + spread, value.mark)
+    return TableCell(column.text_with_spread(value.mean, value.sd), value.mark)
 
 
 def chance_cells(ece: Statistic) -> list[TableCell]:
