@@ -58,7 +58,7 @@ def view_logits(
         disable=hidden,
     )
     logits = []
-    with ask.epoch(1):
+    with ask.during_epoch(1):
         for draw in draws:
             answer = ask(loader.batch(draw))
             # A process without a share of a step is given an image that counts for nothing.
