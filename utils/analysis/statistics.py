@@ -146,7 +146,7 @@ def unreadable_runs(groups: list[Group], choice: ReportChoice) -> list[LeftOut]:
 def section_of(groups: list[Group], names: list[str], choice: ReportChoice) -> Section:
     """`names`: of all data sets, to tell apart those of one name."""
     name, fingerprint = groups[0].first.data
-    measured = {name for group in groups for name in group.first.measured["test"]["raw"]}
+    measured = {metric for group in groups for metric in group.first.measured["test"]["raw"]}
     usual = [metric for metric in USUAL if metric in measured]
     section = Section(
         title=name if names.count(name) == 1 else f"{name} ({fingerprint[:8]})",

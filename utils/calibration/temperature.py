@@ -89,8 +89,8 @@ def least_nll(logits: Tensor, labels: Tensor) -> tuple[float, float]:
         if (b == highest and slope <= 0) or (b == lowest and slope >= 0):
             return 1 / b, nll
 
-        # Newton's step, which where the NLL is straight has no end; the last one is not measured
-        # again.
+        # Newton's step; where the NLL is straight it has no end. After the last one, which is
+        # small, the NLL follows from the slope.
         step = -slope / curvature if curvature > 0 else math.copysign(math.inf, -slope)
         goal = min(max(b + step, lowest), highest)
         if abs(step) <= LAST_STEP * b:
@@ -102,8 +102,8 @@ def least_nll(logits: Tensor, labels: Tensor) -> tuple[float, float]:
         else:
             below = b
 
-        # It is taken if it stays in the bracket and is less than half of the one before. Else the
-        # bracket is halved, once it has both ends; until then an end of the range is looked at.
+        # The step is taken if it stays in the bracket and is less than half of the one before.
+        # Else the bracket is halved; while it lacks an end, that end of the range is looked at.
         if below < b + step < above and abs(step) < last_step / 2:
             b = goal
         elif below > 0 and above < math.inf:
