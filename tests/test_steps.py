@@ -316,3 +316,39 @@ def test_a_deterministic_run_repeats_itself(tiny_npz, tmp_path, precision):
         runs.append(folder_of(tmp_path / name))
     assert f"mixed precision: {precision}" in (runs[0] / "train_log.txt").read_text()
     assert_same_run(*runs)
+
+
+def test_batches_are_counted_after_the_epoch(tiny_npz, tmp_path, monkeypatch):
+    """No step launches a count, and the weights hold the counts that torch itself would have."""
+    counted = []
+    forward = torch.nn.BatchNorm2d.forward
+
+    def noting(self, maps):
+        counted.append(self.training and self.num_batches_tracked is not None)
+        return forward(self, maps)
+
+    monkeypatch.setattr(torch.nn.BatchNorm2d, "forward", noting)
+    monkeypatch.setattr(train_teacher, "check_net", lambda *_: None)  # a forward of its own
+    folder = teacher_run(tiny_npz, tmp_path, "--step", "eager")
+    assert counted and not any(counted)
+    state = weights(folder)
+    counts = {state[name].item() for name in state if name.endswith("num_batches_tracked")}
+    assert counts == {4 * 5}
+
+
+def test_counts_come_back_when_an_epoch_fails():
+    net = torch.nn.Sequential(
+        torch.nn.BatchNorm2d(3),
+        torch.nn.BatchNorm2d(3, momentum=None),
+        torch.nn.BatchNorm2d(3, track_running_stats=False),
+    )
+    images = torch.rand(2, 3, 4, 4)
+    with pytest.raises(KeyError), steps.uncounted(net, steps=7):
+        net(images)
+        raise KeyError
+    # An average over all batches needs its count, and keeps it.
+    assert [net[0].num_batches_tracked.item(), net[1].num_batches_tracked.item()] == [0, 1]
+    with steps.uncounted(net, steps=7):
+        net(images)
+    assert [net[0].num_batches_tracked.item(), net[1].num_batches_tracked.item()] == [7, 2]
+    assert net[2].num_batches_tracked is None

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from utils.data.views import Draw, TrainLoader
@@ -65,6 +66,30 @@ def compile_net(net: nn.Module, batch_size: int) -> None:
         return compiled(images, **options) if whole_step else eager(images, **options)
 
     net.forward = forward
+
+
+@contextmanager
+def uncounted(net: nn.Module, steps: int):
+    """Within it no batch norm counts its batches; after so many training steps it has counted them.
+
+    Nothing reads the count while a batch norm's averages have a fixed momentum, and on a GPU it
+    costs a launch of a kernel for each batch norm in every step.
+    """
+    counts = {
+        module: module.num_batches_tracked
+        for module in net.modules()
+        if isinstance(module, _BatchNorm) and module.momentum is not None
+    }
+    for module in counts:
+        module.num_batches_tracked = None
+    try:
+        yield
+    finally:
+        for module, count in counts.items():
+            module.num_batches_tracked = count
+    for count in counts.values():
+        if count is not None:  # of one that keeps no averages
+            count.add_(steps)
 
 
 class GraphedStep:

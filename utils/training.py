@@ -19,7 +19,7 @@ from utils.program.processes import on_main
 from utils.progress import epoch_bar, epoch_line, show_progress, size_line
 from utils.runs import Run
 from utils.settings import Recipe
-from utils.steps import GraphedStep, Step, compile_net, is_captured
+from utils.steps import GraphedStep, Step, compile_net, is_captured, uncounted
 from utils.sums import LOWER_THE_RATE, EpochSums, Sums, step_sums
 from utils.tasks import Task
 
@@ -214,7 +214,7 @@ def train_epoch(
     reported = time.perf_counter()
 
     trainer.task.train()
-    with trainer.task.during_epoch(epoch):
+    with trainer.task.during_epoch(epoch), uncounted(trainer.task.net, steps=len(loader)):
         for draw in loader.epoch(epoch):
             rate = trainer.rate
             sums.add(step(draw), rate)
