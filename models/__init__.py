@@ -10,6 +10,7 @@ from torch import nn
 
 from models.densenet import densenet
 from models.mobilenet import mobilenetv2
+from models.own import FORM, is_own, own_net, read_own
 from models.repvgg import repvgg
 from models.resnet import FOUR_STAGES, Bottleneck, four_stages, thin
 from models.shufflenet import shufflenet_v1, shufflenet_v2
@@ -78,7 +79,7 @@ MODELS: dict[str, NetEntry] = {
     **family("densenet{}", densenet, (121, 169, 201), f"{FOCAL}, KD(C)"),
     **family("repvgg_{}", repvgg, ("a0", "a1", "a2"), "chenyaofo"),
 }
-# Beside these: wide ResNets of any size, and the nets of timm by their names there.
+# Beside these: wide ResNets of any size, the nets of timm by their names there, and the user's own.
 WRN_PATTERN = "wrn_{depth}_{width}"
 TIMM = "timm/"
 
@@ -89,13 +90,15 @@ def constructor(name: str) -> Callable[..., nn.Module]:
         return MODELS[name].build
     if name.startswith(TIMM):
         return timm_constructor(name)
+    if is_own(name):
+        return own_net(name).build
     match = re.fullmatch(r"wrn_([1-9][0-9]{1,2})_([1-9][0-9]?)", name)
     if match and int(match[1]) % 6 == 4:
         return partial(wide_resnet, int(match[1]), int(match[2]))
     nearest = get_close_matches(name.lower(), MODELS, n=1, cutoff=0)[0]
     raise ValueError(
         f"unknown model {name!r}; the nearest is {nearest}; --help lists all, {WRN_PATTERN} takes "
-        f"any depth 6n+4 and {TIMM}NAME any net of timm"
+        f"any depth 6n+4, {TIMM}NAME any net of timm, and {FORM} a net of your own"
     )
 
 
@@ -114,9 +117,22 @@ def timm_constructor(name: str) -> Callable[..., nn.Module]:
 
 
 def check_name(name: str) -> str:
-    """The name itself where it is known, else a ValueError that names the nearest."""
-    constructor(name)
+    """The name itself where it is known, else a ValueError that names the nearest.
+
+    For a command line only: a file that it names is read here, and so its code runs.
+    """
+    if is_own(name):
+        read_own(name)
+    else:
+        constructor(name)
     return name
+
+
+def check_own(name: str) -> str:
+    """The same of a net of the user's own alone."""
+    if not is_own(name):
+        raise ValueError(f"{name!r} is no {FORM}; other nets are found without it")
+    return check_name(name)
 
 
 def build_model(name: str, num_classes: int = 10, **kwargs) -> nn.Module:

@@ -20,11 +20,13 @@ from argparse import Namespace
 from utils.analysis.corruptions import OWN, PUBLISHED
 from utils.analysis.figures import severity_boxes
 from utils.analysis.known_labels import against_people, against_posterior
+from utils.analysis.nets import check_own_nets
 from utils.analysis.record import Record
 from utils.analysis.records import finished_nets, write_beside
 from utils.analysis.shift import out_of_distribution, under_corruptions
 from utils.analysis.splits import comparison
 from utils.data import dataset_label
+from utils.flags import add_own_nets
 from utils.program import UserError, one_line_errors
 from utils.program.command_line import CommandLine, checked, count, location, path, whole
 from utils.program.files import atomic
@@ -45,6 +47,8 @@ def main(argv: list[str] | None = None) -> None:
         with_teacher=args.with_teacher or is_stored,
         packed=is_stored and not args.write,
     )
+    if not is_stored:
+        check_own_nets(nets, args.model or ())
     table, measured = evaluate(nets, args)
     print(table)
 
@@ -169,6 +173,7 @@ def add_nets(parser: CommandLine) -> None:
         action="store_true",
         help="also each student's teacher, where its command found it, unless its run is named",
     )
+    add_own_nets(parser)
     parser.add_argument(
         "--test-batch-size", type=count, help="images per step (default: 1000, on a CPU 128)"
     )
@@ -194,6 +199,7 @@ def refuse_unread(args: Namespace) -> None:
         "corruptions": args.on in CORRUPTIONS,
         "out": args.on in CORRUPTIONS,
         "dataset": args.on not in STORED,
+        "model": args.on not in STORED,
     }
     for flag, read in is_read.items():
         if getattr(args, flag) is not None and not read:

@@ -23,10 +23,11 @@ from torch import Tensor
 
 from scripts.exported_net import FORMATS, ONNX_PACKAGES, ONNX_TORCH, CalibratedNet
 from utils.analysis.columns import COLUMNS
-from utils.analysis.nets import load_net
+from utils.analysis.nets import check_own_nets, load_net
 from utils.analysis.record import Record
 from utils.analysis.records import finished_nets
 from utils.analysis.shift import test_split
+from utils.flags import add_own_nets
 from utils.program import UserError, one_line_errors
 from utils.program.command_line import CommandLine, location, path
 from utils.program.files import atomic
@@ -43,6 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     if len(nets) > 1:
         raise UserError(f"{args.runs[0]}: {len(nets)} finished runs lie there; name one")
     net = nets[0]
+    check_own_nets(nets, args.model or ())
     images = test_split(nets, args.data_dir, args.dataset).images[:CHECKED].contiguous()
     softmax = calibration(net, args.calibration)
 
@@ -82,6 +84,7 @@ def options(argv: list[str] | None) -> Namespace:
     parser.add_argument(
         "--epoch", choices=("best", "last"), default="best", help="best: by validation top-1"
     )
+    add_own_nets(parser)
     parser.add_argument(
         "--data_dir",
         type=location,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models import build_model
+from models.own import name_of_saved
 from utils.data.views import shift_and_scale
 from utils.program.files import unpack_safetensors
 
@@ -97,7 +98,7 @@ def to_safetensors(net: CalibratedNet, images: Tensor, metadata: dict[str, str])
 
 def open_safetensors(content: bytes) -> Callable[[Tensor], Tensor]:
     saved = unpack_safetensors(content)
-    net = build_model(saved["model"], saved["num_classes"])
+    net = build_model(name_of_saved(saved, flag="--model"), saved["num_classes"])
     net.load_state_dict(saved["state_dict"])
     return CalibratedNet(net, saved["mean"], saved["std"], **saved["softmax"])
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 
 from losses import LossEntry
-from models import MODELS, WRN_PATTERN, check_name
+from models import FORM, MODELS, WRN_PATTERN, check_name, check_own
 from utils.data import NAMES, NORMALISATION, normalisation
 from utils.data.mixing import MIXES
 from utils.optimizers import OPTIMIZERS, SCHEDULES
@@ -86,7 +86,18 @@ def add_model(parser: CommandLine) -> None:
         "--model",
         type=checked(check_name),
         default=Recipe.model,
-        help=f"{nets}; any {WRN_PATTERN}; timm/NAME",
+        help=f"{nets}; any {WRN_PATTERN}; timm/NAME; {FORM}, a net of your own",
+    )
+
+
+def add_own_nets(parser: CommandLine) -> None:
+    """For programs that read runs: which files of runs' own nets may be run."""
+    parser.add_argument(
+        "--model",
+        type=checked(check_own),
+        nargs="+",
+        metavar=FORM,
+        help="the net of a run that was trained with one: no run makes code run by itself",
     )
 
 
@@ -251,7 +262,8 @@ def add_teacher(parser: CommandLine, for_cache: bool = False) -> None:
         type=checked(check_name),
         nargs="+",
         metavar="MODEL",
-        help="its architecture (one for all paths or one each); a checkpoint of ours names its own",
+        help="its architecture (one for all paths or one each); a checkpoint of ours names its "
+        f"own, but {FORM}, a net of yours, is to be named in any case",
     )
     teacher.add_argument(
         "--teacher_loss",

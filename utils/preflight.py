@@ -12,6 +12,7 @@ from torch import Tensor
 
 from models import build_model
 from utils.data import Dataset
+from utils.program import UserError
 from utils.program.files import refused
 from utils.settings import Recipe
 from utils.teachers import Teacher
@@ -26,7 +27,10 @@ def check_net(recipe: Recipe, data: Dataset, accelerator: Accelerator) -> None:
     side = data.train.images.shape[2]
     images = len(data.train.labels)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        net = build_model(recipe.model, data.num_classes).train()
+        try:
+            net = build_model(recipe.model, data.num_classes).train()
+        except ValueError as error:  # of the user's own
+            raise UserError(f"--model {recipe.model}: {error}") from None
         with refused(
             f"--model {recipe.model}: cannot be trained on images of {side} x {side} pixels",
             "give another net or, for a folder of images, --image_size",

@@ -3,6 +3,7 @@
 {checkpoint}/{dataset}/{model}/{run name}/
     config.json  train_log.txt  metrics.jsonl  checkpoint.pth  model_best.pth  model_last.pth
     predictions.npz  reliability.png  result.json
+    net.py, where --model names a file: a copy of it, which no program here runs unless told to
 """
 
 # What a run, and what reads it afterwards, leaves in its folder; --overwrite removes first what
@@ -13,6 +14,7 @@ OURS = (
     "train_log.txt",
     "metrics.jsonl",
     "checkpoint.pth",
+    "net.py",
     "model_best.pth",
     "model_last.pth",
     "predictions.npz",

@@ -17,6 +17,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from models.own import identity_of_net, is_own, own_net
 from utils.data import Dataset
 from utils.program import RunFailed, Stopped, UserError, files
 from utils.program.environment import environment, precision_note
@@ -42,7 +43,7 @@ def identity_of(experiment: Experiment, data: Dataset, teacher: Teacher | None) 
     if teacher is not None:
         label = f"{label}_from_{teacher.model}_{teacher.label}"
     return {
-        "model": recipe.model,
+        **identity_of_net(recipe.model),
         "seed": recipe.seed,
         "split_seed": data.split_seed,
         "dataset": data.name,
@@ -63,6 +64,7 @@ def settings_of(
     """What the result depends on: a run that was started with other settings is refused."""
     settings = {
         **experiment.recipe.settings(),
+        **identity_of_net(experiment.recipe.model),
         "split_seed": experiment.data.split_seed,
         "fingerprint": identity["fingerprint"],
         "label": identity["label"],
@@ -94,7 +96,8 @@ def run_name(experiment: Experiment, identity: dict, teacher: Teacher | None) ->
 
 def finished_run(experiment: Experiment, dataset: str) -> tuple[Path, dict] | None:
     """Folder and result of the finished run that this very command made, if there is one."""
-    root = Path(experiment.run.checkpoint, dataset, experiment.recipe.model)
+    net = identity_of_net(experiment.recipe.model)
+    root = Path(experiment.run.checkpoint, dataset, net["model"])
     for path in root.glob("*/result.json"):
         with suppress(UserError):
             config = files.read_json(path.with_name("config.json"), "")
@@ -106,7 +109,8 @@ def finished_run(experiment: Experiment, dataset: str) -> tuple[Path, dict] | No
                 for flag, value in before.items()
                 if flag != "overwrite"
             )
-            if before and same and is_complete(result):
+            same_net = result.get("model_sha256") == net.get("model_sha256")
+            if before and same and same_net and is_complete(result):
                 return path.parent, result
     return None
 
@@ -210,6 +214,15 @@ class Run:
             )
         else:
             files.write_json(self.folder / "config.json", config)
+        self._keep_own_net()
+
+    def _keep_own_net(self) -> None:
+        """A copy of the file of --model FILE.py:function."""
+        model = self.experiment.recipe.model
+        copy = self.folder / "net.py"
+        if is_own(model) and not copy.exists():
+            with files.atomic(copy) as file:
+                file.write(own_net(model).content)
 
     def _lock(self) -> None:
         """The system drops the lock when its process dies, so a stale one cannot be left over."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from losses import canonical_loss
 from models import build_model
+from models.own import identity_of_net, is_own, name_of_saved
 from models.spellings import COUNTER, standard_names, variant
 from utils.data import Dataset, normalisation
 from utils.program import UserError
@@ -103,10 +104,15 @@ def own_member(
 ) -> Member:
     """The net of a checkpoint of ours, which says all that is to be known of it."""
     check_ours(file, content, model, source, dataset)
-    net = fitting_net(file, content["model"], content["state_dict"], dataset)
+    try:
+        name = name_of_saved(content, flag="--teacher", given=model)
+    except ValueError as error:
+        raise refusal(file, str(error)) from None
+    net = fitting_net(file, name, content["state_dict"], dataset)
     return Member(
         net=ready(net, file),
         model=content["model"],
+        model_sha256=content.get("model_sha256"),
         mean=tuple(content["mean"]),
         std=tuple(content["std"]),
         label=safe_name(content["label"]),
@@ -130,7 +136,7 @@ def foreign_member(
     label = f"{file.stem}_{source.key}" if source.key else file.stem
     return Member(
         net=ready(net, file),
-        model=model,
+        **identity_of_net(model),
         mean=tuple(mean),
         std=tuple(std),
         label=safe_name(label),
@@ -204,8 +210,10 @@ def check_ours(
     loss = source.loss
     with suppress(ValueError):  # a whole label is no loss
         loss = loss and canonical_loss(loss)
+    # A net of its user's own is held against the file that --teacher names (name_of_saved).
+    models = (None, model if "model_sha256" in content else content["model"])
     holds = {
-        f"--teacher {model}": model in (None, content["model"]),
+        f"--teacher {model}": model in models,
         f"--teacher_loss {loss}": loss in (None, content["loss"], content["label"]),
         f"--teacher_norm {source.norm}": source.norm is None,
         f"--teacher_key {source.key}": source.key is None,
@@ -253,16 +261,20 @@ def weight_sets(content: Mapping, name: str = "", depth: int = 2) -> Iterator[tu
 def fitting_net(
     file: Path, model: str, state: Mapping[str, Tensor], dataset: Dataset, foreign: bool = False
 ) -> nn.Module:
-    """The net of that name with these weights; `foreign`: under other people's names."""
-    options = variant(state, model) if foreign else {}
+    """The net of that name with these weights; `foreign`: under other people's names.
+
+    A net of the user's own calls its weights as their file does, but for a prefix.
+    """
+    renamed = foreign and not is_own(model)
+    options = variant(state, model) if renamed else {}
     try:
         net = build_model(model, dataset.num_classes, **options)
     except ValueError as error:
         raise UserError(f"--teacher: {error}") from None
 
-    spellings = [state]
-    if foreign:
-        spellings = [standard_names(names, net) for names in unprefixed(state)]
+    spellings = list(unprefixed(state)) if foreign else [state]
+    if renamed:
+        spellings = [standard_names(names, net) for names in spellings]
     faults = []
     for spelling in spellings:
         differing = misfits(net, spelling)

@@ -34,8 +34,9 @@ class Member:
     """A net ready to teach (eval mode, no gradients), and where it comes from.
 
     Its inputs are pixels / 255, normalised with `mean` and `std` and then enlarged to `size` pixels
-    a side, if given. `label` says how it was trained, or is the file's stem and the `key` of the
-    weights in it; of other people's files `seed` is None, and `loss` what --teacher_loss says.
+    a side, if given. `model_sha256` is that of the file of --teacher FILE.py:function. `label` says
+    how it was trained, or is the file's stem and the `key` of the weights in it; of other people's
+    files `seed` is None, and `loss` what --teacher_loss says.
     `folded`: its batch norms lie in its convolutions, which changes a logit's last bits.
     """
 
@@ -46,6 +47,7 @@ class Member:
     label: str
     sha256: str
     path: Path
+    model_sha256: str | None = None
     loss: str | None = None
     seed: int | None = None
     size: int | None = None
@@ -69,6 +71,8 @@ class Member:
             "mean": list(self.mean),
             "std": list(self.std),
         }
+        if self.model_sha256 is not None:
+            identity["model_sha256"] = self.model_sha256
         if self.size is not None:
             identity["size"] = self.size
         if self.key is not None:

@@ -1,16 +1,17 @@
 """A finished run's net, and its teacher, made ready to run again from their weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
 from models import build_model
+from models.own import is_own, label_of, name_of_saved
 from utils import teacher_files
 from utils.analysis.record import Record, naming
 from utils.data import Dataset
 from utils.data.views import normalise
-from utils.program import files
+from utils.program import UserError, files
 from utils.settings import TeacherSource
 from utils.teachers import Teacher
 
@@ -20,6 +21,29 @@ OLDER_ARGUMENTS = {
     "teacher_size": None,
     "teacher_temperature": 1.0,
 }
+
+
+def check_own_nets(nets: list[Record], names: Iterable[str]) -> None:
+    """Refuse a net of a run's user's own whose file is not among those that --model names.
+
+    `names`: FILE.py:function; one that no net needs is refused, too. Raises UserError.
+    """
+    used = set()
+    for net in nets:
+        for identity in own_identities(net):
+            try:
+                used.add(name_of_saved(identity, flag="--model"))
+            except ValueError as error:
+                raise UserError(f"{net.folder}: {error}") from None
+    for name in names:
+        if name not in used:
+            raise UserError(f"--model {name}: no net here was made by that file; leave it out")
+
+
+def own_identities(net: Record) -> list[dict]:
+    """What a run says of those nets of a record that are made by a file of a user's own."""
+    members = net.identity.get("members") or [net.identity]
+    return [identity for identity in members if "model_sha256" in identity]
 
 
 def forward(net: Record, device: torch.device) -> Callable[[Tensor], Tensor]:
@@ -44,9 +68,24 @@ def load_net(net: Record) -> tuple[nn.Module, dict]:
     path = net.folder / f"model_{net.owner}.pth"
     saved = files.read_torch(path, "copy it again or train the run again")
     with naming(path):
-        module = build_model(saved["model"], saved["num_classes"])
+        name = name_of_saved(saved, flag="--model")
+        module = build_model(name, saved["num_classes"])
         module.load_state_dict(saved.pop("state_dict"))
     return module.to(memory_format=torch.channels_last).eval(), saved
+
+
+def named_again(net: Record, models: list[str] | None) -> list[str | None] | None:
+    """--teacher of the student's command, with files of a user's own as they are named now.
+
+    None stands for a net of a run, which is found by its hash.
+    """
+    if models is None:
+        return None
+    names = {
+        identity["model"]: name_of_saved(identity, flag="--model")
+        for identity in own_identities(net)
+    }
+    return [names.get(label_of(model)) if is_own(model) else model for model in models]
 
 
 def load_teacher(net: Record) -> Teacher:
@@ -58,6 +97,7 @@ def load_teacher(net: Record) -> Teacher:
     for flag in ("teacher", "teacher_path"):  # before ensembles they were texts
         if isinstance(arguments.get(flag), str):
             arguments[flag] = [arguments[flag]]
+    arguments["teacher"] = named_again(net, arguments["teacher"])
 
     # What a teacher is checked against; its images are not needed.
     data = Dataset(
