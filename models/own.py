@@ -10,7 +10,7 @@ import inspect
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -148,21 +148,22 @@ def identity_of_net(name: str) -> dict[str, str]:
     return {"model": net.label, "model_sha256": net.sha256}
 
 
-def name_of_saved(saved: Mapping, flag: str, given: str | None = None) -> str:
+def name_of_saved(saved: Mapping, flag: str, given: Collection[str] = ()) -> str:
     """The name by which `build_model` makes the net that a run saved.
 
     Of the user's own that is the FILE.py:function which the command line named and whose hash
-    agrees: the one `given`, or any. Raises ValueError where there is none; `flag` takes it.
+    agrees: one of those `given`, or else any. Raises ValueError where there is none; `flag` takes
+    it.
     """
     if "model_sha256" not in saved:
         return saved["model"]
     _, _, function = saved["model"].rpartition(".")
-    for name in [given] if given else NAMED:
+    candidates = given or NAMED
+    for name in candidates:
         net = NAMED.get(name)
         if net and net.sha256 == saved["model_sha256"] and safe(net.function) == function:
             return name
-    others = [given] if given else list(NAMED)
-    differs = f", and not {' or '.join(others)}" if others else ""
+    differs = f", and not {' or '.join(candidates)}" if candidates else ""
     raise ValueError(
         f"its net is {saved['model']} of a file whose SHA-256 begins with "
         f"{saved['model_sha256'][:12]}{differs}, and no run makes code run; name that file with "

@@ -15,6 +15,7 @@ if not __package__:  # started as `python scripts/export.py`
 import json
 import os
 from argparse import Namespace
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -27,12 +28,14 @@ from utils.analysis.nets import check_own_nets, load_net
 from utils.analysis.record import Record
 from utils.analysis.records import finished_nets
 from utils.analysis.shift import test_split
+from utils.calibration import fit_sets
 from utils.flags import add_own_nets
 from utils.program import UserError, one_line_errors
 from utils.program.command_line import CommandLine, location, path
 from utils.program.files import atomic
 
 CHECKED = 256  # images
+SET_LEVELS = (0.8, 0.9, 0.95, 0.99)
 # The largest difference of a probability.
 EXACT = 1e-5
 COARSE = 0.2
@@ -150,12 +153,30 @@ def metadata_of(net: Record, saved: dict, name: str, softmax: Softmax) -> dict[s
         "calibration": name,
         "temperature": json.dumps(net.measured["temperature"]),
         "ece": json.dumps(softmax.ece),
+        "sets": json.dumps(set_thresholds(net, softmax)),
         "classes": json.dumps(net.result["num_classes"]),
         "class_names": json.dumps(net.config.get("class_names")),
         "dataset": net.dataset,
         "command": net.config.get("command", ""),
         "checkpoint": json.dumps(checkpoint),
     }
+
+
+def set_thresholds(net: Record, softmax: Softmax) -> dict[str, float]:
+    """By level, the least probability of a class that is in an image's conformal set (LAC).
+
+    Fitted on the run's stored validation logits; empty where there are none, and without a level
+    that they are too few for.
+    """
+    thresholds = {}
+    if net.has_stored("val"):
+        logits, labels = net.stored("val")
+        calibrated = logits.double() * torch.tensor(softmax.weight) + torch.tensor(softmax.bias)
+        for level in SET_LEVELS:
+            with suppress(ValueError):
+                sets = fit_sets(calibrated, labels, alpha=1 - level)
+                thresholds[f"{level:g}"] = sets.threshold
+    return thresholds
 
 
 def check(

@@ -4,6 +4,7 @@ import io
 import json
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -60,17 +61,21 @@ def to_onnx(net: CalibratedNet, images: Tensor, metadata: dict[str, str]) -> byt
 
 
 def open_onnx(content: bytes) -> Callable[[Tensor], Tensor]:
+    return partial(probabilities_of, onnx_session(content))
+
+
+def onnx_session(content: bytes):
     from onnxruntime import InferenceSession, SessionOptions
 
     options = SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
-    def probabilities(images: Tensor) -> Tensor:
-        [output] = session.run(None, {"images": images.numpy()})
-        return torch.from_numpy(output)
 
-    return probabilities
+def probabilities_of(session, images: Tensor) -> Tensor:
+    """What an ONNX file makes (N, K) of images uint8 (N, 3, H, W)."""
+    [output] = session.run(None, {"images": images.numpy()})
+    return torch.from_numpy(output)
 
 
 def to_torchscript(net: CalibratedNet, images: Tensor, metadata: dict[str, str]) -> bytes:

@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 
 import losses
-from scripts import benchmark, cache_teacher, evaluate, export, posthoc, report
+from scripts import benchmark, cache_teacher, evaluate, export, posthoc, predict, report
 from utils.data import Split
 from utils.evaluation import logits_of
 from utils.options import student_options, teacher_options
@@ -19,7 +19,7 @@ PROGRAMS = {
     "train_student": student_options,
     **{
         script.__name__.split(".")[-1]: script.options
-        for script in (benchmark, cache_teacher, evaluate, export, posthoc, report)
+        for script in (benchmark, cache_teacher, evaluate, export, posthoc, predict, report)
     },
 }
 

@@ -105,7 +105,7 @@ def own_member(
     """The net of a checkpoint of ours, which says all that is to be known of it."""
     check_ours(file, content, model, source, dataset)
     try:
-        name = name_of_saved(content, flag="--teacher", given=model)
+        name = name_of_saved(content, flag="--teacher", given=[model] if model else ())
     except ValueError as error:
         raise refusal(file, str(error)) from None
     net = fitting_net(file, name, content["state_dict"], dataset)

@@ -1,6 +1,6 @@
 """A finished run's net, and its teacher, made ready to run again from their weights."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ OLDER_ARGUMENTS = {
 }
 
 
-def check_own_nets(nets: list[Record], names: Iterable[str]) -> None:
+def check_own_nets(nets: list[Record], names: Collection[str]) -> None:
     """Refuse a net of a run's user's own whose file is not among those that --model names.
 
     `names`: FILE.py:function; one that no net needs is refused, too. Raises UserError.
@@ -32,7 +32,7 @@ def check_own_nets(nets: list[Record], names: Iterable[str]) -> None:
     for net in nets:
         for identity in own_identities(net):
             try:
-                used.add(name_of_saved(identity, flag="--model"))
+                used.add(name_of_saved(identity, flag="--model", given=names))
             except ValueError as error:
                 raise UserError(f"{net.folder}: {error}") from None
     for name in names:

@@ -45,7 +45,7 @@ FRAMES = "of several frames or pages, of which the first is read"
 class Decoded(NamedTuple):
     images: np.ndarray  # uint8 (N, S, S, 3)
     faults: list[str | None]  # why an image cannot be read
-    remarks: list[str]  # one for each kind, with the number of images
+    remarks: list[list[str]]  # of each file
 
 
 def decoder_version() -> str:
@@ -72,7 +72,7 @@ def decode(files: list[str], image_size: int | None) -> Decoded:
         except Exception as error:
             return f"{files[number]} ({one_line(error)})", []
         if image_size:
-            pixels = ImageOps.fit(pixels, (side, side), Image.Resampling.BILINEAR)
+            pixels = fitted(pixels, side)
         if pixels.size != (side, side):
             raise ValueError(
                 f"{files[number]} is {pixels.width} x {pixels.height} pixels, not {side} x {side}; "
@@ -86,7 +86,12 @@ def decode(files: list[str], image_size: int | None) -> Decoded:
         outcomes = pool.imap(decode_into_place, range(len(files)), chunksize=64)
         bar = tqdm(outcomes, desc="decoding", total=len(files), disable=None, leave=False)
         faults, remarks = zip(*bar, strict=True)
-    return Decoded(images, list(faults), counted_remarks(files, remarks))
+    return Decoded(images, list(faults), list(remarks))
+
+
+def fitted(image: Image.Image, side: int) -> Image.Image:
+    """The middle of it, so many pixels a side, with the shorter side resized to that."""
+    return ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR)
 
 
 def counted_remarks(files: list[str], remarks: Sequence[list[str]]) -> list[str]:

@@ -12,7 +12,7 @@ spelling: macOS and Linux write an accent differently.
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -153,10 +153,14 @@ def not_read(folder: Path, parts: list[Part]) -> list[str]:
     for part in parts:
         for kind, paths in part.left_out.items():
             kinds[kind] += paths
-    counts = [
-        f"{len(paths)} {kind} (first {os.path.relpath(paths[0], folder)})"
-        for kind, paths in kinds.items()
-    ]
+    for kind, paths in kinds.items():
+        kinds[kind] = [os.path.relpath(path, folder) for path in paths]
+    return counted_kinds(kinds)
+
+
+def counted_kinds(kinds: Mapping[str, Sequence[str]]) -> list[str]:
+    """A line that counts what is not read, if there is any; `kinds`: the files of each."""
+    counts = [f"{len(paths)} {kind} (first {paths[0]})" for kind, paths in kinds.items()]
     return [f"not read: {', '.join(counts)}"] if counts else []
 
 

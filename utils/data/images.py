@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from utils.data.decoding import decode, decoder_version
+from utils.data.decoding import counted_remarks, decode, decoder_version
 from utils.data.folders import Listing, list_folder
 from utils.data.npz import Arrays, checked, read_npz
 from utils.program import RunFailed, UserError
@@ -52,7 +52,8 @@ def decoded(
     """
     parts = {"train": listing.train, "val": listing.val, "test": listing.test}
     files = [file for part in parts.values() for _, file in part]
-    images, faults, notes = decode(files, image_size)
+    images, faults, remarks = decode(files, image_size)
+    notes = counted_remarks(files, remarks)
     is_readable = np.array([fault is None for fault in faults])
     if not is_readable.all():
         first = next(fault for fault in faults if fault is not None)

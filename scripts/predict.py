@@ -1,0 +1,181 @@
+"""What a finished run says of one's own images: class, confidence, conformal set.
+
+    python -m scripts.predict RUN photos/ --out predictions.csv      a run folder, or net.onnx
+    python -m scripts.predict RUN a.png b.jpg images.npy             a table at the terminal
+
+Images are resized and cropped to the size that the net was trained on. docs/predict.md says what
+the columns mean.
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:  # started as `python scripts/predict.py`
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    import scripts  # noqa: F401  before torch
+
+import os
+from argparse import Namespace
+from itertools import compress
+
+from tqdm import tqdm
+
+from scripts.predictors import Predictor, onnx_predictor, run_predictor
+from utils.analysis.columns import printable, text_table
+from utils.analysis.csv_files import csv_text
+from utils.data.given import GivenImages, Named
+from utils.flags import add_own_nets
+from utils.program import UserError, one_line_errors
+from utils.program.command_line import CommandLine, count, location, number
+from utils.program.files import atomic
+
+HIGHEST = 5  # classes of an image
+SHOWN = 20  # images at the terminal
+SHOWN_CLASSES = 5  # of a set, there
+BETWEEN = "|"  # the classes of a set in the file
+
+Row = dict[str, str]
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = options(argv)
+    given = GivenImages(args.images)
+    predictor = predictor_of(args)
+
+    rows: list[Row] = []
+    with tqdm(total=len(given), desc="images", leave=False, disable=None) as bar:
+        for piece in given.pieces(predictor.side):
+            if piece.names:
+                rows += rows_of(predictor, piece, args.level)
+            bar.update(len(piece.names))
+    notes = [*given.notes(), *predictor.notes]
+    if not rows:
+        raise UserError(f"IMAGES: none of {len(given)} can be read; {' '.join(notes)}")
+
+    if args.out is None:
+        print(table_of(rows))
+    else:
+        with atomic(args.out, "w") as file:
+            file.write(csv_text(rows))
+    for note in notes:
+        print(printable(note))
+    if args.out is not None:
+        print(f"written: {args.out}, {len(rows)} images")
+
+
+def options(argv: list[str] | None) -> Namespace:
+    """What the command line asks for, checked as a whole. Raises UserError."""
+    parser = CommandLine(prog="python -m scripts.predict", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "run",
+        type=location,
+        metavar="RUN",
+        help="a run folder, one above it, or an ONNX file of scripts.export",
+    )
+    parser.add_argument(
+        "images",
+        nargs="+",
+        type=location,
+        metavar="IMAGES",
+        help="image files, folders of them, .npy, or .npz (x_test, x or images)",
+    )
+    parser.add_argument(
+        "--out", type=location, metavar="FILE.csv", help="write all images there; else 20 are shown"
+    )
+    parser.add_argument(
+        "--level",
+        type=number(float, "a number between 0 and 1", lambda x: 0 < x < 1),
+        default=0.9,
+        help="with which chance a set is to hold the true class",
+    )
+    parser.add_argument(
+        "--epoch",
+        choices=("best", "last"),
+        help="of a run; best: by validation top-1 (default: best)",
+    )
+    add_own_nets(parser)
+    parser.add_argument(
+        "--image_size",
+        type=count,
+        metavar="PIXELS",
+        help="of a run of an older version, which does not say it: the side of its images",
+    )
+    parser.add_argument(
+        "--test-batch-size", type=count, help="images per step (default: 1000, on a CPU 128)"
+    )
+    args = parser.parse_args(argv)
+
+    if args.out is not None:
+        folder = args.out.absolute().parent
+        if os.path.isdir(args.out) or not os.access(folder, os.W_OK):
+            raise UserError(f"--out {args.out}: give a file in a folder that you may write to")
+    if os.path.isfile(args.run):
+        for flag in ("epoch", "model", "image_size"):
+            if getattr(args, flag) is not None:
+                raise UserError(f"--{flag} has no effect with {args.run}; leave it out")
+    return args
+
+
+def predictor_of(args: Namespace) -> Predictor:
+    """Raises UserError where RUN is neither a finished run nor an exported net."""
+    if os.path.isfile(args.run):
+        return onnx_predictor(args.run, args.level, args.test_batch_size)
+    return run_predictor(
+        args.run,
+        epoch=args.epoch or "best",
+        level=args.level,
+        side=args.image_size,
+        batch_size=args.test_batch_size,
+        own_nets=args.model or (),
+    )
+
+
+def rows_of(predictor: Predictor, piece: Named, level: float) -> list[Row]:
+    """A row for each image: fractions, and names of classes."""
+    logits = predictor.logits(piece.images).double()
+    raw = logits.softmax(dim=1)
+    probabilities = (logits / predictor.temperature).softmax(dim=1)
+    by_rank = logits.argsort(dim=1, descending=True, stable=True)
+    members = None
+    if predictor.sets:
+        # A set always holds the predicted class: that can only add coverage.
+        members = predictor.sets(logits, never_empty=True)
+
+    rows = []
+    for place, file in enumerate(piece.names):
+        labels = by_rank[place]
+        names = [predictor.classes[label] for label in labels.tolist()]
+        values = [f"{value:.6f}" for value in probabilities[place, labels[:HIGHEST]].tolist()]
+        row = {"file": printable(file), "class": names[0], "confidence": values[0]}
+        if predictor.is_tempered:
+            row["raw_confidence"] = f"{raw[place].max():.6f}"
+        if members is not None:
+            inside = members[place, labels].tolist()
+            row[f"set_at_{level:g}"] = BETWEEN.join(compress(names, inside))
+        for rank, (name, value) in enumerate(zip(names, values, strict=False), start=1):
+            row[f"class_{rank}"] = name
+            row[f"probability_{rank}"] = value
+        rows.append(row)
+    return rows
+
+
+def table_of(rows: list[Row]) -> str:
+    """The first rows for a terminal, and how many more there are."""
+    heads = [head for head in rows[0] if not head.startswith(("class_", "probability_"))]
+    lines = [[cell(head, row[head]) for head in heads] for row in rows[:SHOWN]]
+    table = text_table(heads, lines)
+    more = len(rows) - SHOWN
+    return f"{table}\nand {more} more; --out FILE.csv writes all" if more > 0 else table
+
+
+def cell(head: str, text: str) -> str:
+    if not head.startswith("set_at_"):
+        return printable(text)
+    names = text.split(BETWEEN)
+    more = f" and {len(names) - SHOWN_CLASSES} more" if len(names) > SHOWN_CLASSES else ""
+    return printable(", ".join(names[:SHOWN_CLASSES]) + more)
+
+
+if __name__ == "__main__":
+    with one_line_errors("python -m scripts.predict"):
+        main()

@@ -1,0 +1,162 @@
+"""What predicts: the net of a finished run, or an ONNX file that scripts/export.py has written."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from scripts.exported_net import onnx_session, probabilities_of
+from utils.analysis.columns import printable
+from utils.analysis.nets import check_own_nets
+from utils.analysis.record import Record
+from utils.analysis.records import finished_nets
+from utils.analysis.shift import logits_in_precision
+from utils.calibration import ConformalSets, fit_sets
+from utils.evaluation import CPU_BATCH
+from utils.program import UserError
+from utils.program.files import refused
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A net with all that turns its logits into a decision.
+
+    `sets` are conformal sets of those logits, where there are any; `notes` are lines that say why
+    there are none, or why a confidence is not to be trusted.
+    """
+
+    side: int  # pixels of the images that it takes
+    classes: Sequence[str]
+    logits: Callable[[Tensor], Tensor]  # (N, K) of images uint8 (N, 3, H, W)
+    temperature: float  # that calibrates them
+    sets: ConformalSets | None
+    notes: Sequence[str] = ()
+    is_tempered: bool = True  # whether the temperature is all that calibrates them
+
+
+def run_predictor(
+    root: Path,
+    epoch: str,
+    level: float,
+    side: int | None,
+    batch_size: int | None,
+    own_nets: Sequence[str],
+) -> Predictor:
+    """The net of the finished run at or below a folder. Raises UserError.
+
+    `side`: pixels, for a run that does not say it; `own_nets`: what --model names.
+    """
+    nets = finished_nets([root], epoch, with_teacher=False)
+    if len(nets) > 1:
+        raise UserError(f"{root}: {len(nets)} finished runs lie there; name one")
+    net = nets[0]
+    check_own_nets(nets, own_nets)
+    temperature = net.measured["temperature"]
+    notes = []
+    if net.measured["temperature_at_bound"]:
+        notes.append("T lies at the bound of its range: do not trust the confidences")
+
+    sets = None
+    if not net.has_stored("val"):
+        notes.append(f"no sets: {net.predictions} has no validation logits to fit them on")
+    else:
+        val_logits, val_labels = net.stored("val")
+        try:
+            sets = fit_sets(val_logits, val_labels, alpha=1 - level, temperature=temperature)
+        except ValueError as error:
+            notes.append(f"no sets: {error}")
+
+    side = side_of(net, given=side)
+    logits = logits_in_precision(net, batch_size)
+    with refused(
+        f"{net.folder}: its net cannot take images of {side} x {side} pixels",
+        "give --image_size, the side of those that it was trained on",
+    ):
+        logits(torch.zeros(1, 3, side, side, dtype=torch.uint8))
+    return Predictor(
+        side=side,
+        classes=names_of(net.config.get("class_names"), net.result["num_classes"]),
+        logits=logits,
+        temperature=temperature,
+        sets=sets,
+        notes=notes,
+    )
+
+
+def side_of(net: Record, given: int | None) -> int:
+    """Pixels a side of the run's images. Raises UserError where neither it nor the user says it."""
+    arguments = net.config.get("arguments", {})
+    side = net.config.get("image_side") or arguments.get("image_size")
+    if side is None and given is None:
+        raise UserError(
+            f"{net.folder}: its config.json does not say which images it was trained on; "
+            "--image_size PIXELS says of how many pixels a side"
+        )
+    if side is not None and given not in (None, side):
+        raise UserError(
+            f"--image_size {given}: {net.folder} was trained on images of {side} x {side} pixels; "
+            "leave it out"
+        )
+    return side or given
+
+
+def names_of(names, classes: int) -> list[str]:
+    """Those that a run or a file has for so many classes, else the numbers of the labels."""
+    if isinstance(names, list) and len(names) == classes:
+        return [printable(name) for name in names]
+    return [str(label) for label in range(classes)]
+
+
+def onnx_predictor(file: Path, level: float, batch_size: int | None) -> Predictor:
+    """That of a file of scripts/export.py. Raises UserError."""
+    if find_spec("onnxruntime") is None:
+        raise UserError(f"{file}: first run pip install onnxruntime")
+    with refused(
+        f"{file}: no ONNX file of python -m scripts.export",
+        "give one, or a run folder",
+    ):
+        session = onnx_session(file.read_bytes())
+        about = session.get_modelmeta().custom_metadata_map
+        [images] = session.get_inputs()
+        side = int(images.shape[2])
+        classes = names_of(json.loads(about["class_names"]), json.loads(about["classes"]))
+        calibration = about["calibration"]
+        temperature = 1.0
+        if calibration == "temperature":
+            temperature = json.loads(about["temperature"])
+        thresholds = json.loads(about.get("sets", "{}"))
+
+    notes = []
+    if calibration == "none":
+        notes.append("the confidences are raw: the file was exported with --calibration none")
+    sets = None
+    if thresholds:
+        sets = ConformalSets("LAC", threshold_at(thresholds, level, file), temperature)
+    else:
+        notes.append("no sets: the file has none; export the run again")
+
+    def logits(images: Tensor) -> Tensor:
+        pieces = images.split(batch_size or CPU_BATCH)
+        rows = [probabilities_of(session, piece.contiguous()) for piece in pieces]
+        return torch.cat(rows).double().log() * temperature
+
+    return Predictor(
+        side=side,
+        classes=classes,
+        logits=logits,
+        temperature=temperature,
+        sets=sets,
+        notes=notes,
+        is_tempered=calibration != "vector",
+    )
+
+
+def threshold_at(thresholds: dict[str, float], level: float, file: Path) -> float:
+    """Raises UserError where the file has none of this level."""
+    if f"{level:g}" not in thresholds:
+        raise UserError(f"--level {level:g}: {file} has sets at {', '.join(thresholds)}; give one")
+    return thresholds[f"{level:g}"]
