@@ -37,7 +37,7 @@ class OwnNet:
     @property
     def label(self) -> str:
         """`mynet.tiny`: what runs and their folders are called by, wherever the file lies."""
-        return label_of(f"{self.file}:{self.function}")
+        return net_label(f"{self.file}:{self.function}")
 
     def build(self, num_classes: int) -> nn.Module:
         """Raises ValueError where the function fails, or gives no net that can be trained."""
@@ -127,7 +127,7 @@ def safe(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9+=,_-]", "-", text)[:80]
 
 
-def label_of(name: str) -> str:
+def net_label(name: str) -> str:
     """`nets/mynet.py:tiny` -> `mynet.tiny`."""
     path, _, function = name.rpartition(":")
     return f"{safe(Path(path).stem)}.{safe(function)}"
@@ -166,6 +166,6 @@ def name_of_saved(saved: Mapping, flag: str, given: Collection[str] = ()) -> str
     differs = f", and not {' or '.join(candidates)}" if candidates else ""
     raise ValueError(
         f"its net is {saved['model']} of a file whose SHA-256 begins with "
-        f"{saved['model_sha256'][:12]}{differs}, and no run makes code run; name that file with "
+        f"{saved['model_sha256']!s:.12}{differs}, and no run makes code run; name that file with "
         f"{flag} FILE.py:{function} (net.py in its run folder is a copy)"
     )

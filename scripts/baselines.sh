@@ -22,7 +22,7 @@ source "$repository/scripts/grid.sh"
 
 for teacher in $teachers; do
     # Seeds of the ensemble that are no seeds of the sweep are trained for it alone.
-    run="$root/teachers/$(basename "$dataset" .npz)/$teacher/NLL_seed="
+    run="$root/teachers/$(basename "$dataset" .npz)/$(runs_of "$teacher")/NLL_seed="
     members=
     for seed in $ensemble; do
         members+=" $(quote "$run$seed")"
@@ -37,7 +37,7 @@ for teacher in $teachers; do
                 "$teacher_run --distill DIST" \
                 "$teacher_run --T $T --teacher_temperature auto" \
                 "${members# } --T $T"; do
-                learning+=("$distil --model $model --seed $seed --teacher_path $taught")
+                learning+=("$distil --model $model --seed $seed --teacher_path $taught$(naming "$teacher")")
             done
         done
     done

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -377,6 +378,21 @@ def test_reports_need_no_file(root, student, capsys):
     assert "mynet.tiny NLL" in capsys.readouterr().out
     posthoc.main([str(root)])
     assert not NAMED
+
+
+def test_a_sweep_finds_its_runs(tmp_path):
+    """Their folders are called otherwise than the net, which students name again."""
+    (tmp_path / "mynet.py").write_text(NET)
+    names = {"TEACHERS": "mynet.py:tiny", "STUDENTS": "resnet8", "ROOT": "runs"}
+    script = ROOT / "scripts/baselines.sh"
+    done = run_script("bash", script, "--print", cwd=tmp_path, DATASET="synthetic", **names)
+    students = [shlex.split(line)[2:] for line in done.stdout.splitlines() if "student" in line]
+    place = "runs/teachers/synthetic/mynet.tiny/"
+    for words in students:
+        paths = words[words.index("--teacher_path") + 1 :]
+        assert paths[0].startswith(place) and paths[0].endswith("_seed=42")
+        assert words[words.index("--teacher") + 1] == "mynet.py:tiny"
+    assert len(students) > 15
 
 
 def test_two_processes(tmp_path, tiny_npz):

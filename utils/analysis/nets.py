@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models import build_model
-from models.own import is_own, label_of, name_of_saved
+from models.own import is_own, name_of_saved, net_label
 from utils import teacher_files
 from utils.analysis.record import Record, naming
 from utils.data import Dataset
@@ -85,7 +85,7 @@ def named_again(net: Record, models: list[str] | None) -> list[str | None] | Non
         identity["model"]: name_of_saved(identity, flag="--model")
         for identity in own_identities(net)
     }
-    return [names.get(label_of(model)) if is_own(model) else model for model in models]
+    return [names.get(net_label(model)) if is_own(model) else model for model in models]
 
 
 def load_teacher(net: Record) -> Teacher:
