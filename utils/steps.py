@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
+from models.blocks import Chain
 from utils.data.views import Draw, TrainLoader
 from utils.program import RunFailed
 from utils.sums import Sums
@@ -72,14 +73,13 @@ def compile_net(net: nn.Module, batch_size: int) -> None:
 def uncounted(net: nn.Module, steps: int):
     """Within it no batch norm counts its batches; after so many training steps it has counted them.
 
-    Nothing reads the count while a batch norm's averages have a fixed momentum, and on a GPU it
-    costs a launch of a kernel for each batch norm in every step.
+    Nothing in our nets reads the count, and on a GPU it costs a launch of a kernel for each batch
+    norm in every step. In other people's nets it goes on: they may call a batch norm twice.
     """
-    counts = {
-        module: module.num_batches_tracked
-        for module in net.modules()
-        if isinstance(module, _BatchNorm) and module.momentum is not None
-    }
+    counts = {}
+    if isinstance(net, Chain):
+        norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
+        counts = {module: module.num_batches_tracked for module in norms}
     for module in counts:
         module.num_batches_tracked = None
     try:
@@ -88,8 +88,7 @@ def uncounted(net: nn.Module, steps: int):
         for module, count in counts.items():
             module.num_batches_tracked = count
     for count in counts.values():
-        if count is not None:  # of one that keeps no averages
-            count.add_(steps)
+        count.add_(steps)
 
 
 class GraphedStep:

@@ -205,16 +205,18 @@ def in_half(net: nn.Module, dtype: torch.dtype, size: int = TRIED_SIZE) -> nn.Mo
 
     Autocast would cast them anew in every step: it keeps the casts of trained weights alone.
     """
-    half = copy.deepcopy(net)
-    for module in half.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            module.to(dtype)
-    device = next(net.parameters()).device
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(2, 3, size, size, generator=generator).to(device)
-    with suppress(Exception), torch.autocast(device.type, dtype):  # a stranger's code
-        if torch.equal(half(images), net(images)):
-            return half
+    with suppress(Exception):  # a stranger's code may do anything
+        half = copy.deepcopy(net)
+        for module in half.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                module.to(dtype)
+
+        device = next(net.parameters()).device
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(2, 3, size, size, generator=generator).to(device)
+        with torch.autocast(device.type, dtype):
+            if torch.equal(half(images), net(images)):
+                return half
     return net
 
 
