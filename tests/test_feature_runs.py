@@ -128,7 +128,7 @@ def test_an_ensemble_is_refused(tiny_npz, tmp_path, teacher, capsys):
         tiny_npz, tmp_path, "--teacher_path", str(teacher), str(teacher / "model_last.pth")
     )
     error = fails(capsys, tmp_path, train_student.main, [*line, "--distill", "KD+AT"])
-    assert "--distill KD+AT: compares maps with those of one net, and 2 teach together" in error
+    assert "--distill KD+AT: compares maps with those of one net, and 2 teach" in error
 
 
 def test_a_net_without_parts_is_refused(tiny_npz, tmp_path, teacher, capsys):

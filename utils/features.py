@@ -39,11 +39,11 @@ def feature_term(
 
 def teaching_member(choice: LossChoice, teacher: Teacher) -> Member:
     """The one net whose maps are compared. Raises UserError."""
-    if len(teacher.members) > 1:
+    nets = len(teacher.members)
+    if nets != 1:
         raise UserError(
-            f"--distill {choice.name}: compares maps with those of one net, and "
-            f"{len(teacher.members)} teach together; give one --teacher_path, or "
-            f"--distill {choice.logits}"
+            f"--distill {choice.name}: compares maps with those of one net, and {nets} teach; give "
+            f"one --teacher_path, or --distill {choice.logits}"
         )
     return teacher.members[0]
 
