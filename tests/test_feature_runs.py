@@ -6,9 +6,10 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import assert_same_run, command, fails, folder_of
+from conftest import ROOT, assert_same_run, command, fails, folder_of
 
 import train_student
+from losses import features, registry
 from models import build_model
 from scripts import report
 from utils.runs import Run
@@ -98,6 +99,19 @@ def test_a_larger_view_for_the_teacher(tiny_npz, tmp_path):
     flags = ["--teacher", "resnet8", "--teacher_size", "12", "--distill", "KD+AT", "--epochs", "1"]
     folder = student_run(tiny_npz, tmp_path / "runs", tmp_path / "theirs.pth", *flags)
     assert (folder / "result.json").exists()
+
+
+def test_the_example_of_the_docs(tiny_npz, tmp_path, teacher, monkeypatch):
+    """A function and its entry are all that another term needs."""
+    text = (ROOT / "docs/features.md").read_text()
+    [code] = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    function, entry = code.split("# losses/registry.py, in FEATURES (and import it)\n")
+    names = dict(vars(features))
+    exec(function, names)
+    [(name, entry)] = eval(f"{{{entry}}}", vars(registry) | names).items()
+    monkeypatch.setitem(registry.FEATURES, name, entry)
+    folder = student_run(tiny_npz, tmp_path, teacher, f"--distill=KD+{name}", "--epochs", "1")
+    assert folder.name.startswith("KD+NST_T=4_Lambda=0.9_feature_weight=50_from_resnet8_NLL")
 
 
 # ---- bad input -------------------------------------------------------------------------------
