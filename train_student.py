@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> dict:
             run.say(about_teacher)
             torch.manual_seed(recipe.seed)
             student = build_model(recipe.model, data.num_classes)
-            features = feature_term(experiment.loss, student, teacher, data)
+            features = feature_term(experiment.loss, student, teacher, data, accelerator)
             task = DistillationTask(student, loss, teacher, ask, data, features)
             history = fit(run, accelerator, task, data, recipe)
             conclude(run, accelerator, task.net, data, history, teacher)

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import ROOT, assert_same_run, command, fails, folder_of
+from conftest import ROOT, assert_same_run, command, fails, folder_of, run_script
 
 import train_student
 from losses import features, registry
@@ -91,6 +91,18 @@ def test_mixup_and_a_student_of_other_channels(tiny_npz, tmp_path):
     folder = student_run(tiny_npz, tmp_path / "runs", tmp_path / "theirs.pth", *flags)
     [line] = (folder / "metrics.jsonl").read_text().splitlines()
     assert json.loads(line)["train_features"] > 0
+
+
+def test_half_precision(tiny_npz, tmp_path, teacher):
+    """The teacher's weights are in bf16 then, and the term is computed in float32."""
+    flags = ["--distill", "KD+FitNet", "--epochs", "1", "--teacher_path", str(teacher)]
+    line = command(tiny_npz, tmp_path, *flags)
+    run_script("train_student.py", *line, cwd=tmp_path, ACCELERATE_MIXED_PRECISION="bf16")
+    folder = folder_of(tmp_path)
+    assert "mixed precision: bf16" in (folder / "train_log.txt").read_text()
+    saved = torch.load(folder / "checkpoint.pth", weights_only=True)["task"]
+    regressor = [value for key, value in saved.items() if key.startswith("features.")]
+    assert {value.dtype for value in regressor} == {torch.float32}
 
 
 def test_a_larger_view_for_the_teacher(tiny_npz, tmp_path):

@@ -311,10 +311,10 @@ def teacher_of(net, model="teacher") -> Teacher:
     return Teacher([Member(net.eval(), model, label="NLL", sha256="0", path="t", **statistics)])
 
 
-def learning_task(student, teacher, data, name, accelerator=None, **choice) -> DistillationTask:
-    teacher = teacher_of(teacher)
-    features = feature_term(LossChoice(name, **choice), student, teacher, data)
-    ask = LiveTeacher(teacher, accelerator or Accelerator(cpu=True))
+def learning_task(student, teacher, data, name) -> DistillationTask:
+    teacher, accelerator = teacher_of(teacher), Accelerator(cpu=True)
+    features = feature_term(LossChoice(name), student, teacher, data, accelerator)
+    ask = LiveTeacher(teacher, accelerator)
     return DistillationTask(student, build_distillation(name), teacher, ask, data, features)
 
 

@@ -157,7 +157,7 @@ def test_no_step_of_a_student_of_features_waits(data, monkeypatch, term):
     teacher.to(accelerator.device, fold=False)
     net = build_model("resnet8", data.num_classes)
     name = f"KD+{term}"
-    features = feature_term(LossChoice(name), net, teacher, data)
+    features = feature_term(LossChoice(name), net, teacher, data, accelerator)
     ask = asked_teacher(teacher, data, accelerator, 42)
     task = DistillationTask(net, build_distillation(name), teacher, ask, data, features)
     some_epochs(task, data, monkeypatch)

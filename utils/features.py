@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from losses import FeatureTerm, build_features, feature_parts
@@ -18,7 +19,11 @@ EXAMPLES = 2  # images whose maps a term is made for
 
 
 def feature_term(
-    choice: LossChoice, student: nn.Module, teacher: Teacher, data: Dataset
+    choice: LossChoice,
+    student: nn.Module,
+    teacher: Teacher,
+    data: Dataset,
+    accelerator: Accelerator,
 ) -> FeatureTerm | None:
     """The term of a distillation; None where it has none.
 
@@ -32,8 +37,9 @@ def feature_term(
     images = data.train.images[:EXAMPLES]
     student_parts = [part for part, _ in pairs]
     teacher_parts = [part for _, part in pairs]
-    student_maps = maps_of(student, normalise(images, data.mean, data.std), student_parts)
-    teacher_maps = maps_of(member.net, member.inputs(images), teacher_parts)
+    with accelerator.autocast():  # the teacher's weights may be in half precision
+        student_maps = maps_of(student, normalise(images, data.mean, data.std), student_parts)
+        teacher_maps = maps_of(member.net, member.inputs(images), teacher_parts)
     return build_features(choice.name, pairs, student_maps, teacher_maps, **choice.parameters)
 
 

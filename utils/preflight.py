@@ -89,7 +89,7 @@ def check_features(
             f"give another --feature_layer, or --distill {choice.logits}",
             kinds=(ValueError, RuntimeError),
         ):
-            term = feature_term(choice, student, teacher, data)
+            term = feature_term(choice, student, teacher, data, accelerator)
             _, maps = student.eval()(
                 normalise(images, data.mean, data.std), keep=term.student_parts
             )
