@@ -18,8 +18,9 @@ from utils.analysis.columns import result_table
 from utils.asked_teachers import asked_teacher
 from utils.conclusion import conclude
 from utils.data.shared import load_data
+from utils.features import feature_term
 from utils.options import check_run, student_options
-from utils.preflight import check_net, check_teacher
+from utils.preflight import check_features, check_net, check_teacher
 from utils.program import UserError, one_line_errors
 from utils.program.processes import start
 from utils.runs import Run, finished_note, finished_run
@@ -51,7 +52,9 @@ def main(argv: list[str] | None = None) -> dict:
         accelerator.print(f"{note}\n{folder}\n{result_table(result)}")
         return result
     check_teacher(teacher, data)
-    teacher.to(accelerator.device, accelerator.mixed_precision)
+    check_features(experiment.loss, recipe, teacher, data, accelerator)
+    has_features = experiment.loss.has_features
+    teacher.to(accelerator.device, accelerator.mixed_precision, fold=not has_features)
 
     run = Run(experiment, data, accelerator, teacher)
     result = None if experiment.run.overwrite else run.result()
@@ -71,7 +74,8 @@ def main(argv: list[str] | None = None) -> dict:
             run.say(about_teacher)
             torch.manual_seed(recipe.seed)
             student = build_model(recipe.model, data.num_classes)
-            task = DistillationTask(student, loss, teacher, ask, data)
+            features = feature_term(experiment.loss, student, teacher, data, accelerator)
+            task = DistillationTask(student, loss, teacher, ask, data, features)
             history = fit(run, accelerator, task, data, recipe)
             conclude(run, accelerator, task.net, data, history, teacher)
             result = run.result()

@@ -1,11 +1,15 @@
-"""What is minimised: a classification loss with its term, a distillation with the labels' share."""
+"""What is minimised: a classification loss with its term, a distillation with the labels' share.
+
+And a term on features, which is added to a distillation.
+"""
 
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from losses.classification import nll
+from losses.classification import at_least_float32, nll
+from losses.features import PartPairs
 
 
 class ClassificationLoss(nn.Module):
@@ -65,6 +69,27 @@ class DistillationLoss(nn.Module):
 
     def after_validation(self, logits: Tensor, labels: Tensor) -> None:
         """Nothing here learns from the validation split."""
+
+
+class FeatureTerm(nn.Module):
+    """weight * term, of what parts of student and teacher make of a batch.
+
+    `term` compares two lists of maps, and may have weights of its own, which are trained. `pairs`
+    are the parts that are compared.
+    """
+
+    def __init__(self, term: Callable, weight: float, pairs: PartPairs):
+        super().__init__()
+        self.term = term
+        self.weight = weight
+        self.student_parts = [student for student, _ in pairs]
+        self.teacher_parts = [teacher for _, teacher in pairs]
+
+    def forward(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
+        """Of maps by the names of the parts; in at least float32."""
+        student_maps = [at_least_float32(student[part]) for part in self.student_parts]
+        teacher_maps = [at_least_float32(teacher[part]) for part in self.teacher_parts]
+        return self.weight * self.term(student_maps, teacher_maps)
 
 
 def sum_of(parts: Mapping[str, Tensor]) -> Tensor:

@@ -1,14 +1,16 @@
 """Losses by name, each with the flags that it reads: what the command line offers follows from it.
 
 `--loss` is a base, then `+TERM` if wanted: "FL+MDCA" = focal + beta * MDCA. `--distill` is one of
-DISTILLATIONS: Lambda * distillation + ce_weight * NLL. A new one is a function of logits, labels
-and its flags by name (a distillation: student's logits, teacher's logits, labels, T, ...) that
-returns a scalar, and its entry below. One that changes between epochs is a module of its flags
-with `after_validation`, that keeps in buffers what changes.
+DISTILLATIONS: Lambda * distillation + ce_weight * NLL. Then one of FEATURES if wanted: "KD+AT" =
+KD + feature_weight * AT. A new one is a function of logits, labels and its flags by name (a
+distillation: student's logits, teacher's logits, labels, T, ...; a term on features: student's
+maps, teacher's maps, its flags) that returns a scalar, and its entry below. One that changes
+between epochs is a module of its flags with `after_validation`, that keeps in buffers what changes.
+A term on features that has weights of its own is a module of maps of some images and of its flags.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
 from typing import NamedTuple
@@ -16,7 +18,20 @@ from typing import NamedTuple
 from losses.calibration import cpc, dca, mbls, mdca, mmce
 from losses.classification import AdaFocal, brier, dual_focal, flsd, focal, label_smoothing, nll
 from losses.distillation import dist, dkd, kd, lskd
-from losses.modules import ClassificationLoss, DistillationLoss
+from losses.features import (
+    FitNet,
+    Maps,
+    PartPairs,
+    attention,
+    every_stage,
+    last_stage,
+    middle_stage,
+    pooled_features,
+    probabilities,
+    relations,
+    similarity,
+)
+from losses.modules import ClassificationLoss, DistillationLoss, FeatureTerm
 
 # What a flag may be: in words, and as a check.
 NOT_NEGATIVE = ("a number of at least 0", lambda value: value >= 0)
@@ -43,6 +58,8 @@ class LossEntry(NamedTuple):
     flags: tuple[Flag, ...] = ()
     of_batch: bool = False  # compares counts of labels, which mixed labels do not have
     ramp: int = 0  # epochs over which a distillation's weight rises to Lambda
+    # Of a term on features: which parts it compares, from the names of both nets' stages.
+    parts: Callable[[Sequence[str], Sequence[str]], PartPairs] | None = None
 
 
 # Flags that several entries read, each with a default and a grid of its own.
@@ -72,6 +89,10 @@ def label_weight(default: float | None) -> Flag:
         default,
         "weight of the labels' cross entropy; needed if KD's Lambda > 1",
     )
+
+
+def feature_weight(default: float) -> Flag:
+    return Flag("feature_weight", default, "weight of the term on features")
 
 
 BASES = {
@@ -149,6 +170,13 @@ DISTILLATIONS = {
         ),
     ),
 }
+FEATURES = {  # added to a distillation; weights as in RepDistiller's scripts
+    "FitNet": LossEntry(FitNet, (feature_weight(100.0),), parts=middle_stage),
+    "AT": LossEntry(attention, (feature_weight(1000.0),), parts=every_stage),
+    "SP": LossEntry(similarity, (feature_weight(3000.0),), parts=last_stage),
+    "RKD": LossEntry(relations, (feature_weight(1.0),), parts=pooled_features),
+    "PKT": LossEntry(probabilities, (feature_weight(30000.0),), parts=pooled_features),
+}
 ALIASES = {"cross_entropy": "NLL", "focal_loss": "FL"}
 for term in TERMS:
     ALIASES[term] = f"NLL+{term}"
@@ -156,11 +184,24 @@ for term in TERMS:
 
 def loss_names() -> list[str]:
     """The canonical names: every base alone and with every term."""
+    return alone_and_with(BASES, TERMS)
+
+
+def distillation_names() -> list[str]:
+    """Every distillation of logits alone and with every term on features."""
+    return alone_and_with(DISTILLATIONS, FEATURES)
+
+
+def alone_and_with(bases: Iterable[str], terms: Iterable[str]) -> list[str]:
     names = []
-    for base in BASES:
+    for base in bases:
         names.append(base)
-        names += [f"{base}+{term}" for term in TERMS]
+        names += [f"{base}+{term}" for term in terms]
     return names
+
+
+def is_distillation(name: str) -> bool:
+    return name.partition("+")[0] in DISTILLATIONS
 
 
 def canonical_loss(name: str) -> str:
@@ -171,19 +212,35 @@ def canonical_loss(name: str) -> str:
     canonical = ALIASES.get(name, name)
     if canonical in loss_names():
         return canonical
-    spelling = {choice.lower(): choice for choice in [*loss_names(), *ALIASES]}
-    nearest = get_close_matches(name.lower(), spelling, n=1)
-    hint = f"did you mean {spelling[nearest[0]]!r}? " if nearest else ""
     raise ValueError(
-        f"unknown loss {name!r}; {hint}known losses: {', '.join(BASES)}, each alone or with "
-        f"+{', +'.join(TERMS)}; {', '.join(ALIASES)}"
+        f"unknown loss {name!r}; {nearest_hint(name, [*loss_names(), *ALIASES])}known losses: "
+        f"{', '.join(BASES)}, each alone or with +{', +'.join(TERMS)}; {', '.join(ALIASES)}"
     )
 
 
+def check_distillation(name: str) -> str:
+    """The name itself. ValueError, with the nearest, where there is no such distillation."""
+    if name in distillation_names():
+        return name
+    raise ValueError(
+        f"unknown distillation {name!r}; {nearest_hint(name, distillation_names())}known "
+        f"distillations: {', '.join(DISTILLATIONS)}, each alone or with +{', +'.join(FEATURES)}"
+    )
+
+
+def nearest_hint(name: str, names: Iterable[str]) -> str:
+    """`did you mean 'FL'? `; empty where no name is near."""
+    spelling = {choice.lower(): choice for choice in names}
+    nearest = get_close_matches(name.lower(), spelling, n=1)
+    return f"did you mean {spelling[nearest[0]]!r}? " if nearest else ""
+
+
 def loss_flags(name: str) -> tuple[Flag, ...]:
-    """The flags that a loss or one of DISTILLATIONS reads, in their order in a run's name."""
-    if name in DISTILLATIONS:
-        return DISTILLATIONS[name].flags
+    """The flags that a loss or a distillation reads, in their order in a run's name."""
+    if is_distillation(name):
+        base, _, term = check_distillation(name).partition("+")
+        flags = DISTILLATIONS[base].flags
+        return flags + FEATURES[term].flags if term else flags
     base, _, term = canonical_loss(name).partition("+")
     if not term:
         return BASES[base].flags
@@ -201,7 +258,7 @@ def loss_parameters(name: str, choices: Mapping[str, float | None]) -> dict[str,
     for flag in loss_flags(name):
         choice = choices.get(flag.name)
         values[flag.name] = flag.default if choice is None else choice
-    if name not in DISTILLATIONS:
+    if not is_distillation(name):
         return values
 
     ce_weight = values.pop("ce_weight")
@@ -215,15 +272,20 @@ def loss_parameters(name: str, choices: Mapping[str, float | None]) -> dict[str,
 
 def usual_ce_weight(name: str, Lambda: float) -> float:
     """The ce_weight of a distillation for which none is chosen."""
-    default = DISTILLATIONS[name].flags[-1].default
+    base, _, _ = name.partition("+")
+    default = DISTILLATIONS[base].flags[-1].default
     return 1 - Lambda if default is None else default
 
 
-def build(entry: LossEntry, values: Mapping[str, float]) -> Callable:
-    """The entry's function with those of the values that it reads, or an object of its class."""
+def build(entry: LossEntry, values: Mapping[str, float], *maps: Maps) -> Callable:
+    """The entry's function with those of the values that it reads, or an object of its class.
+
+    `maps`: of some images, the student's and the teacher's, which the class of a term on features
+    is made for.
+    """
     arguments = {flag.name: values[flag.name] for flag in entry.flags if flag.name in values}
     if isinstance(entry.function, type):
-        return entry.function(**arguments)
+        return entry.function(*maps, **arguments)
     return partial(entry.function, **arguments)
 
 
@@ -240,11 +302,29 @@ def build_loss(name: str, **parameters: float) -> ClassificationLoss:
 
 
 def build_distillation(name: str, **parameters: float) -> DistillationLoss:
-    """The same for one of DISTILLATIONS."""
-    entry = DISTILLATIONS[name]
+    """The same for a distillation, without its term on features."""
+    base, _, _ = name.partition("+")
+    entry = DISTILLATIONS[base]
     values = loss_parameters(name, parameters)
     Lambda = values.pop("Lambda")
     ce_weight = values.pop("ce_weight", usual_ce_weight(name, Lambda))
     return DistillationLoss(
         build(entry, values), Lambda=Lambda, ce_weight=ce_weight, ramp=entry.ramp
     )
+
+
+def feature_parts(name: str, student: Sequence[str], teacher: Sequence[str]) -> PartPairs:
+    """The parts that a distillation's term on features compares, from the names of the stages."""
+    _, _, term = name.partition("+")
+    return FEATURES[term].parts(student, teacher)
+
+
+def build_features(
+    name: str, pairs: PartPairs, student: Maps, teacher: Maps, **parameters: float
+) -> FeatureTerm:
+    """A distillation's term on features. `student` and `teacher`: maps of those parts, by which
+    weights of the term's own get their shapes."""
+    _, _, term = name.partition("+")
+    values = loss_parameters(name, parameters)
+    weight = values.pop("feature_weight")
+    return FeatureTerm(build(FEATURES[term], values, student, teacher), weight, pairs)

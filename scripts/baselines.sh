@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # The whole comparison on one data set: a teacher of each loss, its student (KD), and the student's
-# net from scratch; of the NLL teacher also a student by each other distillation, one whose teacher
-# is calibrated by temperature (auto), and one of an ensemble of three.
-#   bash scripts/baselines.sh                                   synthetic: 46 short runs
+# net from scratch; of the NLL teacher also a student by each other distillation, by KD with each
+# term on features, one whose teacher is calibrated by temperature (auto), and one of an ensemble of
+# three. FEATURES= in front leaves out the terms on features, which want nets of ours.
+#   bash scripts/baselines.sh                                   synthetic: 51 short runs
 #   DATASET=cifar10 TEACHERS=resnet56 STUDENTS=resnet8 bash scripts/baselines.sh --epochs 160
 #   SEEDS="42 43 44" bash scripts/baselines.sh --epochs 2       anything behind goes to every command
 # --print, GPUS, SBATCH and ROOT: see hypersearch.sh.
@@ -38,6 +39,10 @@ for teacher in $teachers; do
                 "$teacher_run --T $T --teacher_temperature auto" \
                 "${members# } --T $T"; do
                 learning+=("$distil --model $model --seed $seed --teacher_path $taught$(naming "$teacher")")
+            done
+            for term in ${FEATURES-FitNet AT SP RKD PKT}; do
+                learning+=("$distil --model $model --seed $seed --teacher_path $teacher_run \
+--distill KD+$term --T $T")
             done
         done
     done

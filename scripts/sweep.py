@@ -30,7 +30,7 @@ def grids(*names: str) -> None:
     A variable in front of the command, such as T="1 4", replaces a grid; one that no grid reads is
     said to have no effect.
     """
-    from losses import BASES, DISTILLATIONS, TERMS, loss_flags
+    from losses import BASES, DISTILLATIONS, FEATURES, TERMS, is_distillation, loss_flags
 
     read = set()
     for name in names:
@@ -38,11 +38,11 @@ def grids(*names: str) -> None:
             flags = loss_flags(name)
         except ValueError as error:
             raise UserError(f"no grid {name}: {error}") from None
-        print(name, "distillation" if name in DISTILLATIONS else "loss")
+        print(name, "distillation" if is_distillation(name) else "loss")
         for flag in flags:
             print(name, "flag", flag.name, *(f"{value:g}" for value in flag.grid))
             read.add(flag.name)
-    entries = (BASES | TERMS | DISTILLATIONS).values()
+    entries = (BASES | TERMS | DISTILLATIONS | FEATURES).values()
     unread = {flag.name for entry in entries for flag in entry.flags} - read
     for flag in sorted(unread & os.environ.keys()):
         print(

@@ -9,7 +9,16 @@ import pytest
 import torch
 from conftest import ROOT, run_script
 
-from losses import BASES, DISTILLATIONS, TERMS, loss_flags, loss_names, loss_parameters
+from losses import (
+    BASES,
+    DISTILLATIONS,
+    FEATURES,
+    TERMS,
+    distillation_names,
+    loss_flags,
+    loss_names,
+    loss_parameters,
+)
 from utils.options import student_options, teacher_options
 from utils.program import UserError
 
@@ -90,9 +99,9 @@ def test_every_flag_that_a_loss_does_not_read_is_refused(name):
                 teacher_options(words)
 
 
-@pytest.mark.parametrize("name", DISTILLATIONS)
+@pytest.mark.parametrize("name", distillation_names())
 def test_every_flag_that_a_distillation_does_not_read_is_refused(name):
-    flags = {flag.name for entry in DISTILLATIONS.values() for flag in entry.flags}
+    flags = {flag.name for entry in (DISTILLATIONS | FEATURES).values() for flag in entry.flags}
     read = {flag.name for flag in loss_flags(name)}
     for flag in flags:
         words = ["--teacher_path", "t", "--distill", name, f"--{flag}", "0.5"]

@@ -127,7 +127,7 @@ def test_the_default_of_an_evaluation_step(parser_of, program, flag):
 @pytest.mark.parametrize("program", ["train_teacher", "train_student"])
 def test_defaults_of_losses(parser_of, program):
     """`--gamma`: focal exponent (default: FL 1, DFL 5)."""
-    names = losses.DISTILLATIONS if program == "train_student" else losses.loss_names()
+    names = losses.distillation_names() if program == "train_student" else losses.loss_names()
     texts, compared = help_of(parser_of(program)), 0
     for name in names:
         for flag in losses.loss_flags(name):

@@ -502,6 +502,8 @@ RUN_NAMES = [  # what is asked for and given, what names the run
     ("DKD ce_weight=1.0 beta=2", "DKD T=4 Lambda=1 alpha=1 beta=2"),
     ("LSKD", "LSKD T=2 Lambda=9"),
     ("DIST ce_weight=0.5", "DIST T=1 Lambda=1 beta=1 gamma=1 ce_weight=0.5"),
+    ("KD+AT Lambda=0 ce_weight=1", "KD+AT T=4 Lambda=0 feature_weight=1000"),
+    ("LSKD+SP feature_weight=2", "LSKD+SP T=2 Lambda=9 feature_weight=2"),
 ]
 
 
@@ -510,7 +512,7 @@ def test_what_names_a_run(asked, named):
     name, *given = asked.split()
     given = {key: float(x) for key, x in (each.split("=") for each in given)}
     found = losses.loss_parameters(name, given | {"T": None, "margin": None})
-    name = name if name in DISTILLATIONS else losses.canonical_loss(name)
+    name = name if losses.is_distillation(name) else losses.canonical_loss(name)
     assert " ".join([name, *(f"{k}={v:g}" for k, v in found.items())]) == named
 
 

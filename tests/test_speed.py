@@ -12,15 +12,16 @@ from accelerate import Accelerator
 from conftest import ROOT, run_script
 
 import losses.distillation
-from losses import DISTILLATIONS, build_distillation, build_loss
+from losses import DISTILLATIONS, FEATURES, build_distillation, build_loss
 from models import build_model
 from scripts import benchmark, contenders, floor, profile_step, runs_at_once
 from utils import steps, training
 from utils.asked_teachers import asked_teacher
 from utils.data import load_dataset
 from utils.evaluation import predict
+from utils.features import feature_term
 from utils.program import RunFailed
-from utils.settings import Recipe
+from utils.settings import LossChoice, Recipe
 from utils.tasks import ClassificationTask, DistillationTask
 from utils.teachers import Teacher
 
@@ -145,6 +146,20 @@ def test_no_step_of_a_student_waits(data, monkeypatch, tmp_path, distill, cached
         monkeypatch.setattr(Teacher, "logits", None)
     else:
         task = learning_task()
+    some_epochs(task, data, monkeypatch)
+
+
+@pytest.mark.parametrize("term", FEATURES)
+def test_no_step_of_a_student_of_features_waits(data, monkeypatch, term):
+    accelerator = Accelerator()
+    teacher = contenders.random_teacher("resnet8", data, accelerator)
+    teacher.members[0].net = build_model("resnet8", data.num_classes).eval()  # not folded
+    teacher.to(accelerator.device, fold=False)
+    net = build_model("resnet8", data.num_classes)
+    name = f"KD+{term}"
+    features = feature_term(LossChoice(name), net, teacher, data, accelerator)
+    ask = asked_teacher(teacher, data, accelerator, 42)
+    task = DistillationTask(net, build_distillation(name), teacher, ask, data, features)
     some_epochs(task, data, monkeypatch)
 
 

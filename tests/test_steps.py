@@ -16,7 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import losses.distillation
 import train_student
 import train_teacher
-from losses import ClassificationLoss
+from losses import FEATURES, ClassificationLoss
 from losses.classification import nll
 from models.blocks import Chain
 from utils import options, steps
@@ -188,7 +188,7 @@ def test_a_captured_student_and_its_cache(tiny_npz, tmp_path, graphs, teacher, m
         assert graphs[4].pool is graphs[5].pool is not None
 
 
-@pytest.mark.parametrize("distill", ["DKD", "LSKD", "DIST"])
+@pytest.mark.parametrize("distill", ["DKD", "LSKD", "DIST", *(f"KD+{term}" for term in FEATURES)])
 def test_a_captured_student_of_each_distillation(
     tiny_npz, tmp_path, graphs, teacher, distill, monkeypatch
 ):

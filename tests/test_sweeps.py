@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run_script
 
-from losses import BASES, DISTILLATIONS, TERMS, loss_names
+from losses import BASES, DISTILLATIONS, FEATURES, TERMS, loss_names
 from scripts import report
 from utils.options import student_options, teacher_options
 from utils.run_files import label_of
@@ -95,7 +95,7 @@ class TestGrids:
         assert drawn == printed(*sample, "--", "--teacher_path", "my teacher", cwd=tmp_path)
 
     def test_every_distillation_and_loss_has_a_grid(self, tmp_path):
-        for name in DISTILLATIONS:
+        for name in [*DISTILLATIONS, "LSKD+AT"]:
             commands = printed(name, "--", "--teacher_path", "t", cwd=tmp_path)
             assert {student_options(words[2:]).loss.name for words in commands} == {name}
         commands = printed(*loss_names(), "--n-samples", 1, cwd=tmp_path)
@@ -327,8 +327,10 @@ def test_the_baselines(tmp_path):
     for model in ("resnet14", "resnet8"):
         assert {run.loss.name for run in teachers if run.recipe.model == model} == losses
     assert len(teachers) == 2 * len(losses) + 2
-    assert len(students) == len(losses) + 5
-    assert {run.loss.name for run in students} == set(DISTILLATIONS)
+    assert len(students) == len(losses) + 5 + len(FEATURES)
+    with_features = {f"KD+{term}" for term in FEATURES}
+    assert {run.loss.name for run in students} == {*DISTILLATIONS, *with_features}
+    assert {run.loss.parameters["T"] for run in students if run.loss.name in with_features} == {4}
     assert max(len(run.teacher.paths) for run in students) == 3
     assert sum(run.teacher.temperature == "auto" for run in students) == 1
 
@@ -345,5 +347,5 @@ def test_a_failed_run_ends_no_grid(sweep, tmp_path):
     # The net is asked for as teacher and as student, and trained once.
     assert re.findall("runs: .*", done.stdout) == [
         "runs: 14 complete, 1 failed, 0 missing",
-        "runs: 18 complete, 0 failed, 0 missing",
+        "runs: 23 complete, 0 failed, 0 missing",
     ]

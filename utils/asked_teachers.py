@@ -1,6 +1,7 @@
 """A teacher that is asked for its logits of a batch: it runs, or what it said before is read."""
 
 import zlib
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
@@ -40,6 +41,13 @@ class LiveTeacher:
     def __call__(self, batch: Batch) -> Tensor:
         with self.accelerator.autocast():
             return self.teacher.logits(batch.images)
+
+    def logits_and_maps(
+        self, batch: Batch, parts: Sequence[str]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits as above, and maps by the names of the teacher's parts; no cache keeps these."""
+        with self.accelerator.autocast():
+            return self.teacher.logits_and_maps(batch.images, parts)
 
     def during_epoch(self, epoch: int) -> AbstractContextManager:
         return nullcontext()

@@ -9,7 +9,7 @@ import argparse
 import os
 from collections.abc import Mapping
 
-from losses import LossEntry
+from losses import DISTILLATIONS, FEATURES, LossEntry, check_distillation
 from models import FORM, MODELS, WRN_PATTERN, check_name, check_own
 from utils.data import NAMES, NORMALISATION, normalisation
 from utils.data.mixing import MIXES
@@ -117,6 +117,26 @@ def add_loss_flags(group: argparse._ArgumentGroup, entries: Mapping[str, LossEnt
         _, first = pairs[0]
         wanted, allowed = first.range
         group.add_argument(f"--{name}", type=number(float, wanted, allowed), help="; ".join(texts))
+
+
+def add_distillation(parser: CommandLine) -> None:
+    distillation = parser.add_argument_group("distillation")
+    distillation.add_argument(
+        "--distill",
+        type=checked(check_distillation),
+        default="KD",
+        help=f"how the teacher's logits are imitated: {', '.join(DISTILLATIONS)}; with "
+        f"+{', +'.join(FEATURES)} also what lies within it",
+    )
+    add_loss_flags(distillation, DISTILLATIONS | FEATURES)
+    usual = [f"{term} {entry.parts.__name__.replace('_', ' ')}" for term, entry in FEATURES.items()]
+    distillation.add_argument(
+        "--feature_layer",
+        type=printable(200),
+        metavar="NAME",
+        help="the part of both nets whose maps are compared, such as layer2, or STUDENT:TEACHER "
+        f"(default: {', '.join(usual)})",
+    )
 
 
 def add_optimisation(parser: CommandLine) -> None:

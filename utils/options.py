@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from losses import (
     BASES,
     DISTILLATIONS,
+    FEATURES,
     TERMS,
     LossEntry,
     canonical_loss,
@@ -24,6 +25,7 @@ from utils.data import Dataset
 from utils.data.mixing import MIXES
 from utils.flags import (
     add_data,
+    add_distillation,
     add_loss_flags,
     add_model,
     add_optimisation,
@@ -81,11 +83,7 @@ def student_options(argv: list[str] | None = None) -> Experiment:
     add_data(parser)
     add_model(parser)
     add_teacher(parser)
-    distillation = parser.add_argument_group("distillation")
-    distillation.add_argument(
-        "--distill", choices=DISTILLATIONS, default="KD", help="how the teacher is imitated"
-    )
-    add_loss_flags(distillation, DISTILLATIONS)
+    add_distillation(parser)
     add_optimisation(parser)
     add_run(parser)
     args = parser.parse_args(argv)
@@ -106,8 +104,24 @@ def student_options(argv: list[str] | None = None) -> Experiment:
             f"--mix {args.mix}: no accuracy is known on mixtures of images, which "
             "--teacher_temperature views would match; give auto or a number"
         )
-    notes = unread_loss_flags(args, "distill", DISTILLATIONS)
+    refuse_around_features(args)
+    notes = unread_loss_flags(args, "distill", DISTILLATIONS | FEATURES)
     return experiment_of(args, args.distill, notes, TeacherSource.of(vars(args)))
+
+
+def refuse_around_features(args: argparse.Namespace) -> None:
+    """Refuse what a term on features does not go with, or what has no effect without one."""
+    has_features = "+" in args.distill
+    if args.feature_layer and not has_features:
+        raise UserError(
+            f"--feature_layer {args.feature_layer} has no effect with --distill {args.distill}; "
+            f"leave it out or add a term on features: --distill {args.distill}+AT"
+        )
+    if args.teacher_cache and has_features:
+        raise UserError(
+            f"--distill {args.distill}: compares the teacher's maps, and the cache holds logits "
+            "(maps are thousands of times as large); leave out --teacher_cache"
+        )
 
 
 def experiment_of(
@@ -125,7 +139,7 @@ def experiment_of(
     return Experiment(
         data=DataChoice.of(vars(args)),
         recipe=recipe,
-        loss=LossChoice(loss, parameters),
+        loss=LossChoice(loss, parameters, vars(args).get("feature_layer")),
         run=RunChoice(
             checkpoint=args.checkpoint,
             exp_name=args.exp_name,
@@ -198,7 +212,8 @@ def unread_loss_flags(
     readers: dict[str, list[str]] = {}
     for loss, entry in entries.items():
         for flag in entry.flags:
-            readers.setdefault(flag.name, []).append(f"+{loss}" if loss in TERMS else loss)
+            is_term = loss in TERMS or loss in FEATURES
+            readers.setdefault(flag.name, []).append(f"+{loss}" if is_term else loss)
 
     notes = []
     for flag, losses in readers.items():

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from models import build_model
 from utils.data import Dataset
+from utils.data.views import normalise
+from utils.features import feature_term
 from utils.program import UserError
 from utils.program.files import refused
-from utils.settings import Recipe
+from utils.settings import LossChoice, Recipe
 from utils.teachers import Teacher
 
 
@@ -65,6 +67,38 @@ def check_teacher(teacher: Teacher, data: Dataset) -> None:
             way_out = "give the one that it was trained on"
         with refused(fault, way_out), torch.no_grad():
             check_outputs(member.logits, images, data.num_classes)
+
+
+def check_features(
+    choice: LossChoice, recipe: Recipe, teacher: Teacher, data: Dataset, accelerator: Accelerator
+) -> None:
+    """Refuse a term on features that the maps of --model and of its teacher do not suit.
+
+    The student and the term are made for this and thrown away. Raises UserError.
+    """
+    if not choice.has_features:
+        return
+    sizes = shares(
+        len(data.train.labels),
+        recipe.train_batch_size,
+        accelerator.num_processes,
+        together=False,
+    )
+    images = data.train.images[: min(2, *sizes)]
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        student = build_model(recipe.model, data.num_classes)
+        with refused(
+            f"--distill {choice.name}: cannot compare the maps of {recipe.model} and of its "
+            f"teacher {teacher.model}",
+            f"give another --feature_layer, or --distill {choice.logits}",
+            kinds=(ValueError, RuntimeError),
+        ):
+            term = feature_term(choice, student, teacher, data, accelerator)
+            _, maps = student.eval()(
+                normalise(images, data.mean, data.std), keep=term.student_parts
+            )
+            _, teacher_maps = teacher.logits_and_maps(images, term.teacher_parts)
+            term(maps, teacher_maps)
 
 
 def check_outputs(forward: Callable[[Tensor], Tensor], images: Tensor, classes: int) -> None:

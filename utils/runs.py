@@ -40,6 +40,8 @@ def identity_of(experiment: Experiment, data: Dataset, teacher: Teacher | None) 
     if recipe.mix:
         parameters[recipe.mix] = recipe.mix_alpha
     label = label_of(experiment.loss.name, parameters)
+    if experiment.loss.feature_layer:
+        label = f"{label}_feature_layer={files.safe_name(experiment.loss.feature_layer)}"
     if teacher is not None:
         label = f"{label}_from_{teacher.model}_{teacher.label}"
     return {
@@ -74,6 +76,8 @@ def settings_of(
         "mixed_precision": accelerator.mixed_precision,
         "processes": accelerator.num_processes,
     }
+    if experiment.loss.feature_layer:
+        settings["feature_layer"] = experiment.loss.feature_layer
     if teacher is not None:
         # Where it lies and what it is said to be change no number.
         settings["teacher"] = {

@@ -38,6 +38,17 @@ class LossChoice:
 
     name: str = "NLL"
     parameters: dict[str, float] = field(default_factory=dict)
+    feature_layer: str | None = None  # part of both nets, or STUDENT:TEACHER; None: the term's own
+
+    @property
+    def logits(self) -> str:
+        """A distillation without its term on features."""
+        return self.name.partition("+")[0]
+
+    @property
+    def has_features(self) -> bool:
+        """Of a distillation: whether it has a term on features."""
+        return "+" in self.name
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from losses import ClassificationLoss, DistillationLoss, sum_of
+from losses import ClassificationLoss, DistillationLoss, FeatureTerm, sum_of
 from losses.classification import at_least_float32
 from losses.distillation import Undefined
 from utils.asked_teachers import AskedTeacher
@@ -77,7 +77,8 @@ class DistillationTask(Task):
 
     `ask` gives the teacher's logits of a batch before its temperature: it runs, or what it said to
     an earlier student is read. Raises UserError in a step where the loss has no value for classes
-    that a teacher rules out.
+    that a teacher rules out. With `features` also from what lies within the teacher, which has to
+    run then.
     """
 
     def __init__(
@@ -87,26 +88,45 @@ class DistillationTask(Task):
         teacher: Teacher,
         ask: AskedTeacher,
         data: Dataset,
+        features: FeatureTerm | None = None,
     ):
         super().__init__(net, loss, data)
         self.teacher = teacher
         self.ask = ask
+        self.features = features
 
     @property
     def variant(self) -> Hashable:
         return self.ask.reads_cache
 
     def forward(self, batch: Batch) -> StepOutput:
-        logits = self.logits(batch)
-        target = self.teacher.tempered(self.ask(batch))
+        if self.features is None:
+            return self.output(batch, self.logits(batch), self.ask(batch))
+
+        inputs = normalise(batch.images, self.mean, self.std)
+        logits, maps = self.net(inputs, keep=self.features.student_parts)
+        answer, teacher_maps = self.ask.logits_and_maps(batch, self.features.teacher_parts)
+        # Once, also where images are mixed: it has no labels.
+        with full_precision(logits.device):
+            term = self.features(maps, teacher_maps)
+        return self.output(batch, at_least_float32(logits), answer, term)
+
+    def output(
+        self, batch: Batch, logits: Tensor, answer: Tensor, term: Tensor | None = None
+    ) -> StepOutput:
+        """From both logits (B, K), and the term on features if there is one."""
+        target = self.teacher.tempered(answer)
 
         def parts_of(labels: Tensor) -> dict[str, Tensor]:
             try:
-                return self.loss.parts(logits, target, labels)
+                parts = self.loss.parts(logits, target, labels)
             except Undefined as undefined:
                 raise UserError(
                     f"--distill: {undefined}; give --distill KD or another teacher"
                 ) from undefined
+            if term is not None:
+                parts["features"] = term
+            return parts
 
         with full_precision(logits.device):
             return step_output(logits, batch, parts_of)

@@ -55,10 +55,13 @@ class Member:
     folded: bool = False
 
     def logits(self, images: Tensor) -> Tensor:
+        return self.net(self.inputs(images))
+
+    def inputs(self, images: Tensor) -> Tensor:
         pixels = normalise(images, self.mean, self.std)
         if self.size is not None:
             pixels = F.interpolate(pixels, (self.size, self.size), mode="bilinear")
-        return self.net(pixels)
+        return pixels
 
     @property
     def identity(self) -> dict:
@@ -116,18 +119,27 @@ class Teacher:
         mean = log_probabilities.logsumexp(dim=0) - math.log(len(logits))
         return mean.to(logits[0].dtype)
 
+    @torch.no_grad()
+    def logits_and_maps(
+        self, images: Tensor, parts: Sequence[str]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of a single net that is not folded: `logits`, and maps by the names of its parts."""
+        [member] = self.members
+        return member.net(member.inputs(images), keep=parts)
+
     def tempered(self, logits: Tensor) -> Tensor:
         """What the student learns from: this teacher's logits (B, K) over its temperature."""
         return logits if self.temperature == 1 else logits.float() / self.temperature
 
-    def to(self, device: torch.device, precision: str = "no") -> "Teacher":
+    def to(self, device: torch.device, precision: str = "no", fold: bool = True) -> "Teacher":
         """Move its nets there, ready to be run often: with their batch norms folded.
 
-        `precision`: no, fp16 or bf16, of the autocast that they are run in.
+        `precision`: no, fp16 or bf16, of the autocast that they are run in. A net that is folded
+        has no parts any more whose maps could be asked for.
         """
         for member in self.members:
             size = member.size or TRIED_SIZE
-            net = folded(member.net, size)
+            net = folded(member.net, size) if fold else member.net
             member.folded = member.folded or net is not member.net
             member.net = net.to(device)
             if precision != "no":

@@ -43,6 +43,7 @@ TRAINING = {
     "train_labels": Curve("its part: labels", 1),
     "train_calibration": Curve("its part: calibration", 1),
     "train_distillation": Curve("its part: distillation", 1),
+    "train_features": Curve("its part: features", 1),
 }
 GRID = {"grid.color": "#e5e7eb", "grid.linewidth": 0.6, "axes.axisbelow": True}
 LARGEST = 20  # values along a side of a heat map

@@ -90,6 +90,8 @@ class Record:
     def name(self) -> str:
         """`resnet8 KD T=4 Lambda=0.9`."""
         values = [f"{key}={number_text(value)}" for key, value in self.parameters.items()]
+        if self.settings.get("feature_layer"):
+            values.append(f"feature_layer={self.settings['feature_layer']}")
         return " ".join([self.model, self.loss, *values])
 
     @property

@@ -24,6 +24,7 @@ FILES = (
     "utils/asked_teachers.py",
     "utils/conclusion.py",
     "utils/evaluation.py",
+    "utils/features.py",
     "utils/optimizers.py",
     "utils/seen_views.py",
     "utils/steps.py",
