@@ -46,6 +46,15 @@ from utils.steps import can_capture
 # The paper's page has a command with both flags for whichever of these losses.
 PAGE_LOSSES = ("NLL", "NLL+MDCA", "FL", "FL+MDCA")
 PAGE_FLAGS = ("gamma", "beta")
+# What says how a teacher's net is read and run, with the defaults: a file of logits has no net.
+FLAGS_OF_NETS = {
+    "teacher": None,
+    "teacher_select": TeacherSource.select,
+    "teacher_norm": None,
+    "teacher_key": None,
+    "teacher_size": None,
+    "teacher_cache": None,
+}
 
 
 def teacher_options(argv: list[str] | None = None) -> Experiment:
@@ -90,6 +99,7 @@ def student_options(argv: list[str] | None = None) -> Experiment:
     add_run(parser)
     args = parser.parse_args(argv)
 
+    check_origin(args)
     if args.mix and args.teacher_cache:
         raise UserError(
             f"--mix {args.mix}: no cache can hold a teacher's answers to all mixtures; leave out "
@@ -108,6 +118,28 @@ def student_options(argv: list[str] | None = None) -> Experiment:
         )
     notes = unread_loss_flags(args, "distill", DISTILLATIONS)
     return experiment_of(args, args.distill, notes, TeacherSource.of(vars(args)))
+
+
+def check_origin(args: argparse.Namespace) -> None:
+    """Either nets teach or a file of logits, on which most flags have no effect. UserError."""
+    if bool(args.teacher_path) == bool(args.teacher_logits):
+        raise UserError(
+            "--teacher_path or --teacher_logits: exactly one of them says who teaches, a net or a "
+            "file of logits; give one"
+        )
+    if not args.teacher_logits:
+        return
+
+    if args.mix:
+        raise UserError(
+            f"--mix {args.mix}: --teacher_logits has no logits of mixtures; leave out one of them"
+        )
+    for flag, default in FLAGS_OF_NETS.items():
+        if getattr(args, flag) != default:
+            raise UserError(
+                f"--{flag} has no effect with --teacher_logits, which is read as it is; leave it "
+                "out"
+            )
 
 
 def experiment_of(

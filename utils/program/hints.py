@@ -65,6 +65,7 @@ STUDENT = (
     "distill",
     "teacher",
     "teacher_path",
+    "teacher_logits",
     "teacher_loss",
     "teacher_norm",
     "teacher_cache",
