@@ -4,7 +4,8 @@
         --T 4 --Lambda 0.9
 
 Arguments -> data -> teacher, student -> distillation loss -> fit -> result, in a run folder below
---checkpoint. --teacher_path is a run folder of train_teacher.py or a third party's weights.
+--checkpoint. --teacher_path is a run folder of train_teacher.py or a third party's weights. A file
+of logits teaches as well: --teacher_logits.
 """
 
 import utils  # noqa: F401  before torch

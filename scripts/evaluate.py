@@ -108,7 +108,7 @@ def write(nets: list[Record], measured: list[dict], args: Namespace) -> None:
     about = {"on": args.on, "corruptions": args.corruptions, "seed": args.seed}
     name = f"evaluation_{dataset_label(args.on)}.json"
     for net, metrics in zip(nets, measured, strict=True):
-        content = {"temperature": net.measured["temperature"], **finite(metrics)}
+        content = {"temperature": net.measured.get("temperature"), **finite(metrics)}
         print(f"written: {write_beside(net, name, about, content)}")
 
 

@@ -40,7 +40,8 @@ def options(argv: list[str] | None) -> Namespace:
         nargs="+",
         type=location,
         metavar="RUN",
-        help="run folders, or folders above them",
+        help="run folders, folders above them, or .npz files of val_logits, val_labels, "
+        "test_logits and test_labels",
     )
     parser.add_argument(
         "--epoch",
@@ -69,7 +70,8 @@ def main(argv: list[str] | None = None) -> None:
     args = options(argv)
     methods = dict(METHODS)
     methods["Dirichlet ODIR"] = partial(dirichlet_calibration, folds=args.folds)
-    for net in finished_nets(args.runs, args.epoch, args.with_teacher):
+    nets = finished_nets(args.runs, args.epoch, args.with_teacher, logits_alone=not args.write)
+    for net in nets:
         if net.third_party:
             print(f"\n{net.title}\nnothing is fitted: {NO_SCALED_ROW}")
             continue

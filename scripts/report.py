@@ -22,13 +22,14 @@ from utils.analysis.classes import class_tables, classes_csv
 from utils.analysis.columns import COLUMNS, printable
 from utils.analysis.comparisons import find_group
 from utils.analysis.csv_files import groups_csv, runs_csv
+from utils.analysis.logit_files import is_logit_file
 from utils.analysis.pack import pack
 from utils.analysis.record import Record
 from utils.analysis.records import LeftOut, read_runs
 from utils.analysis.rendering import Table, TableCell, render
 from utils.analysis.statistics import SELECT, ReportChoice, Section, sections_of
 from utils.analysis.tables import main_table, paired_table
-from utils.program import one_line_errors
+from utils.program import UserError, one_line_errors
 from utils.program.command_line import CommandLine, count, location, whole
 from utils.program.files import atomic, make_folder
 
@@ -44,7 +45,8 @@ def options(argv: list[str] | None) -> Namespace:
         nargs="+",
         type=location,
         metavar="ROOT",
-        help="run folders, folders above them, or what --pack wrote",
+        help="run folders, folders above them, what --pack wrote, or .npz files of test_logits and "
+        "test_labels, and if known val_logits and val_labels",
     )
     parser.add_argument(
         "--out",
@@ -60,7 +62,15 @@ def options(argv: list[str] | None) -> Namespace:
         metavar="FILE.zip",
         help="also write what is printed as a ROOT",
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+
+    logit_files = [root for root in args.roots if is_logit_file(root)]
+    if args.pack is not None and logit_files:
+        raise UserError(
+            f"--pack: {logit_files[0]} is no run, and a pack holds runs; leave it out, and name it "
+            "beside the pack"
+        )
+    return args
 
 
 def add_choice(parser: CommandLine) -> None:

@@ -92,12 +92,17 @@ def weights(folder: Path, which: str = "last") -> dict[str, torch.Tensor]:
     return torch.load(folder / f"model_{which}.pth", weights_only=True)["state_dict"]
 
 
-def assert_same_run(one: Path, other: Path) -> None:
-    """Weights, history and result are equal to the last bit; times are not compared."""
+def assert_same_weights(one: Path, other: Path) -> None:
+    """Those of two runs are equal to the last bit."""
     for which in ("best", "last"):
         first, second = weights(one, which), weights(other, which)
         assert first.keys() == second.keys()
         assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Weights, history and result are equal to the last bit; times are not compared."""
+    assert_same_weights(one, other)
 
     def lines(folder: Path) -> list[dict]:
         records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())

@@ -114,7 +114,7 @@ def test_names_of_which_only_some_are_known(folder, capsys, program, flag, known
 
 TEXTS = {
     "train_teacher": ("--dataset", "--data_dir", "--checkpoint", "--exp_name"),
-    "train_student": ("--teacher_path", "--teacher_cache", "--teacher_loss"),
+    "train_student": ("--teacher_path", "--teacher_logits", "--teacher_cache", "--teacher_loss"),
     "evaluate": ("--data_dir", "--dataset", "--out", "RUN"),
     "posthoc": ("RUN",),
     "report": ("--out", "ROOT"),

@@ -26,9 +26,10 @@ from utils import training
 from utils.data import Split, load_dataset
 from utils.data.shared import load_data
 from utils.data.views import TrainLoader, epoch_plan
-from utils.evaluation import evaluate, predict
+from utils.evaluation import predict
 from utils.program.processes import start
 from utils.settings import DataChoice, Recipe
+from utils.split_metrics import evaluate
 from utils.tasks import ClassificationTask
 
 NAME = "tiny/resnet8/NLL_seed=42"

@@ -8,6 +8,7 @@ import shutil
 from types import SimpleNamespace
 
 import cuda_graphs
+import numpy as np
 import pytest
 import torch
 from conftest import assert_same_run, command, fails, folder_of, run_script, weights
@@ -186,6 +187,19 @@ def test_a_captured_student_and_its_cache(tiny_npz, tmp_path, graphs, teacher, m
     assert [graph.replays for graph in graphs[4:]] == [8 - 3, 8 - 3]
     if not HAS_GPU:  # both work in the same memory
         assert graphs[4].pool is graphs[5].pool is not None
+
+
+def test_a_captured_student_of_stored_logits(tiny_npz, tmp_path, graphs):
+    """Each epoch has other logits, at the same place."""
+    logits = np.random.default_rng(0).normal(size=(3, 135, 4))
+    np.save(tmp_path / "logits.npy", logits)
+    runs = []
+    for step in ("eager", "auto"):
+        flags = ["--teacher_logits", str(tmp_path / "logits.npy"), "--step", step]
+        train_student.main(command(tiny_npz, tmp_path / step, *FLAGS, *flags))
+        runs.append(folder_of(tmp_path / step))
+    assert_agree(*runs)
+    assert [graph.replays for graph in graphs] == [13]
 
 
 @pytest.mark.parametrize("distill", ["DKD", "LSKD", "DIST", *(f"KD+{term}" for term in FEATURES)])

@@ -30,10 +30,10 @@ from utils.calibration.metrics import classification_metrics
 from utils.calibration.temperature import fit_temperature, mean_confidence
 from utils.data import Dataset, Split, load_dataset, normalisation
 from utils.data.views import normalise
-from utils.evaluation import evaluate
 from utils.program import UserError
 from utils.program.files import read_torch
 from utils.settings import TeacherSource
+from utils.split_metrics import evaluate
 from utils.teacher_files import load_teacher
 from utils.teacher_inspection import inspect_teacher
 from utils.teachers import Member, Teacher, in_half

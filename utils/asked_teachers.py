@@ -11,6 +11,7 @@ from torch import Tensor
 
 from utils.data import Dataset
 from utils.data.views import Batch, epoch_plan
+from utils.stored_teacher import StoredTeacher
 from utils.teacher_cache import LogitFiles
 from utils.teachers import Teacher
 
@@ -86,10 +87,38 @@ class CachedTeacher:
             files.keep(name, self.logits)
 
 
+class ReadTeacher:
+    """It has no net: a file says all that it knows, which is brought to the device by the epoch."""
+
+    reads_cache = True
+
+    def __init__(self, teacher: StoredTeacher, data: Dataset, accelerator: Accelerator, seed: int):
+        self.teacher = teacher
+        self.seed = seed
+        self.flip = data.flip
+        # Of one epoch, in the order of its plan; a captured step needs it in the same place always.
+        shape = teacher.training.shape[1:]
+        self.logits = torch.empty(shape, dtype=torch.float32, device=accelerator.device)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        return self.logits[batch.places]
+
+    @contextmanager
+    def during_epoch(self, epoch: int):
+        order, views = epoch_plan(len(self.logits), self.seed, epoch, self.flip)
+        self.logits.copy_(self.teacher.epoch_logits(epoch, order, views))
+        yield
+
+
 def asked_teacher(
     teacher: Teacher, data: Dataset, accelerator: Accelerator, seed: int, cache: str | None = None
 ) -> AskedTeacher:
-    """Live, or with the folder `cache` for its logits. Raises UserError where it cannot be one."""
+    """Live, or with the folder `cache` for its logits, or read from the file that a teacher is.
+
+    Raises UserError where the cache cannot be one.
+    """
+    if isinstance(teacher, StoredTeacher):
+        return ReadTeacher(teacher, data, accelerator, seed)
     live = LiveTeacher(teacher, accelerator)
     if cache is None:
         return live

@@ -1,7 +1,6 @@
 """The end of a run: the test split is read, for the only time, and the result is written."""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,61 +9,20 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from utils.calibration.diagram import reliability_diagrams
-from utils.calibration.temperature import fit_temperature
 from utils.data import Dataset
 from utils.data.views import normalise
-from utils.evaluation import evaluate, logits_of, without_infinity
+from utils.evaluation import logits_of_splits
 from utils.program.files import atomic, write_json
 from utils.program.source import MINUTES
 from utils.run_files import is_third_party
 from utils.runs import Run
+from utils.split_metrics import evaluate, metrics_of
 from utils.teachers import Teacher
 
 
-class Measured:
-    """Validation and test logits (N, K) of a net, and every metric of them.
-
-    The temperature is the one that suits the validation logits best.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        forward: Callable[[Tensor], Tensor],
-        data: Dataset,
-        accelerator: Accelerator,
-        batch_size: int | None,
-    ):
-        self.name = name
-        self.data = data
-        self.val_logits = logits_of(
-            forward, data.val, accelerator, batch_size, title=f"{name}: validation split"
-        )
-        self.test_logits = logits_of(
-            forward, data.test, accelerator, batch_size, title=f"{name}: test split"
-        )
-        self.temperature, self.at_bound = fit_temperature(
-            without_infinity(self.val_logits), data.val.labels
-        )
-
-    def metrics(self) -> dict:
-        """As result.json has them: fractions."""
-        return {
-            "temperature": self.temperature,
-            "temperature_at_bound": self.at_bound,
-            "val": evaluate(self.val_logits, self.data.val),
-            "test": {
-                "raw": evaluate(self.test_logits, self.data.test),
-                "scaled": evaluate(self.test_logits, self.data.test, self.temperature),
-            },
-        }
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """As predictions.npz has them: float32."""
-        return {
-            f"{self.name}_val_logits": self.val_logits.numpy(),
-            f"{self.name}_test_logits": self.test_logits.numpy(),
-        }
+def arrays_of(name: str, logits: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    """As predictions.npz has the logits of a net: float32."""
+    return {f"{name}_{split}_logits": values.numpy() for split, values in logits.items()}
 
 
 def conclude(
@@ -94,20 +52,25 @@ def conclude(
     def forward(images: Tensor) -> Tensor:
         return net(normalise(images, data.mean, data.std))
 
+    splits = {"val": data.val, "test": data.test}
     net.eval()
     for name in ("best", "last"):
         saved = run.load(f"model_{name}.pth")
         net.load_state_dict(saved["state_dict"])
-        measured = Measured(name, forward, data, accelerator, batch_size)
-        result[name] = {"epoch": saved["epoch"], **measured.metrics()}
-        arrays |= measured.arrays()
+        logits = logits_of_splits(forward, data, accelerator, batch_size, name=name)
+        result[name] = {"epoch": saved["epoch"], **metrics_of(logits, splits)}
+        arrays |= arrays_of(name, logits)
 
     if teacher is not None:
-        measured = Measured("teacher", teacher.logits, data, accelerator, batch_size)
-        result["teacher"] = {**teacher.identity, "seen": teacher.seen, **measured.metrics()}
-        arrays |= measured.arrays()
-        if teacher.temperature != 1:
-            tempered = teacher.tempered(measured.test_logits)
+        logits = teacher.logits_of_splits(data, accelerator, batch_size)
+        result["teacher"] = {
+            **teacher.identity,
+            "seen": teacher.seen,
+            **metrics_of(logits, splits),
+        }
+        arrays |= arrays_of("teacher", logits)
+        if teacher.temperature != 1 and "test" in logits:
+            tempered = teacher.tempered(logits["test"])
             result["teacher"]["test"]["tempered"] = evaluate(tempered, data.test)
 
     if run.is_main:
@@ -126,10 +89,10 @@ def write_conclusion(folder: Path, result: dict, arrays: dict[str, np.ndarray]) 
 def reliability_panels(result: dict, arrays: dict[str, np.ndarray]) -> list[tuple]:
     """(title, probabilities, labels) of the test split: best epoch and teacher, raw and scaled.
 
-    A third party's teacher is raw only: see `is_third_party`.
+    A third party's teacher is raw only (see `is_third_party`), and absent where it has no logits.
     """
     titles = {"best": result["model"]}
-    if "teacher" in result:
+    if "teacher_test_logits" in arrays:
         titles["teacher"] = f"teacher {result['teacher']['model']}"
     panels = []
     for name, title in titles.items():

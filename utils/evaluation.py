@@ -1,4 +1,4 @@
-"""Logits of a whole split, and every metric from them."""
+"""Logits of a whole split: the nets are run here, and measured in utils/split_metrics.py."""
 
 import math
 from collections.abc import Callable
@@ -8,8 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from utils.calibration.metrics import classification_metrics, posterior_metrics
-from utils.data import Split, Statistics
+from utils.data import Dataset, Split, Statistics
 from utils.data.views import normalise
 
 CPU_BATCH = 128  # images at once; more overflow its caches, at half the rate
@@ -68,17 +67,18 @@ def logits_of(
     return accelerator.gather(torch.cat(logits))[:total].cpu()
 
 
-def evaluate(logits: Tensor, split: Split, temperature: float = 1.0) -> dict[str, float]:
-    """Every metric of a split's logits (fractions), those against a known posterior included.
-
-    One that is infinite is left out, as the NLL of a teacher that rules a label out.
-    """
-    metrics = classification_metrics(logits, split.labels.cpu(), temperature)
-    if split.posterior is not None:
-        metrics |= posterior_metrics(logits, split.posterior, temperature)
-    return {name: value for name, value in metrics.items() if math.isfinite(value)}
-
-
-def without_infinity(logits: Tensor) -> Tensor:
-    """For a fit: -inf, a class that a teacher rules out, as a number of the same probability, 0."""
-    return logits.clamp_min(torch.finfo(logits.dtype).min)
+def logits_of_splits(
+    forward: Callable[[Tensor], Tensor],
+    data: Dataset,
+    accelerator: Accelerator,
+    batch_size: int | None = None,
+    name: str = "net",
+) -> dict[str, Tensor]:
+    """By split, val and test, the logits that `logits_of` gives; progress bars bear the name."""
+    titles = {"val": "validation split", "test": "test split"}
+    return {
+        split: logits_of(
+            forward, getattr(data, split), accelerator, batch_size, title=f"{name}: {title}"
+        )
+        for split, title in titles.items()
+    }

@@ -32,7 +32,7 @@ from utils.program.command_line import (
 from utils.run_files import number_text
 from utils.settings import DataChoice, Recipe, RunChoice, TeacherSource
 from utils.steps import MODES
-from utils.teacher_files import RULES
+from utils.teachers import RULES
 from utils.training import SELECTIONS
 
 
@@ -266,17 +266,26 @@ def add_run(parser: CommandLine) -> None:
 
 
 def add_teacher(parser: CommandLine, for_cache: bool = False) -> None:
-    """`for_cache`: the cache is required, and holds logits that have no temperature yet."""
+    """`for_cache`: a net and the cache are required; it holds logits without a temperature."""
     teacher = parser.add_argument_group("teacher")
     teacher.add_argument(
         "--teacher_path",
         type=path,
         nargs="+",
-        required=True,
+        required=for_cache,
         metavar="PATH",
         help="a run folder, a folder with exactly one finished run below it, or a weights file "
         "(.pth, .safetensors, ...); several are an ensemble; `pretrained` lets timm download",
     )
+    if not for_cache:
+        teacher.add_argument(
+            "--teacher_logits",
+            type=path,
+            metavar="FILE",
+            help="in place of --teacher_path: an .npy or .npz file of logits or probabilities of "
+            "the training images, (N, K), or (V, N, K) for V views that the epochs take in turn "
+            "(162: by their numbers); docs/teachers.md",
+        )
     teacher.add_argument(
         "--teacher",
         type=checked(check_name),

@@ -48,6 +48,15 @@ from utils.steps import can_capture
 # The paper's page has a command with both flags for whichever of these losses.
 PAGE_LOSSES = ("NLL", "NLL+MDCA", "FL", "FL+MDCA")
 PAGE_FLAGS = ("gamma", "beta")
+# What says how a teacher's net is read and run, with the defaults: a file of logits has no net.
+FLAGS_OF_NETS = {
+    "teacher": None,
+    "teacher_select": TeacherSource.select,
+    "teacher_norm": None,
+    "teacher_key": None,
+    "teacher_size": None,
+    "teacher_cache": None,
+}
 
 
 def teacher_options(argv: list[str] | None = None) -> Experiment:
@@ -88,29 +97,43 @@ def student_options(argv: list[str] | None = None) -> Experiment:
     add_run(parser)
     args = parser.parse_args(argv)
 
+    check_origin(args)
+    check_mixtures(args)
+    check_accuracy(args)
+    check_features(args)
+    notes = unread_loss_flags(args, "distill", DISTILLATIONS | FEATURES)
+    return experiment_of(args, args.distill, notes, TeacherSource.of(vars(args)))
+
+
+def check_mixtures(args: argparse.Namespace) -> None:
+    """Refuse what mixtures of images do not go with in a student's run. Raises UserError."""
     if args.mix and args.teacher_cache:
         raise UserError(
             f"--mix {args.mix}: no cache can hold a teacher's answers to all mixtures; leave out "
             "--teacher_cache"
-        )
-    if args.teacher_accuracy is not None and args.teacher_temperature != "views":
-        raise UserError(
-            f"--teacher_accuracy {args.teacher_accuracy:g} has no effect with "
-            f"--teacher_temperature {args.teacher_temperature}; leave it out or give "
-            "--teacher_temperature views"
         )
     if args.mix and args.teacher_temperature == "views":
         raise UserError(
             f"--mix {args.mix}: no accuracy is known on mixtures of images, which "
             "--teacher_temperature views would match; give auto or a number"
         )
-    refuse_around_features(args)
-    notes = unread_loss_flags(args, "distill", DISTILLATIONS | FEATURES)
-    return experiment_of(args, args.distill, notes, TeacherSource.of(vars(args)))
 
 
-def refuse_around_features(args: argparse.Namespace) -> None:
-    """Refuse what a term on features does not go with, or what has no effect without one."""
+def check_accuracy(args: argparse.Namespace) -> None:
+    """Refuse --teacher_accuracy where nothing is matched with it. Raises UserError."""
+    if args.teacher_accuracy is not None and args.teacher_temperature != "views":
+        raise UserError(
+            f"--teacher_accuracy {args.teacher_accuracy:g} has no effect with "
+            f"--teacher_temperature {args.teacher_temperature}; leave it out or give "
+            "--teacher_temperature views"
+        )
+
+
+def check_features(args: argparse.Namespace) -> None:
+    """Refuse what a term on features does not go with, or what has no effect without one.
+
+    Raises UserError.
+    """
     has_features = "+" in args.distill
     if args.feature_layer and not has_features:
         raise UserError(
@@ -122,6 +145,36 @@ def refuse_around_features(args: argparse.Namespace) -> None:
             f"--distill {args.distill}: compares the teacher's maps, and the cache holds logits "
             "(maps are thousands of times as large); leave out --teacher_cache"
         )
+    if args.teacher_logits and has_features:
+        raise UserError(
+            f"--distill {args.distill}: compares the teacher's maps, and --teacher_logits has "
+            f"logits alone; give --distill {args.distill.partition('+')[0]} or --teacher_path"
+        )
+
+
+def check_origin(args: argparse.Namespace) -> None:
+    """Either nets teach or a file of logits, on which most flags have no effect.
+
+    Raises UserError.
+    """
+    if bool(args.teacher_path) == bool(args.teacher_logits):
+        raise UserError(
+            "--teacher_path or --teacher_logits: exactly one of them says who teaches, a net or a "
+            "file of logits; give one"
+        )
+    if not args.teacher_logits:
+        return
+
+    if args.mix:
+        raise UserError(
+            f"--mix {args.mix}: --teacher_logits has no logits of mixtures; leave out one of them"
+        )
+    for flag, default in FLAGS_OF_NETS.items():
+        if getattr(args, flag) != default:
+            raise UserError(
+                f"--{flag} has no effect with --teacher_logits, which is read as it is; leave it "
+                "out"
+            )
 
 
 def experiment_of(

@@ -40,6 +40,10 @@ RESULT = {
 }
 
 
+# The model of a teacher whose logits a file holds (utils/stored_teacher.py).
+STORED = "logits"
+
+
 def number_text(value: float) -> str:
     """3.0 and 3 are both `3`; every digit that distinguishes two values is kept."""
     return str(int(value)) if value == int(value) else repr(value)

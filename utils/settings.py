@@ -87,9 +87,12 @@ class Recipe:
 
 @dataclass(frozen=True)
 class TeacherSource:
-    """Where a teacher comes from, and what its logits are divided by."""
+    """Where a teacher comes from, and what its logits are divided by.
 
-    paths: tuple[str, ...]
+    That is nets at `paths`, or a file of logits, which reads `loss` and `temperature` alone.
+    """
+
+    paths: tuple[str, ...] = ()
     models: tuple[str | None, ...] = (None,)  # one for all paths, or one each
     loss: str | None = None
     select: str = "best"
@@ -99,12 +102,13 @@ class TeacherSource:
     temperature: float | str = 1.0  # or a rule that finds it: "auto", "views"
     accuracy: float | None = None  # a fraction; what "views" matches, if not that on validation
     cache: str | None = None
+    logits: str | None = None
 
     @classmethod
     def of(cls, arguments: Mapping) -> "TeacherSource":
         """From the values of a command line's flags, or those that a run's config.json has."""
         return cls(
-            paths=tuple(arguments["teacher_path"]),
+            paths=tuple(arguments["teacher_path"] or ()),
             models=tuple(arguments["teacher"] or [None]),
             loss=arguments["teacher_loss"],
             select=arguments["teacher_select"],
@@ -114,6 +118,7 @@ class TeacherSource:
             temperature=arguments.get("teacher_temperature", cls.temperature),
             accuracy=arguments.get("teacher_accuracy"),
             cache=arguments["teacher_cache"],
+            logits=arguments.get("teacher_logits"),
         )
 
 

@@ -23,7 +23,8 @@ from utils.data import Dataset, normalisation
 from utils.program import UserError
 from utils.program.files import files_below, read_json, read_torch, refused, safe_name, sha256
 from utils.settings import TeacherSource
-from utils.teachers import Member, Teacher
+from utils.stored_teacher import load_stored
+from utils.teachers import RULES, Member, Teacher
 
 # What a checkpoint of ours holds, and nobody else's.
 OUR_KEYS = {
@@ -39,17 +40,13 @@ OUR_KEYS = {
     "split_seed",
     "fingerprint",
 }
-# What finds a teacher's temperature, and why it cannot where the teacher knows these images.
-RULES = {
-    "auto": "on which no temperature can be fitted then; give a number",
-    "views": "on which its accuracy says nothing then; give --teacher_accuracy, what it has on "
-    "images that are new to it",
-}
 PRETRAINED = "pretrained"  # the --teacher_path that lets timm download
 
 
 def load_teacher(source: TeacherSource, dataset: Dataset) -> Teacher:
-    """The teacher that a source describes, of one net or several. Raises UserError."""
+    """The teacher that a source describes, of nets or a file of logits. Raises UserError."""
+    if source.logits is not None:
+        return load_stored(source, dataset)
     models = source.models
     if len(models) == 1:
         models = models * len(source.paths)

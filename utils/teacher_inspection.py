@@ -17,9 +17,11 @@ from utils.calibration.temperature import (
     mean_confidence,
 )
 from utils.data import NORMALISATION, Dataset, Split, Statistics
-from utils.evaluation import evaluate, logits_of, without_infinity
+from utils.evaluation import logits_of
 from utils.program import UserError
 from utils.seen_views import SeenViews
+from utils.split_metrics import evaluate, without_infinity
+from utils.stored_teacher import StoredTeacher
 from utils.teachers import Member, Teacher
 
 TRIED_IMAGES = 1000  # on which other normalisations are tried
@@ -40,25 +42,19 @@ def inspect_teacher(
     they are silently worse. Raises UserError where it cannot teach: its logits are not finite, no
     temperature suits it, or it rules classes out and the `loss` has no value for that.
     """
+    if isinstance(teacher, StoredTeacher):
+        return inspect_stored(teacher, data, seen, loss)
     logits = logits_of(teacher.logits, data.val, accelerator, batch_size, title="teacher")
-    view_confidence = seen.confidence()
-    if not (logits.amax(dim=1).isfinite().all() and math.isfinite(view_confidence)):
+    if not (logits.amax(dim=1).isfinite().all() and math.isfinite(seen.confidence())):
         raise UserError(
             f"--teacher_path {teacher.members[0].path}: its outputs are NaN or infinite for some "
             "images; give another teacher, or another precision if this is bf16 or fp16"
         )
 
     # How sure it is of both, and what its logits are divided by.
-    if teacher.rule == "auto":
-        teacher.temperature = suiting_temperature(logits, data.val)
-    if teacher.rule == "views":
-        accuracy = teacher.accuracy or evaluate(logits, data.val)["top1"]
-        teacher.temperature = views_temperature(seen, accuracy)
-    teacher.seen = {
-        "view_confidence": view_confidence,
-        "val_confidence": mean_confidence(logits),
-        "temperature": teacher.temperature,
-    }
+    if teacher.rule is not None:
+        teacher.temperature = ruled_temperature(teacher, logits, data.val, seen)
+    teacher.seen = confidences(teacher, logits, seen)
     if loss is not None:
         check_loss(loss, teacher.tempered(logits), data.val.labels.cpu())
 
@@ -71,6 +67,49 @@ def inspect_teacher(
         if advice is not None:
             lines.append(advice)
     return "\n".join(lines)
+
+
+def inspect_stored(
+    teacher: StoredTeacher, data: Dataset, seen: SeenViews, loss: DistillationLoss | None = None
+) -> str:
+    """The same of stored logits; they are also held against the labels that they teach."""
+    known = teacher.known
+    if teacher.rule is not None:
+        teacher.temperature = ruled_temperature(teacher, known.get("val"), data.val, seen)
+    teacher.seen = confidences(teacher, known.get("val"), seen)
+    labels = data.train.labels.cpu()
+    if loss is not None:
+        for logits in teacher.training:
+            check_loss(loss, teacher.tempered(logits), labels)
+
+    top1 = (teacher.training.argmax(dim=2) == labels).double().mean().item()
+    lines = [f"teacher {teacher.model} {teacher.label}: training top-1 {100 * top1:.2f} %"]
+    if "val" in known:
+        lines.append(quality_line(teacher, known["val"], data.val))
+    lines.append(confidence_line(teacher, seen))
+    return "\n".join(lines)
+
+
+def ruled_temperature(
+    teacher: Teacher, val_logits: Tensor | None, val: Split, seen: SeenViews
+) -> float:
+    """What the teacher's rule finds. `val_logits` may be unknown where its accuracy is given."""
+    if teacher.rule == "auto":
+        return suiting_temperature(val_logits, val)
+    accuracy = teacher.accuracy or evaluate(val_logits, val)["top1"]
+    return views_temperature(seen, accuracy)
+
+
+def confidences(teacher: Teacher, val_logits: Tensor | None, seen: SeenViews) -> dict[str, float]:
+    """How sure a teacher is of training and, if that is known, of validation images."""
+    of_validation = {}
+    if val_logits is not None:
+        of_validation["val_confidence"] = mean_confidence(val_logits)
+    return {
+        "view_confidence": seen.confidence(),
+        **of_validation,
+        "temperature": teacher.temperature,
+    }
 
 
 def quality_line(teacher: Teacher, logits: Tensor, val: Split) -> str:
@@ -86,10 +125,9 @@ def quality_line(teacher: Teacher, logits: Tensor, val: Split) -> str:
 
 
 def confidence_line(teacher: Teacher, seen: SeenViews) -> str:
-    line = (
-        f"its mean confidence: {100 * teacher.seen['view_confidence']:.2f} % on training images, "
-        f"{100 * teacher.seen['val_confidence']:.2f} % on validation images"
-    )
+    line = f"its mean confidence: {100 * teacher.seen['view_confidence']:.2f} % on training images"
+    if "val_confidence" in teacher.seen:
+        line += f", {100 * teacher.seen['val_confidence']:.2f} % on validation images"
     if teacher.temperature != 1:
         divided = seen.confidence(teacher.temperature)
         line += f"; with T = {teacher.temperature:.4g} {100 * divided:.2f} % on training images"

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from utils.data import Statistics
+from utils.data import Dataset, Statistics
 from utils.data.views import normalise
+from utils.evaluation import logits_of_splits
 from utils.program.files import safe_name
 from utils.run_files import temperature_suffix
 
@@ -27,6 +29,12 @@ PIECE = 64
 TRIED_SIZE = 32  # pixels a side of the images that a folded net is compared on
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 SAME_LOGITS = 1e-9  # of the largest logit, in float64
+# What finds a teacher's temperature, and why it cannot where the teacher knows these images.
+RULES = {
+    "auto": "on which no temperature can be fitted then; give a number",
+    "views": "on which its accuracy says nothing then; give --teacher_accuracy, what it has on "
+    "images that are new to it",
+}
 
 
 @dataclass
@@ -126,6 +134,12 @@ class Teacher:
         """Of a single net that is not folded: `logits`, and maps by the names of its parts."""
         [member] = self.members
         return member.net(member.inputs(images), keep=parts)
+
+    def logits_of_splits(
+        self, data: Dataset, accelerator: Accelerator, batch_size: int | None = None
+    ) -> dict[str, Tensor]:
+        """By split, val and test, logits (N, K) before the temperature, on the CPU."""
+        return logits_of_splits(self.logits, data, accelerator, batch_size, name="teacher")
 
     def tempered(self, logits: Tensor) -> Tensor:
         """What the student learns from: this teacher's logits (B, K) over its temperature."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from utils.data import Dataset, Split
 from utils.data.views import Batch, Draw, TrainLoader
-from utils.evaluation import evaluate, predict
+from utils.evaluation import predict
 from utils.optimizers import build_optimizer, build_schedule
 from utils.program import RunFailed, UserError
 from utils.program.files import refused
@@ -19,6 +19,7 @@ from utils.program.processes import on_main
 from utils.progress import epoch_bar, epoch_line, show_progress, size_line
 from utils.runs import Run
 from utils.settings import Recipe
+from utils.split_metrics import evaluate
 from utils.steps import GraphedStep, Step, compile_net, is_captured, uncounted
 from utils.sums import LOWER_THE_RATE, EpochSums, Sums, step_sums
 from utils.tasks import Task

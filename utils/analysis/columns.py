@@ -127,9 +127,9 @@ def result_table(result: dict) -> str:
     rows = []
     notes = []
     for name in ("best", "last", "teacher"):
-        if name not in result:
+        measured = result.get(name, {})
+        if "test" not in measured:  # no teacher, or logits of the training images alone
             continue
-        measured = result[name]
         temperatures = {"raw": 1.0}
         if is_third_party(measured):
             notes.append(f"The teacher has no scaled row. {NO_SCALED_ROW}")

@@ -113,6 +113,8 @@ def about_teachers(section: Section) -> list[str]:
         sentences.append("A teacher without a run here is shown as its students' runs measured it.")
     if any(net.third_party for net in nets):
         sentences.append(f"A third party's teacher has no scaled row. {NO_SCALED_ROW}")
+    if any("temperature" not in net.measured and not net.third_party for net in nets):
+        sentences.append("A file of logits without those of validation has no scaled row.")
     sentences += about_confidence(every_run)
     unprinted = len(section.groups) - len(section.printed)
     if unprinted:
@@ -136,10 +138,11 @@ def about_confidence(students: list[Record]) -> list[str]:
 
     texts = []
     for name in seen:
-        text = (
-            f"{name} {100 * mean(name, 'view_confidence'):.1f} and "
-            f"{100 * mean(name, 'val_confidence'):.1f} %"
-        )
+        text = f"{name} {100 * mean(name, 'view_confidence'):.1f}"
+        if all("val_confidence" in values for values in seen[name]):
+            text += f" and {100 * mean(name, 'val_confidence'):.1f} %"
+        else:
+            text += " % (unknown on validation)"
         temperature = mean(name, "temperature")
         texts.append(text if temperature == 1 else f"{text}, divided by T = {temperature:.3f}")
     return [

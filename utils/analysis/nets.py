@@ -12,6 +12,7 @@ from utils.analysis.record import Record, naming
 from utils.data import Dataset
 from utils.data.views import normalise
 from utils.program import UserError, files
+from utils.run_files import STORED
 from utils.settings import TeacherSource
 from utils.teachers import Teacher
 
@@ -94,6 +95,11 @@ def load_teacher(net: Record) -> Teacher:
     Raises UserError.
     """
     arguments = {**OLDER_ARGUMENTS, **net.config.get("arguments", {})}
+    if net.model == STORED:
+        raise UserError(
+            f"{net.folder}: a file of logits taught it, which cannot be run on other images; leave "
+            "out --with-teacher"
+        )
     for flag in ("teacher", "teacher_path"):  # before ensembles they were texts
         if isinstance(arguments.get(flag), str):
             arguments[flag] = [arguments[flag]]

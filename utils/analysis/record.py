@@ -17,10 +17,12 @@ from torch import Tensor
 from utils.analysis.columns import printable
 from utils.analysis.taught import epoch_of_files, teacher_settings
 from utils.program import files
-from utils.run_files import is_third_party, number_text
+from utils.run_files import STORED, is_third_party, number_text
 
 LOGITS = ("raw", "scaled")
 EPOCHS = ("best", "last")
+# What is measured of logits without those of validation.
+NOT_VALIDATED = {"val": {}, "temperature_at_bound": False}
 
 
 @dataclass(eq=False)
@@ -51,6 +53,7 @@ class Record:
     parameters: dict[str, float]  # of the loss
     measured: dict  # the owner's part of the result, without what a third party's net has not
     exp_name: str | None = None
+    origin: str = ""  # of a student whose teacher was not measured: `from logits people`
     title: str = ""  # the folder, without what those of the other runs share
     taught_by: "Record | None" = None
     teacher: "Record | None" = None
@@ -88,11 +91,12 @@ class Record:
 
     @property
     def name(self) -> str:
-        """`resnet8 KD T=4 Lambda=0.9`."""
+        """`resnet8 KD T=4 Lambda=0.9`, with its `origin`."""
         values = [f"{key}={number_text(value)}" for key, value in self.parameters.items()]
         if self.settings.get("feature_layer"):
             values.append(f"feature_layer={self.settings['feature_layer']}")
-        return " ".join([self.model, self.loss, *values])
+        parts = [self.model, self.loss, *values, self.origin]
+        return " ".join(part for part in parts if part)
 
     @property
     def note(self) -> str:
@@ -109,8 +113,11 @@ class Record:
 
     @property
     def temperatures(self) -> dict[str, float]:
-        """What the logits are divided by: raw, and scaled but of a third party's teacher."""
-        if self.third_party:
+        """What the logits are divided by: raw, and scaled but of a third party's teacher.
+
+        Nor has a file of logits without those of validation a scaled row.
+        """
+        if self.third_party or "temperature" not in self.measured:
             return {"raw": 1.0}
         return {"raw": 1.0, "scaled": self.measured["temperature"]}
 
@@ -246,8 +253,19 @@ def net_of_run(
         exp_name=str(exp_name) if exp_name else exp_name,
     )
     if record.settings.get("teacher"):
-        record.taught_by = teacher_of_run(record)
+        teacher = result["teacher"]
+        if teacher["model"] == STORED and "test" not in teacher:
+            name_unmeasured_teacher(record, teacher)
+        else:
+            record.taught_by = teacher_of_run(record)
     return record
+
+
+def name_unmeasured_teacher(student: Record, teacher: dict) -> None:
+    """Of stored logits that say nothing of test: a part of the student's name, and no row."""
+    check_texts(teacher, ("label", "sha256"))
+    student.origin = f"from {STORED} {teacher['label'].replace('_', ' ')}"
+    student.settings = {**student.settings, "logits": teacher["sha256"]}
 
 
 def teacher_of_run(student: Record) -> Record:
@@ -258,7 +276,8 @@ def teacher_of_run(student: Record) -> Record:
         check_texts(member, ("sha256",))
     check_identity(identity)
     check_texts(identity, ("sha256",))
-    check_measured(identity)
+    is_validated = identity["model"] != STORED or "val" in identity
+    check_measured(identity, is_validated)
     seen = identity.get("seen") or {}
     check_numbers(seen, tuple(seen))
 
@@ -266,7 +285,7 @@ def teacher_of_run(student: Record) -> Record:
     if is_third_party(identity):
         # What was fitted on images that it may know says nothing.
         tests = {name: test for name, test in identity["test"].items() if name != "scaled"}
-        measured = {**identity, "test": tests}
+        measured = {**NOT_VALIDATED, **identity, "test": tests}
     teacher = Record(
         folder=student.folder,
         result=student.result,
@@ -306,13 +325,16 @@ def check_mappings(values: dict, keys: tuple[str, ...]) -> None:
             raise ValueError(f"the {key} are {values[key]!r}, and no mapping")
 
 
-def check_measured(measured: dict) -> None:
+def check_measured(measured: dict, is_validated: bool = True) -> None:
     """What every table takes for granted is there, and every metric is a number.
 
-    Raises KeyError, ValueError.
+    `is_validated`: with metrics on validation, and a temperature. Raises KeyError, ValueError.
     """
-    check_numbers(measured, ("temperature", "temperature_at_bound"))
-    for metrics in (measured["val"], measured["test"]["raw"], measured["test"]["scaled"]):
+    parts = [measured["test"]["raw"]]
+    if is_validated:
+        check_numbers(measured, ("temperature", "temperature_at_bound"))
+        parts += [measured["val"], measured["test"]["scaled"]]
+    for metrics in parts:
         check_numbers(metrics, ("top1", "ece", *metrics))
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from utils.analysis.columns import printable
+from utils.analysis.logit_files import is_logit_file, read_logit_file
 from utils.analysis.record import Record, naming, net_of_run
 from utils.analysis.taught import find_teachers
 from utils.program import UserError, files
@@ -32,10 +33,14 @@ class LeftOut(NamedTuple):
 def read_runs(roots: Iterable[Path], epoch: str) -> tuple[list[Record], list[LeftOut]]:
     """The nets of the "best" or "last" epoch of every run below `roots`, and runs that have none.
 
-    Raises UserError where there is no run below one of them.
+    A root may also be a file of logits. Raises UserError where there is no run below one of them.
     """
+    roots = list(dict.fromkeys(roots))
+    logit_files = [root for root in roots if is_logit_file(root)]
     folders: dict[str, Path] = {}  # by real path: each counts once, though roots may overlap
     for root in roots:
+        if root in logit_files:
+            continue
         below = run_folders(root)
         if not below:
             raise UserError(
@@ -55,6 +60,7 @@ def read_runs(roots: Iterable[Path], epoch: str) -> tuple[list[Record], list[Lef
         else:
             left_out.append(run)
 
+    finished += [read_logit_file(file, epoch, finished) for file in logit_files]
     set_titles(finished)
     find_teachers(finished)
     return finished, left_out
@@ -116,16 +122,27 @@ def set_titles(records: list[Record]) -> None:
 
 
 def finished_nets(
-    paths: Iterable[Path], epoch: str, with_teacher: bool, packed: bool = False
+    paths: Iterable[Path],
+    epoch: str,
+    with_teacher: bool,
+    packed: bool = False,
+    logits_alone: bool = False,
 ) -> list[Record]:
     """The nets of the "best" or "last" epoch of every finished run at or below `paths`.
 
     Each has its teacher below it where asked for, unless its own run is there; a teacher that
     several students share is there once. `packed`: test logits will do, so a .zip file may be
-    named. Prints a line for each run that is left out; raises UserError where none is finished.
+    named; `logits_alone`: logits will, so a file of them may be. Prints a line for each run that is
+    left out; raises UserError where none is finished.
     """
     for path in paths:
-        if not packed and zipfile.is_zipfile(path):
+        if is_logit_file(path):
+            if not (packed or logits_alone):
+                raise UserError(
+                    f"{path}: a file of logits has no net to run and no folder to write to; name "
+                    "run folders"
+                )
+        elif not packed and zipfile.is_zipfile(path):
             raise UserError(f"{path}: a pack has test logits, and no more; name run folders")
     records, left_out = read_runs(paths, epoch)
     if not records:

@@ -21,11 +21,16 @@ NORMALISATION: dict[str, tuple[Statistics, Statistics]] = {
 
 @dataclass(frozen=True)
 class Split:
-    """Images uint8 (N, 3, H, W), labels int64 (N,), and where it is known the true posterior."""
+    """Images uint8 (N, 3, H, W), labels int64 (N,), and where it is known the true posterior.
+
+    `rows`: the images' places among all training images of the data set, int64 (N,), where the
+    training and the validation split are drawn from these.
+    """
 
     images: torch.Tensor
     labels: torch.Tensor
     posterior: torch.Tensor | None = None  # float64 (N, K)
+    rows: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -161,8 +161,9 @@ def take(arrays: Arrays, part: str, index: np.ndarray | slice) -> Split:
     posterior = None
     if f"posterior_{part}" in arrays:
         posterior = torch.from_numpy(arrays[f"posterior_{part}"][index])
+    rows = torch.from_numpy(index) if isinstance(index, np.ndarray) else None
     # (N, 3, H, W), in memory with the channels last, as they came and as convolutions like them.
-    return Split(images.permute(0, 3, 1, 2), labels, posterior)
+    return Split(images.permute(0, 3, 1, 2), labels, posterior, rows)
 
 
 def class_names(name: str, arrays: Arrays, num_classes: int) -> tuple[str, ...] | None:

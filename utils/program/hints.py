@@ -68,6 +68,7 @@ STUDENT = (
     "feature_layer",
     "teacher",
     "teacher_path",
+    "teacher_logits",
     "teacher_loss",
     "teacher_norm",
     "teacher_cache",

@@ -1,0 +1,197 @@
+"""A teacher without a net: what a file says of the training images, whoever made it.
+
+docs/teachers.md describes the file. How its teacher's answers reach a student's step stands in
+utils/asked_teachers.py.
+"""
+
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from utils.data import Dataset
+from utils.data.views import NUM_VIEWS
+from utils.program import UserError
+from utils.program.files import safe_name, sha256
+from utils.run_files import STORED, temperature_suffix
+from utils.settings import TeacherSource
+from utils.stored_logits import Arrays, labels_in, logits_in, read_stored
+from utils.teachers import RULES, Teacher
+
+
+class StoredTeacher(Teacher):
+    """Logits of the training split, and of validation and test where the file has them.
+
+    `training`: float32 (V, N, K), N in the order of the training split, for V stored views.
+    `known`: by split, val or test, float32 (N, K) in its order. It has no net that could be run on
+    other images.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        sha256: str,
+        training: Tensor,
+        known: dict[str, Tensor],
+        temperature: float | None = 1.0,
+        rule: str | None = None,
+        accuracy: float | None = None,
+        loss: str | None = None,
+    ):
+        super().__init__(members=(), temperature=temperature, rule=rule, accuracy=accuracy)
+        self.path = path
+        self.sha256 = sha256
+        self.training = training
+        self.known = known
+        self.loss = loss
+
+    def epoch_logits(self, epoch: int, order: Tensor, views: Tensor) -> Tensor:
+        """Logits (N, K) of an epoch's images in its order; the first epoch is 1.
+
+        162 stored views are those of utils/data/views.py, by their numbers. Of fewer, one or more,
+        each epoch takes the next for all of its images, and after the last the first again.
+        """
+        stored_views = len(self.training)
+        if stored_views == NUM_VIEWS:
+            return self.training[views, order]
+        return self.training[(epoch - 1) % stored_views, order]
+
+    def logits_of_splits(
+        self, data: Dataset, accelerator: Accelerator, batch_size: int | None = None
+    ) -> dict[str, Tensor]:
+        return self.known
+
+    @property
+    def model(self) -> str:
+        return STORED
+
+    @property
+    def label(self) -> str:
+        return safe_name(self.path.stem) + temperature_suffix(self.given_temperature)
+
+    def single_identity(self) -> dict:
+        return {
+            "seed": None,
+            "sha256": self.sha256,
+            "views": len(self.training),
+            "path": str(self.path),
+            "loss": self.loss,
+        }
+
+
+def load_stored(source: TeacherSource, data: Dataset) -> StoredTeacher:
+    """The teacher that the file of --teacher_logits is. Raises UserError."""
+    path = Path(source.logits)
+    where = f"--teacher_logits {path}"
+    arrays = read_stored(path, where)
+    training, validation = training_logits(arrays, data, where)
+
+    known = {}
+    for split in ("val", "test"):
+        logits = split_logits(arrays, split, data, where)
+        if logits is not None:
+            known[split] = logits
+
+    rule = source.temperature if source.temperature in RULES else None
+    if rule and "val" not in known and source.accuracy is None:
+        raise UserError(
+            f"--teacher_temperature {rule}: {path} has no val_logits or val_probs, and the rows of "
+            "its training logits may come from a net that was trained on the images that validate "
+            f"the student, {RULES[rule]}"
+        )
+    if validation is not None:
+        known.setdefault("val", validation)
+    return StoredTeacher(
+        path,
+        sha256=sha256(path),
+        training=training,
+        known=known,
+        temperature=None if rule else source.temperature,
+        rule=rule,
+        accuracy=source.accuracy,
+        loss=source.loss,
+    )
+
+
+def training_logits(arrays: Arrays, data: Dataset, where: str) -> tuple[Tensor, Tensor | None]:
+    """Logits (V, N, K) of the training split, and (N, K) of validation if it is among the images.
+
+    The number of images says whether it is; of several stored views none stands for validation.
+    Raises UserError.
+    """
+    logits = logits_in(arrays, "train", where)
+    if logits is None:
+        raise UserError(f"{where}: holds neither train_logits nor train_probs; add one of them")
+    if logits.ndim == 2:
+        logits = logits.unsqueeze(0)
+    check_classes(logits, "train", data, where)
+    if logits.ndim > 3:
+        raise UserError(
+            f"{where}: train logits have shape {tuple(logits.shape)}; save (N, K), or (V, N, K) "
+            "for V views"
+        )
+
+    images = logits.shape[1]
+    labels = data.train.labels
+    every_label = labels_in_own_order(data)
+    if images == len(labels):
+        check_labels(arrays, "train", labels, where)
+        return logits, None
+    if images == len(every_label):
+        check_labels(arrays, "train", every_label, where)
+        validation = logits[0, data.val.rows] if len(logits) == 1 else None
+        return logits[:, data.train.rows], validation
+
+    wanted = f"{len(labels)}"
+    if len(every_label) > len(labels):
+        wanted += f", or {len(every_label)} with the validation split"
+    raise UserError(
+        f"{where}: has training logits of {images} images, and --dataset {data.name} has {wanted}; "
+        "save a row for each, in the data set's own order"
+    )
+
+
+def labels_in_own_order(data: Dataset) -> Tensor:
+    """Of all training images, int64 (N,): with the validation split where it is drawn from them."""
+    if data.train.rows is None:
+        return data.train.labels
+    labels = torch.empty(len(data.train.rows) + len(data.val.rows), dtype=torch.int64)
+    labels[data.train.rows] = data.train.labels
+    labels[data.val.rows] = data.val.labels
+    return labels
+
+
+def split_logits(arrays: Arrays, split: str, data: Dataset, where: str) -> Tensor | None:
+    """Logits (N, K) of val or test; None where the file has none. Raises UserError."""
+    labels = getattr(data, split).labels
+    check_labels(arrays, split, labels, where)
+    logits = logits_in(arrays, split, where)
+    if logits is None:
+        return None
+    check_classes(logits, split, data, where)
+    if logits.shape[:-1] != labels.shape:
+        raise UserError(
+            f"{where}: {split} logits have shape {tuple(logits.shape)}, and --dataset {data.name} "
+            f"has {len(labels)} images in its {split} split; save a row for each"
+        )
+    return logits
+
+
+def check_classes(logits: Tensor, part: str, data: Dataset, where: str) -> None:
+    """Raises UserError."""
+    if logits.shape[-1] != data.num_classes:
+        raise UserError(
+            f"{where}: {part} logits have {logits.shape[-1]} classes, and --dataset {data.name} "
+            f"has {data.num_classes}; give another file or --dataset"
+        )
+
+
+def check_labels(arrays: Arrays, part: str, labels: Tensor, where: str) -> None:
+    """Refuse rows in another order, where the file has labels that tell. Raises UserError."""
+    stored = labels_in(arrays, part, where)
+    if stored is not None and not torch.equal(stored, labels):
+        raise UserError(
+            f"{where}: {part}_labels are not the labels of --dataset in its own order; save the "
+            "rows in that order"
+        )
