@@ -1,4 +1,4 @@
-"""The docs' examples of what can be added work as they stand; links lead somewhere; results repeat."""
+"""Examples of what can be added work as the docs have them; links lead somewhere; results repeat."""
 
 import json
 import re
