@@ -33,6 +33,7 @@ from utils.run_files import number_text
 from utils.settings import DataChoice, Recipe, RunChoice, TeacherSource
 from utils.steps import MODES
 from utils.teachers import RULES
+from utils.trackers import NAMES as TRACKERS
 from utils.training import SELECTIONS
 
 
@@ -245,7 +246,9 @@ def add_run(parser: CommandLine) -> None:
         "--overwrite", action="store_true", help="start a finished or differing run anew"
     )
     run.add_argument(
-        "--log_with", choices=("tensorboard",), help="also write the epochs' metrics to this"
+        "--log_with",
+        choices=TRACKERS,
+        help="tell a tracker that is installed the settings, the epochs and the test metrics",
     )
     run.add_argument(
         "--test-batch-size",

@@ -44,6 +44,7 @@ from utils.settings import (
     TeacherSource,
 )
 from utils.steps import can_capture
+from utils.trackers import check_installed
 
 # The paper's page has a command with both flags for whichever of these losses.
 PAGE_LOSSES = ("NLL", "NLL+MDCA", "FL", "FL+MDCA")
@@ -184,6 +185,8 @@ def experiment_of(
     refuse_unread(args, "optimizer", {name: entry.reads for name, entry in OPTIMIZERS.items()})
     refuse_unread(args, "scheduler", {name: entry.reads for name, entry in SCHEDULES.items()})
     refuse_unread(args, "mix", {name: ("mix_alpha",) for name in MIXES})
+    if args.log_with:
+        check_installed(args.log_with)
     try:
         parameters = loss_parameters(loss, vars(args))
     except ValueError as error:

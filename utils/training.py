@@ -23,6 +23,7 @@ from utils.split_metrics import evaluate
 from utils.steps import GraphedStep, Step, compile_net, is_captured, uncounted
 from utils.sums import LOWER_THE_RATE, EpochSums, Sums, step_sums
 from utils.tasks import Task
+from utils.trackers import start_tracker, track
 
 # How the best epoch is told, by --select: a value of its record, and 1 where more is better.
 SELECTIONS = {"top1": ("val_top1", 1), "nll": ("val_nll", -1), "refinement": ("val_refinement", -1)}
@@ -74,7 +75,7 @@ def fit(
     step = launched_step(trainer, loader, choice.step)
     run.say(size_line(recipe.model, task.net, data))
     log_how_it_runs(run, accelerator, step, choice.step)
-    start_trackers(accelerator, run)
+    start_tracker(run, history)
 
     for epoch in range(len(history) + 1, recipe.epochs + 1):
         started = time.perf_counter()
@@ -100,7 +101,7 @@ def fit(
             best = snapshot(run, record, task.net)
         run.save(trainer.state_dict() | {"history": history, "best": best}, improved)
         run.say(epoch_line(record, recipe.epochs, improved))
-        accelerator.log(record, step=epoch)
+        track(run, record, epoch)
 
     run.save_last(snapshot(run, history[-1], task.net))
     return history
@@ -246,11 +247,6 @@ def log_how_it_runs(run: Run, accelerator: Accelerator, step: Step, mode: str) -
         f"float32 products: {torch.get_float32_matmul_precision()}, "
         f"threads: {torch.get_num_threads()}"
     )
-
-
-def start_trackers(accelerator: Accelerator, run: Run) -> None:
-    accelerator.project_configuration.logging_dir = str(run.folder)
-    accelerator.init_trackers("tensorboard")
 
 
 def is_better(record: dict, best: dict, select: str) -> bool:

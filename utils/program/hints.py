@@ -55,7 +55,10 @@ MEANT = {
     "teacher_model": ("--teacher",),
     "temp": ("--T",),
     "temperature": ("--T",),
+    "report_to": ("--log_with",),
     "tensorboard": ("--log_with",),
+    "tracker": ("--log_with",),
+    "wandb": ("--log_with",),
     "warmup_epochs": ("--warmup",),
 }
 # The flags that only one of the entry scripts has.
