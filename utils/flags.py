@@ -163,6 +163,13 @@ def add_optimisation(parser: CommandLine) -> None:
         "--weight-decay", "--wd", type=weight, default=Recipe.weight_decay, help="of all weights"
     )
     add_schedule(optimisation)
+    optimisation.add_argument(
+        "--ema",
+        type=between_zero_and_one,
+        metavar="DECAY",
+        help="evaluate and keep an exponential moving average of the weights, over about "
+        "1 / (1 - DECAY) steps; such as 0.99",
+    )
     add_mixing(optimisation)
     optimisation.add_argument(
         "--train-batch-size",
@@ -174,7 +181,8 @@ def add_optimisation(parser: CommandLine) -> None:
         "--seed",
         type=whole,
         default=Recipe.seed,
-        help="of initial weights, order and augmentation; report several",
+        help="of initial weights, order and augmentation; report several: "
+        "bash scripts/hypersearch.sh NLL --seeds 3 -- FLAGS trains them",
     )
     optimisation.add_argument(
         "--select",
@@ -182,6 +190,12 @@ def add_optimisation(parser: CommandLine) -> None:
         default=Recipe.select,
         help="the best epoch by validation: top-1, NLL, or NLL after temperature scaling "
         "(refinement)",
+    )
+    optimisation.add_argument(
+        "--patience",
+        type=count,
+        metavar="EPOCHS",
+        help="stop after so many epochs without a better --select; the rate falls as --epochs says",
     )
     optimisation.add_argument(
         "--sync_bn",

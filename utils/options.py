@@ -229,6 +229,12 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
             f"--schedule-steps {' '.join(map(str, steps))}: must rise and stay below "
             f"--epochs {recipe.epochs}"
         )
+    # The first epoch is always the best so far.
+    if recipe.patience is not None and recipe.patience > recipe.epochs - 2:
+        raise UserError(
+            f"--patience {recipe.patience}: cannot stop a run of --epochs {recipe.epochs} before "
+            "its end; give fewer or leave it out"
+        )
     return recipe
 
 

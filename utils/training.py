@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
+from utils.averaging import WeightAverage
 from utils.data import Dataset, Split
 from utils.data.views import Batch, Draw, TrainLoader
 from utils.evaluation import predict
@@ -78,6 +79,9 @@ def fit(
     start_tracker(run, history)
 
     for epoch in range(len(history) + 1, recipe.epochs + 1):
+        if is_stalled(history, best, recipe):
+            run.say(stall_line(history, best, recipe))
+            break
         started = time.perf_counter()
         record = {"epoch": epoch, "lr": trainer.rate}
 
@@ -98,12 +102,12 @@ def fit(
         history.append(record)
         improved = best is None or is_better(record, best["metrics"], recipe.select)
         if improved:
-            best = snapshot(run, record, task.net)
+            best = snapshot(run, record, trainer.evaluated)
         run.save(trainer.state_dict() | {"history": history, "best": best}, improved)
         run.say(epoch_line(record, recipe.epochs, improved))
         track(run, record, epoch)
 
-    run.save_last(snapshot(run, history[-1], task.net))
+    run.save_last(snapshot(run, history[-1], trainer.evaluated))
     return history
 
 
@@ -118,6 +122,8 @@ class Trainer:
         if recipe.sync_bn and accelerator.num_processes > 1:
             task.net = nn.SyncBatchNorm.convert_sync_batchnorm(task.net)
         optimizer = build_optimizer(task, recipe)
+        # Copied before the net is compiled or wrapped.
+        self.average = WeightAverage(task.net, recipe.ema) if recipe.ema else None
 
         self.task = task
         self.recipe = recipe
@@ -133,9 +139,16 @@ class Trainer:
     def rate(self) -> float:
         return self.optimizer.param_groups[0]["lr"]
 
+    @property
+    def evaluated(self) -> nn.Module:
+        """The net that is validated and kept: with --ema, that of the averaged weights."""
+        return self.task.net if self.average is None else self.average.net
+
     def stateful(self) -> dict:
         """All that has a state of its own, by its name in checkpoint.pth."""
         stateful = {"task": self.task, "optimizer": self.optimizer, "schedule": self.schedule}
+        if self.average is not None:
+            stateful["average"] = self.average
         if self.accelerator.scaler is not None:
             stateful["scaler"] = self.accelerator.scaler
         return stateful
@@ -168,7 +181,11 @@ def launched_step(trainer: Trainer, loader: TrainLoader, mode: str) -> Step:
     """train_step on a draw of the loader, launched as --step says (one of steps.MODES)."""
 
     def step(draw: Draw) -> Sums:
-        return train_step(trainer.model, loader.batch(draw), trainer.optimizer, trainer.accelerator)
+        batch = loader.batch(draw)
+        sums = train_step(trainer.model, batch, trainer.optimizer, trainer.accelerator)
+        if trainer.average is not None:
+            trainer.average.update(trainer.task.net)
+        return sums
 
     return launched(step, trainer, loader, mode)
 
@@ -192,8 +209,10 @@ def validation_logits(trainer: Trainer, val: Split, batch_size: int | None) -> T
     """Of the whole validation split, on every process: a loss may learn from it (AdaFocal)."""
     task = trainer.task
     share_buffers(trainer.accelerator, task.net)
+    if trainer.average is not None:
+        trainer.average.copy_buffers(task.net)
     return predict(
-        task.net,
+        trainer.evaluated,
         val,
         mean=task.mean,
         std=task.std,
@@ -252,6 +271,20 @@ def log_how_it_runs(run: Run, accelerator: Accelerator, step: Step, mode: str) -
 def is_better(record: dict, best: dict, select: str) -> bool:
     name, sign = SELECTIONS[select]
     return sign * record[name] > sign * best[name]
+
+
+def is_stalled(history: list[dict], best: dict | None, recipe: Recipe) -> bool:
+    """Whether --patience is at its end: so many epochs without a better one."""
+    if recipe.patience is None or best is None:
+        return False
+    return len(history) - best["epoch"] >= recipe.patience
+
+
+def stall_line(history: list[dict], best: dict, recipe: Recipe) -> str:
+    return (
+        f"--patience {recipe.patience}: stopped after epoch {len(history)} of {recipe.epochs}; "
+        f"since epoch {best['epoch']} none was better by validation {recipe.select}"
+    )
 
 
 def check_logits(logits: Tensor, epoch: int, rate: float) -> None:

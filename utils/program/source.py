@@ -22,6 +22,7 @@ FILES = (
     "train_teacher.py",
     "train_student.py",
     "utils/asked_teachers.py",
+    "utils/averaging.py",
     "utils/conclusion.py",
     "utils/evaluation.py",
     "utils/features.py",
