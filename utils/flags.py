@@ -30,11 +30,11 @@ from utils.program.command_line import (
     whole,
 )
 from utils.run_files import number_text
+from utils.selection import SELECTIONS
 from utils.settings import DataChoice, Recipe, RunChoice, TeacherSource
 from utils.steps import MODES
 from utils.teachers import RULES
 from utils.trackers import NAMES as TRACKERS
-from utils.training import SELECTIONS
 
 
 def add_data(parser: CommandLine) -> None:
@@ -242,6 +242,12 @@ def add_mixing(optimisation: argparse._ArgumentGroup) -> None:
         "--mix_alpha",
         type=positive,
         help=f"a of Beta(a, a), the first image's share (default: {Recipe.mix_alpha:g})",
+    )
+    optimisation.add_argument(
+        "--cutout",
+        type=count,
+        metavar="PIXELS",
+        help="blot out a square of this side in every training image, such as 16 of 32 pixels",
     )
 
 

@@ -52,7 +52,7 @@ class LossChoice:
 
 
 # Fields of a Recipe that have come later.
-NEWER = ("optimizer", "ema", "patience")
+NEWER = ("optimizer", "ema", "cutout", "patience")
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class Recipe:
     select: str = "top1"
     sync_bn: bool = False
     ema: float | None = None  # of the weights; None: the net itself is evaluated
+    cutout: int | None = None  # pixels
     patience: int | None = None  # epochs; None: all are trained
 
     def settings(self) -> dict:

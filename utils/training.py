@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from utils.averaging import WeightAverage
 from utils.data import Dataset, Split
+from utils.data.cutout import Cutout
 from utils.data.views import Batch, Draw, TrainLoader
 from utils.evaluation import predict
 from utils.optimizers import build_optimizer, build_schedule
@@ -19,6 +20,7 @@ from utils.program.files import refused
 from utils.program.processes import on_main
 from utils.progress import epoch_bar, epoch_line, show_progress, size_line
 from utils.runs import Run
+from utils.selection import is_better, is_stalled, stall_line
 from utils.settings import Recipe
 from utils.split_metrics import evaluate
 from utils.steps import GraphedStep, Step, compile_net, is_captured, uncounted
@@ -26,8 +28,6 @@ from utils.sums import LOWER_THE_RATE, EpochSums, Sums, step_sums
 from utils.tasks import Task
 from utils.trackers import start_tracker, track
 
-# How the best epoch is told, by --select: a value of its record, and 1 where more is better.
-SELECTIONS = {"top1": ("val_top1", 1), "nll": ("val_nll", -1), "refinement": ("val_refinement", -1)}
 EPOCH_METRICS = ("nll", "top1", "ece", "sce", "adaece", "refinement")
 REPORT_SECONDS = 0.5
 
@@ -165,6 +165,10 @@ class Trainer:
 
 
 def train_loader(data: Dataset, recipe: Recipe, accelerator: Accelerator) -> TrainLoader:
+    cutout = None
+    if recipe.cutout:
+        # The mean colour, which a net sees as zeros.
+        cutout = Cutout(recipe.cutout, tuple(round(255 * level) for level in data.mean))
     return TrainLoader(
         data.train,
         batch_size=recipe.train_batch_size,
@@ -174,6 +178,7 @@ def train_loader(data: Dataset, recipe: Recipe, accelerator: Accelerator) -> Tra
         world=accelerator.num_processes,
         flip=data.flip,
         mix=(recipe.mix, recipe.mix_alpha) if recipe.mix else None,
+        cutout=cutout,
     )
 
 
@@ -265,25 +270,6 @@ def log_how_it_runs(run: Run, accelerator: Accelerator, step: Step, mode: str) -
         f"mixed precision: {accelerator.mixed_precision}, "
         f"float32 products: {torch.get_float32_matmul_precision()}, "
         f"threads: {torch.get_num_threads()}"
-    )
-
-
-def is_better(record: dict, best: dict, select: str) -> bool:
-    name, sign = SELECTIONS[select]
-    return sign * record[name] > sign * best[name]
-
-
-def is_stalled(history: list[dict], best: dict | None, recipe: Recipe) -> bool:
-    """Whether --patience is at its end: so many epochs without a better one."""
-    if recipe.patience is None or best is None:
-        return False
-    return len(history) - best["epoch"] >= recipe.patience
-
-
-def stall_line(history: list[dict], best: dict, recipe: Recipe) -> str:
-    return (
-        f"--patience {recipe.patience}: stopped after epoch {len(history)} of {recipe.epochs}; "
-        f"since epoch {best['epoch']} none was better by validation {recipe.select}"
     )
 
 

@@ -29,6 +29,7 @@ FILES = (
     "utils/optimizers.py",
     "utils/seen_views.py",
     "utils/split_metrics.py",
+    "utils/selection.py",
     "utils/steps.py",
     "utils/stored_logits.py",
     "utils/stored_teacher.py",
