@@ -1,6 +1,7 @@
 """--ema and --patience: what is averaged, when a run stops, and that both resume exactly."""
 
 import json
+import re
 from pathlib import Path
 
 import cuda_graphs
@@ -220,3 +221,22 @@ def test_another_patience_is_another_run(tiny_npz, tmp_path, capsys):
     line = command(tiny_npz, tmp_path, "--patience", "1", *EMA)
     error = fails(capsys, tmp_path, train_teacher.main, line)
     assert "ema was None and is 0.75; patience was None and is 1" in error
+
+
+OWN = """
+import threading
+from torch import nn
+
+def net(num_classes):
+    net = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(3, num_classes))
+    net.lock = threading.Lock()
+    return net
+"""
+
+
+def test_a_net_that_cannot_be_copied(tiny_npz, tmp_path, capsys):
+    own = tmp_path / "own.py"
+    own.write_text(OWN)
+    line = command(tiny_npz, tmp_path / "runs", "--model", f"{own}:net", *EMA)
+    error = fails(capsys, tmp_path, train_teacher.main, line)
+    assert re.search("--ema 0.75: .*own.py:net cannot be copied .*lock.*leave it out", error)
