@@ -2,6 +2,7 @@
 
     python -m scripts.posthoc RUN...              a table for each run below the folders RUN
     python -m scripts.posthoc RUN... --write      and posthoc.json beside each
+    python -m scripts.posthoc RUN... --methods sms svs isotonic ivap     and maps of probmetrics
 
 Every map is fitted on the validation split and measured on the test split. No net is run.
 """
@@ -13,17 +14,21 @@ if not __package__:  # started as `python scripts/posthoc.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
     import scripts  # noqa: F401  before torch
 
+import math
 from argparse import Namespace
+from collections.abc import Callable
 from functools import partial
 
-import torch
+from torch import Tensor
 
 from utils.analysis.columns import COLUMNS, NO_SCALED_ROW, metrics_table
 from utils.analysis.records import finished_nets, write_beside
 from utils.calibration.metrics import classification_metrics
+from utils.calibration.packaged import PACKAGE, PackagedMap, calibrator, is_installed, packaged_map
 from utils.calibration.posthoc import FOLDS, METHODS, Calibration, dirichlet_calibration
-from utils.program import one_line_errors
-from utils.program.command_line import CommandLine, location, number
+from utils.program import UserError, one_line_errors
+from utils.program.command_line import CommandLine, location, number, printable
+from utils.program.files import refused
 
 FILE = "posthoc.json"
 SHOWN = {"temperature": "T", "lambda": "lambda", "mu": "mu"}  # of what a fit found
@@ -61,6 +66,15 @@ def options(argv: list[str] | None) -> Namespace:
         help="of the cross-validation that chooses how strongly Dirichlet scaling is regularised",
     )
     parser.add_argument(
+        "--methods",
+        nargs="+",
+        type=printable(80),
+        default=[],
+        metavar="MAP",
+        help=f"further maps, by the names of the package {PACKAGE}, which is installed with pip: "
+        "sms and svs (structured matrix and vector scaling), isotonic, ivap (Venn-Abers), ...",
+    )
+    parser.add_argument(
         "--write", action="store_true", help=f"also write {FILE} into the run folders"
     )
     return parser.parse_args(argv)
@@ -68,42 +82,80 @@ def options(argv: list[str] | None) -> Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = options(argv)
-    methods = dict(METHODS)
-    methods["Dirichlet ODIR"] = partial(dirichlet_calibration, folds=args.folds)
+    methods = methods_of(args)
     nets = finished_nets(args.runs, args.epoch, args.with_teacher, logits_alone=not args.write)
     for net in nets:
         if net.third_party:
             print(f"\n{net.title}\nnothing is fitted: {NO_SCALED_ROW}")
             continue
 
-        val_logits, val_labels = net.stored("val")
+        val = net.stored("val")
         test = net.stored("test")
         fits = {}
         for method, fit in methods.items():
-            calibration = fit(val_logits, val_labels)
-            fits[method] = measure(calibration, (val_logits, val_labels), test)
+            fits[method] = measure(fit(*val), val, test)
 
         print(f"\n{net.title}\n{table(fits)}")
         for method, fit in fits.items():
             for note in fit["notes"]:
                 print(f"{method}: {note}")
         if args.write:
-            print(f"written: {write_beside(net, FILE, {'folds': args.folds}, fits)}")
+            finite = {method: without_infinite(fit) for method, fit in fits.items()}
+            print(f"written: {write_beside(net, FILE, {'folds': args.folds}, finite)}")
 
 
-def measure(calibration: Calibration, val: tuple, test: tuple) -> dict:
+def methods_of(args: Namespace) -> dict[str, Callable]:
+    """Our own maps, then those that --methods names. Raises UserError."""
+    methods: dict[str, Callable] = dict(METHODS)
+    methods["Dirichlet ODIR"] = partial(dirichlet_calibration, folds=args.folds)
+    if args.methods and not is_installed():
+        raise UserError(
+            f"--methods {' '.join(args.methods)}: the package {PACKAGE} makes these maps and is "
+            f"not installed; pip install {PACKAGE}"
+        )
+    for method in args.methods:
+        with refused(
+            f"--methods {method}: {PACKAGE} cannot make it",
+            "install what it needs with pip, or give sms, svs, isotonic or ivap",
+            (ImportError, ValueError),
+        ):
+            calibrator(method)
+        methods[method] = partial(packaged_fit, method)
+    return methods
+
+
+def packaged_fit(method: str, logits: Tensor, labels: Tensor) -> PackagedMap:
+    """Raises UserError where the package cannot fit it to these logits, for whatever reason."""
+    with refused(f"--methods {method}: it cannot be fitted to this run", "leave it out"):
+        return packaged_map(method, logits, labels)
+
+
+def measure(calibration: Calibration | PackagedMap, val: tuple, test: tuple) -> dict:
     """What the fit found, the map itself, and the metrics on both splits (fractions)."""
-    weight = calibration.weight
-    diagonal = torch.equal(weight, weight.diagonal().diag())
+    calibrated = calibration(test[0])
+    notes = list(calibration.notes)
+    impossible = calibrated.gather(1, test[1].long().unsqueeze(1)).isinf().sum().item()
+    if impossible:
+        notes.append(
+            f"the NLL is infinite, for {impossible} of {len(calibrated):,} test images have "
+            "probability 0 for their class"
+        )
     return {
         **calibration.facts,
-        "of_log_probs": calibration.of_log_probs,
-        "weight": (weight.diagonal() if diagonal else weight).tolist(),
-        "bias": calibration.bias.tolist(),
-        "notes": list(calibration.notes),
+        **calibration.parameters(),
+        "notes": notes,
         "val": classification_metrics(calibration(val[0]), val[1]),
-        "test": classification_metrics(calibration(test[0]), test[1]),
+        "test": classification_metrics(calibrated, test[1]),
     }
+
+
+def without_infinite(fit: dict) -> dict:
+    """The same for a file of JSON, which has no infinity: a report leaves that cell empty."""
+    finite = dict(fit)
+    for split in ("val", "test"):
+        metrics = fit[split].items()
+        finite[split] = {name: value for name, value in metrics if math.isfinite(value)}
+    return finite
 
 
 def table(fits: dict[str, dict]) -> str:

@@ -85,7 +85,14 @@ run_commands() {
     local threads=$(($(nproc) / ${#gpus[@]}))
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 1 ? threads : 1))}
     trap 'interrupted=yes' INT # Ctrl-C ends the runs; what follows still says how far they are
-    printf '%s\n' "${pending[@]}" | grep . | simple_gpu_scheduler --gpus "${gpus[@]}" || true
+    local ended say
+    ended=$(mktemp "$root/logs/ended-XXXXXX")
+    say="python $(quote "$repository/scripts/sweep.py") $(basename "$0") ended"
+    say+=" $(quote "$ended") ${#pending[@]} $(date +%s)"
+    for command in "${pending[@]}"; do
+        echo "$command; $say"
+    done | simple_gpu_scheduler --gpus "${gpus[@]}" || true
+    rm -f "$ended"
 
     for command; do
         log=$(log_of "$command")

@@ -4,6 +4,7 @@
     python -m scripts.sweep baselines.sh losses                 every loss, as grid.sh wants it
     python -m scripts.sweep cifar10.sh check <COMMANDS          refuses commands that are not right
     python -m scripts.sweep cifar10.sh finished 102 FOLDER...   what is said of finished runs
+    python -m scripts.sweep cifar10.sh ended FILE 102 SECONDS   what is said where a run has ended
 
 They call it, with their own name first, which messages begin with.
 """
@@ -17,6 +18,8 @@ if not __package__:  # started as `python scripts/sweep.py`, whatever folder the
 
 import os
 import shlex
+import time
+from datetime import datetime, timedelta
 
 from utils.program import UserError, one_line_errors
 from utils.program.source import sweep_lines
@@ -93,7 +96,29 @@ def finished(total: str, *folders: str) -> None:
     print(sweep_lines([Path(folder) for folder in folders], int(total)))
 
 
-QUESTIONS = {"grids": grids, "losses": losses, "check": check, "finished": finished}
+def ended(file: str, total: str, began: str) -> None:
+    """One more run has ended, well or not: a line in `file` for each. `began`: Unix time.
+
+    The runs that are left are taken to need as long as those before, side by side as those were.
+    """
+    with open(file, "a+") as lines:
+        lines.write("ended\n")  # a short line is added whole, also by two runs at once
+        lines.seek(0)
+        done = len(lines.readlines())
+    seconds = (time.time() - float(began)) * (int(total) - done) / done
+    left = timedelta(seconds=round(seconds))
+    end = datetime.now() + left
+    expected = f"; about {left} left, until {end:%a %H:%M}" if done < int(total) else ""
+    print(f"{done} of {total} runs have ended{expected}", file=sys.stderr)
+
+
+QUESTIONS = {
+    "grids": grids,
+    "losses": losses,
+    "check": check,
+    "finished": finished,
+    "ended": ended,
+}
 
 
 def main(words: list[str]) -> None:

@@ -140,6 +140,7 @@ def test_the_checksums_cover_what_training_runs():
         "utils/settings.py",
         "utils/teacher_files.py",
         "utils/preflight.py",
+        "utils/trackers.py",
     }
     line = "import sys, train_teacher, train_student\nfor module in list(sys.modules.values()):\n"
     line += "    print(getattr(module, '__file__', None))"

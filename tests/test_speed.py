@@ -100,6 +100,10 @@ def data(tiny_npz):
     return load_dataset(str(tiny_npz), "data")
 
 
+def test_an_average_of_the_weights_waits_for_nothing(data, monkeypatch):
+    some_epochs(teaching_task(data, "NLL"), data, monkeypatch, ema=0.9)
+
+
 def test_waiting_is_noticed(data, monkeypatch):
     class Waits(ClassificationTask):
         def forward(self, batch):

@@ -233,6 +233,14 @@ class TestRuns:
         fourth = sweep("students", "--", "--teacher_path", "t", **values)
         assert fourth.returncode == 0 and not sweep.started()
 
+    def test_it_says_how_many_have_ended_and_when_the_last_may(self, sweep):
+        done = sweep("students", "--", "--teacher_path", "t", T="1 3 4", Lambda="1", PAUSE="0.2")
+        told = re.findall(r"^(\d) of 3 runs have ended(.*)$", done.stderr, re.MULTILINE)
+        assert [number for number, _ in told] == ["1", "2", "3"]
+        expected = r"; about 0:00:0\d left, until \w+ \d\d:\d\d"
+        assert [bool(re.fullmatch(expected, end)) for _, end in told] == [True, True, False]
+        assert not list((sweep.folder / "runs/logs").glob("ended-*"))
+
     def test_a_deleted_run_and_one_with_other_arguments_are_made(self, sweep):
         sweep("NLL", "LS")
         [one, _] = sorted((sweep.folder / "runs").glob("*/result.json"))

@@ -18,6 +18,7 @@ from utils.run_files import is_third_party
 from utils.runs import Run
 from utils.split_metrics import evaluate, metrics_of
 from utils.teachers import Teacher
+from utils.trackers import finish_tracker
 
 
 def arrays_of(name: str, logits: dict[str, Tensor]) -> dict[str, np.ndarray]:
@@ -75,6 +76,7 @@ def conclude(
 
     if run.is_main:
         write_conclusion(run.folder, result, arrays)
+        finish_tracker(run, result)
 
 
 def write_conclusion(folder: Path, result: dict, arrays: dict[str, np.ndarray]) -> None:

@@ -30,10 +30,11 @@ from utils.program.command_line import (
     whole,
 )
 from utils.run_files import number_text
+from utils.selection import SELECTIONS
 from utils.settings import DataChoice, Recipe, RunChoice, TeacherSource
 from utils.steps import MODES
 from utils.teachers import RULES
-from utils.training import SELECTIONS
+from utils.trackers import NAMES as TRACKERS
 
 
 def add_data(parser: CommandLine) -> None:
@@ -162,6 +163,13 @@ def add_optimisation(parser: CommandLine) -> None:
         "--weight-decay", "--wd", type=weight, default=Recipe.weight_decay, help="of all weights"
     )
     add_schedule(optimisation)
+    optimisation.add_argument(
+        "--ema",
+        type=between_zero_and_one,
+        metavar="DECAY",
+        help="evaluate and keep an exponential moving average of the weights, over about "
+        "1 / (1 - DECAY) steps; such as 0.99",
+    )
     add_mixing(optimisation)
     optimisation.add_argument(
         "--train-batch-size",
@@ -173,7 +181,8 @@ def add_optimisation(parser: CommandLine) -> None:
         "--seed",
         type=whole,
         default=Recipe.seed,
-        help="of initial weights, order and augmentation; report several",
+        help="of initial weights, order and augmentation; report several: "
+        "bash scripts/hypersearch.sh NLL --seeds 3 -- FLAGS trains them",
     )
     optimisation.add_argument(
         "--select",
@@ -181,6 +190,12 @@ def add_optimisation(parser: CommandLine) -> None:
         default=Recipe.select,
         help="the best epoch by validation: top-1, NLL, or NLL after temperature scaling "
         "(refinement)",
+    )
+    optimisation.add_argument(
+        "--patience",
+        type=count,
+        metavar="EPOCHS",
+        help="stop after so many epochs without a better --select; the rate falls as --epochs says",
     )
     optimisation.add_argument(
         "--sync_bn",
@@ -228,6 +243,12 @@ def add_mixing(optimisation: argparse._ArgumentGroup) -> None:
         type=positive,
         help=f"a of Beta(a, a), the first image's share (default: {Recipe.mix_alpha:g})",
     )
+    optimisation.add_argument(
+        "--cutout",
+        type=count,
+        metavar="PIXELS",
+        help="blot out a square of this side in every training image, such as 16 of 32 pixels",
+    )
 
 
 def add_run(parser: CommandLine) -> None:
@@ -245,7 +266,9 @@ def add_run(parser: CommandLine) -> None:
         "--overwrite", action="store_true", help="start a finished or differing run anew"
     )
     run.add_argument(
-        "--log_with", choices=("tensorboard",), help="also write the epochs' metrics to this"
+        "--log_with",
+        choices=TRACKERS,
+        help="tell a tracker that is installed the settings, the epochs and the test metrics",
     )
     run.add_argument(
         "--test-batch-size",

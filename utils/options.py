@@ -44,6 +44,7 @@ from utils.settings import (
     TeacherSource,
 )
 from utils.steps import can_capture
+from utils.trackers import check_installed
 
 # The paper's page has a command with both flags for whichever of these losses.
 PAGE_LOSSES = ("NLL", "NLL+MDCA", "FL", "FL+MDCA")
@@ -99,6 +100,7 @@ def student_options(argv: list[str] | None = None) -> Experiment:
 
     check_origin(args)
     check_mixtures(args)
+    check_cutout(args)
     check_accuracy(args)
     check_features(args)
     notes = unread_loss_flags(args, "distill", DISTILLATIONS | FEATURES)
@@ -116,6 +118,23 @@ def check_mixtures(args: argparse.Namespace) -> None:
         raise UserError(
             f"--mix {args.mix}: no accuracy is known on mixtures of images, which "
             "--teacher_temperature views would match; give auto or a number"
+        )
+
+
+def check_cutout(args: argparse.Namespace) -> None:
+    """Refuse what blotted images do not go with in a student's run. Raises UserError."""
+    if not args.cutout:
+        return
+    for flag in ("teacher_cache", "teacher_logits"):
+        if getattr(args, flag):
+            raise UserError(
+                f"--cutout {args.cutout}: --{flag} cannot hold a teacher's answers to all squares; "
+                "leave out one of them"
+            )
+    if args.teacher_temperature == "views":
+        raise UserError(
+            f"--cutout {args.cutout}: no accuracy is known on images with a square blotted out, "
+            "which --teacher_temperature views would match; give auto or a number"
         )
 
 
@@ -184,6 +203,13 @@ def experiment_of(
     refuse_unread(args, "optimizer", {name: entry.reads for name, entry in OPTIMIZERS.items()})
     refuse_unread(args, "scheduler", {name: entry.reads for name, entry in SCHEDULES.items()})
     refuse_unread(args, "mix", {name: ("mix_alpha",) for name in MIXES})
+    if args.cutout and args.mix:
+        raise UserError(
+            f"--cutout {args.cutout}: images are blotted out or mixed, not both; leave it or "
+            "--mix out"
+        )
+    if args.log_with:
+        check_installed(args.log_with)
     try:
         parameters = loss_parameters(loss, vars(args))
     except ValueError as error:
@@ -225,6 +251,12 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
         raise UserError(
             f"--schedule-steps {' '.join(map(str, steps))}: must rise and stay below "
             f"--epochs {recipe.epochs}"
+        )
+    # The first epoch is always the best so far.
+    if recipe.patience is not None and recipe.patience > recipe.epochs - 2:
+        raise UserError(
+            f"--patience {recipe.patience}: cannot stop a run of --epochs {recipe.epochs} before "
+            "its end; give fewer or leave it out"
         )
     return recipe
 
@@ -300,6 +332,11 @@ def check_run(experiment: Experiment, data: Dataset, accelerator: Accelerator) -
     steps = recipe.epochs * -(-images // (recipe.train_batch_size * processes))
     if recipe.warmup >= steps:
         raise UserError(f"--warmup {recipe.warmup}: the run has only {steps} steps; give fewer")
+    side = data.train.images.shape[3]
+    if recipe.cutout is not None and recipe.cutout >= side:
+        raise UserError(
+            f"--cutout {recipe.cutout}: the images have {side} x {side} pixels; give fewer"
+        )
     if experiment.run.step == "graph" and not can_capture(accelerator):
         raise UserError(
             "--step graph: needs one GPU, one process and no --deterministic; leave it out"

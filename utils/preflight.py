@@ -4,6 +4,7 @@ Each check runs a net once on the CPU on images of zeros, or of the data. No ran
 batch-norm statistics of a net that is used later change by it.
 """
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -33,6 +34,9 @@ def check_net(recipe: Recipe, data: Dataset, accelerator: Accelerator) -> None:
             net = build_model(recipe.model, data.num_classes).train()
         except ValueError as error:  # of the user's own
             raise UserError(f"--model {recipe.model}: {error}") from None
+        if recipe.ema is not None:
+            with refused(f"--ema {recipe.ema:g}: {recipe.model} cannot be copied", "leave it out"):
+                copy.deepcopy(net)
         with refused(
             f"--model {recipe.model}: cannot be trained on images of {side} x {side} pixels",
             "give another net or, for a folder of images, --image_size",

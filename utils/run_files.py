@@ -21,7 +21,10 @@ OURS = (
     "reliability.png",
     "posthoc.json",
     "evaluation_*.json",
-    "tensorboard",
+    "tensorboard",  # of trackers: --log_with
+    "wandb",
+    "swanlab",
+    "dvclive",
 )
 # What result.json holds in any case, wherever its metrics are.
 RESULT = {

@@ -122,7 +122,14 @@ def finished_run(experiment: Experiment, dataset: str) -> tuple[Path, dict] | No
 def finished_note(folder: Path, result: dict) -> str:
     """Of a run that was finished before this command: when, and by which code."""
     config = files.read_json(folder / "config.json", "--overwrite starts the run anew")
-    return finished_line(folder, config, result)
+    note = finished_line(folder, config, result)
+    settings = result["settings"]
+    if "patience" in settings and result["last"]["epoch"] < settings["epochs"]:
+        note += (
+            f"\nby --patience {settings['patience']} it stopped after epoch "
+            f"{result['last']['epoch']} of {settings['epochs']}"
+        )
+    return note
 
 
 class Run:

@@ -19,8 +19,9 @@ from utils.settings import Recipe
 class SeenViews:
     """A teacher's logits of the training views of the first epoch, before its temperature.
 
-    Each process has those of its share of every step. Of images that are mixed it has them as they
-    were before. A cache that has the epoch is read, and else keeps it for the training.
+    Each process has those of its share of every step. Of images that are mixed or blotted out it
+    has them as they were before. A cache that has the epoch is read, and else keeps it for the
+    training.
     """
 
     def __init__(self, ask: AskedTeacher, data: Dataset, recipe: Recipe, accelerator: Accelerator):

@@ -51,6 +51,10 @@ class LossChoice:
         return "+" in self.name
 
 
+# Fields of a Recipe that have come later.
+NEWER = ("optimizer", "ema", "cutout", "patience")
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A net and how it is trained: with the data and the loss it decides the weights."""
@@ -71,17 +75,21 @@ class Recipe:
     seed: int = 42
     select: str = "top1"
     sync_bn: bool = False
+    ema: float | None = None  # of the weights; None: the net itself is evaluated
+    cutout: int | None = None  # pixels
+    patience: int | None = None  # epochs; None: all are trained
 
     def settings(self) -> dict:
         """What tells two runs apart that bear one name, ready for JSON.
 
-        How images are mixed is a part of the name. An optimiser is named where it is not the one
-        that runs of older versions, which name none, were trained with.
+        How images are mixed is a part of the name. Runs of older versions do not name what is
+        NEWER: there it is the default.
         """
         settings = asdict(self) | {"schedule_steps": list(self.schedule_steps)}
         del settings["mix"], settings["mix_alpha"]
-        if self.optimizer == Recipe.optimizer:
-            del settings["optimizer"]
+        for name in NEWER:
+            if settings[name] == getattr(Recipe, name):
+                del settings[name]
         return settings
 
 

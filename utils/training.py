@@ -9,7 +9,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
+from utils.averaging import WeightAverage
 from utils.data import Dataset, Split
+from utils.data.cutout import Cutout
 from utils.data.views import Batch, Draw, TrainLoader
 from utils.evaluation import predict
 from utils.optimizers import build_optimizer, build_schedule
@@ -18,14 +20,14 @@ from utils.program.files import refused
 from utils.program.processes import on_main
 from utils.progress import epoch_bar, epoch_line, show_progress, size_line
 from utils.runs import Run
+from utils.selection import is_better, is_stalled, stall_line
 from utils.settings import Recipe
 from utils.split_metrics import evaluate
 from utils.steps import GraphedStep, Step, compile_net, is_captured, uncounted
 from utils.sums import LOWER_THE_RATE, EpochSums, Sums, step_sums
 from utils.tasks import Task
+from utils.trackers import start_tracker, track
 
-# How the best epoch is told, by --select: a value of its record, and 1 where more is better.
-SELECTIONS = {"top1": ("val_top1", 1), "nll": ("val_nll", -1), "refinement": ("val_refinement", -1)}
 EPOCH_METRICS = ("nll", "top1", "ece", "sce", "adaece", "refinement")
 REPORT_SECONDS = 0.5
 
@@ -74,9 +76,12 @@ def fit(
     step = launched_step(trainer, loader, choice.step)
     run.say(size_line(recipe.model, task.net, data))
     log_how_it_runs(run, accelerator, step, choice.step)
-    start_trackers(accelerator, run)
+    start_tracker(run, history)
 
     for epoch in range(len(history) + 1, recipe.epochs + 1):
+        if is_stalled(history, best, recipe):
+            run.say(stall_line(history, best, recipe))
+            break
         started = time.perf_counter()
         record = {"epoch": epoch, "lr": trainer.rate}
 
@@ -97,12 +102,12 @@ def fit(
         history.append(record)
         improved = best is None or is_better(record, best["metrics"], recipe.select)
         if improved:
-            best = snapshot(run, record, task.net)
+            best = snapshot(run, record, trainer.evaluated)
         run.save(trainer.state_dict() | {"history": history, "best": best}, improved)
         run.say(epoch_line(record, recipe.epochs, improved))
-        accelerator.log(record, step=epoch)
+        track(run, record, epoch)
 
-    run.save_last(snapshot(run, history[-1], task.net))
+    run.save_last(snapshot(run, history[-1], trainer.evaluated))
     return history
 
 
@@ -117,6 +122,8 @@ class Trainer:
         if recipe.sync_bn and accelerator.num_processes > 1:
             task.net = nn.SyncBatchNorm.convert_sync_batchnorm(task.net)
         optimizer = build_optimizer(task, recipe)
+        # Copied before the net is compiled or wrapped.
+        self.average = WeightAverage(task.net, recipe.ema) if recipe.ema else None
 
         self.task = task
         self.recipe = recipe
@@ -132,9 +139,16 @@ class Trainer:
     def rate(self) -> float:
         return self.optimizer.param_groups[0]["lr"]
 
+    @property
+    def evaluated(self) -> nn.Module:
+        """The net that is validated and kept: with --ema, that of the averaged weights."""
+        return self.task.net if self.average is None else self.average.net
+
     def stateful(self) -> dict:
         """All that has a state of its own, by its name in checkpoint.pth."""
         stateful = {"task": self.task, "optimizer": self.optimizer, "schedule": self.schedule}
+        if self.average is not None:
+            stateful["average"] = self.average
         if self.accelerator.scaler is not None:
             stateful["scaler"] = self.accelerator.scaler
         return stateful
@@ -151,6 +165,10 @@ class Trainer:
 
 
 def train_loader(data: Dataset, recipe: Recipe, accelerator: Accelerator) -> TrainLoader:
+    cutout = None
+    if recipe.cutout:
+        # The mean colour, which a net sees as zeros.
+        cutout = Cutout(recipe.cutout, tuple(round(255 * level) for level in data.mean))
     return TrainLoader(
         data.train,
         batch_size=recipe.train_batch_size,
@@ -160,6 +178,7 @@ def train_loader(data: Dataset, recipe: Recipe, accelerator: Accelerator) -> Tra
         world=accelerator.num_processes,
         flip=data.flip,
         mix=(recipe.mix, recipe.mix_alpha) if recipe.mix else None,
+        cutout=cutout,
     )
 
 
@@ -167,7 +186,11 @@ def launched_step(trainer: Trainer, loader: TrainLoader, mode: str) -> Step:
     """train_step on a draw of the loader, launched as --step says (one of steps.MODES)."""
 
     def step(draw: Draw) -> Sums:
-        return train_step(trainer.model, loader.batch(draw), trainer.optimizer, trainer.accelerator)
+        batch = loader.batch(draw)
+        sums = train_step(trainer.model, batch, trainer.optimizer, trainer.accelerator)
+        if trainer.average is not None:
+            trainer.average.update(trainer.task.net)
+        return sums
 
     return launched(step, trainer, loader, mode)
 
@@ -191,8 +214,10 @@ def validation_logits(trainer: Trainer, val: Split, batch_size: int | None) -> T
     """Of the whole validation split, on every process: a loss may learn from it (AdaFocal)."""
     task = trainer.task
     share_buffers(trainer.accelerator, task.net)
+    if trainer.average is not None:
+        trainer.average.copy_buffers(task.net)
     return predict(
-        task.net,
+        trainer.evaluated,
         val,
         mean=task.mean,
         std=task.std,
@@ -246,16 +271,6 @@ def log_how_it_runs(run: Run, accelerator: Accelerator, step: Step, mode: str) -
         f"float32 products: {torch.get_float32_matmul_precision()}, "
         f"threads: {torch.get_num_threads()}"
     )
-
-
-def start_trackers(accelerator: Accelerator, run: Run) -> None:
-    accelerator.project_configuration.logging_dir = str(run.folder)
-    accelerator.init_trackers("tensorboard")
-
-
-def is_better(record: dict, best: dict, select: str) -> bool:
-    name, sign = SELECTIONS[select]
-    return sign * record[name] > sign * best[name]
 
 
 def check_logits(logits: Tensor, epoch: int, rate: float) -> None:

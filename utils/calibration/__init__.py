@@ -5,6 +5,7 @@ binning        the bins of calibration errors, and class-wise errors
 selective      risk against coverage: what confidence is worth for choosing what to keep
 temperature    the temperature of least NLL, and the NLL that it leaves
 posthoc        temperature, vector and Dirichlet scaling, fitted on a validation split
+packaged       further maps, made by the package probmetrics
 sets           conformal sets, which hold the true class with a chance that is chosen
 distributions  against known label distributions, and on foreign data
 bootstrap      intervals of an ECE, a calibrated net's ECE, paired differences without bias
@@ -15,7 +16,8 @@ scores         what all of them accept: numpy arrays or tensors, checked
 
 The folder imports nothing of the project. Copied elsewhere, under any name, it works alone. It
 needs numpy and torch; bootstrap and distributions need scipy, distributions scikit-learn, posthoc
-tqdm, diagram matplotlib. Each of these is loaded where a name that needs it is first used.
+tqdm, packaged probmetrics, diagram matplotlib. Each of these is loaded where a name that needs it
+is first used.
 """
 
 from importlib import import_module

@@ -52,6 +52,16 @@ class Calibration:
             inputs = inputs.log_softmax(dim=1)
         return inputs @ self.weight.T + self.bias
 
+    def parameters(self) -> dict:
+        """The map itself, ready for JSON: of a diagonal weight, the diagonal."""
+        diagonal = self.weight.diagonal()
+        is_diagonal = torch.equal(self.weight, diagonal.diag())
+        return {
+            "of_log_probs": self.of_log_probs,
+            "weight": (diagonal if is_diagonal else self.weight).tolist(),
+            "bias": self.bias.tolist(),
+        }
+
 
 def no_calibration(logits: Array, labels: Array) -> Calibration:
     """The identity, which every other map is measured against."""

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from utils.data import Split
+from utils.data.cutout import Cutout, blot_out, centres
 from utils.data.mixing import MIXES, MixPlan, mix_plan
 
 PADDING = 4
@@ -32,7 +33,8 @@ class Draw(NamedTuple):
     """
 
     # int64 (3, B): for each image its index in the training split, its view, its place in the
-    # epoch; where images are mixed (5, B): its partner's index and view, too
+    # epoch; where images are mixed (5, B): its partner's index and view, too; with cutout (5, B):
+    # row and column of the square's centre
     plan: Tensor
     weight: float = 1.0  # another one only in a last step whose images do not divide evenly
     numbers: Tensor | None = None  # float64 (n,): what the step's mixture has drawn
@@ -56,6 +58,10 @@ class Draw(NamedTuple):
     @property
     def partner_views(self) -> Tensor:
         return self.plan[4]
+
+    @property
+    def centres(self) -> Tensor:
+        return self.plan[3:]
 
 
 class Batch(NamedTuple):
@@ -127,7 +133,7 @@ class TrainLoader:
 
     A step takes `batch_size` images per process. With several processes (`rank` of `world`) each
     takes its piece of the batch that a single one would take with `world` times the batch size.
-    `mix`: a key of MIXES and the a of Beta(a, a), or None.
+    `mix`: a key of MIXES and the a of Beta(a, a), or None. With `cutout` nothing is mixed.
     """
 
     def __init__(
@@ -140,7 +146,10 @@ class TrainLoader:
         world: int = 1,
         flip: bool = True,
         mix: tuple[str, float] | None = None,
+        cutout: Cutout | None = None,
     ):
+        if mix and cutout:
+            raise ValueError("images are mixed or blotted out, not both")
         self.windows = view_windows(split.images.to(device))
         self.labels = split.labels.to(device)
         self.images_per_process = batch_size
@@ -150,6 +159,10 @@ class TrainLoader:
         self.world = world
         self.flip = flip
         self.mix = mix
+        self.cutout = cutout
+        if cutout:
+            colour = torch.tensor(cutout.colour, dtype=torch.uint8)
+            self.colour = colour[:, None, None].to(device)
 
     def __len__(self) -> int:
         """The steps of an epoch; the last one may be smaller."""
@@ -158,7 +171,7 @@ class TrainLoader:
     def empty_draw(self) -> Draw:
         """A draw of a whole step, of zeros: the place for those that a captured step reads."""
         device = self.labels.device
-        rows = 5 if self.mix else 3
+        rows = 5 if self.mix or self.cutout else 3
         plan = torch.zeros(rows, self.images_per_process, dtype=torch.int64, device=device)
         numbers = None
         if self.mix:
@@ -190,6 +203,8 @@ class TrainLoader:
             mixtures = self.mixtures(epoch, order, views)
             rows += [mixtures.partners, mixtures.partner_views]
             numbers = mixtures.numbers.to(self.labels.device)
+        if self.cutout:
+            rows += [*centres(images, self.windows.shape[3], self.seed, epoch)]
         # Brought to the device once: a step then does nothing on the host but slice.
         plan = torch.stack(rows).to(self.labels.device)
 
@@ -203,8 +218,10 @@ class TrainLoader:
             yield Draw(plan[:, start + first : start + last], weight, numbers[step])
 
     def batch(self, draw: Draw) -> Batch:
-        """The images of a draw in their views, mixed with their partners' if they are."""
+        """The images of a draw in their views, mixed with their partners' or blotted out."""
         images = take_views(self.windows, draw.index, draw.views)
+        if self.cutout:
+            images = blot_out(images, draw.centres, self.cutout.size, self.colour)
         labels = self.labels[draw.index]
         if not self.mix:
             return Batch(images, labels, draw.places, draw.weight)
