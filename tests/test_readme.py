@@ -1,4 +1,4 @@
-"""Examples of what can be added work as the docs have them; links lead somewhere; results repeat."""
+"""Examples of what can be added work as the docs have them; links lead somewhere; tables repeat."""
 
 import json
 import re
