@@ -103,6 +103,10 @@ if [ -z "$dry" ]; then
     graph no_NLL+DCA no train_teacher.py --loss NLL+DCA
     graph student no train_student.py --teacher_path "$out/runs/no_NLL"
     graph student_fp16 fp16 train_student.py --teacher_path "$out/runs/no_NLL" --distill DKD
+    graph ema_cutout fp16 train_teacher.py --loss NLL --ema 0.99 --cutout 8
+    graph features bf16 train_student.py --teacher_path "$out/runs/no_NLL" --distill KD+FitNet
+    graph views fp16 train_student.py --teacher_path "$out/runs/no_NLL" \
+        --teacher_temperature views
     graph fills_cache bf16 train_student.py --teacher_path "$out/runs/no_NLL" \
         --teacher_cache "$out/cache" --T 1
 fi
