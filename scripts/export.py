@@ -1,6 +1,6 @@
 """A finished run as a file for other programs: uint8 images in, calibrated probabilities out.
 
-    python -m scripts.export RUN --out net.onnx       and other formats and calibrations: --help
+    python -m scripts.export RUN --out net.onnx       and other formats, int8, sets: --help
 
 docs/export.md says what is in a file, and what is checked before it is written.
 """
@@ -15,27 +15,24 @@ if not __package__:  # started as `python scripts/export.py`
 import json
 import os
 from argparse import Namespace
-from contextlib import suppress
 from importlib.util import find_spec
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from scripts.exported_net import FORMATS, ONNX_PACKAGES, ONNX_TORCH, CalibratedNet
-from utils.analysis.columns import COLUMNS
+from scripts.certificate import SET_LEVEL, Certificate, Softmax, certify, stored_evidence
+from scripts.exported_net import FORMATS, ONNX_PACKAGES, ONNX_TORCH, CalibratedNet, with_sets
+from scripts.int8_net import evidence_of, int8_model, with_softmax
 from utils.analysis.nets import check_own_nets, load_net
 from utils.analysis.record import Record
 from utils.analysis.records import finished_nets
-from utils.analysis.shift import test_split
-from utils.calibration import fit_sets
+from utils.analysis.shift import data_of
 from utils.flags import add_own_nets
 from utils.program import UserError, one_line_errors
 from utils.program.command_line import CommandLine, location, path
 from utils.program.files import atomic
 
 CHECKED = 256  # images
-SET_LEVELS = (0.8, 0.9, 0.95, 0.99)
 # The largest difference of a probability.
 EXACT = 1e-5
 COARSE = 0.2
@@ -48,22 +45,35 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"{args.runs[0]}: {len(nets)} finished runs lie there; name one")
     net = nets[0]
     check_own_nets(nets, args.model or ())
-    images = test_split(nets, args.data_dir, args.dataset).images[:CHECKED].contiguous()
-    softmax = calibration(net, args.calibration)
+    data = data_of(nets, args.data_dir, args.dataset)
+    images = data.test.images[:CHECKED].contiguous()
+    certificate = certify(net, args.calibration, stored_evidence(net))
+    if args.with_sets:
+        check_sets(net, certificate)
 
     own, saved = load_net(net)
+    softmax = certificate.softmax
     calibrated = CalibratedNet(own, saved["mean"], saved["std"], softmax.weight, softmax.bias)
     write, reopen = FORMATS[args.format]
-    content = write(calibrated, images, metadata_of(net, saved, args.calibration, softmax))
+    content = write(calibrated, images, metadata_of(net, saved, args, certificate))
     differences = check(net, calibrated, softmax, images, reopen(content)(images))
+    lines = [f"{net.title}: ECE {certificate.eces()}; probabilities differ by up to {differences}"]
+
+    # That file shows that weights and images are right. Now its net is quantised.
+    if args.int8:
+        lines.append(f"float32: {certificate.line()}")
+        model = int8_model(calibrated, data.val.images)
+        certificate = certify(net, args.calibration, evidence_of(model, data))
+        metadata = metadata_of(net, saved, args, certificate)
+        content = with_softmax(model, certificate.softmax, metadata)
+        lines.append(f"int8:    {certificate.line()}")
+    if args.with_sets:
+        content = with_sets(content, SET_LEVEL, certificate.thresholds[SET_LEVEL])
 
     with atomic(args.out) as file:
         file.write(content)
-    eces = ", ".join(f"{key} {COLUMNS['ece'].text(ece)} %" for key, ece in softmax.ece.items())
-    print(
-        f"{net.title}: ECE {eces}; probabilities differ by up to {differences}\n"
-        f"written: {args.out}, {len(content) / 1e6:.2f} MB"
-    )
+    lines.append(f"written: {args.out}, {len(content) / 1e6:.2f} MB")
+    print("\n".join(lines))
 
 
 def options(argv: list[str] | None) -> Namespace:
@@ -87,6 +97,16 @@ def options(argv: list[str] | None) -> Namespace:
     parser.add_argument(
         "--epoch", choices=("best", "last"), default="best", help="best: by validation top-1"
     )
+    parser.add_argument(
+        "--int8",
+        action="store_true",
+        help="8-bit integers, calibrated again on the validation split; ONNX",
+    )
+    parser.add_argument(
+        "--with-sets",
+        action="store_true",
+        help="a second output says which classes are in the conformal set at 90 %%; ONNX",
+    )
     add_own_nets(parser)
     parser.add_argument(
         "--data_dir",
@@ -103,7 +123,26 @@ def options(argv: list[str] | None) -> Namespace:
         raise UserError(f"--out {args.out}: give a file in a folder that you may write to")
     if args.format == "onnx":
         check_onnx()
+    check_only_onnx(args)
     return args
+
+
+def check_only_onnx(args: Namespace) -> None:
+    """Raises UserError where --int8 or --with-sets cannot be had."""
+    for flag in ("int8", "with_sets"):
+        if getattr(args, flag) and args.format != "onnx":
+            name = flag.replace("_", "-")
+            raise UserError(f"--{name}: ONNX alone has it; leave out --format {args.format}")
+    if args.int8 and args.calibration == "vector":
+        raise UserError(
+            "--calibration vector: --int8 fits a temperature of its own, and no vector; leave it "
+            "out, or give none"
+        )
+    if args.int8 and find_spec("onnxruntime.quantization") is None:
+        raise UserError(
+            "--int8: this onnxruntime has no onnxruntime.quantization; first run "
+            "pip install --upgrade onnxruntime"
+        )
 
 
 def check_onnx() -> None:
@@ -118,65 +157,33 @@ def check_onnx() -> None:
         raise UserError(f"--format onnx: first run pip install {' '.join(ONNX_PACKAGES)}")
 
 
-class Softmax(NamedTuple):
-    """What makes probabilities of logits z: softmax(weight * z + bias)."""
-
-    weight: list[float]  # (K,)
-    bias: list[float]  # (K,)
-    ece: dict[str, float]  # of the test split (fractions): raw, scaled, and vector where chosen
-
-
-def calibration(net: Record, name: str) -> Softmax:
-    """That of --calibration. Raises UserError where the run has none of this name."""
-    ece = {logits: metrics["ece"] for logits, metrics in net.measured["test"].items()}
-    if name == "vector":
-        vector = net.posthoc.get("vector")
-        if vector is None:
-            raise UserError(
-                f"--calibration vector: the run has none; python -m scripts.posthoc {net.folder} "
-                f"--write --epoch {net.owner} makes it"
-            )
-        ece["vector"] = vector["test"]["ece"]
-        return Softmax(vector["weight"], vector["bias"], ece)
-    temperature = net.temperatures["scaled" if name == "temperature" else "raw"]
-    classes = net.result["num_classes"]
-    return Softmax([1 / temperature] * classes, [0.0] * classes, ece)
+def check_sets(net: Record, certificate: Certificate) -> None:
+    """Raises UserError where the run has no conformal sets for --with-sets."""
+    if SET_LEVEL not in certificate.thresholds:
+        raise UserError(
+            f"--with-sets: {net.predictions} has no validation logits, or too few for sets at "
+            f"{SET_LEVEL}; leave it out"
+        )
 
 
-def metadata_of(net: Record, saved: dict, name: str, softmax: Softmax) -> dict[str, str]:
+def metadata_of(
+    net: Record, saved: dict, args: Namespace, certificate: Certificate
+) -> dict[str, str]:
     """What a file says of itself: texts as they are, all else as JSON.
 
-    `saved`: what the run's weights file holds beside the weights. `name`: --calibration.
+    `saved`: what the run's weights file holds beside the weights.
     """
-    checkpoint = saved | {"softmax": {"weight": softmax.weight, "bias": softmax.bias}}
+    checkpoint = saved | {"softmax": certificate.softmax._asdict()}
     return {
-        "calibration": name,
-        "temperature": json.dumps(net.measured["temperature"]),
-        "ece": json.dumps(softmax.ece),
-        "sets": json.dumps(set_thresholds(net, softmax)),
+        "calibration": args.calibration,
+        "precision": "int8" if args.int8 else "float32",
+        **certificate.metadata(),
         "classes": json.dumps(net.result["num_classes"]),
         "class_names": json.dumps(net.config.get("class_names")),
         "dataset": net.dataset,
         "command": net.config.get("command", ""),
         "checkpoint": json.dumps(checkpoint),
     }
-
-
-def set_thresholds(net: Record, softmax: Softmax) -> dict[str, float]:
-    """By level, the least probability of a class that is in an image's conformal set (LAC).
-
-    Fitted on the run's stored validation logits; empty where there are none, and without a level
-    that they are too few for.
-    """
-    thresholds = {}
-    if net.has_stored("val"):
-        logits, labels = net.stored("val")
-        calibrated = logits.double() * torch.tensor(softmax.weight) + torch.tensor(softmax.bias)
-        for level in SET_LEVELS:
-            with suppress(ValueError):
-                sets = fit_sets(calibrated, labels, alpha=1 - level)
-                thresholds[f"{level:g}"] = sets.threshold
-    return thresholds
 
 
 def check(
@@ -187,9 +194,7 @@ def check(
     How far they are from either, in words. Raises UserError where that is too far.
     """
     logits, _ = net.stored("test")
-    weight = torch.tensor(softmax.weight)
-    bias = torch.tensor(softmax.bias)
-    stored = (logits[:CHECKED].double() * weight + bias).softmax(dim=1)
+    stored = softmax(logits[:CHECKED])
 
     # Half precision, and TF32 in a GPU's convolutions, are coarser than the file. A run of an older
     # version does not say where it was computed.

@@ -39,24 +39,56 @@ class CalibratedNet(nn.Module):
         self.register_buffer("bias", torch.as_tensor(bias, dtype=torch.float32))
         self.eval().requires_grad_(False)
 
+    def logits(self, images: Tensor) -> Tensor:
+        """z, as they are."""
+        return self.net(torch.addcmul(self.shift, images.float(), self.scale))
+
     def forward(self, images: Tensor) -> Tensor:
-        logits = self.net(torch.addcmul(self.shift, images.float(), self.scale))
-        return (logits * self.weight + self.bias).softmax(dim=1)
+        return (self.logits(images) * self.weight + self.bias).softmax(dim=1)
 
 
 def to_onnx(net: CalibratedNet, images: Tensor, metadata: dict[str, str]) -> bytes:
     import onnx
 
+    model = onnx_model(net, images, output="probabilities")
+    onnx.helper.set_model_props(model, metadata)
+    return model.SerializeToString()
+
+
+def onnx_model(net: nn.Module, images: Tensor, output: str):
+    """The ONNX model of a net whose forward takes `images`, uint8 (N, 3, H, W), any N."""
     exported = torch.onnx.export(
         net,
         (images[:2],),
         input_names=["images"],
-        output_names=["probabilities"],
+        output_names=[output],
         dynamic_shapes={"images": {0: torch.export.Dim("N")}},
         verbose=False,
     )
-    model = exported.model_proto
-    onnx.helper.set_model_props(model, metadata)
+    return exported.model_proto
+
+
+def with_sets(content: bytes, level: str, threshold: float) -> bytes:
+    """An ONNX file with a second output, `set_at_LEVEL`: bool (N, K), which classes are in the set.
+
+    Those whose probability is at least the threshold, by LAC's rule: it can be none.
+    """
+    import onnx
+    from onnx import TensorProto, helper
+
+    model = onnx.load_from_string(content)
+    graph = model.graph
+    [probabilities] = graph.output
+    members = helper.make_tensor_value_info(f"set_at_{level}", TensorProto.BOOL, None)
+    members.type.tensor_type.shape.CopyFrom(probabilities.type.tensor_type.shape)
+    inside = helper.make_node(
+        "GreaterOrEqual", [probabilities.name, "set_threshold"], [members.name]
+    )
+    graph.initializer.append(
+        helper.make_tensor("set_threshold", TensorProto.FLOAT, [], [threshold])
+    )
+    graph.node.append(inside)
+    graph.output.append(members)
     return model.SerializeToString()
 
 
@@ -74,7 +106,7 @@ def onnx_session(content: bytes):
 
 def probabilities_of(session, images: Tensor) -> Tensor:
     """What an ONNX file makes (N, K) of images uint8 (N, 3, H, W)."""
-    [output] = session.run(None, {"images": images.numpy()})
+    [output] = session.run(["probabilities"], {"images": images.numpy()})
     return torch.from_numpy(output)
 
 

@@ -19,7 +19,7 @@ import train_student
 import train_teacher
 from models import build_model
 from scripts import export, posthoc
-from scripts.exported_net import FORMATS, ONNX_TORCH
+from scripts.exported_net import FORMATS, ONNX_PACKAGES, ONNX_TORCH, with_sets
 from utils.data import load_dataset
 from utils.data.views import normalise
 
@@ -97,13 +97,42 @@ def test_a_file_gives_calibrated_probabilities(finished, onnx_file, images, tmp_
         found, about = READERS[form](str(file), images[:n])
         expected = stored(finished, 1 / best["temperature"])[:n]
         assert found.dtype != np.float16 and np.abs(found - expected).max() < 1e-5
-    texts = ("dataset", "command", "calibration")
+    texts = ("dataset", "command", "calibration", "precision")
     told = {key: text if key in texts else json.loads(text) for key, text in about.items()}
     assert told["checkpoint"]["fingerprint"] == result["fingerprint"]
     assert told["temperature"] == best["temperature"]
     assert told["ece"] == {logits: best["test"][logits]["ece"] for logits in ("raw", "scaled")}
     assert (told["dataset"], told["classes"], told["class_names"]) == ("tiny", 4, None)
     assert told["command"] == json.loads((finished / "config.json").read_text())["command"]
+
+
+def test_what_a_file_says_of_its_worth(finished, onnx_file, images):
+    """Of the test split, with sets of the validation split: from their stored logits."""
+    with np.load(finished / "predictions.npz") as arrays:
+        labels = arrays["test_labels"]
+    best = json.loads((finished / "result.json").read_text())["best"]
+    _, about = from_onnx(onnx_file, images[:1])
+    own = stored(finished, 1 / best["temperature"])[range(len(labels)), labels]
+    thresholds = json.loads(about["sets"])
+    assert list(thresholds) == ["0.8", "0.9"]  # 15 validation images
+    expected = {level: (own >= thresholds[level]).mean() for level in thresholds}
+    assert json.loads(about["coverage"]) == expected
+    assert json.loads(about["top1"]) == best["test"]["raw"]["top1"]
+    assert best["test"]["scaled"]["ece"] <= json.loads(about["ece_upper"]) < 1
+    assert about["precision"] == "float32"
+
+
+def test_sets_inside(onnx_file, images):
+    found, about = from_onnx(onnx_file, images)
+    threshold = float(np.sort(found.ravel())[len(found.ravel()) // 3])  # some are in, one exactly
+    session = InferenceSession(with_sets(onnx_file.read_bytes(), "0.9", threshold))
+    for n in (1, len(images)):
+        outputs = ["probabilities", "set_at_0.9"]
+        probabilities, inside = session.run(outputs, {"images": images[:n].numpy()})
+        assert inside.dtype == bool and (probabilities == found[:n]).all()
+        assert (inside == (probabilities >= np.float32(threshold))).all()
+    assert 0 < inside.mean() < 1
+    assert session.get_modelmeta().custom_metadata_map == about
 
 
 def test_names_of_classes_are_in_the_file(run, tmp_path):
@@ -183,6 +212,10 @@ run --out f --format pickle | --format.*'pickle'.*onnx
 run --out f --dataset other.npz | trained on other data.*other.npz
 unfinished --out f | unfinished.*no finished run.*train it first
 . --out f | 2 finished runs lie there; name one
+run --out f --int8 --format torchscript | --int8: ONNX alone has it; leave out --format torchscript
+run --out f --with-sets --format safetensors | --with-sets: ONNX alone has it
+run --out f --int8 --calibration vector | --calibration vector: --int8 fits a temperature
+packed --out f --with-sets | --with-sets: packed/predictions.npz has no validation logits, or too
 """
 
 
@@ -191,12 +224,18 @@ def test_mistakes(run, tiny_npz, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with np.load(tiny_npz) as arrays:
         np.savez("other.npz", **dict(arrays) | {"x_test": 255 - arrays["x_test"]})
-    for copy in ("unfinished", "another"):
+    for copy in ("unfinished", "packed"):
         shutil.copytree(run, copy)
     Path("unfinished/result.json").unlink()
+    with np.load("packed/predictions.npz") as arrays:
+        kept = {name: arrays[name] for name in arrays if "val" not in name}
+    np.savez("packed/predictions.npz", **kept)
     for line in BAD.strip().splitlines():
         words, said = line.split(" | ")
         assert re.search(said, fails(capsys, tmp_path, export.main, words.split())), line
+    monkeypatch.setattr(export, "find_spec", lambda name: name in ONNX_PACKAGES or None)
+    error = fails(capsys, tmp_path, export.main, ["run", "--out", "file", "--int8"])
+    assert "--int8: this onnxruntime has no onnxruntime.quantization; first run pip" in error
     monkeypatch.setattr(export, "find_spec", lambda name: None)
     error = fails(capsys, tmp_path, export.main, ["run", "--out", "file"])
     assert "pip install onnx onnxscript onnxruntime" in error

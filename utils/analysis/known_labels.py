@@ -44,12 +44,12 @@ def against_people(nets: list[Record], data_dir: Path) -> tuple[str, list[ByLogi
 def against_posterior(nets: list[Record], data_dir: Path) -> tuple[str, list[ByLogits]]:
     """Against the posterior that the labels of --dataset synthetic are drawn from; likewise."""
     title = "synthetic: test images against the posterior that their labels are drawn from"
-    test = trained_on(
+    data = trained_on(
         nets,
         load_dataset("synthetic", data_dir),
         "--on synthetic; name a run of --dataset synthetic, of this version",
     )
-    return against_shares(nets, [test.posterior] * len(nets), title)
+    return against_shares(nets, [data.test.posterior] * len(nets), title)
 
 
 def against_shares(

@@ -77,7 +77,12 @@ def table(
 
 
 def test_split(nets: list[Record], data_dir: Path, dataset: str | None = None) -> Split:
-    """The test split that all of the nets were measured on. Raises UserError.
+    """The test split that all of the nets were measured on. Raises UserError as `data_of`."""
+    return data_of(nets, data_dir, dataset).test
+
+
+def data_of(nets: list[Record], data_dir: Path, dataset: str | None = None) -> Dataset:
+    """The data that all of the nets were trained on, in their splits. Raises UserError.
 
     `dataset` names their data set where it is no longer in its place.
     """
@@ -95,12 +100,12 @@ def test_split(nets: list[Record], data_dir: Path, dataset: str | None = None) -
     return trained_on(nets, data, advice)
 
 
-def trained_on(nets: list[Record], data: Dataset, advice: str) -> Split:
-    """The test split of the data, where all of the nets were trained on it. Raises UserError."""
+def trained_on(nets: list[Record], data: Dataset, advice: str) -> Dataset:
+    """The data, where all of the nets were trained on them. Raises UserError."""
     for net in nets:
         if net.fingerprint != data.fingerprint:
             raise UserError(f"{net.folder}: was trained on other data than {advice}")
-    return data.test
+    return data
 
 
 def logits_in_precision(net: Record, batch_size: int | None) -> Callable[[Tensor], Tensor]:
