@@ -73,6 +73,17 @@ def test_a_row_of_its_own(tmp_path):
             assert cell.mean == pytest.approx(metrics[metric], rel=1e-5)
 
 
+def test_an_infinite_nll_is_explained(tmp_path, capsys):
+    """An empty cell has a reason, and only where there is one."""
+    probs = softmax(TEST, axis=1)
+    report.main([str(write(tmp_path / "sure.npz", test_probs=probs, test_labels=TEST_LABELS))])
+    assert "its NLL is infinite" not in capsys.readouterr().out
+
+    probs[0] = np.eye(CLASSES)[(TEST_LABELS[0] + 1) % CLASSES]
+    report.main([str(write(tmp_path / "wrong.npz", test_probs=probs, test_labels=TEST_LABELS))])
+    assert "its NLL is infinite" in capsys.readouterr().out
+
+
 def test_it_stands_among_the_runs_on_the_same_images(tmp_path, teacher, capsys):
     """By their test labels in their order; tested against a run, and drawn."""
     predictions = dict(np.load(teacher / "predictions.npz"))

@@ -18,6 +18,7 @@ import train_teacher
 from scripts import export, predict
 from scripts.exported_net import ONNX_TORCH
 from utils.data import load_dataset
+from utils.data.given import GivenImages
 from utils.program.files import write_json
 
 LINEAR = """
@@ -142,6 +143,16 @@ def test_arrays_and_files_by_name(finished, photos, tiny_npz, tmp_path):
     assert_rows(predicted(finished, tiny_npz, out=tmp_path / "rows.csv"), finished)
 
 
+def test_many_names_are_one_piece(photos, tiny_npz):
+    """They are decoded and predicted together, as a folder is; an array keeps its place."""
+    files = sorted(photos.rglob("*.png"))
+    pieces = list(GivenImages([*files[:5], photos / "1", tiny_npz, files[0]]).pieces(side=8))
+    names = [*files[:5], *sorted((photos / "1").glob("*.png"))]
+    assert pieces[0].names == [str(name) for name in names]
+    assert pieces[1].names[0] == f"{tiny_npz}[0]"
+    assert pieces[2].names == [str(files[0])]
+
+
 def test_another_epoch_and_level(finished, photos, tmp_path):
     flags = ["--epoch", "last", "--level", "0.7", "--test-batch-size", "7"]
     rows = predicted(finished, photos, *flags, out=tmp_path / "rows.csv")
@@ -236,7 +247,9 @@ def test_a_run_without_validation_logits_has_no_sets(run, photos, tmp_path, caps
 def test_too_few_validation_images_for_the_level(run, photos, tmp_path, capsys):
     rows = predicted(run, photos, "--level", "0.99", out=tmp_path / "rows.csv")
     assert "set_at_0.99" not in rows[0]
-    assert "no sets: sets at alpha = 0.01 need 99 validation samples" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "no sets: sets at level 0.99 need 99 validation samples" in said
+    assert "take a lower level" in said
 
 
 def test_a_run_of_an_older_version(run, photos, tmp_path, capsys):
@@ -268,7 +281,8 @@ def test_the_run_of_a_net_of_ones_own(tiny_npz, photos, tmp_path, capsys):
 
 BAD = """
 run absent.png --out f | IMAGES absent.png: no such file or folder
-run empty --out f | IMAGES: no image among them; not read: 1 \\*.txt
+run empty --out f | IMAGES: no image among them; not read: 1 \\*.txt.*; name image files, folders
+run void --out f | IMAGES: no image among them; the folders are empty; name image files, folders
 run text.npz --out f | IMAGES text.npz: no images in it
 run floats.npy --out f | IMAGES floats.npy.*is float64; images are grey levels from 0 to 255
 run other.npz --out f | IMAGES other.npz.*it has a, b
@@ -293,6 +307,7 @@ def test_mistakes(run, photos, tmp_path, capsys, monkeypatch):
         shutil.copytree(run, copy)
     Path("unfinished/result.json").unlink()
     Path("empty").mkdir()
+    Path("void").mkdir()
     Path("empty/a.txt").write_text("text")
     Path("text.npz").write_text("text")
     np.save("floats.npy", np.zeros((2, 8, 8, 3)))

@@ -139,7 +139,7 @@ def synthetic_pair(tmp_path_factory):
     "flags, words",
     [
         ("--teacher_accuracy 0.7", "--teacher_accuracy 0.7 .*give --teacher_temperature views"),
-        ("--teacher_temperature views --teacher_accuracy 72.6", "such as 0.7263"),
+        ("--teacher_temperature views --teacher_accuracy 72.6", "such as 0.9"),
         ("--teacher_temperature views --mix mixup", "--mix mixup: .*give auto or a number"),
         ("--teacher_temperature view", "'view' will not do"),
         ("--teacher_temperature views --teacher_accuracy 0.01", "no T .*another --teacher_accur"),

@@ -60,6 +60,13 @@ def about_columns(section: Section, has_chance: bool) -> list[str]:
             f"MCE: beware, in some rows a bin holds fewer than {FEW} test images, and its value is "
             "mostly chance."
         )
+    # A file of JSON has no infinity, so an infinite value was left out, and a column without any.
+    is_nll_wanted = not section.choice.columns or "nll" in section.choice.columns
+    if is_nll_wanted and any("nll" not in row.cells for row in rows):
+        sentences.append(
+            "A row without NLL gives the true class of some image the probability 0: its NLL is "
+            "infinite."
+        )
     if section.choice.with_sets:
         sentences.append(about_sets(section))
     return sentences

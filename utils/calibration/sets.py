@@ -161,8 +161,8 @@ def conformal_threshold(conformity: Tensor, alpha: float) -> float:
     if rank > samples:
         needed = math.ceil(round(1 / alpha - 1, 9))
         raise ValueError(
-            f"sets at alpha = {alpha:g} need {needed} validation samples or more, got {samples}: "
-            "with fewer, each set would hold every class"
+            f"sets at level {1 - alpha:g} need {needed} validation samples or more, got {samples}: "
+            "with fewer, each set would hold every class; take a lower level"
         )
     return conformity.sort(descending=True).values[rank - 1].item()
 

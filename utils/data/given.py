@@ -44,15 +44,26 @@ class GivenImages:
         self.remarks: list[list[str]] = []
         for place in places:
             if place.is_dir():
-                self.sources.append(self.below(place))
+                self.add_files(self.below(place))
             elif not place.is_file():
                 raise UserError(f"IMAGES {place}: no such file or folder; check the path")
             elif place.suffix in (".npy", ".npz"):
                 self.sources.append((place, read_array(place)))
             else:
-                self.sources.append([str(place)])
+                self.add_files([str(place)])
         if len(self) == 0:
-            raise UserError(f"IMAGES: no image among them; {' '.join(self.notes())}")
+            contents = " ".join(self.notes()) or "the folders are empty"
+            raise UserError(
+                f"IMAGES: no image among them; {contents}; name image files, folders of them, "
+                ".npy or .npz files"
+            )
+
+    def add_files(self, files: list[str]) -> None:
+        """Those that follow files are decoded with them: a thousand names are one piece."""
+        if self.sources and isinstance(self.sources[-1], list):
+            self.sources[-1] += files
+        else:
+            self.sources.append(files)
 
     def below(self, folder: Path) -> list[str]:
         part = Part(folder)

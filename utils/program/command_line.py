@@ -116,6 +116,6 @@ positive = number(float, "a number above 0", lambda x: x > 0)
 weight = number(float, "a number of at least 0", lambda x: x >= 0)
 fraction = number(float, "a number from 0 to 1", lambda x: 0 <= x <= 1)
 between_zero_and_one = number(
-    float, "a fraction above 0 and below 1, such as 0.7263", lambda x: 0 < x < 1
+    float, "a fraction above 0 and below 1, such as 0.9", lambda x: 0 < x < 1
 )
 below_one = number(float, "a number from 0 to below 1", lambda x: 0 <= x < 1)
