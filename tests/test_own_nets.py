@@ -296,12 +296,15 @@ def test_a_file_of_weights(root, tiny_npz, tmp_path, capsys):
     assert f"does not fit {net} of 4 classes: head.weight is absent" in error
 
 
-def test_an_ensemble_and_a_cache(root, tiny_npz, tmp_path):
+def test_an_ensemble_and_a_cache(root, tiny_npz, tmp_path, capsys):
     """Of an own net and one of the zoo; another file of the same weights is kept apart."""
     zoo = line(tiny_npz, tmp_path / "zoo", "resnet8")
     train_teacher.main(zoo)
     paths = ("--teacher_path", root / NAME, folder_of(tmp_path / "zoo"))
     names = ("--teacher", f"{root}/mynet.py:tiny", "resnet8")
+    one_name = line(tiny_npz, tmp_path / "students", "resnet8", *paths, *names[:2])
+    error = fails(capsys, tmp_path, train_student.main, one_name)
+    assert "give one for each path, resnet8 for this" in error
     train_student.main(line(tiny_npz, tmp_path / "students", "resnet8", *paths, *names))
     result = json.loads((folder_of(tmp_path / "students") / "result.json").read_text())
     assert result["teacher"]["model"] == "mynet.tiny+resnet8"

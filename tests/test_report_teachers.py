@@ -256,9 +256,13 @@ def test_how_sure_teachers_were_is_said_below_the_table(tmp_path):
         teacher = divided("views", seed=seed) | {"seen": seen}
         write_run(tmp_path, "KD", {"T": 4}, seed, teacher=teacher)
     write_run(tmp_path, "KD", {"T": 4}, 1, teacher=identity(label="older", seed=1))
-    words = "resnet56 NLL_Tcal=views 96.0 and 90.0 %, divided by T = 1.500."
+    # Another accuracy has found another temperature: no mean is taken of the two.
+    told = divided("views", seed=1) | {"teacher_accuracy": 0.85, "seen": seen | {"temperature": 2}}
+    write_run(tmp_path, "DKD", {"T": 4}, 1, teacher=told)
+    words = "resnet56 NLL_Tcal=views 96.0 and 90.0 %, divided by T = 1.500"
+    others = "resnet56 NLL_Tcal=views teacher_accuracy=0.85 97.0 and 90.0 %, divided by T = 2.000"
     text = " ".join(shown(only_section(tmp_path)).split())
-    assert words in text and "older 9" not in text
+    assert words in text and others in text and "older 9" not in text
 
 
 def test_members_that_are_not_whole_leave_the_run_out(tmp_path):

@@ -6,6 +6,8 @@
     net.py, where --model names a file: a copy of it, which no program here runs unless told to
 """
 
+from collections.abc import Mapping
+
 # What a run, and what reads it afterwards, leaves in its folder; --overwrite removes first what
 # says complete.
 OURS = (
@@ -78,3 +80,16 @@ def is_third_party(measured: dict) -> bool:
     as a temperature, says nothing then, and is not shown.
     """
     return "seed" in measured and measured["seed"] is None
+
+
+def differences(before: Mapping, now: Mapping, owner: str = "") -> list[str]:
+    """`lr was 0.1 and is 0.05`, `teacher's seed was 1 and is 2`: what two settings differ in."""
+    differing = []
+    for key in sorted(before.keys() | now.keys()):
+        old = before.get(key)
+        new = now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            differing += differences(old, new, owner=f"{key}'s ")
+        elif old != new:
+            differing.append(f"{owner}{key} was {old} and is {new}")
+    return differing

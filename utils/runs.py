@@ -23,7 +23,7 @@ from utils.program import RunFailed, Stopped, UserError, files
 from utils.program.environment import environment, precision_note
 from utils.program.processes import on_main
 from utils.program.source import finished_line, resumed_line
-from utils.run_files import OURS, is_complete, label_of
+from utils.run_files import OURS, differences, is_complete, label_of
 from utils.settings import Experiment
 from utils.teachers import Teacher
 
@@ -272,12 +272,7 @@ class Run:
         if not isinstance(before, dict):
             raise UserError(f"{path} has no settings; {way_out}")
 
-        differing = []
-        for key in sorted(before.keys() | self.settings.keys()):
-            old = before.get(key)
-            new = self.settings.get(key)
-            if old != new:
-                differing.append(f"{key} was {old} and is {new}")
+        differing = differences(before, self.settings)
         if differing:
             raise UserError(
                 f"{self.folder} was started with other settings ({'; '.join(differing)}); "

@@ -218,10 +218,14 @@ def check_ours(
     for given, is_right in holds.items():
         if not is_right:
             flag = given.split()[0]
+            way_out = f"leave {flag} out"
+            if flag == "--teacher" and len(source.paths) > 1:
+                # The others may need it.
+                way_out = f"give one for each path, {content['model']} for this, or {way_out}"
             raise refusal(
                 file,
                 f"holds one {content['model']}, trained with {content['label']} and its own "
-                f"normalisation, not {given}; leave {flag} out",
+                f"normalisation, not {given}; {way_out}",
             )
 
 

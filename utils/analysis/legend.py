@@ -136,6 +136,9 @@ def about_confidence(students: list[Record]) -> list[str]:
         teacher = student.taught_by
         if teacher is not None and teacher.measured.get("seen"):
             name = printable(f"{teacher.model} {teacher.label}")
+            accuracy = teacher.identity.get("teacher_accuracy")
+            if accuracy is not None:  # it decides the temperature, and is no part of the label
+                name = f"{name} teacher_accuracy={accuracy:g}"
             seen.setdefault(name, []).append(teacher.measured["seen"])
     if not seen:
         return []
