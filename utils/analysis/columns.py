@@ -35,8 +35,9 @@ def set_columns(key: str, name: str) -> dict[str, Column]:
     """Of the conformal sets of one method at 90 %; what their keys and heads begin with."""
     return {
         f"{key}coverage": Column(f"{name}coverage %", 100, 2, "", usual=False),
-        f"{key}set_size": Column(f"{name}set size", 1, 2, usual=False),
-        f"{key}set_singletons": Column(f"{name}singletons %", 100, 2, "max", usual=False),
+        # Small sets are worth nothing where they do not cover, so none of these is the best.
+        f"{key}set_size": Column(f"{name}set size", 1, 2, "", usual=False),
+        f"{key}set_singletons": Column(f"{name}singletons %", 100, 2, "", usual=False),
         f"{key}set_empty": Column(f"{name}empty sets %", 100, 2, "", usual=False),
         f"{key}set_worst_class_coverage": Column(
             f"{name}worst class cov. %", 100, 2, "max", usual=False
