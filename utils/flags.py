@@ -142,6 +142,38 @@ def add_distillation(parser: CommandLine) -> None:
 
 def add_optimisation(parser: CommandLine) -> None:
     optimisation = parser.add_argument_group("optimisation")
+    add_optimizer(optimisation)
+    add_schedule(optimisation)
+    optimisation.add_argument(
+        "--ema",
+        type=between_zero_and_one,
+        metavar="DECAY",
+        help="evaluate and keep an exponential moving average of the weights, over about "
+        "1 / (1 - DECAY) steps; such as 0.99",
+    )
+    add_augmentation(optimisation)
+    optimisation.add_argument(
+        "--train-batch-size",
+        type=count,
+        default=Recipe.train_batch_size,
+        help="images per step and per process",
+    )
+    optimisation.add_argument(
+        "--seed",
+        type=whole,
+        default=Recipe.seed,
+        help="of initial weights, order and augmentation; report several: "
+        "bash scripts/hypersearch.sh NLL --seeds 3 -- FLAGS trains them",
+    )
+    add_selection(optimisation)
+    optimisation.add_argument(
+        "--sync_bn",
+        action="store_true",
+        help="several GPUs: batch norm over the images of all processes",
+    )
+
+
+def add_optimizer(optimisation: argparse._ArgumentGroup) -> None:
     optimisation.add_argument(
         "--epochs", type=count, default=Recipe.epochs, help="passes over the training split"
     )
@@ -161,46 +193,6 @@ def add_optimisation(parser: CommandLine) -> None:
     )
     optimisation.add_argument(
         "--weight-decay", "--wd", type=weight, default=Recipe.weight_decay, help="of all weights"
-    )
-    add_schedule(optimisation)
-    optimisation.add_argument(
-        "--ema",
-        type=between_zero_and_one,
-        metavar="DECAY",
-        help="evaluate and keep an exponential moving average of the weights, over about "
-        "1 / (1 - DECAY) steps; such as 0.99",
-    )
-    add_mixing(optimisation)
-    optimisation.add_argument(
-        "--train-batch-size",
-        type=count,
-        default=Recipe.train_batch_size,
-        help="images per step and per process",
-    )
-    optimisation.add_argument(
-        "--seed",
-        type=whole,
-        default=Recipe.seed,
-        help="of initial weights, order and augmentation; report several: "
-        "bash scripts/hypersearch.sh NLL --seeds 3 -- FLAGS trains them",
-    )
-    optimisation.add_argument(
-        "--select",
-        choices=SELECTIONS,
-        default=Recipe.select,
-        help="the best epoch by validation: top-1, NLL, or NLL after temperature scaling "
-        "(refinement)",
-    )
-    optimisation.add_argument(
-        "--patience",
-        type=count,
-        metavar="EPOCHS",
-        help="stop after so many epochs without a better --select; the rate falls as --epochs says",
-    )
-    optimisation.add_argument(
-        "--sync_bn",
-        action="store_true",
-        help="several GPUs: batch norm over the images of all processes",
     )
 
 
@@ -232,7 +224,7 @@ def add_schedule(optimisation: argparse._ArgumentGroup) -> None:
     )
 
 
-def add_mixing(optimisation: argparse._ArgumentGroup) -> None:
+def add_augmentation(optimisation: argparse._ArgumentGroup) -> None:
     optimisation.add_argument(
         "--mix",
         choices=MIXES,
@@ -248,6 +240,22 @@ def add_mixing(optimisation: argparse._ArgumentGroup) -> None:
         type=count,
         metavar="PIXELS",
         help="blot out a square of this side in every training image, such as 16 of 32 pixels",
+    )
+
+
+def add_selection(optimisation: argparse._ArgumentGroup) -> None:
+    optimisation.add_argument(
+        "--select",
+        choices=SELECTIONS,
+        default=Recipe.select,
+        help="the best epoch by validation: top-1, NLL, or NLL after temperature scaling "
+        "(refinement)",
+    )
+    optimisation.add_argument(
+        "--patience",
+        type=count,
+        metavar="EPOCHS",
+        help="stop after so many epochs without a better --select; the rate falls as --epochs says",
     )
 
 
@@ -301,14 +309,32 @@ def add_teacher(parser: CommandLine, for_cache: bool = False) -> None:
         "(.pth, .safetensors, ...); several are an ensemble; `pretrained` lets timm download",
     )
     if not for_cache:
-        teacher.add_argument(
-            "--teacher_logits",
-            type=path,
-            metavar="FILE",
-            help="in place of --teacher_path: an .npy or .npz file of logits or probabilities of "
-            "the training images, (N, K), or (V, N, K) for V views that the epochs take in turn "
-            "(162: by their numbers); docs/teachers.md",
-        )
+        add_teacher_logits(teacher)
+    add_teacher_net(teacher)
+    if not for_cache:
+        add_teacher_temperature(teacher)
+    teacher.add_argument(
+        "--teacher_cache",
+        type=path,
+        metavar="DIR",
+        required=for_cache,
+        help="keep the teacher's logits here, and use those of earlier students (README, Sweeps)",
+    )
+
+
+def add_teacher_logits(teacher: argparse._ArgumentGroup) -> None:
+    teacher.add_argument(
+        "--teacher_logits",
+        type=path,
+        metavar="FILE",
+        help="in place of --teacher_path: an .npy or .npz file of logits or probabilities of "
+        "the training images, (N, K), or (V, N, K) for V views that the epochs take in turn "
+        "(162: by their numbers); docs/teachers.md",
+    )
+
+
+def add_teacher_net(teacher: argparse._ArgumentGroup) -> None:
+    """How a net is found in its file, and how it wants its inputs."""
     teacher.add_argument(
         "--teacher",
         type=checked(check_name),
@@ -345,27 +371,22 @@ def add_teacher(parser: CommandLine, for_cache: bool = False) -> None:
         metavar="PIXELS",
         help="enlarge the teacher's images to this side, e.g. 224; the student's stay",
     )
-    if not for_cache:
-        teacher.add_argument(
-            "--teacher_temperature",
-            type=rule_or_positive,
-            default=TeacherSource.temperature,
-            metavar="auto|views|T",
-            help="divide its logits by this first; auto: by what suits its validation logits; "
-            "views: so that it is as sure of training images as it is right on validation images",
-        )
-        teacher.add_argument(
-            "--teacher_accuracy",
-            type=between_zero_and_one,
-            metavar="FRACTION",
-            help="views: as right as this instead, as 0.7263; needed for a third party's teacher",
-        )
+
+
+def add_teacher_temperature(teacher: argparse._ArgumentGroup) -> None:
     teacher.add_argument(
-        "--teacher_cache",
-        type=path,
-        metavar="DIR",
-        required=for_cache,
-        help="keep the teacher's logits here, and use those of earlier students (README, Sweeps)",
+        "--teacher_temperature",
+        type=rule_or_positive,
+        default=TeacherSource.temperature,
+        metavar="auto|views|T",
+        help="divide its logits by this first; auto: by what suits its validation logits; "
+        "views: so that it is as sure of training images as it is right on validation images",
+    )
+    teacher.add_argument(
+        "--teacher_accuracy",
+        type=between_zero_and_one,
+        metavar="FRACTION",
+        help="views: as right as this instead, as 0.7263; needed for a third party's teacher",
     )
 
 
