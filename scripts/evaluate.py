@@ -20,13 +20,12 @@ from argparse import Namespace
 from utils.analysis.corruptions import OWN, PUBLISHED
 from utils.analysis.figures import severity_boxes
 from utils.analysis.known_labels import against_people, against_posterior
-from utils.analysis.nets import check_own_nets
+from utils.analysis.nets import add_own_nets, check_own_nets
 from utils.analysis.record import Record
 from utils.analysis.records import finished_nets, write_beside
 from utils.analysis.shift import out_of_distribution, under_corruptions
 from utils.analysis.splits import comparison
 from utils.data import dataset_label
-from utils.flags import add_own_nets
 from utils.program import UserError, one_line_errors
 from utils.program.command_line import CommandLine, checked, count, location, path, whole
 from utils.program.files import atomic

@@ -23,11 +23,10 @@ from torch import Tensor
 from scripts.certificate import SET_LEVEL, Certificate, Softmax, certify, stored_evidence
 from scripts.exported_net import FORMATS, ONNX_PACKAGES, ONNX_TORCH, CalibratedNet, with_sets
 from scripts.int8_net import evidence_of, int8_model, with_softmax
-from utils.analysis.nets import check_own_nets, load_net
+from utils.analysis.nets import add_own_nets, check_own_nets, load_net
 from utils.analysis.record import Record
 from utils.analysis.records import finished_nets
 from utils.analysis.shift import data_of
-from utils.flags import add_own_nets
 from utils.program import UserError, one_line_errors
 from utils.program.command_line import CommandLine, location, path
 from utils.program.files import atomic

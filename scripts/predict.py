@@ -23,8 +23,8 @@ from tqdm import tqdm
 from scripts.predictors import Predictor, onnx_predictor, run_predictor
 from utils.analysis.columns import printable, text_table
 from utils.analysis.csv_files import csv_text
+from utils.analysis.nets import add_own_nets
 from utils.data.given import GivenImages, Named
-from utils.flags import add_own_nets
 from utils.program import UserError, one_line_errors
 from utils.program.command_line import CommandLine, count, location, number
 from utils.program.files import atomic

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 
 from losses import DISTILLATIONS, FEATURES, LossEntry, check_distillation
-from models import FORM, MODELS, WRN_PATTERN, check_name, check_own
+from models import FORM, MODELS, WRN_PATTERN, check_name
 from utils.data import NAMES, NORMALISATION, normalisation
 from utils.data.mixing import MIXES
 from utils.optimizers import OPTIMIZERS, SCHEDULES
@@ -88,17 +88,6 @@ def add_model(parser: CommandLine) -> None:
         type=checked(check_name),
         default=Recipe.model,
         help=f"{nets}; any {WRN_PATTERN}; timm/NAME; {FORM}, a net of your own",
-    )
-
-
-def add_own_nets(parser: CommandLine) -> None:
-    """For programs that read runs: which files of runs' own nets may be run."""
-    parser.add_argument(
-        "--model",
-        type=checked(check_own),
-        nargs="+",
-        metavar=FORM,
-        help="the net of a run that was trained with one: no run makes code run by itself",
     )
 
 

@@ -5,13 +5,14 @@ from collections.abc import Callable, Collection
 import torch
 from torch import Tensor, nn
 
-from models import build_model
+from models import FORM, build_model, check_own
 from models.own import is_own, name_of_saved, net_label
 from utils import teacher_files
 from utils.analysis.record import Record, naming
 from utils.data import Dataset
 from utils.data.views import normalise
 from utils.program import UserError, files
+from utils.program.command_line import CommandLine, checked
 from utils.run_files import STORED
 from utils.settings import TeacherSource
 from utils.teachers import Teacher
@@ -22,6 +23,17 @@ OLDER_ARGUMENTS = {
     "teacher_size": None,
     "teacher_temperature": 1.0,
 }
+
+
+def add_own_nets(parser: CommandLine) -> None:
+    """The flag by which the files of runs' own nets are named that may be run."""
+    parser.add_argument(
+        "--model",
+        type=checked(check_own),
+        nargs="+",
+        metavar=FORM,
+        help="the net of a run that was trained with one: no run makes code run by itself",
+    )
 
 
 def check_own_nets(nets: list[Record], names: Collection[str]) -> None:
