@@ -24,7 +24,7 @@ from utils.data.views import Draw, TrainLoader, normalise
 from utils.settings import Recipe
 from utils.steps import Sums
 from utils.tasks import ClassificationTask, DistillationTask, Task
-from utils.teacher_files import ready
+from utils.teacher_weights import ready
 from utils.teachers import Member, Teacher
 from utils.training import Trainer, launched, launched_step, train_epoch, train_loader
 

@@ -139,6 +139,7 @@ def test_the_checksums_cover_what_training_runs():
         "utils/runs.py",
         "utils/settings.py",
         "utils/teacher_files.py",
+        "utils/teacher_weights.py",
         "utils/preflight.py",
         "utils/trackers.py",
     }

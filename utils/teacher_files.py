@@ -1,29 +1,25 @@
 """Teachers from files, by two doors: nets of our own runs, and other people's weights.
 
 A checkpoint of ours names its architecture and is loaded as it stands. In anyone else's file the
-weights are looked for, their names are translated (models/spellings.py), and they have to fit the
-net that --teacher names. No code in a file is ever run.
+weights are looked for (utils/teacher_weights.py). No code in a file is ever run.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from itertools import pairwise
 from os.path import isdir, isfile
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-
 from losses import canonical_loss
 from models import build_model
-from models.own import identity_of_net, is_own, name_of_saved
-from models.spellings import COUNTER, standard_names, variant
+from models.own import identity_of_net, name_of_saved
 from utils.data import Dataset, normalisation
 from utils.program import UserError
 from utils.program.files import files_below, read_json, read_torch, refused, safe_name, sha256
 from utils.settings import TeacherSource
 from utils.stored_teacher import load_stored
+from utils.teacher_weights import find_state, fitting_net, ready, refusal
 from utils.teachers import RULES, Member, Teacher
 
 # What a checkpoint of ours holds, and nobody else's.
@@ -90,13 +86,13 @@ def load_member(path: str, model: str | None, source: TeacherSource, dataset: Da
     if {"best", "optimizer"} <= content.keys():
         raise refusal(file, "holds what a run resumes from; give its folder or its model_best.pth")
     if content.keys() >= OUR_KEYS:
-        return own_member(file, content, model, source, dataset)
+        return our_member(file, content, model, source, dataset)
     if model is None:
         raise refusal(file, "does not name its architecture; give --teacher")
     return foreign_member(file, content, model, source, dataset)
 
 
-def own_member(
+def our_member(
     file: Path, content: Mapping, model: str | None, source: TeacherSource, dataset: Dataset
 ) -> Member:
     """The net of a checkpoint of ours, which says all that is to be known of it."""
@@ -143,10 +139,6 @@ def foreign_member(
         size=source.size,
         key=source.key,
     )
-
-
-def refusal(path: str | Path, reason: str) -> UserError:
-    return UserError(" ".join(f"--teacher_path {path}: {reason}".split()))
 
 
 def find_weights(path: str | Path, select: str) -> Path:
@@ -227,101 +219,6 @@ def check_ours(
                 f"holds one {content['model']}, trained with {content['label']} and its own "
                 f"normalisation, not {given}; {way_out}",
             )
-
-
-def find_state(file: Path, content: Mapping, key: str | None) -> Mapping[str, Tensor]:
-    """The one mapping of tensors in other people's file, or the one that `key` names."""
-    states = dict(weight_sets(content))
-    if not states:
-        holds = ", ".join(map(str, list(content)[:10])) or "nothing"
-        raise refusal(
-            file,
-            f"no state dict in it, it holds {holds}; save one with "
-            "torch.save(net.state_dict(), file)",
-        )
-    if key is None and len(states) == 1:
-        return next(iter(states.values()))
-    if key not in states:
-        names = ", ".join(filter(None, states)) or "one without a name"
-        given = f", and not {key}" if key else ""
-        raise refusal(file, f"its sets of weights are {names}; --teacher_key names one{given}")
-    return states[key]
-
-
-def weight_sets(content: Mapping, name: str = "", depth: int = 2) -> Iterator[tuple[str, Mapping]]:
-    """(dotted name, mapping) of whatever holds tensors and nothing else, some of them weights."""
-    named = [type(key) is str and isinstance(value, Tensor) for key, value in content.items()]
-    if named and all(named) and max(value.ndim for value in content.values()) > 1:
-        yield name, content
-    elif depth:  # an optimiser's tensors lie deeper
-        for key, value in content.items():
-            if isinstance(value, Mapping):
-                yield from weight_sets(value, f"{name}.{key}".lstrip("."), depth - 1)
-
-
-def fitting_net(
-    file: Path, model: str, state: Mapping[str, Tensor], dataset: Dataset, foreign: bool = False
-) -> nn.Module:
-    """The net of that name with these weights; `foreign`: under other people's names.
-
-    A net of the user's own calls its weights as their file does, but for a prefix.
-    """
-    renamed = foreign and not is_own(model)
-    options = variant(state, model) if renamed else {}
-    try:
-        net = build_model(model, dataset.num_classes, **options)
-    except ValueError as error:
-        raise UserError(f"--teacher: {error}") from None
-
-    spellings = list(unprefixed(state)) if foreign else [state]
-    if renamed:
-        spellings = [standard_names(names, net) for names in spellings]
-    faults = []
-    for spelling in spellings:
-        differing = misfits(net, spelling)
-        if not differing:
-            net.load_state_dict(spelling, strict=False)  # but for the counters
-            return net
-        faults.append(differing)
-
-    # The spelling that comes nearest says most about what is wrong.
-    name, shape, wanted = min(faults, key=len)[0]
-    raise refusal(
-        file,
-        f"does not fit {model} of {dataset.num_classes} classes: {name} is {shape} where {wanted} "
-        "is wanted; give its --teacher or another file",
-    )
-
-
-def unprefixed(state: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
-    """`state`, then with each prefix taken off that all names share (module., model., ...)."""
-    yield state
-    while len({name.partition(".")[0] for name in state}) == 1 and all("." in n for n in state):
-        state = {name.partition(".")[2]: value for name, value in state.items()}
-        yield state
-
-
-def misfits(net: nn.Module, state: Mapping[str, Tensor]) -> list[tuple]:
-    """(name, shape in `state`, shape in `net`) of each tensor that differs or is missing in one."""
-    shapes = shapes_of(state)
-    wanted = shapes_of(net.state_dict())
-    return [
-        (name, shapes.get(name, "absent"), wanted.get(name, "none"))
-        for name in wanted | shapes
-        if shapes.get(name) != wanted.get(name)
-    ]
-
-
-def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Without batch norm's counters, which old files lack."""
-    return {name: tuple(value.shape) for name, value in state.items() if not name.endswith(COUNTER)}
-
-
-def ready(net: nn.Module, file: str | Path) -> nn.Module:
-    """The net in the state in which it teaches; refused where it could not."""
-    if not all(value.isfinite().all() for value in net.state_dict().values()):
-        raise refusal(file, "some weights are NaN or infinite; train or download it again")
-    return net.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
 def download(model: str | None, source: TeacherSource, dataset: Dataset) -> Member:
