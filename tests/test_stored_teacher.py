@@ -364,7 +364,7 @@ def test_the_pages_file_of_people(tmp_path, monkeypatch):
     data = load_dataset("cifar10h.npz", "data")
     teacher = load("people.npz", data)
     assert teacher.training.shape == (1, 4500, 10) and len(data.test.labels) == 5000
-    assert teacher.known["val"].shape == (500, 10)
-    for split, logits in {"train": teacher.training[0], **teacher.known}.items():
+    assert teacher.val_and_test["val"].shape == (500, 10)
+    for split, logits in {"train": teacher.training[0], **teacher.val_and_test}.items():
         agreement = (logits.argmax(dim=1) == getattr(data, split).labels).double().mean()
         assert agreement > 0.99, split

@@ -36,6 +36,7 @@ from utils.settings import TeacherSource
 from utils.split_metrics import evaluate
 from utils.teacher_files import load_teacher
 from utils.teacher_inspection import inspect_teacher
+from utils.teacher_weights import ready
 from utils.teachers import Member, Teacher, in_half
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
@@ -471,7 +472,7 @@ class Casts(TorchDispatchMode):
 def test_under_autocast_a_teacher_is_cast_once(model):
     """Its logits keep their bits. A wide ResNet has batch norms that are not folded."""
     torch.manual_seed(3)
-    net = teacher_files.ready(build_model(model), Path("x"))
+    net = ready(build_model(model), Path("x"))
     images = torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8)
     logits, casts = [], []
     for precision in ("no", "bf16"):
@@ -529,7 +530,8 @@ def test_temperature(tmp_path):
     own = 100 * mean_confidence(logits)
     assert f"80.00 % on training images, {own:.2f} % on validation images" in confidences
     assert f"{90 - 10 * auto.temperature:.2f} % on training images" in confidences.split("T = ")[1]
-    assert auto.seen["view_confidence"] == 0.8 and auto.seen["temperature"] == auto.temperature
+    assert auto.confidences["view_confidence"] == 0.8
+    assert auto.confidences["temperature"] == auto.temperature
     assert auto.identity == before  # a run that goes on elsewhere is the same run
     refused(file, "auto", "validate", "give a number", model="resnet8", temperature="auto")
     assert load_all(file, model="resnet8", temperature=2.0).temperature == 2

@@ -66,7 +66,7 @@ def conclude(
         logits = teacher.logits_of_splits(data, accelerator, batch_size)
         result["teacher"] = {
             **teacher.identity,
-            "seen": teacher.seen,
+            "seen": teacher.confidences,
             **metrics_of(logits, splits),
         }
         arrays |= arrays_of("teacher", logits)

@@ -129,6 +129,16 @@ class TeacherSource:
             logits=arguments.get("teacher_logits"),
         )
 
+    @property
+    def rule(self) -> str | None:
+        """What finds the temperature; None where it is a number."""
+        return self.temperature if isinstance(self.temperature, str) else None
+
+    @property
+    def number(self) -> float | None:
+        """The temperature; None where a rule finds it."""
+        return None if self.rule else self.temperature
+
 
 @dataclass(frozen=True)
 class RunChoice:

@@ -24,8 +24,8 @@ class StoredTeacher(Teacher):
     """Logits of the training split, and of validation and test where the file has them.
 
     `training`: float32 (V, N, K), N in the order of the training split, for V stored views.
-    `known`: by split, val or test, float32 (N, K) in its order. It has no net that could be run on
-    other images.
+    `val_and_test`: by split, or one of the two, or none, float32 (N, K) in its order. It has no net
+    that could be run on other images.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class StoredTeacher(Teacher):
         path: Path,
         sha256: str,
         training: Tensor,
-        known: dict[str, Tensor],
+        val_and_test: dict[str, Tensor],
         temperature: float | None = 1.0,
         rule: str | None = None,
         accuracy: float | None = None,
@@ -43,7 +43,7 @@ class StoredTeacher(Teacher):
         self.path = path
         self.sha256 = sha256
         self.training = training
-        self.known = known
+        self.val_and_test = val_and_test
         self.loss = loss
 
     def epoch_logits(self, epoch: int, order: Tensor, views: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class StoredTeacher(Teacher):
     def logits_of_splits(
         self, data: Dataset, accelerator: Accelerator, batch_size: int | None = None
     ) -> dict[str, Tensor]:
-        return self.known
+        return self.val_and_test
 
     @property
     def model(self) -> str:
@@ -87,28 +87,29 @@ def load_stored(source: TeacherSource, data: Dataset) -> StoredTeacher:
     arrays = read_stored(path, where)
     training, validation = training_logits(arrays, data, where)
 
-    known = {}
+    val_and_test = {}
     for split in ("val", "test"):
         logits = split_logits(arrays, split, data, where)
         if logits is not None:
-            known[split] = logits
+            val_and_test[split] = logits
 
-    rule = source.temperature if source.temperature in RULES else None
-    if rule and "val" not in known and source.accuracy is None:
+    if source.rule is not None and source.accuracy is None and "val" not in val_and_test:
         raise UserError(
-            f"--teacher_temperature {rule}: {path} has no val_logits or val_probs, and the rows of "
-            "its training logits may come from a net that was trained on the images that validate "
-            f"the student, {RULES[rule]}"
+            f"--teacher_temperature {source.rule}: {path} has no val_logits or val_probs, and the "
+            "rows of its training logits may come from a net that was trained on the images that "
+            "validate the student, which say nothing of its temperature then; give "
+            f"{RULES[source.rule]}"
         )
+    # Such rows are shown all the same, as those of a third party's net are.
     if validation is not None:
-        known.setdefault("val", validation)
+        val_and_test.setdefault("val", validation)
     return StoredTeacher(
         path,
         sha256=sha256(path),
         training=training,
-        known=known,
-        temperature=None if rule else source.temperature,
-        rule=rule,
+        val_and_test=val_and_test,
+        temperature=source.number,
+        rule=source.rule,
         accuracy=source.accuracy,
         loss=source.loss,
     )

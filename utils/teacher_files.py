@@ -37,6 +37,7 @@ OUR_KEYS = {
     "fingerprint",
 }
 PRETRAINED = "pretrained"  # the --teacher_path that lets timm download
+SHOWN = 10  # runs in a message
 
 
 def load_teacher(source: TeacherSource, dataset: Dataset) -> Teacher:
@@ -62,15 +63,15 @@ def load_teacher(source: TeacherSource, dataset: Dataset) -> Teacher:
         if member.identity == other.identity:
             raise refusal(other.path, f"the same weights as {member.path}; name each teacher once")
 
-    if source.temperature not in RULES:
-        return Teacher(members, source.temperature)
-    for member in members:
-        if member.seed is None and source.accuracy is None:
-            raise UserError(
-                f"--teacher_temperature {source.temperature}: {member.path} may have been trained "
-                f"on the images that validate its student, {RULES[source.temperature]}"
-            )
-    return Teacher(members, temperature=None, rule=source.temperature, accuracy=source.accuracy)
+    if source.rule is not None and source.accuracy is None:
+        for member in members:
+            if member.seed is None:
+                raise UserError(
+                    f"--teacher_temperature {source.rule}: {member.path} may have been trained on "
+                    "the images that validate its student, which say nothing of its temperature "
+                    f"then; give {RULES[source.rule]}"
+                )
+    return Teacher(members, temperature=source.number, rule=source.rule, accuracy=source.accuracy)
 
 
 def load_member(path: str, model: str | None, source: TeacherSource, dataset: Dataset) -> Member:
@@ -144,8 +145,7 @@ def foreign_member(
 def find_weights(path: str | Path, select: str) -> Path:
     """The weights file that `path` means: itself, or that of the finished run at or below it.
 
-    Students may lie in their teacher's root; they are looked at only where there is nothing else,
-    so that the same command finds the same teacher.
+    Raises UserError.
     """
     # os.path and not Path's methods: those raise for a name that is too long.
     if isfile(path):
@@ -154,21 +154,34 @@ def find_weights(path: str | Path, select: str) -> Path:
         return Path(path)
     if not isdir(path):
         raise refusal(path, "no such file or folder; give a run folder or a weights file")
-    runs = [Path(path)]
-    if not isfile(f"{path}/result.json"):
-        below = [file.parent for file in files_below(Path(path), "result.json")]
-        runs = [run for run in below if not is_student(run)] or below
-    if not runs:
-        way_out = "finish the teacher by running its command again, or name a weights file"
-        raise refusal(path, f"no finished run (result.json) in it; {way_out}")
-    if len(runs) > 1:
-        shown = ", ".join(str(run.relative_to(path)) for run in runs[:10])
-        more = f" and {len(runs) - 10} more" if len(runs) > 10 else ""
-        raise refusal(path, f"{len(runs)} finished runs lie below it: {shown}{more}; name one")
-    file = runs[0] / f"model_{select}.pth"
+    file = finished_run_at(path) / f"model_{select}.pth"
     if not file.is_file():
         raise refusal(path, f"the run has no {file.name}; give another --teacher_select or a file")
     return file
+
+
+def finished_run_at(path: str | Path) -> Path:
+    """The folder of the run that is finished, itself or the only one below it. Raises UserError.
+
+    Students may lie in their teacher's root; they are looked at only where there is nothing else,
+    so that the same command finds the same teacher.
+    """
+    folder = Path(path)
+    if isfile(folder / "result.json"):
+        return folder
+    below = [file.parent for file in files_below(folder, "result.json")]
+    runs = [run for run in below if not is_student(run)] or below
+    if not runs:
+        raise refusal(
+            path,
+            "no finished run (result.json) in it; finish the teacher by running its command again, "
+            "or name a weights file",
+        )
+    if len(runs) > 1:
+        shown = ", ".join(str(run.relative_to(folder)) for run in runs[:SHOWN])
+        more = f" and {len(runs) - SHOWN} more" if len(runs) > SHOWN else ""
+        raise refusal(path, f"{len(runs)} finished runs lie below it: {shown}{more}; name one")
+    return runs[0]
 
 
 def is_student(run: Path) -> bool:
@@ -189,27 +202,27 @@ def check_ours(
             "teacher or --dataset",
         )
     if content["split_seed"] != dataset.split_seed:
-        own = f"--split-seed {content['split_seed']}"
         raise refusal(
             file,
-            f"trained with {own}, not {dataset.split_seed}, so it has seen images that would "
-            f"validate its student; give {own} or another teacher",
+            f"trained with --split-seed {content['split_seed']}, not {dataset.split_seed}, so it "
+            "has seen images that would validate its student; give --split-seed "
+            f"{content['split_seed']} or another teacher",
         )
 
     loss = source.loss
     with suppress(ValueError):  # a whole label is no loss
         loss = loss and canonical_loss(loss)
     # A net of its user's own is held against the file that --teacher names (name_of_saved).
-    models = (None, model if "model_sha256" in content else content["model"])
-    holds = {
-        f"--teacher {model}": model in models,
-        f"--teacher_loss {loss}": loss in (None, content["loss"], content["label"]),
-        f"--teacher_norm {source.norm}": source.norm is None,
-        f"--teacher_key {source.key}": source.key is None,
+    right_model = model if "model_sha256" in content else content["model"]
+    # Of each flag, its value and those that the checkpoint agrees with.
+    claims = {
+        "--teacher": (model, [right_model]),
+        "--teacher_loss": (loss, [content["loss"], content["label"]]),
+        "--teacher_norm": (source.norm, []),
+        "--teacher_key": (source.key, []),
     }
-    for given, is_right in holds.items():
-        if not is_right:
-            flag = given.split()[0]
+    for flag, (value, agreeing) in claims.items():
+        if value is not None and value not in agreeing:
             way_out = f"leave {flag} out"
             if flag == "--teacher" and len(source.paths) > 1:
                 # The others may need it.
@@ -217,7 +230,7 @@ def check_ours(
             raise refusal(
                 file,
                 f"holds one {content['model']}, trained with {content['label']} and its own "
-                f"normalisation, not {given}; {way_out}",
+                f"normalisation, not {flag} {value}; {way_out}",
             )
 
 

@@ -51,10 +51,7 @@ def inspect_teacher(
             "images; give another teacher, or another precision if this is bf16 or fp16"
         )
 
-    # How sure it is of both, and what its logits are divided by.
-    if teacher.rule is not None:
-        teacher.temperature = ruled_temperature(teacher, logits, data.val, seen)
-    teacher.seen = confidences(teacher, logits, seen)
+    temper(teacher, logits, data.val, seen)
     if loss is not None:
         check_loss(loss, teacher.tempered(logits), data.val.labels.cpu())
 
@@ -73,10 +70,8 @@ def inspect_stored(
     teacher: StoredTeacher, data: Dataset, seen: SeenViews, loss: DistillationLoss | None = None
 ) -> str:
     """The same of stored logits; they are also held against the labels that they teach."""
-    known = teacher.known
-    if teacher.rule is not None:
-        teacher.temperature = ruled_temperature(teacher, known.get("val"), data.val, seen)
-    teacher.seen = confidences(teacher, known.get("val"), seen)
+    val_logits = teacher.val_and_test.get("val")
+    temper(teacher, val_logits, data.val, seen)
     labels = data.train.labels.cpu()
     if loss is not None:
         for logits in teacher.training:
@@ -84,32 +79,27 @@ def inspect_stored(
 
     top1 = (teacher.training.argmax(dim=2) == labels).double().mean().item()
     lines = [f"teacher {teacher.model} {teacher.label}: training top-1 {100 * top1:.2f} %"]
-    if "val" in known:
-        lines.append(quality_line(teacher, known["val"], data.val))
+    if val_logits is not None:
+        lines.append(quality_line(teacher, val_logits, data.val))
     lines.append(confidence_line(teacher, seen))
     return "\n".join(lines)
 
 
-def ruled_temperature(
-    teacher: Teacher, val_logits: Tensor | None, val: Split, seen: SeenViews
-) -> float:
-    """What the teacher's rule finds. `val_logits` may be unknown where its accuracy is given."""
+def temper(teacher: Teacher, val_logits: Tensor | None, val: Split, seen: SeenViews) -> None:
+    """Find what the teacher's logits are divided by, and how sure it is before that.
+
+    `val_logits` (N, K) may be unknown to a file of logits. Raises UserError.
+    """
     if teacher.rule == "auto":
-        return suiting_temperature(val_logits, val)
-    accuracy = teacher.accuracy or evaluate(val_logits, val)["top1"]
-    return views_temperature(seen, accuracy)
+        teacher.temperature = suiting_temperature(val_logits, val)
+    if teacher.rule == "views":
+        accuracy = teacher.accuracy or evaluate(val_logits, val)["top1"]
+        teacher.temperature = views_temperature(seen, accuracy)
 
-
-def confidences(teacher: Teacher, val_logits: Tensor | None, seen: SeenViews) -> dict[str, float]:
-    """How sure a teacher is of training and, if that is known, of validation images."""
-    of_validation = {}
+    teacher.confidences = {"view_confidence": seen.confidence()}
     if val_logits is not None:
-        of_validation["val_confidence"] = mean_confidence(val_logits)
-    return {
-        "view_confidence": seen.confidence(),
-        **of_validation,
-        "temperature": teacher.temperature,
-    }
+        teacher.confidences["val_confidence"] = mean_confidence(val_logits)
+    teacher.confidences["temperature"] = teacher.temperature
 
 
 def quality_line(teacher: Teacher, logits: Tensor, val: Split) -> str:
@@ -125,9 +115,10 @@ def quality_line(teacher: Teacher, logits: Tensor, val: Split) -> str:
 
 
 def confidence_line(teacher: Teacher, seen: SeenViews) -> str:
-    line = f"its mean confidence: {100 * teacher.seen['view_confidence']:.2f} % on training images"
-    if "val_confidence" in teacher.seen:
-        line += f", {100 * teacher.seen['val_confidence']:.2f} % on validation images"
+    confidences = teacher.confidences
+    line = f"its mean confidence: {100 * confidences['view_confidence']:.2f} % on training images"
+    if "val_confidence" in confidences:
+        line += f", {100 * confidences['val_confidence']:.2f} % on validation images"
     if teacher.temperature != 1:
         divided = seen.confidence(teacher.temperature)
         line += f"; with T = {teacher.temperature:.4g} {100 * divided:.2f} % on training images"

@@ -29,11 +29,11 @@ PIECE = 64
 TRIED_SIZE = 32  # pixels a side of the images that a folded net is compared on
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 SAME_LOGITS = 1e-9  # of the largest logit, in float64
-# What finds a teacher's temperature, and why it cannot where the teacher knows these images.
+# What finds a teacher's temperature by the validation split, and what to give to one that may have
+# been trained on that split.
 RULES = {
-    "auto": "on which no temperature can be fitted then; give a number",
-    "views": "on which its accuracy says nothing then; give --teacher_accuracy, what it has on "
-    "images that are new to it",
+    "auto": "a number",
+    "views": "--teacher_accuracy, what it has on images that are new to it",
 }
 
 
@@ -97,15 +97,15 @@ class Teacher:
 
     A `rule` finds that temperature, which is None until then (utils/teacher_inspection.py): `auto`
     fits it to validation logits, `views` makes the teacher as sure of training views as it is right
-    on validation, or as right as `accuracy` (a fraction) says. `seen`, which the result keeps, is
-    how sure the teacher is of both, found at the same time.
+    on validation, or as right as `accuracy` (a fraction) says. `confidences`, which the result
+    keeps, are how sure the teacher is of both, found at the same time.
     """
 
     members: Sequence[Member]
     temperature: float | None = 1.0
     rule: str | None = None
     accuracy: float | None = None
-    seen: dict[str, float] | None = None
+    confidences: dict[str, float] | None = None
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
