@@ -12,23 +12,23 @@ import utils  # noqa: F401  before torch
 
 # isort: split
 import torch
+from accelerate import Accelerator
 
 from losses import build_distillation
 from models import build_model
 from utils.analysis.columns import result_table
-from utils.asked_teachers import asked_teacher
 from utils.conclusion import conclude
 from utils.data.shared import load_data
 from utils.features import feature_term
 from utils.options import check_run, student_options
-from utils.preflight import check_features, check_net, check_teacher
+from utils.preflight import check_net
 from utils.program import UserError, one_line_errors
 from utils.program.processes import start
 from utils.runs import Run, finished_note, finished_run
-from utils.seen_views import SeenViews
+from utils.settings import Experiment
 from utils.tasks import DistillationTask
 from utils.teacher_files import load_teacher
-from utils.teacher_inspection import inspect_teacher
+from utils.teaching import prepare_teacher
 from utils.training import fit
 
 
@@ -40,33 +40,21 @@ def main(argv: list[str] | None = None) -> dict:
     data = load_data(experiment.data, accelerator)
     check_run(experiment, data, accelerator)
     check_net(recipe, data, accelerator)
-
     try:
         teacher = load_teacher(experiment.teacher, data)
     except UserError:
-        finished = finished_run(experiment, data.name)
-        if finished is None or experiment.run.overwrite:
-            raise
         # A finished run is shown wherever its teacher has gone.
-        folder, result = finished
-        note = finished_note(folder, result)
-        accelerator.print(f"{note}\n{folder}\n{result_table(result)}")
+        result = show_finished(experiment, data.name, accelerator)
+        if result is None:
+            raise
         return result
-    check_teacher(teacher, data)
-    check_features(experiment.loss, recipe, teacher, data, accelerator)
-    has_features = experiment.loss.has_features
-    teacher.to(accelerator.device, accelerator.mixed_precision, fold=not has_features)
 
     run = Run(experiment, data, accelerator, teacher)
     result = None if experiment.run.overwrite else run.result()
     if result is None:
         # Before the run has a folder: the cache or the teacher may be refused.
         loss = build_distillation(experiment.loss.name, **experiment.loss.parameters)
-        ask = asked_teacher(teacher, data, accelerator, recipe.seed, experiment.teacher.cache)
-        seen = SeenViews(ask, data, recipe, accelerator)
-        about_teacher = inspect_teacher(
-            teacher, data, accelerator, seen, experiment.run.test_batch_size, loss
-        )
+        ask, about_teacher = prepare_teacher(teacher, loss, experiment, data, accelerator)
 
     with run.opened():
         if result is not None:
@@ -81,6 +69,16 @@ def main(argv: list[str] | None = None) -> dict:
             conclude(run, accelerator, task.net, data, history, teacher)
             result = run.result()
         run.say(f"{run.folder}\n{result_table(result)}")
+    return result
+
+
+def show_finished(experiment: Experiment, dataset: str, accelerator: Accelerator) -> dict | None:
+    """Print the result of the finished run that this very command made; None if there is none."""
+    finished = finished_run(experiment, dataset)
+    if finished is None or experiment.run.overwrite:
+        return None
+    folder, result = finished
+    accelerator.print(f"{finished_note(folder, result)}\n{folder}\n{result_table(result)}")
     return result
 
 

@@ -38,6 +38,7 @@ FILES = (
     "utils/teacher_cache.py",
     "utils/teacher_inspection.py",
     "utils/teachers.py",
+    "utils/teaching.py",
     "utils/training.py",
 )
 SHOWN = 4  # names of files in a message
