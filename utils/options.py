@@ -98,11 +98,11 @@ def student_options(argv: list[str] | None = None) -> Experiment:
     add_run(parser)
     args = parser.parse_args(argv)
 
-    check_origin(args)
+    check_source(args)
     check_mixtures(args)
     check_cutout(args)
     check_accuracy(args)
-    check_features(args)
+    check_feature_flags(args)
     notes = unread_loss_flags(args, "distill", DISTILLATIONS | FEATURES)
     return experiment_of(args, args.distill, notes, TeacherSource.of(vars(args)))
 
@@ -148,7 +148,7 @@ def check_accuracy(args: argparse.Namespace) -> None:
         )
 
 
-def check_features(args: argparse.Namespace) -> None:
+def check_feature_flags(args: argparse.Namespace) -> None:
     """Refuse what a term on features does not go with, or what has no effect without one.
 
     Raises UserError.
@@ -171,7 +171,7 @@ def check_features(args: argparse.Namespace) -> None:
         )
 
 
-def check_origin(args: argparse.Namespace) -> None:
+def check_source(args: argparse.Namespace) -> None:
     """Either nets teach or a file of logits, on which most flags have no effect.
 
     Raises UserError.
