@@ -59,7 +59,7 @@ class LossEntry(NamedTuple):
     of_batch: bool = False  # compares counts of labels, which mixed labels do not have
     ramp: int = 0  # epochs over which a distillation's weight rises to Lambda
     # Of a term on features: which parts it compares, from the names of both nets' stages.
-    parts: Callable[[Sequence[str], Sequence[str]], PartPairs] | None = None
+    pairing: Callable[[Sequence[str], Sequence[str]], PartPairs] | None = None
 
 
 # Flags that several entries read, each with a default and a grid of its own.
@@ -171,11 +171,11 @@ DISTILLATIONS = {
     ),
 }
 FEATURES = {  # added to a distillation; weights as in RepDistiller's scripts
-    "FitNet": LossEntry(FitNet, (feature_weight(100.0),), parts=middle_stage),
-    "AT": LossEntry(attention, (feature_weight(1000.0),), parts=every_stage),
-    "SP": LossEntry(similarity, (feature_weight(3000.0),), parts=last_stage),
-    "RKD": LossEntry(relations, (feature_weight(1.0),), parts=pooled_features),
-    "PKT": LossEntry(probabilities, (feature_weight(30000.0),), parts=pooled_features),
+    "FitNet": LossEntry(FitNet, (feature_weight(100.0),), pairing=middle_stage),
+    "AT": LossEntry(attention, (feature_weight(1000.0),), pairing=every_stage),
+    "SP": LossEntry(similarity, (feature_weight(3000.0),), pairing=last_stage),
+    "RKD": LossEntry(relations, (feature_weight(1.0),), pairing=pooled_features),
+    "PKT": LossEntry(probabilities, (feature_weight(30000.0),), pairing=pooled_features),
 }
 ALIASES = {"cross_entropy": "NLL", "focal_loss": "FL"}
 for term in TERMS:
@@ -316,7 +316,7 @@ def build_distillation(name: str, **parameters: float) -> DistillationLoss:
 def feature_parts(name: str, student: Sequence[str], teacher: Sequence[str]) -> PartPairs:
     """The parts that a distillation's term on features compares, from the names of the stages."""
     _, _, term = name.partition("+")
-    return FEATURES[term].parts(student, teacher)
+    return FEATURES[term].pairing(student, teacher)
 
 
 def build_features(

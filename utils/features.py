@@ -56,13 +56,9 @@ def teaching_member(choice: LossChoice, teacher: Teacher) -> Member:
 
 def compared_parts(choice: LossChoice, student: nn.Module, member: Member) -> PartPairs:
     """Those that --feature_layer names, else the term's own. Raises UserError."""
-    nets = {"the student": student, f"the teacher {member.model}": member.net}
-    for owner, net in nets.items():
-        if not isinstance(net, Chain):
-            raise UserError(
-                f"--distill {choice.name}: compares maps of parts, and {owner} has no parts by "
-                f"name; give a net of ours, or --distill {choice.logits}"
-            )
+    teacher = f"the teacher {member.model}"
+    refuse_partless(choice, "the student", student)
+    refuse_partless(choice, teacher, member.net)
 
     if choice.feature_layer:
         flag = f"--feature_layer {choice.feature_layer}"
@@ -74,14 +70,26 @@ def compared_parts(choice: LossChoice, student: nn.Module, member: Member) -> Pa
     if not pairs:
         raise UserError(f"{flag}: one of the nets names no stages; give --feature_layer")
 
-    for pair in pairs:
-        for part, (owner, net) in zip(pair, nets.items(), strict=True):
-            names = part_names(net)
-            if part not in names:
-                raise UserError(
-                    f"{flag}: {owner} has no part {part!r}; its parts are {', '.join(names)}"
-                )
+    for student_part, teacher_part in pairs:
+        refuse_unknown_part(flag, "the student", student, student_part)
+        refuse_unknown_part(flag, teacher, member.net, teacher_part)
     return pairs
+
+
+def refuse_partless(choice: LossChoice, owner: str, net: nn.Module) -> None:
+    """Raises UserError for a net whose parts have no names."""
+    if not isinstance(net, Chain):
+        raise UserError(
+            f"--distill {choice.name}: compares maps of parts, and {owner} has no parts by "
+            f"name; give a net of ours, or --distill {choice.logits}"
+        )
+
+
+def refuse_unknown_part(flag: str, owner: str, net: Chain, part: str) -> None:
+    """Raises UserError where the net has no part of that name."""
+    names = part_names(net)
+    if part not in names:
+        raise UserError(f"{flag}: {owner} has no part {part!r}; its parts are {', '.join(names)}")
 
 
 @torch.no_grad()

@@ -119,7 +119,10 @@ def add_distillation(parser: CommandLine) -> None:
         f"+{', +'.join(FEATURES)} also what lies within it",
     )
     add_loss_flags(distillation, DISTILLATIONS | FEATURES)
-    usual = [f"{term} {entry.parts.__name__.replace('_', ' ')}" for term, entry in FEATURES.items()]
+    # As the help says them: `AT every stage`.
+    usual = [
+        f"{term} {entry.pairing.__name__.replace('_', ' ')}" for term, entry in FEATURES.items()
+    ]
     distillation.add_argument(
         "--feature_layer",
         type=printable(200),
