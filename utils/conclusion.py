@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from utils.calibration.diagram import reliability_diagrams
-from utils.data import Dataset
+from utils.data import Dataset, Split
 from utils.data.views import normalise
 from utils.evaluation import logits_of_splits
 from utils.program.files import atomic, write_json
@@ -64,19 +64,28 @@ def conclude(
 
     if teacher is not None:
         logits = teacher.logits_of_splits(data, accelerator, batch_size)
-        result["teacher"] = {
-            **teacher.identity,
-            "seen": teacher.confidences,
-            **metrics_of(logits, splits),
-        }
+        result["teacher"] = teacher_result(teacher, logits, splits)
         arrays |= arrays_of("teacher", logits)
-        if teacher.temperature != 1 and "test" in logits:
-            tempered = teacher.tempered(logits["test"])
-            result["teacher"]["test"]["tempered"] = evaluate(tempered, data.test)
 
     if run.is_main:
         write_conclusion(run.folder, result, arrays)
         finish_tracker(run, result)
+
+
+def teacher_result(teacher: Teacher, logits: dict[str, Tensor], splits: dict[str, Split]) -> dict:
+    """What a student's result says of its teacher: who it is, and how it does on these splits.
+
+    `logits`: by split, before the temperature; that of test or both may be unknown.
+    """
+    result = {
+        **teacher.identity,
+        "seen": teacher.confidences,
+        **metrics_of(logits, splits),
+    }
+    if teacher.temperature != 1 and "test" in logits:
+        tempered = teacher.tempered(logits["test"])
+        result["test"]["tempered"] = evaluate(tempered, splits["test"])
+    return result
 
 
 def write_conclusion(folder: Path, result: dict, arrays: dict[str, np.ndarray]) -> None:

@@ -4,6 +4,8 @@ Of images that validate a teacher is less sure, most of all an ensemble or a net
 training images by heart. A temperature that is fitted on those says nothing of these.
 """
 
+from dataclasses import replace
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -12,8 +14,8 @@ from tqdm import tqdm
 from utils.asked_teachers import AskedTeacher
 from utils.calibration.temperature import mean_confidence
 from utils.data import Dataset
-from utils.data.views import TrainLoader
 from utils.settings import Recipe
+from utils.training import train_loader
 
 
 class SeenViews:
@@ -41,15 +43,7 @@ def view_logits(
     ask: AskedTeacher, data: Dataset, recipe: Recipe, accelerator: Accelerator
 ) -> Tensor:
     """This process's logits (n, K), in the order of the first epoch."""
-    loader = TrainLoader(
-        data.train,
-        batch_size=recipe.train_batch_size,
-        seed=recipe.seed,
-        device=accelerator.device,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-        flip=data.flip,
-    )
+    loader = train_loader(data, replace(recipe, mix=None, cutout=None), accelerator)
     hidden = None if accelerator.is_main_process else True
     draws = tqdm(
         loader.epoch(1),

@@ -92,9 +92,7 @@ def fit(
         # Validate.
         logits = validation_logits(trainer, val, choice.test_batch_size)
         on_main(accelerator, partial(check_logits, logits, epoch, record["lr"]))
-        metrics = evaluate(logits, data.val)
-        for name in EPOCH_METRICS:
-            record[f"val_{name}"] = metrics[name]
+        record |= validation_metrics(logits, data.val)
         task.after_validation(logits, val.labels)
         record["seconds"] = time.perf_counter() - started
 
@@ -224,6 +222,12 @@ def validation_logits(trainer: Trainer, val: Split, batch_size: int | None) -> T
         accelerator=trainer.accelerator,
         batch_size=batch_size,
     )
+
+
+def validation_metrics(logits: Tensor, val: Split) -> dict[str, float]:
+    """As an epoch's record has them: fractions; NLL and refinement in nats."""
+    metrics = evaluate(logits, val)
+    return {f"val_{name}": metrics[name] for name in EPOCH_METRICS}
 
 
 def train_epoch(
