@@ -24,7 +24,7 @@ from scripts.predictors import Predictor, onnx_predictor, run_predictor
 from utils.analysis.columns import printable, text_table
 from utils.analysis.csv_files import csv_text
 from utils.analysis.nets import add_own_nets
-from utils.data.given import GivenImages, Named
+from utils.data.given import GivenImages, NamedImages
 from utils.program import UserError, one_line_errors
 from utils.program.command_line import CommandLine, count, location, number
 from utils.program.files import atomic
@@ -104,7 +104,12 @@ def options(argv: list[str] | None) -> Namespace:
         "--test-batch-size", type=count, help="images per step (default: 1000, on a CPU 128)"
     )
     args = parser.parse_args(argv)
+    check_options(args)
+    return args
 
+
+def check_options(args: Namespace) -> None:
+    """Refuse what cannot be written, and flags of runs for an exported net. Raises UserError."""
     if args.out is not None:
         folder = args.out.absolute().parent
         if os.path.isdir(args.out) or not os.access(folder, os.W_OK):
@@ -113,7 +118,6 @@ def options(argv: list[str] | None) -> Namespace:
         for flag in ("epoch", "model", "image_size"):
             if getattr(args, flag) is not None:
                 raise UserError(f"--{flag} has no effect with {args.run}; leave it out")
-    return args
 
 
 def predictor_of(args: Namespace) -> Predictor:
@@ -130,7 +134,7 @@ def predictor_of(args: Namespace) -> Predictor:
     )
 
 
-def rows_of(predictor: Predictor, piece: Named, level: float) -> list[Row]:
+def rows_of(predictor: Predictor, piece: NamedImages, level: float) -> list[Row]:
     """A row for each image: fractions, and names of classes."""
     logits = predictor.logits(piece.images).double()
     raw = logits.softmax(dim=1)

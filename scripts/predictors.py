@@ -55,20 +55,14 @@ def run_predictor(
         raise UserError(f"{root}: {len(nets)} finished runs lie there; name one")
     net = nets[0]
     check_own_nets(nets, own_nets)
-    temperature = net.measured["temperature"]
     notes = []
     if net.measured["temperature_at_bound"]:
         notes.append("T lies at the bound of its range: do not trust the confidences")
-
     sets = None
-    if not net.has_stored("val"):
-        notes.append(f"no sets: {net.predictions} has no validation logits to fit them on")
-    else:
-        val_logits, val_labels = net.stored("val")
-        try:
-            sets = fit_sets(val_logits, val_labels, alpha=1 - level, temperature=temperature)
-        except ValueError as error:
-            notes.append(f"no sets: {error}")
+    try:
+        sets = validation_sets(net, level)
+    except ValueError as error:
+        notes.append(f"no sets: {error}")
 
     side = side_of(net, given=side)
     logits = logits_in_precision(net, batch_size)
@@ -81,10 +75,21 @@ def run_predictor(
         side=side,
         classes=names_of(net.config.get("class_names"), net.result["num_classes"]),
         logits=logits,
-        temperature=temperature,
+        temperature=net.measured["temperature"],
         sets=sets,
         notes=notes,
     )
+
+
+def validation_sets(net: Record, level: float) -> ConformalSets:
+    """Sets that hold the true class with a chance of `level`, a fraction.
+
+    Raises ValueError where the validation logits are missing or too few.
+    """
+    if not net.has_stored("val"):
+        raise ValueError(f"{net.predictions} has no validation logits to fit them on")
+    logits, labels = net.stored("val")
+    return fit_sets(logits, labels, alpha=1 - level, temperature=net.measured["temperature"])
 
 
 def side_of(net: Record, given: int | None) -> int:
