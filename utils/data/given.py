@@ -5,6 +5,7 @@ What is larger or of another shape is resized and cropped as --image_size does i
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,11 +25,63 @@ KEYS = ("x_test", "x", "images")  # of an .npz file: the first that it has
 UNREADABLE = "that cannot be read"
 
 
-class Named(NamedTuple):
+class NamedImages(NamedTuple):
     """Images, uint8 (n, 3, S, S), and what each is called."""
 
     names: list[str]
     images: Tensor
+
+
+@dataclass
+class Remarks:
+    """What is to be said of the files that were named, or that lie in a folder that was."""
+
+    unread: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # by kind
+    files: list[str] = field(default_factory=list)  # that were decoded
+    of_files: list[list[str]] = field(default_factory=list)  # remarks on each of these
+
+    def lines(self) -> list[str]:
+        kinds = {kind: paths for kind, paths in self.unread.items() if paths}
+        return counted_kinds(kinds) + counted_remarks(self.files, self.of_files)
+
+
+class ImageFiles:
+    """Image files, which are decoded when their turn comes."""
+
+    def __init__(self, files: list[str], remarks: Remarks):
+        self.files = files
+        self.remarks = remarks
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def piece(self, start: int, side: int) -> NamedImages:
+        """From that file on, with so many pixels a side; unreadable ones are noted."""
+        files = self.files[start : start + PIECE]
+        images, faults, remarks = decode(files, side)
+        readable = np.array([fault is None for fault in faults])
+        self.remarks.unread[UNREADABLE] += [fault for fault in faults if fault is not None]
+        self.remarks.files += files
+        self.remarks.of_files += remarks
+        names = [file for file, is_readable in zip(files, readable, strict=True) if is_readable]
+        return NamedImages(names, as_tensor(images[readable]))
+
+
+class ImageArray:
+    """The images of an .npy or .npz file, called by the file and their number."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        self.array = read_array(file)
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def piece(self, start: int, side: int) -> NamedImages:
+        """From that image on, with so many pixels a side."""
+        images = self.array[start : start + PIECE]
+        names = [f"{self.file}[{start + number}]" for number in range(len(images))]
+        return NamedImages(names, as_tensor(resized(images, side)))
 
 
 class GivenImages:
@@ -37,20 +90,18 @@ class GivenImages:
     Raises UserError for what is not there, and for arrays that hold no images.
     """
 
-    def __init__(self, places: Iterable[Path]):
-        self.sources: list[list[str] | tuple[Path, np.ndarray]] = []
-        self.unread: dict[str, list[str]] = defaultdict(list)  # by kind
-        self.files: list[str] = []  # that were read, with a list of remarks on each
-        self.remarks: list[list[str]] = []
-        for place in places:
-            if place.is_dir():
-                self.add_files(self.below(place))
-            elif not place.is_file():
-                raise UserError(f"IMAGES {place}: no such file or folder; check the path")
-            elif place.suffix in (".npy", ".npz"):
-                self.sources.append((place, read_array(place)))
+    def __init__(self, paths: Iterable[Path]):
+        self.sources: list[ImageFiles | ImageArray] = []
+        self.remarks = Remarks()
+        for path in paths:
+            if path.is_dir():
+                self.add_files(self.below(path))
+            elif not path.is_file():
+                raise UserError(f"IMAGES {path}: no such file or folder; check the path")
+            elif path.suffix in (".npy", ".npz"):
+                self.sources.append(ImageArray(path))
             else:
-                self.add_files([str(place)])
+                self.add_files([str(path)])
         if len(self) == 0:
             contents = " ".join(self.notes()) or "the folders are empty"
             raise UserError(
@@ -60,49 +111,31 @@ class GivenImages:
 
     def add_files(self, files: list[str]) -> None:
         """Those that follow files are decoded with them: a thousand names are one piece."""
-        if self.sources and isinstance(self.sources[-1], list):
-            self.sources[-1] += files
+        last = self.sources[-1] if self.sources else None
+        if isinstance(last, ImageFiles):
+            last.files += files
         else:
-            self.sources.append(files)
+            self.sources.append(ImageFiles(files, self.remarks))
 
     def below(self, folder: Path) -> list[str]:
         part = Part(folder)
         files = images_below(folder, part)
         for kind, paths in part.left_out.items():
-            self.unread[kind] += paths
+            self.remarks.unread[kind] += paths
         return files
 
     def __len__(self) -> int:
-        return sum(
-            len(source) if isinstance(source, list) else len(source[1]) for source in self.sources
-        )
+        return sum(len(source) for source in self.sources)
 
-    def pieces(self, side: int) -> Iterator[Named]:
+    def pieces(self, side: int) -> Iterator[NamedImages]:
         """The images with so many pixels a side, a piece at a time; unreadable ones are noted."""
         for source in self.sources:
-            if isinstance(source, list):
-                for start in range(0, len(source), PIECE):
-                    yield self.decoded(source[start : start + PIECE], side)
-            else:
-                file, array = source
-                for start in range(0, len(array), PIECE):
-                    images = array[start : start + PIECE]
-                    names = [f"{file}[{start + place}]" for place in range(len(images))]
-                    yield Named(names, as_tensor(resized(images, side)))
-
-    def decoded(self, files: list[str], side: int) -> Named:
-        images, faults, remarks = decode(files, side)
-        readable = np.array([fault is None for fault in faults])
-        self.unread[UNREADABLE] += [fault for fault in faults if fault is not None]
-        self.files += files
-        self.remarks += remarks
-        names = [file for file, is_readable in zip(files, readable, strict=True) if is_readable]
-        return Named(names, as_tensor(images[readable]))
+            for start in range(0, len(source), PIECE):
+                yield source.piece(start, side)
 
     def notes(self) -> list[str]:
         """Lines on what was not read, and on what was read otherwise than one may expect."""
-        kinds = {kind: paths for kind, paths in self.unread.items() if paths}
-        return counted_kinds(kinds) + counted_remarks(self.files, self.remarks)
+        return self.remarks.lines()
 
 
 def read_array(file: Path) -> np.ndarray:
