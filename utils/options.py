@@ -7,7 +7,7 @@ one is chosen: no flag is accepted that nothing reads.
 
 import argparse
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, fields
+from dataclasses import fields
 
 from accelerate import Accelerator
 
@@ -229,7 +229,7 @@ def experiment_of(
             deterministic=args.deterministic,
         ),
         teacher=teacher,
-        arguments=vars(args) | jsonable(recipe),
+        arguments=vars(args) | recipe.jsonable(),
         notes=tuple(notes),
     )
 
@@ -259,11 +259,6 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
             "its end; give fewer or leave it out"
         )
     return recipe
-
-
-def jsonable(recipe: Recipe) -> dict:
-    """A recipe as JSON gives it back: with lists, not tuples."""
-    return asdict(recipe) | {"schedule_steps": list(recipe.schedule_steps)}
 
 
 def refuse_unread(

@@ -79,13 +79,17 @@ class Recipe:
     cutout: int | None = None  # pixels
     patience: int | None = None  # epochs; None: all are trained
 
+    def jsonable(self) -> dict:
+        """All of it as JSON gives it back: with lists, not tuples."""
+        return asdict(self) | {"schedule_steps": list(self.schedule_steps)}
+
     def settings(self) -> dict:
         """What tells two runs apart that bear one name, ready for JSON.
 
         How images are mixed is a part of the name. Runs of older versions do not name what is
         NEWER: there it is the default.
         """
-        settings = asdict(self) | {"schedule_steps": list(self.schedule_steps)}
+        settings = self.jsonable()
         del settings["mix"], settings["mix_alpha"]
         for name in NEWER:
             if settings[name] == getattr(Recipe, name):

@@ -59,10 +59,9 @@ def inspect_teacher(
     step = math.ceil(len(data.val.labels) / TRIED_IMAGES)
     some = Split(data.val.images[::step], data.val.labels[::step])
     for member in teacher.members:
-        is_foreign = member.seed is None
-        advice = norm_advice(member, some, accelerator) if is_foreign else None
-        if advice is not None:
-            lines.append(advice)
+        # The checkpoints of our own runs say how their inputs were normalised.
+        if member.seed is None:
+            lines += norm_advice(member, some, accelerator)
     return "\n".join(lines)
 
 
@@ -163,8 +162,8 @@ def check_loss(loss: DistillationLoss, target: Tensor, labels: Tensor) -> None:
         raise UserError(f"--distill: {undefined}; give --distill KD or another teacher") from None
 
 
-def norm_advice(member: Member, some: Split, accelerator: Accelerator) -> str | None:
-    """A line where another normalisation makes a teacher right far more often."""
+def norm_advice(member: Member, some: Split, accelerator: Accelerator) -> list[str]:
+    """A line where another normalisation makes a teacher right far more often, else none."""
 
     def percent_right(mean: Statistics, std: Statistics) -> float:
         teacher = Teacher([replace(member, mean=mean, std=std)])
@@ -177,8 +176,8 @@ def norm_advice(member: Member, some: Split, accelerator: Accelerator) -> str | 
     images = len(some.labels)
     # A handful of images decides nothing.
     if others[best] - own <= max(5, 1000 / images):
-        return None
-    return (
+        return []
+    return [
         f"{member.path}: is {own:.1f} % right on {images} validation images, and with "
         f"--teacher_norm {best} {others[best]:.1f} %"
-    )
+    ]
