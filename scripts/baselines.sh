@@ -42,7 +42,7 @@ for teacher in $teachers; do
             done
             for term in ${FEATURES-FitNet AT SP RKD PKT}; do
                 learning+=("$distil --model $model --seed $seed --teacher_path $teacher_run \
---distill KD+$term --T $T")
+--distill KD+$term --T $T$(naming "$teacher")")
             done
         done
     done
