@@ -1,17 +1,22 @@
 """What an exported file says of its own worth: fitted on validation logits, measured on test."""
 
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from utils.analysis.columns import COLUMNS
 from utils.analysis.record import Record
 from utils.calibration import fit_sets
 from utils.calibration.bootstrap import bins_of, error_interval, gaps
+from utils.data import Dataset
+from utils.evaluation import CPU_BATCH
 from utils.program import UserError
+from utils.split_metrics import metrics_of
 
 SET_LEVELS = (0.8, 0.9, 0.95, 0.99)
 SET_LEVEL = "0.9"  # of the sets that a line speaks of, and of export's --with-sets
@@ -52,6 +57,7 @@ class Certificate(NamedTuple):
     ece_upper: float  # of the 95 % interval of the true ECE of the file's probabilities
     thresholds: dict[str, float]  # of LAC's sets by level, see `set_thresholds`
     coverage: dict[str, float]  # by level, the share of images whose set holds the label
+    set_size: dict[str, float]  # by level, the classes of a set in the mean
 
     def metadata(self) -> dict[str, str]:
         return {
@@ -61,6 +67,7 @@ class Certificate(NamedTuple):
             "ece_upper": json.dumps(self.ece_upper),
             "sets": json.dumps(self.thresholds),
             "coverage": json.dumps(self.coverage),
+            "set_size": json.dumps(self.set_size),
         }
 
     def eces(self) -> str:
@@ -83,6 +90,23 @@ def stored_evidence(net: Record) -> Evidence:
     """That of a finished run, in the run's own precision. Raises UserError."""
     val = net.stored("val") if net.has_stored("val") else None
     return Evidence(net.measured, val, net.stored("test"))
+
+
+def evidence_of(logits_of: Callable[[Tensor], Tensor], data: Dataset, name: str) -> Evidence:
+    """What a net makes of the validation and the test split, when both are run through it.
+
+    `logits_of`: (N, K) of images uint8 (N, 3, H, W); `name`: what the progress bar says.
+    """
+    splits = {"val": data.val, "test": data.test}
+    logits = {}
+    for split, images in splits.items():
+        pieces = tqdm(images.images.split(CPU_BATCH), f"{name}, {split}", leave=False, disable=None)
+        logits[split] = torch.cat([logits_of(piece.contiguous()) for piece in pieces])
+    return Evidence(
+        measured=metrics_of(logits, splits),
+        val=(logits["val"], data.val.labels),
+        test=(logits["test"], data.test.labels),
+    )
 
 
 def certify(net: Record, calibration: str, evidence: Evidence) -> Certificate:
@@ -114,6 +138,10 @@ def certify(net: Record, calibration: str, evidence: Evidence) -> Certificate:
         thresholds=thresholds,
         coverage={
             level: (of_label >= threshold).double().mean().item()
+            for level, threshold in thresholds.items()
+        },
+        set_size={
+            level: (probabilities >= threshold).sum(dim=1).double().mean().item()
             for level, threshold in thresholds.items()
         },
     )

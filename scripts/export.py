@@ -1,6 +1,6 @@
 """A finished run as a file for other programs: uint8 images in, calibrated probabilities out.
 
-    python -m scripts.export RUN --out net.onnx       and other formats, int8, sets: --help
+    python -m scripts.export RUN --out net.onnx       and other formats, int8, half, sets: --help
 
 docs/export.md says what is in a file, and what is checked before it is written.
 """
@@ -20,13 +20,23 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from scripts.certificate import SET_LEVEL, Certificate, Softmax, certify, stored_evidence
+from scripts.card import card_of
+from scripts.certificate import (
+    SET_LEVEL,
+    Certificate,
+    Softmax,
+    certify,
+    evidence_of,
+    stored_evidence,
+)
 from scripts.exported_net import FORMATS, ONNX_PACKAGES, ONNX_TORCH, CalibratedNet, with_sets
-from scripts.int8_net import evidence_of, int8_model, with_softmax
+from scripts.half_net import half_safetensors, round_to_half
+from scripts.int8_net import int8_model, logits_of_model, with_softmax
 from utils.analysis.nets import add_own_nets, check_own_nets, load_net
 from utils.analysis.record import Record
 from utils.analysis.records import finished_nets
 from utils.analysis.shift import data_of
+from utils.data import Dataset
 from utils.program import UserError, one_line_errors
 from utils.program.command_line import CommandLine, location, path
 from utils.program.files import atomic
@@ -35,6 +45,8 @@ CHECKED = 256  # images
 # The largest difference of a probability.
 EXACT = 1e-5
 COARSE = 0.2
+# The one format that has what a flag asks for.
+ONLY_IN = {"int8": "onnx", "with_sets": "onnx", "half": "safetensors"}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -54,24 +66,38 @@ def main(argv: list[str] | None = None) -> None:
     softmax = certificate.softmax
     calibrated = CalibratedNet(own, saved["mean"], saved["std"], softmax.weight, softmax.bias)
     write, reopen = FORMATS[args.format]
-    content = write(calibrated, images, metadata_of(net, saved, args, certificate))
+    metadata = metadata_of(net, saved, data, args, certificate)
+    content = write(calibrated, images, metadata)
     differences = check(net, calibrated, softmax, images, reopen(content)(images))
     lines = [f"{net.title}: ECE {certificate.eces()}; probabilities differ by up to {differences}"]
 
-    # That file shows that weights and images are right. Now its net is quantised.
+    # That file shows that weights and images are right. Now its net is made smaller.
     if args.int8:
         lines.append(f"float32: {certificate.line()}")
         model = int8_model(calibrated, data.val.images)
-        certificate = certify(net, args.calibration, evidence_of(model, data))
-        metadata = metadata_of(net, saved, args, certificate)
+        evidence = evidence_of(logits_of_model(model), data, name="int8")
+        certificate = certify(net, args.calibration, evidence)
+        metadata = metadata_of(net, saved, data, args, certificate)
         content = with_softmax(model, certificate.softmax, metadata)
         lines.append(f"int8:    {certificate.line()}")
+    if args.half:
+        lines.append(f"float32: {certificate.line()}")
+        round_to_half(own)
+        evidence = evidence_of(calibrated.logits, data, name="half")
+        certificate = certify(net, args.calibration, evidence)
+        metadata = metadata_of(net, saved, data, args, certificate)
+        content = half_safetensors(calibrated, metadata)
+        lines.append(f"half:    {certificate.line()}")
     if args.with_sets:
         content = with_sets(content, SET_LEVEL, certificate.thresholds[SET_LEVEL])
 
     with atomic(args.out) as file:
         file.write(content)
     lines.append(f"written: {args.out}, {len(content) / 1e6:.2f} MB")
+    if args.card is not None:
+        with atomic(args.card, "w") as file:
+            file.write(card_of(net.title, args.out, args.format, content, metadata))
+        lines.append(f"written: {args.card}")
     print("\n".join(lines))
 
 
@@ -102,9 +128,17 @@ def options(argv: list[str] | None) -> Namespace:
         help="8-bit integers, calibrated again on the validation split; ONNX",
     )
     parser.add_argument(
+        "--half",
+        action="store_true",
+        help="weights in half precision (float16), calibrated again; safetensors",
+    )
+    parser.add_argument(
         "--with-sets",
         action="store_true",
         help="a second output says which classes are in the conformal set at 90 %%; ONNX",
+    )
+    parser.add_argument(
+        "--card", type=location, metavar="FILE.md", help="what the file is worth, in ten lines"
     )
     add_own_nets(parser)
     parser.add_argument(
@@ -118,25 +152,34 @@ def options(argv: list[str] | None) -> Namespace:
     )
     args = parser.parse_args(argv)
 
-    if os.path.isdir(args.out) or not os.access(args.out.absolute().parent, os.W_OK):
-        raise UserError(f"--out {args.out}: give a file in a folder that you may write to")
+    for flag in ("out", "card"):
+        check_writable(flag, getattr(args, flag))
+    if args.card is not None and args.card.absolute() == args.out.absolute():
+        raise UserError(f"--card {args.card}: that is --out; give another file")
     if args.format == "onnx":
         check_onnx()
-    check_only_onnx(args)
+    check_format(args)
     return args
 
 
-def check_only_onnx(args: Namespace) -> None:
-    """Raises UserError where --int8 or --with-sets cannot be had."""
-    for flag in ("int8", "with_sets"):
-        if getattr(args, flag) and args.format != "onnx":
+def check_writable(flag: str, file: Path | None) -> None:
+    """Raises UserError where a file cannot be written there."""
+    if file is not None and (os.path.isdir(file) or not os.access(file.absolute().parent, os.W_OK)):
+        raise UserError(f"--{flag} {file}: give a file in a folder that you may write to")
+
+
+def check_format(args: Namespace) -> None:
+    """Raises UserError where the format does not have what a flag asks for."""
+    for flag, form in ONLY_IN.items():
+        if getattr(args, flag) and args.format != form:
             name = flag.replace("_", "-")
-            raise UserError(f"--{name}: ONNX alone has it; leave out --format {args.format}")
-    if args.int8 and args.calibration == "vector":
-        raise UserError(
-            "--calibration vector: --int8 fits a temperature of its own, and no vector; leave it "
-            "out, or give none"
-        )
+            raise UserError(f"--{name}: --format {form} alone has it, and not {args.format}")
+    for flag in ("int8", "half"):
+        if getattr(args, flag) and args.calibration == "vector":
+            raise UserError(
+                f"--calibration vector: --{flag} fits a temperature of its own, and no vector; "
+                "leave it out, or give none"
+            )
     if args.int8 and find_spec("onnxruntime.quantization") is None:
         raise UserError(
             "--int8: this onnxruntime has no onnxruntime.quantization; first run "
@@ -166,19 +209,23 @@ def check_sets(net: Record, certificate: Certificate) -> None:
 
 
 def metadata_of(
-    net: Record, saved: dict, args: Namespace, certificate: Certificate
+    net: Record, saved: dict, data: Dataset, args: Namespace, certificate: Certificate
 ) -> dict[str, str]:
     """What a file says of itself: texts as they are, all else as JSON.
 
     `saved`: what the run's weights file holds beside the weights.
     """
     checkpoint = saved | {"softmax": certificate.softmax._asdict()}
+    splits = {"train": data.train, "val": data.val, "test": data.test}
+    images = {name: len(split.labels) for name, split in splits.items()}
     return {
         "calibration": args.calibration,
-        "precision": "int8" if args.int8 else "float32",
+        "precision": "int8" if args.int8 else "half" if args.half else "float32",
         **certificate.metadata(),
         "classes": json.dumps(net.result["num_classes"]),
         "class_names": json.dumps(net.config.get("class_names")),
+        "image_side": json.dumps(data.test.images.shape[-1]),
+        "images": json.dumps(images),
         "dataset": net.dataset,
         "command": net.config.get("command", ""),
         "checkpoint": json.dumps(checkpoint),

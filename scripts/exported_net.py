@@ -126,16 +126,24 @@ def open_torchscript(content: bytes) -> Callable[[Tensor], Tensor]:
 
 def to_safetensors(net: CalibratedNet, images: Tensor, metadata: dict[str, str]) -> bytes:
     """The weights alone; what makes probabilities of their logits is in the metadata."""
+    return safetensors_of(net.net.state_dict(), metadata)
+
+
+def safetensors_of(state: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
     from safetensors.torch import save
 
     # It saves no tensor whose memory is ordered in another way, as channels_last is.
-    weights = {name: tensor.contiguous() for name, tensor in net.net.state_dict().items()}
-    return save(weights, metadata)
+    return save({name: tensor.contiguous() for name, tensor in state.items()}, metadata)
 
 
-def open_safetensors(content: bytes) -> Callable[[Tensor], Tensor]:
+def open_safetensors(content: bytes, name: str | None = None) -> CalibratedNet:
+    """It computes in float32, also with weights in half precision.
+
+    `name`: of the net, as `build_model` takes it; else what the file says. Raises ValueError where
+    that is a user's own which no command line has named.
+    """
     saved = unpack_safetensors(content)
-    net = build_model(name_of_saved(saved, flag="--model"), saved["num_classes"])
+    net = build_model(name or name_of_saved(saved, flag="--model"), saved["num_classes"])
     net.load_state_dict(saved["state_dict"])
     return CalibratedNet(net, saved["mean"], saved["std"], **saved["softmax"])
 

@@ -6,21 +6,18 @@ them, stay float32: logits in 256 steps would coarsen every confidence.
 
 import logging
 import math
+from collections.abc import Callable
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from scripts.certificate import Evidence, Softmax
+from scripts.certificate import Softmax
 from scripts.exported_net import CalibratedNet, onnx_model, onnx_session
-from utils.data import Dataset
 from utils.evaluation import CPU_BATCH
-from utils.split_metrics import metrics_of
 
 RANGED = 512  # images that say how far activations reach
 LINEAR = ("Gemm", "MatMul")
@@ -96,23 +93,15 @@ def spread(images: Tensor, count: int) -> Tensor:
     return images[:: math.ceil(len(images) / count)]
 
 
-def evidence_of(model, data: Dataset) -> Evidence:
-    """What an ONNX model of logits makes of the validation and the test split."""
-    splits = {"val": data.val, "test": data.test}
-    logits = {name: logits_of_model(model, split.images) for name, split in splits.items()}
-    return Evidence(
-        measured=metrics_of(logits, splits),
-        val=(logits["val"], data.val.labels),
-        test=(logits["test"], data.test.labels),
-    )
-
-
-def logits_of_model(model, images: Tensor) -> Tensor:
-    """What an ONNX model makes (N, K) of images uint8 (N, 3, H, W)."""
+def logits_of_model(model) -> Callable[[Tensor], Tensor]:
+    """What gives the logits (N, K) of an ONNX model, of images uint8 (N, 3, H, W)."""
     session = onnx_session(model.SerializeToString())
-    pieces = tqdm(images.split(CPU_BATCH), "int8", leave=False, disable=None)
-    rows = [session.run(["logits"], {"images": piece.contiguous().numpy()})[0] for piece in pieces]
-    return torch.from_numpy(np.concatenate(rows))
+
+    def logits(images: Tensor) -> Tensor:
+        [output] = session.run(["logits"], {"images": images.numpy()})
+        return torch.from_numpy(output)
+
+    return logits
 
 
 def with_softmax(model, softmax: Softmax, metadata: dict[str, str]) -> bytes:

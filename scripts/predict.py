@@ -1,6 +1,7 @@
 """What a finished run says of one's own images: class, confidence, conformal set.
 
-    python -m scripts.predict RUN photos/ --out predictions.csv      a run folder, or net.onnx
+    python -m scripts.predict RUN photos/ --out predictions.csv      a run folder, net.onnx, or
+                                                                     net.safetensors
     python -m scripts.predict RUN a.png b.jpg images.npy             a table at the terminal
 
 Images are resized and cropped to the size that the net was trained on. docs/predict.md says what
@@ -20,7 +21,7 @@ from itertools import compress
 
 from tqdm import tqdm
 
-from scripts.predictors import Predictor, onnx_predictor, run_predictor
+from scripts.predictors import Predictor, file_predictor, run_predictor
 from utils.analysis.columns import printable, text_table
 from utils.analysis.csv_files import csv_text
 from utils.analysis.nets import add_own_nets
@@ -70,7 +71,7 @@ def options(argv: list[str] | None) -> Namespace:
         "run",
         type=location,
         metavar="RUN",
-        help="a run folder, one above it, or an ONNX file of scripts.export",
+        help="a run folder, one above it, or a file of scripts.export",
     )
     parser.add_argument(
         "images",
@@ -115,7 +116,7 @@ def check_options(args: Namespace) -> None:
         if os.path.isdir(args.out) or not os.access(folder, os.W_OK):
             raise UserError(f"--out {args.out}: give a file in a folder that you may write to")
     if os.path.isfile(args.run):
-        for flag in ("epoch", "model", "image_size"):
+        for flag in ("epoch", "image_size"):
             if getattr(args, flag) is not None:
                 raise UserError(f"--{flag} has no effect with {args.run}; leave it out")
 
@@ -123,7 +124,7 @@ def check_options(args: Namespace) -> None:
 def predictor_of(args: Namespace) -> Predictor:
     """Raises UserError where RUN is neither a finished run nor an exported net."""
     if os.path.isfile(args.run):
-        return onnx_predictor(args.run, args.level, args.test_batch_size)
+        return file_predictor(args.run, args.level, args.test_batch_size, own_nets=args.model or ())
     return run_predictor(
         args.run,
         epoch=args.epoch or "best",

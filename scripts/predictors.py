@@ -1,15 +1,18 @@
-"""What predicts: the net of a finished run, or an ONNX file that scripts/export.py has written."""
+"""What predicts: the net of a finished run, or a file that scripts/export.py has written."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from scripts.exported_net import onnx_session, probabilities_of
+from models.own import name_of_saved
+from scripts.exported_net import onnx_session, open_safetensors, probabilities_of
 from utils.analysis.columns import printable
 from utils.analysis.nets import check_own_nets
 from utils.analysis.record import Record
@@ -18,7 +21,7 @@ from utils.analysis.shift import logits_in_precision
 from utils.calibration import ConformalSets, fit_sets
 from utils.evaluation import CPU_BATCH
 from utils.program import UserError
-from utils.program.files import refused
+from utils.program.files import is_safetensors, refused, safetensors_metadata
 
 
 @dataclass(frozen=True)
@@ -116,18 +119,27 @@ def names_of(names, classes: int) -> list[str]:
     return [str(label) for label in range(classes)]
 
 
-def onnx_predictor(file: Path, level: float, batch_size: int | None) -> Predictor:
-    """That of a file of scripts/export.py. Raises UserError."""
-    if find_spec("onnxruntime") is None:
-        raise UserError(f"{file}: first run pip install onnxruntime")
-    with refused(
-        f"{file}: no ONNX file of python -m scripts.export",
-        "give one, or a run folder",
-    ):
-        session = onnx_session(file.read_bytes())
-        about = session.get_modelmeta().custom_metadata_map
-        [images] = session.get_inputs()
-        side = int(images.shape[2])
+class ExportedNet(NamedTuple):
+    """What lies in a file of scripts/export.py."""
+
+    probabilities: Callable[[Tensor], Tensor]  # float32 (N, K) of images uint8 (N, 3, H, W)
+    about: Mapping[str, str]  # its metadata
+    side: int  # pixels
+
+
+def file_predictor(
+    file: Path, level: float, batch_size: int | None, own_nets: Sequence[str]
+) -> Predictor:
+    """That of an ONNX or safetensors file of scripts/export.py. Raises UserError."""
+    with refused(f"{file} cannot be read", "check its permissions", kinds=OSError):
+        content = file.read_bytes()
+    if is_safetensors(content):
+        net = safetensors_net(file, content, own_nets)
+    else:
+        net = onnx_net(file, content, own_nets)
+
+    with refused(**not_exported(file)):
+        about = net.about
         classes = names_of(json.loads(about["class_names"]), json.loads(about["classes"]))
         calibration = about["calibration"]
         temperature = 1.0
@@ -146,11 +158,11 @@ def onnx_predictor(file: Path, level: float, batch_size: int | None) -> Predicto
 
     def logits(images: Tensor) -> Tensor:
         pieces = images.split(batch_size or CPU_BATCH)
-        rows = [probabilities_of(session, piece.contiguous()) for piece in pieces]
+        rows = [net.probabilities(piece.contiguous()) for piece in pieces]
         return torch.cat(rows).double().log() * temperature
 
     return Predictor(
-        side=side,
+        side=net.side,
         classes=classes,
         logits=logits,
         temperature=temperature,
@@ -158,6 +170,45 @@ def onnx_predictor(file: Path, level: float, batch_size: int | None) -> Predicto
         notes=notes,
         is_tempered=calibration != "vector",
     )
+
+
+def onnx_net(file: Path, content: bytes, own_nets: Sequence[str]) -> ExportedNet:
+    """Raises UserError."""
+    if own_nets:
+        raise UserError(f"--model has no effect with {file}; leave it out")
+    if find_spec("onnxruntime") is None:
+        raise UserError(f"{file}: first run pip install onnxruntime")
+    with refused(**not_exported(file)):
+        session = onnx_session(content)
+        [images] = session.get_inputs()
+        return ExportedNet(
+            probabilities=partial(probabilities_of, session),
+            about=session.get_modelmeta().custom_metadata_map,
+            side=int(images.shape[2]),
+        )
+
+
+def safetensors_net(file: Path, content: bytes, own_nets: Sequence[str]) -> ExportedNet:
+    """Raises UserError, also where the net of a user's own is not named by --model."""
+    with refused(**not_exported(file)):
+        about = safetensors_metadata(content)
+        checkpoint = json.loads(about["checkpoint"])
+        side = json.loads(about["image_side"])
+    if own_nets and "model_sha256" not in checkpoint:
+        raise UserError(f"--model has no effect with {file}; leave it out")
+    try:
+        name = name_of_saved(checkpoint, flag="--model", given=own_nets)
+    except ValueError as error:
+        raise UserError(f"{file}: {error}") from None
+    with refused(**not_exported(file)):
+        return ExportedNet(open_safetensors(content, name), about, side)
+
+
+def not_exported(file: Path) -> dict[str, str]:
+    return {
+        "fault": f"{file}: no ONNX or safetensors file of python -m scripts.export",
+        "way_out": "give one, export the run again, or give a run folder",
+    }
 
 
 def threshold_at(thresholds: dict[str, float], level: float, file: Path) -> float:

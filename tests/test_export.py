@@ -20,8 +20,10 @@ import train_teacher
 from models import build_model
 from scripts import export, posthoc
 from scripts.exported_net import FORMATS, ONNX_PACKAGES, ONNX_TORCH, with_sets
+from scripts.half_net import round_to_half
 from utils.data import load_dataset
 from utils.data.views import normalise
+from utils.program import UserError
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +100,8 @@ def test_a_file_gives_calibrated_probabilities(finished, onnx_file, images, tmp_
         expected = stored(finished, 1 / best["temperature"])[:n]
         assert found.dtype != np.float16 and np.abs(found - expected).max() < 1e-5
     texts = ("dataset", "command", "calibration", "precision")
+    assert json.loads(about["images"]) == {"train": 135, "val": 15, "test": 40}
+    assert json.loads(about["image_side"]) == 8
     told = {key: text if key in texts else json.loads(text) for key, text in about.items()}
     assert told["checkpoint"]["fingerprint"] == result["fingerprint"]
     assert told["temperature"] == best["temperature"]
@@ -117,6 +121,9 @@ def test_what_a_file_says_of_its_worth(finished, onnx_file, images):
     assert list(thresholds) == ["0.8", "0.9"]  # 15 validation images
     expected = {level: (own >= thresholds[level]).mean() for level in thresholds}
     assert json.loads(about["coverage"]) == expected
+    everyone = stored(finished, 1 / best["temperature"])
+    sizes = {level: (everyone >= thresholds[level]).sum(1).mean() for level in thresholds}
+    assert json.loads(about["set_size"]) == pytest.approx(sizes)
     assert json.loads(about["top1"]) == best["test"]["raw"]["top1"]
     assert best["test"]["scaled"]["ece"] <= json.loads(about["ece_upper"]) < 1
     assert about["precision"] == "float32"
@@ -212,8 +219,12 @@ run --out f --format pickle | --format.*'pickle'.*onnx
 run --out f --dataset other.npz | trained on other data.*other.npz
 unfinished --out f | unfinished.*no finished run.*train it first
 . --out f | 2 finished runs lie there; name one
-run --out f --int8 --format torchscript | --int8: ONNX alone has it; leave out --format torchscript
-run --out f --with-sets --format safetensors | --with-sets: ONNX alone has it
+run --out f --int8 --format torchscript | --int8: --format onnx alone has it, and not torchscript
+run --out f --with-sets --format safetensors | --with-sets: --format onnx alone has it
+run --out f --half | --half: --format safetensors alone has it, and not onnx
+run --out f --format safetensors --half --calibration vector | --half fits a temperature of its own
+run --out f --card run | --card run: give a file
+run --out f --card f | --card f: that is --out
 run --out f --int8 --calibration vector | --calibration vector: --int8 fits a temperature
 packed --out f --with-sets | --with-sets: packed/predictions.npz has no validation logits, or too
 """
@@ -262,6 +273,47 @@ def test_the_example(finished, onnx_file, images, tmp_path, monkeypatch, capsys)
     temperature = json.loads((finished / "result.json").read_text())["best"]["temperature"]
     assert np.abs(names["probabilities"] - stored(finished, 1 / temperature)).max() < 1e-5
     assert re.fullmatch(r"tiny, ECE .*\n\d+% of .*\n", capsys.readouterr().out)
+
+
+def test_half_precision(run, images, tmp_path, capsys):
+    """The rounded net in float32, calibrated anew; what the card says is what the file says."""
+    whole = export_to(tmp_path / "float.safetensors", run, "--format", "safetensors")
+    file, card = tmp_path / "half.safetensors", tmp_path / "half.md"
+    flags = ("--format", "safetensors", "--half", "--card", str(card))
+    capsys.readouterr()
+    export_to(file, run, *flags)
+    said = capsys.readouterr().out
+    assert "float32: top-1" in said and "half:    top-1" in said
+    weights, halves = load_file(whole), load_file(file)
+    assert list(weights) == list(halves)
+    for name, tensor in weights.items():
+        kept = torch.float16 if tensor.is_floating_point() else tensor.dtype
+        assert halves[name].dtype == kept and halves[name].equal(tensor.to(kept))
+
+    found, about = from_safetensors(file, images)
+    assert about["precision"] == "half"
+    with np.load(run / "predictions.npz") as arrays:
+        labels = arrays["test_labels"]
+    assert json.loads(about["top1"]) == (found.argmax(axis=1) == labels).mean()
+    own = found[range(len(labels)), labels]
+    threshold = json.loads(about["sets"])["0.9"]
+    assert json.loads(about["coverage"])["0.9"] == (own >= threshold).mean()
+    # Not the run's own temperature: that of the logits which the halves give.
+    result = json.loads((run / "result.json").read_text())["best"]
+    assert 0 < abs(json.loads(about["temperature"]) / result["temperature"] - 1) < 0.01
+
+    text = card.read_text()
+    assert text.startswith("# ") and len(text.splitlines()) == 12
+    assert f"Top-1: {100 * json.loads(about['top1']):.2f} %" in text
+    assert f"T = {json.loads(about['temperature']):.3f}" in text
+    assert f"`--teacher_path {file}`" in text and about["command"] in text
+
+
+def test_weights_too_large_for_half():
+    net = build_model("resnet8", 4)
+    net.layer1[0].bn1.running_var[0] = 1e6
+    with pytest.raises(UserError, match="--half: layer1.0.bn1.running_var has values beyond"):
+        round_to_half(net)
 
 
 def test_safetensors_teach(finished, tiny_npz, tmp_path, capsys):

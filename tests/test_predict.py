@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import command, fails, run_script
 from PIL import Image
+from safetensors.torch import save_file
 from scipy.special import softmax
 from test_folders import write_part
 
@@ -191,6 +192,24 @@ def test_an_exported_net_says_the_same(finished, onnx_file, photos, tmp_path):
     assert_rows(rows, finished, level=0.8)
 
 
+@pytest.mark.parametrize("half", [(), ("--half",)])
+def test_weights_alone_say_the_same(run, photos, tiny_npz, tmp_path, half, capsys):
+    file = tmp_path / "net.safetensors"
+    words = [str(run), "--format", "safetensors", *half, "--out", str(file)]
+    export.main([*words, "--dataset", str(tiny_npz)])
+    rows = predicted(file, photos, out=tmp_path / "rows.csv")
+    raw = softmax(stored(run)["test"], axis=1).max(axis=1)
+    allowed = 5e-3 if half else 1e-5  # the halves are another net
+    assert np.abs([float(row["raw_confidence"]) for row in rows] - raw).max() < allowed
+    if not half:
+        assert_rows(rows, run)
+    net = ["--model", f"{tmp_path}/mynet.py:tiny"]
+    (tmp_path / "mynet.py").write_text(LINEAR)
+    words = [str(file), str(photos), "--out", str(tmp_path / "rows.csv"), *net]
+    error = fails(capsys, tmp_path, predict.main, words)
+    assert f"--model has no effect with {file}; leave it out" in error
+
+
 def test_sets_of_an_exported_file(onnx_file, photos, tmp_path, capsys):
     """The 15 validation images are too few for 95 % (19 are needed)."""
     words = [str(onnx_file), str(photos), "--level", "0.95", "--out", str(tmp_path / "rows.csv")]
@@ -278,6 +297,13 @@ def test_the_run_of_a_net_of_ones_own(tiny_npz, photos, tmp_path, capsys):
     rows = predicted(run, photos, *net, out=tmp_path / "rows.csv")
     assert_rows(rows, run)
 
+    file = tmp_path / "net.safetensors"
+    words = [str(run), "--format", "safetensors", "--out", str(file), *net]
+    export.main([*words, "--dataset", str(tiny_npz)])
+    error = fails(capsys, tmp_path, predict.main, [str(file), str(photos), *out, *other])
+    assert f"{file}: its net is mynet.tiny of a file whose SHA-256 begins with" in error
+    assert_rows(predicted(file, photos, *net, out=tmp_path / "rows.csv"), run)
+
 
 BAD = """
 run absent.png --out f | IMAGES absent.png: no such file or folder
@@ -291,7 +317,8 @@ run photos --out photos | --out photos.*give a file
 run photos --level 1 | --level.*a number between 0 and 1
 run photos --image_size 9 --out f | --image_size 9: run was trained on images of 8 x 8 pixels
 run photos --model resnet8 | --model.*'resnet8' is no FILE.py:function
-text.npz photos --out f | text.npz: no ONNX file of python -m scripts.export
+text.npz photos --out f | text.npz: no ONNX or safetensors file of python -m scripts.export
+bare.safetensors photos --out f | bare.safetensors: no ONNX or safetensors file of python -m
 text.npz photos --epoch best | --epoch has no effect with text.npz
 nothing photos --out f | nothing: no such folder
 unfinished photos --out f | unfinished.*no finished run.*train it first
@@ -310,6 +337,7 @@ def test_mistakes(run, photos, tmp_path, capsys, monkeypatch):
     Path("void").mkdir()
     Path("empty/a.txt").write_text("text")
     Path("text.npz").write_text("text")
+    save_file({"weight": torch.zeros(2)}, "bare.safetensors")
     np.save("floats.npy", np.zeros((2, 8, 8, 3)))
     np.savez("other.npz", a=np.zeros(2), b=np.zeros(2))
     for line in BAD.strip().splitlines():

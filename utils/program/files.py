@@ -157,9 +157,7 @@ def unpack(path: Path):
     if path.stat().st_size > psutil.virtual_memory().available:
         raise OSError(errno.EFBIG, "it is larger than the free memory")
     data = path.read_bytes()
-    # The header of safetensors: its length in eight bytes, then JSON.
-    is_safetensors = data[8:9] == b"{"
-    return unpack_safetensors(data) if is_safetensors else unpack_torch(data)
+    return unpack_safetensors(data) if is_safetensors(data) else unpack_torch(data)
 
 
 def unpack_torch(data: bytes):
@@ -186,11 +184,21 @@ def unpack_torch(data: bytes):
 def unpack_safetensors(data: bytes) -> dict:
     """The tensors; of a file of scripts/export.py what model_best.pth holds, tensors included."""
     tensors = load_safetensors(data)
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    checkpoint = header.get("__metadata__", {}).get("checkpoint")
+    checkpoint = safetensors_metadata(data).get("checkpoint")
     if not checkpoint:
         return tensors
     return json.loads(checkpoint) | {"state_dict": tensors}
+
+
+def is_safetensors(data: bytes) -> bool:
+    """By its header: its length in eight bytes, then JSON."""
+    return data[8:9] == b"{"
+
+
+def safetensors_metadata(data: bytes) -> dict[str, str]:
+    """The texts that a file says of itself. Raises ValueError where it is damaged."""
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return header.get("__metadata__", {})
 
 
 def open_npz(file: Path | BinaryIO, copies: int = 1):

@@ -1,0 +1,55 @@
+"""The card of an exported net: what it is, what it is worth and how it is used, in ten lines."""
+
+import json
+from pathlib import Path
+
+from scripts.certificate import SET_LEVEL
+from utils.analysis.columns import COLUMNS
+
+JSON_TEXTS = (
+    "classes",
+    "coverage",
+    "ece",
+    "ece_upper",
+    "image_side",
+    "images",
+    "set_size",
+    "temperature",
+    "top1",
+)
+USES = {
+    "onnx": "`python -m scripts.predict {file} photos/`, or any program for ONNX",
+    "safetensors": "`python -m scripts.predict {file} photos/`; to teach: `--teacher_path {file}`",
+    "torchscript": '`torch.jit.load("{file}")`',
+}
+
+
+def card_of(title: str, file: Path, form: str, content: bytes, about: dict[str, str]) -> str:
+    """Markdown. `about`: the file's metadata; `title`: what the run is called."""
+    facts = about | {key: json.loads(about[key]) for key in JSON_TEXTS}
+    images = facts["images"]
+    side = facts["image_side"]
+    top1 = 100 * facts["top1"]
+    temperature = facts["temperature"]
+    ece = {logits: f"{COLUMNS['ece'].text(value)} %" for logits, value in facts["ece"].items()}
+    upper = COLUMNS["ece"].text(facts["ece_upper"])
+    lines = [
+        f"Data: {facts['dataset']}, {facts['classes']} classes, {side} x {side} pixels; "
+        f"{images['train']:,} images trained it, {images['val']:,} validated it.",
+        f"Measured on {images['test']:,} test images.",
+        f"Trained by `{facts['command']}`",
+        f"File: {form}, {facts['precision']} precision, {len(content) / 1e6:.2f} MB.",
+        f"Top-1: {top1:.2f} %.",
+        f"ECE of its logits as they are: {ece['raw']}.",
+        f"ECE at T = {temperature:.3f}, which suits validation: {ece['scaled']}.",
+        *(f"ECE with vector scaling: {ece[name]}." for name in ("vector",) if name in ece),
+        f"Its probabilities have a true ECE below {upper} % (95 % confidence).",
+    ]
+    if SET_LEVEL in facts["coverage"]:
+        coverage = 100 * facts["coverage"][SET_LEVEL]
+        size = facts["set_size"][SET_LEVEL]
+        lines.append(
+            f"Sets at 90 %: {coverage:.2f} % hold the label, with {size:.1f} classes in the mean."
+        )
+    lines.append("Use: " + USES[form].format(file=file))
+    return f"# {title}\n\n" + "".join(f"- {line}\n" for line in lines)
