@@ -14,21 +14,19 @@ from utils.data import Dataset, Split
 from utils.data.cutout import Cutout
 from utils.data.views import Batch, Draw, TrainLoader
 from utils.evaluation import predict
+from utils.keeping import EpochEnd, Keeper, on_cpu, snapshot, weights_of
 from utils.optimizers import build_optimizer, build_schedule
 from utils.program import RunFailed, UserError
 from utils.program.files import refused
 from utils.program.processes import on_main
-from utils.progress import epoch_bar, epoch_line, show_progress, size_line
+from utils.progress import epoch_bar, show_progress, size_line
 from utils.runs import Run
-from utils.selection import is_better, is_stalled, stall_line
 from utils.settings import Recipe
-from utils.split_metrics import evaluate
 from utils.steps import GraphedStep, Step, compile_net, is_captured, uncounted
 from utils.sums import LOWER_THE_RATE, EpochSums, Sums, step_sums
 from utils.tasks import Task
-from utils.trackers import start_tracker, track
+from utils.trackers import start_tracker
 
-EPOCH_METRICS = ("nll", "top1", "ece", "sce", "adaece", "refinement")
 REPORT_SECONDS = 0.5
 
 
@@ -78,34 +76,31 @@ def fit(
     log_how_it_runs(run, accelerator, step, choice.step)
     start_tracker(run, history)
 
-    for epoch in range(len(history) + 1, recipe.epochs + 1):
-        if is_stalled(history, best, recipe):
-            run.say(stall_line(history, best, recipe))
-            break
-        started = time.perf_counter()
-        record = {"epoch": epoch, "lr": trainer.rate}
+    with Keeper(run, recipe, data.val, history, best) as keeper:
+        for epoch in range(len(history) + 1, recipe.epochs + 1):
+            if keeper.is_stalled():
+                break
+            started = time.perf_counter()
+            record = {"epoch": epoch, "lr": trainer.rate}
 
-        # Train.
-        record |= train_epoch(trainer, step, loader, epoch)
-        record["images_per_second"] = len(data.train.labels) / (time.perf_counter() - started)
+            # Train.
+            record |= train_epoch(trainer, step, loader, epoch)
+            record["images_per_second"] = len(data.train.labels) / (time.perf_counter() - started)
 
-        # Validate.
-        logits = validation_logits(trainer, val, choice.test_batch_size)
-        on_main(accelerator, partial(check_logits, logits, epoch, record["lr"]))
-        record |= validation_metrics(logits, data.val)
-        task.after_validation(logits, val.labels)
-        record["seconds"] = time.perf_counter() - started
+            # Validate.
+            logits = validation_logits(trainer, val, choice.test_batch_size)
+            on_main(accelerator, partial(check_logits, logits, epoch, record["lr"]))
+            task.after_validation(logits, val.labels)
 
-        # Keep: what a killed run goes on from, and the best epoch so far.
-        history.append(record)
-        improved = best is None or is_better(record, best["metrics"], recipe.select)
-        if improved:
-            best = snapshot(run, record, trainer.evaluated)
-        run.save(trainer.state_dict() | {"history": history, "best": best}, improved)
-        run.say(epoch_line(record, recipe.epochs, improved))
-        track(run, record, epoch)
+            # Keep: what a killed run goes on from, and the best epoch so far. Measured and written
+            # while the next epoch trains.
+            states = on_cpu(trainer.state_dict())
+            weights = weights_of(trainer.evaluated)
+            keeper.settle()
+            record["seconds"] = time.perf_counter() - started
+            keeper.keep(EpochEnd(record, logits, states, weights))
 
-    run.save_last(snapshot(run, history[-1], trainer.evaluated))
+    run.save_last(snapshot(run, history[-1], weights_of(trainer.evaluated)))
     return history
 
 
@@ -224,12 +219,6 @@ def validation_logits(trainer: Trainer, val: Split, batch_size: int | None) -> T
     )
 
 
-def validation_metrics(logits: Tensor, val: Split) -> dict[str, float]:
-    """As an epoch's record has them: fractions; NLL and refinement in nats."""
-    metrics = evaluate(logits, val)
-    return {f"val_{name}": metrics[name] for name in EPOCH_METRICS}
-
-
 def train_epoch(
     trainer: Trainer, step: Step, loader: TrainLoader, epoch: int, shown: bool = True
 ) -> dict[str, float]:
@@ -321,16 +310,6 @@ def resume(run: Run, trainer: Trainer) -> tuple[list[dict], dict | None]:
     run.save(saved, improved=True)
     run.say(f"going on after epoch {len(history)}")
     return history, best
-
-
-def snapshot(run: Run, record: dict, net: nn.Module) -> dict:
-    """What model_best.pth and model_last.pth hold: the weights and what is needed to use them."""
-    return {
-        **run.identity,
-        "epoch": record["epoch"],
-        "metrics": {name: value for name, value in record.items() if name.startswith("val_")},
-        "state_dict": {name: value.detach().clone() for name, value in net.state_dict().items()},
-    }
 
 
 def share_buffers(accelerator: Accelerator, net: nn.Module) -> None:
