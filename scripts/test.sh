@@ -10,4 +10,4 @@ source scripts/environment.sh
 
 python -m ruff check .
 python -m ruff format --check .
-python -m pytest -n 2 "$@"
+python -m pytest -n 2 --dist worksteal "$@"

@@ -8,7 +8,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from utils.calibration.diagram import reliability_diagrams
 from utils.data import Dataset, Split
 from utils.data.views import normalise
 from utils.evaluation import logits_of_splits
@@ -90,6 +89,8 @@ def teacher_result(teacher: Teacher, logits: dict[str, Tensor], splits: dict[str
 
 def write_conclusion(folder: Path, result: dict, arrays: dict[str, np.ndarray]) -> None:
     """The result comes last: it says that the run is complete."""
+    from utils.calibration.diagram import reliability_diagrams  # matplotlib takes a second to load
+
     with atomic(folder / "predictions.npz") as file:
         np.savez(file, **arrays)
     with atomic(folder / "reliability.png") as file:

@@ -26,6 +26,7 @@ FILES = (
     "utils/conclusion.py",
     "utils/evaluation.py",
     "utils/features.py",
+    "utils/keeping.py",
     "utils/optimizers.py",
     "utils/seen_views.py",
     "utils/split_metrics.py",
