@@ -52,9 +52,11 @@ class Keeper:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        if kind is None:
-            self.settle()
-        self.thread.shutdown()
+        try:
+            if kind is None:
+                self.settle()
+        finally:
+            self.thread.shutdown()  # after what it is writing
 
     def keep(self, end: EpochEnd) -> None:
         """Hand an epoch over. Raises what `settle` raises."""
