@@ -121,9 +121,7 @@ class DistillationTask(Task):
             try:
                 parts = self.loss.parts(logits, target, labels)
             except Undefined as undefined:
-                raise UserError(
-                    f"--distill: {undefined}; give --distill KD or another teacher"
-                ) from undefined
+                raise cannot_teach(undefined) from undefined
             if term is not None:
                 parts["features"] = term
             return parts
@@ -134,6 +132,11 @@ class DistillationTask(Task):
     def during_epoch(self, epoch: int) -> AbstractContextManager:
         self.loss.before_epoch(epoch)
         return self.ask.during_epoch(epoch)
+
+
+def cannot_teach(undefined: Undefined) -> UserError:
+    """What the user reads where a distillation has no value for a teacher's logits."""
+    return UserError(f"--distill: {undefined}; give --distill KD or another teacher")
 
 
 def full_precision(device: torch.device) -> AbstractContextManager:

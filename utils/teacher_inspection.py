@@ -22,6 +22,7 @@ from utils.program import UserError
 from utils.seen_views import SeenViews
 from utils.split_metrics import evaluate, without_infinity
 from utils.stored_teacher import StoredTeacher
+from utils.tasks import cannot_teach
 from utils.teachers import Member, Teacher
 
 TRIED_IMAGES = 1000  # on which other normalisations are tried
@@ -45,13 +46,15 @@ def inspect_teacher(
     if isinstance(teacher, StoredTeacher):
         return inspect_stored(teacher, data, seen, loss)
     logits = logits_of(teacher.logits, data.val, accelerator, batch_size, title="teacher")
-    if not (logits.amax(dim=1).isfinite().all() and math.isfinite(seen.confidence())):
+    view_confidence = seen.confidence()
+    if not (logits.amax(dim=1).isfinite().all() and math.isfinite(view_confidence)):
         raise UserError(
             f"--teacher_path {teacher.members[0].path}: its outputs are NaN or infinite for some "
             "images; give another teacher, or another precision if this is bf16 or fp16"
         )
 
     temper(teacher, logits, data.val, seen)
+    teacher.confidences = confidences_of(teacher, logits, view_confidence)
     if loss is not None:
         check_loss(loss, teacher.tempered(logits), data.val.labels.cpu())
 
@@ -71,6 +74,7 @@ def inspect_stored(
     """The same of stored logits; they are also held against the labels that they teach."""
     val_logits = teacher.val_and_test.get("val")
     temper(teacher, val_logits, data.val, seen)
+    teacher.confidences = confidences_of(teacher, val_logits, seen.confidence())
     labels = data.train.labels.cpu()
     if loss is not None:
         for logits in teacher.training:
@@ -85,7 +89,7 @@ def inspect_stored(
 
 
 def temper(teacher: Teacher, val_logits: Tensor | None, val: Split, seen: SeenViews) -> None:
-    """Find what the teacher's logits are divided by, and how sure it is before that.
+    """Find what the teacher's logits are divided by, where a rule is asked for.
 
     `val_logits` (N, K) may be unknown to a file of logits. Raises UserError.
     """
@@ -95,10 +99,15 @@ def temper(teacher: Teacher, val_logits: Tensor | None, val: Split, seen: SeenVi
         accuracy = teacher.accuracy or evaluate(val_logits, val)["top1"]
         teacher.temperature = views_temperature(seen, accuracy)
 
-    teacher.confidences = {"view_confidence": seen.confidence()}
+
+def confidences_of(
+    teacher: Teacher, val_logits: Tensor | None, view_confidence: float
+) -> dict[str, float]:
+    """How sure it is before its temperature divides its logits, as fractions; and that number."""
+    confidences = {"view_confidence": view_confidence}
     if val_logits is not None:
-        teacher.confidences["val_confidence"] = mean_confidence(val_logits)
-    teacher.confidences["temperature"] = teacher.temperature
+        confidences["val_confidence"] = mean_confidence(val_logits)
+    return {**confidences, "temperature": teacher.temperature}
 
 
 def quality_line(teacher: Teacher, logits: Tensor, val: Split) -> str:
@@ -159,7 +168,7 @@ def check_loss(loss: DistillationLoss, target: Tensor, labels: Tensor) -> None:
     try:
         loss.distil(knows_nothing, target, labels)
     except Undefined as undefined:
-        raise UserError(f"--distill: {undefined}; give --distill KD or another teacher") from None
+        raise cannot_teach(undefined) from None
 
 
 def norm_advice(member: Member, some: Split, accelerator: Accelerator) -> list[str]:
