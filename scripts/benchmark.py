@@ -30,6 +30,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from scripts.contenders import (
+    Job,
     Pass,
     bare,
     conventional,
@@ -190,16 +191,20 @@ def contenders_of(
     accelerator: Accelerator, data: Dataset, row: Row, args: Namespace, folder: str
 ) -> dict[str, Pass]:
     """What takes turns in a row; `folder` is that of a teacher's cache."""
-    recipe = recipe_of(row.model, args.batch_size)
-    teacher = random_teacher(row.teacher, data, accelerator) if row.teacher else None
-    cache = folder if row.cached else None
+    job = Job(
+        accelerator,
+        data,
+        recipe=recipe_of(row.model, args.batch_size),
+        teacher=random_teacher(row.teacher, data, accelerator) if row.teacher else None,
+        cache=folder if row.cached else None,
+    )
     contenders = {
-        "conventional": conventional(accelerator, data, recipe, teacher, args.workers),
-        "ours": ours(accelerator, data, recipe, args.step, teacher, cache),
-        "bare step": bare(accelerator, data, recipe, args.step, teacher, cache),
+        "conventional": conventional(job, args.workers),
+        "ours": ours(job, args.step),
+        "bare step": bare(job, args.step),
     }
     if is_captured(args.step, accelerator):
-        contenders["bare step, eager"] = bare(accelerator, data, recipe, "eager", teacher, cache)
+        contenders["bare step, eager"] = bare(job, "eager")
     return contenders
 
 

@@ -1,10 +1,10 @@
 """What scripts/benchmark.py times: a conventional loop, ours, and a bare step.
 
-Each is made for one net, or a student with its teacher, and is then a function that trains for as
-many steps as it is told.
+Each is made for a Job, and is then a function that trains for as many steps as it is told.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -32,6 +32,17 @@ CLASSES = 10
 SIDE = 32  # pixels
 RATE = 0.001  # low: labels are random, and nothing is to diverge
 Pass = Callable[[int], None]  # trains for that many steps
+
+
+@dataclass(frozen=True)
+class Job:
+    """What contenders are to train, each a net of its own: on the labels, or by a teacher."""
+
+    accelerator: Accelerator
+    data: Dataset
+    recipe: Recipe
+    teacher: Teacher | None = None
+    cache: str | None = None  # folder of the teacher's logits; the conventional loop asks anew
 
 
 def recipe_of(model: str, batch_size: int) -> Recipe:
@@ -70,27 +81,20 @@ def random_teacher(model: str, data: Dataset, accelerator: Accelerator) -> Teach
     return Teacher([member]).to(accelerator.device, accelerator.mixed_precision)
 
 
-def build_task(
-    accelerator: Accelerator,
-    data: Dataset,
-    recipe: Recipe,
-    teacher: Teacher | None = None,
-    cache: str | None = None,
-) -> Task:
-    """The recipe's net to be trained on the labels, or by a teacher; `cache`: a folder."""
-    net = build_model(recipe.model, data.num_classes)
-    if teacher is None:
-        return ClassificationTask(net, build_loss("NLL"), data)
-    ask = asked_teacher(teacher, data, accelerator, recipe.seed, cache)
-    return DistillationTask(net, build_distillation("KD"), teacher, ask, data)
+def build_task(job: Job) -> Task:
+    net = build_model(job.recipe.model, job.data.num_classes)
+    if job.teacher is None:
+        return ClassificationTask(net, build_loss("NLL"), job.data)
+    ask = asked_teacher(job.teacher, job.data, job.accelerator, job.recipe.seed, job.cache)
+    return DistillationTask(net, build_distillation("KD"), job.teacher, ask, job.data)
 
 
-def conventional(
-    accelerator: Accelerator, data: Dataset, recipe: Recipe, teacher: Teacher | None, workers: int
-) -> Pass:
+def conventional(job: Job, workers: int) -> Pass:
     """PIL images through torchvision's transforms in the workers of a DataLoader, loss and accuracy
     read back in every step, the teacher run for every student."""
+    accelerator = job.accelerator
     device = accelerator.device
+    recipe = job.recipe
     net = build_model(recipe.model, CLASSES)
     optimizer = torch.optim.SGD(
         net.parameters(),
@@ -102,19 +106,19 @@ def conventional(
     net, optimizer = accelerator.prepare(net, optimizer)
     teaching_net = None
     loss_of = build_loss("NLL")
-    if teacher is not None:
-        teaching_net = build_model(teacher.model, CLASSES).eval().to(device)
+    if job.teacher is not None:
+        teaching_net = build_model(job.teacher.model, CLASSES).eval().to(device)
         loss_of = build_distillation("KD").to(device)
 
     batch_size = recipe.train_batch_size
     order: list[int] = []  # the images of a pass
-    loader = conventional_loader(data, batch_size, order, workers, pinned=device.type == "cuda")
+    loader = conventional_loader(job.data, batch_size, order, workers, pinned=device.type == "cuda")
 
     def train(steps: int) -> None:
         order[:] = torch.randperm(steps * batch_size).tolist()
         net.train()
         for batch in loader:
-            images, labels = (part.to(device, non_blocking=True) for part in batch)
+            images, labels = (tensor.to(device, non_blocking=True) for tensor in batch)
             logits = net(images)
             if teaching_net is None:
                 loss = loss_of(logits, labels)
@@ -174,29 +178,16 @@ class FewSteps:
         return islice(self.loader.epoch(epoch), self.steps)
 
 
-def prepared(
-    accelerator: Accelerator,
-    data: Dataset,
-    recipe: Recipe,
-    teacher: Teacher | None,
-    cache: str | None,
-) -> tuple[Trainer, TrainLoader]:
+def prepared(job: Job) -> tuple[Trainer, TrainLoader]:
     """What `fit` makes before its first epoch."""
-    task = build_task(accelerator, data, recipe, teacher, cache)
-    loader = train_loader(data, recipe, accelerator)
-    return Trainer(task, recipe, accelerator, steps_per_epoch=len(loader)), loader
+    task = build_task(job)
+    loader = train_loader(job.data, job.recipe, job.accelerator)
+    return Trainer(task, job.recipe, job.accelerator, steps_per_epoch=len(loader)), loader
 
 
-def ours(
-    accelerator: Accelerator,
-    data: Dataset,
-    recipe: Recipe,
-    mode: str,
-    teacher: Teacher | None = None,
-    cache: str | None = None,
-) -> Pass:
+def ours(job: Job, mode: str) -> Pass:
     """The steps of an epoch as `fit` runs them, launched as --step `mode` says."""
-    trainer, loader = prepared(accelerator, data, recipe, teacher, cache)
+    trainer, loader = prepared(job)
     step = launched_step(trainer, loader, mode)
 
     def train(steps: int) -> None:
@@ -205,29 +196,22 @@ def ours(
     return train
 
 
-def bare(
-    accelerator: Accelerator,
-    data: Dataset,
-    recipe: Recipe,
-    mode: str,
-    teacher: Teacher | None = None,
-    cache: str | None = None,
-) -> Pass:
+def bare(job: Job, mode: str) -> Pass:
     """A step without what surrounds the net: always the same batch, which lies there normalised."""
-    trainer, loader = prepared(accelerator, data, recipe, teacher, cache)
+    trainer, loader = prepared(job)
     task = trainer.task
     draw = next(loader.epoch(1))
     batch = loader.batch(draw)
-    images = normalise(batch.images, data.mean, data.std)
+    images = normalise(batch.images, job.data.mean, job.data.std)
 
     def bare_step(draw: Draw) -> Sums:
-        with accelerator.autocast():
+        with job.accelerator.autocast():
             logits = at_least_float32(task.net(images))
-        if teacher is None:
+        if job.teacher is None:
             loss = task.loss(logits, batch.labels)
         else:
             loss = task.loss(logits, task.ask(batch), batch.labels)
-        accelerator.backward(loss)
+        job.accelerator.backward(loss)
         trainer.optimizer.step()
         trainer.optimizer.zero_grad()
         return {}

@@ -23,7 +23,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from models import check_name
-from scripts.contenders import ours, random_data, recipe_of
+from scripts.contenders import Job, ours, random_data, recipe_of
 from utils.analysis.columns import text_table
 from utils.program import one_line_errors
 from utils.program.command_line import CommandLine, checked, count
@@ -59,8 +59,8 @@ def main(argv: list[str] | None = None) -> None:
     args = options(argv)
     accelerator = start()
     data = random_data((STEPS + WARM_UP) * args.batch_size)
-    recipe = recipe_of(args.model, args.batch_size)
-    train = ours(accelerator, data, recipe, args.step)
+    job = Job(accelerator, data, recipe_of(args.model, args.batch_size))
+    train = ours(job, args.step)
     train(WARM_UP)
     on_gpu = accelerator.device.type == "cuda"
     activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
