@@ -1,8 +1,8 @@
-"""Terms on features: what parts of a student and of its teacher make of a batch -> scalar.
+"""Terms on features: what layers of a student and of its teacher make of a batch -> scalar.
 
 Each takes two lists of as many maps, (B, C, H, W) or (B, C), in at least float32, and sums over
 the pairs. The values are those of the code of Tian, Krishnan and Isola (ICLR 2020), RepDistiller,
-so that weights tuned with it carry over. Which parts are compared says the registry, by one of the
+so that weights tuned with it carry over. Which layers are compared says the registry, by one of the
 functions at the end.
 """
 
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Maps = Sequence[Tensor]
-PartPairs = list[tuple[str, str]]  # a part of the student and one of the teacher, by their names
+LayerPairs = list[tuple[str, str]]  # a layer of the student and one of the teacher, by their names
 
 
 def over_pairs(distance: Callable, student: Maps, teacher: Maps) -> Tensor:
@@ -27,7 +27,7 @@ def over_pairs(distance: Callable, student: Maps, teacher: Maps) -> Tensor:
 def of_one_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Both maps at the smaller height and width. Raises ValueError for features without places."""
     if student.dim() != 4 or teacher.dim() != 4:
-        raise ValueError("the places of maps are compared, and a part without places is none")
+        raise ValueError("the places of maps are compared, and a layer without places is none")
     height = min(student.shape[2], teacher.shape[2])
     width = min(student.shape[3], teacher.shape[3])
     return pooled(student, height, width), pooled(teacher, height, width)
@@ -187,10 +187,10 @@ def probabilities(student: Maps, teacher: Maps) -> Tensor:
     return over_pairs(distance, student, teacher)
 
 
-# ---- which parts are compared, by the names of the stages of both nets ---------------------------
+# ---- which layers are compared, by the names of the stages of both nets --------------------------
 
 
-def every_stage(student: Sequence[str], teacher: Sequence[str]) -> PartPairs:
+def every_stage(student: Sequence[str], teacher: Sequence[str]) -> LayerPairs:
     """Paired from the last one back: where one net has more stages, its first ones are left out."""
     stages = min(len(student), len(teacher))
     last_of_student = student[len(student) - stages :]
@@ -198,16 +198,16 @@ def every_stage(student: Sequence[str], teacher: Sequence[str]) -> PartPairs:
     return list(zip(last_of_student, last_of_teacher, strict=True))
 
 
-def middle_stage(student: Sequence[str], teacher: Sequence[str]) -> PartPairs:
+def middle_stage(student: Sequence[str], teacher: Sequence[str]) -> LayerPairs:
     """The second of three or four, the third of five."""
     pairs = every_stage(student, teacher)
     middle = (len(pairs) - 1) // 2
     return pairs[middle : middle + 1]
 
 
-def last_stage(student: Sequence[str], teacher: Sequence[str]) -> PartPairs:
+def last_stage(student: Sequence[str], teacher: Sequence[str]) -> LayerPairs:
     return every_stage(student, teacher)[-1:]
 
 
-def pooled_features(student: Sequence[str], teacher: Sequence[str]) -> PartPairs:
+def pooled_features(student: Sequence[str], teacher: Sequence[str]) -> LayerPairs:
     return [("pool", "pool")]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from losses.classification import at_least_float32, nll
-from losses.features import PartPairs
+from losses.features import LayerPairs
 
 
 class ClassificationLoss(nn.Module):
@@ -33,8 +33,8 @@ class ClassificationLoss(nn.Module):
 
     def after_validation(self, logits: Tensor, labels: Tensor) -> None:
         """After each epoch, in every process, with the whole validation split."""
-        for part in self.children():
-            part.after_validation(logits, labels)
+        for module in self.children():
+            module.after_validation(logits, labels)
 
 
 class DistillationLoss(nn.Module):
@@ -72,23 +72,23 @@ class DistillationLoss(nn.Module):
 
 
 class FeatureTerm(nn.Module):
-    """weight * term, of what parts of student and teacher make of a batch.
+    """weight * term, of what layers of student and teacher make of a batch.
 
     `term` compares two lists of maps, and may have weights of its own, which are trained. `pairs`
-    are the parts that are compared.
+    are the layers that are compared.
     """
 
-    def __init__(self, term: Callable, weight: float, pairs: PartPairs):
+    def __init__(self, term: Callable, weight: float, pairs: LayerPairs):
         super().__init__()
         self.term = term
         self.weight = weight
-        self.student_parts = [student for student, _ in pairs]
-        self.teacher_parts = [teacher for _, teacher in pairs]
+        self.student_layers = [student for student, _ in pairs]
+        self.teacher_layers = [teacher for _, teacher in pairs]
 
     def forward(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
-        """Of maps by the names of the parts; in at least float32."""
-        student_maps = [at_least_float32(student[part]) for part in self.student_parts]
-        teacher_maps = [at_least_float32(teacher[part]) for part in self.teacher_parts]
+        """Of maps by the names of the layers; in at least float32."""
+        student_maps = [at_least_float32(student[layer]) for layer in self.student_layers]
+        teacher_maps = [at_least_float32(teacher[layer]) for layer in self.teacher_layers]
         return self.weight * self.term(student_maps, teacher_maps)
 
 

@@ -20,8 +20,8 @@ from losses.classification import AdaFocal, brier, dual_focal, flsd, focal, labe
 from losses.distillation import dist, dkd, kd, lskd
 from losses.features import (
     FitNet,
+    LayerPairs,
     Maps,
-    PartPairs,
     attention,
     every_stage,
     last_stage,
@@ -58,8 +58,8 @@ class LossEntry(NamedTuple):
     flags: tuple[Flag, ...] = ()
     of_batch: bool = False  # compares counts of labels, which mixed labels do not have
     ramp: int = 0  # epochs over which a distillation's weight rises to Lambda
-    # Of a term on features: which parts it compares, from the names of both nets' stages.
-    pairing: Callable[[Sequence[str], Sequence[str]], PartPairs] | None = None
+    # Of a term on features: which layers it compares, from the names of both nets' stages.
+    pairing: Callable[[Sequence[str], Sequence[str]], LayerPairs] | None = None
 
 
 # Flags that several entries read, each with a default and a grid of its own.
@@ -313,16 +313,16 @@ def build_distillation(name: str, **parameters: float) -> DistillationLoss:
     )
 
 
-def feature_parts(name: str, student: Sequence[str], teacher: Sequence[str]) -> PartPairs:
-    """The parts that a distillation's term on features compares, from the names of the stages."""
+def feature_layers(name: str, student: Sequence[str], teacher: Sequence[str]) -> LayerPairs:
+    """The layers that a distillation's term on features compares, from the names of the stages."""
     _, _, term = name.partition("+")
     return FEATURES[term].pairing(student, teacher)
 
 
 def build_features(
-    name: str, pairs: PartPairs, student: Maps, teacher: Maps, **parameters: float
+    name: str, pairs: LayerPairs, student: Maps, teacher: Maps, **parameters: float
 ) -> FeatureTerm:
-    """A distillation's term on features. `student` and `teacher`: maps of those parts, by which
+    """A distillation's term on features. `student` and `teacher`: maps of those layers, by which
     weights of the term's own get their shapes."""
     _, _, term = name.partition("+")
     values = loss_parameters(name, parameters)

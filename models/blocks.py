@@ -44,24 +44,24 @@ class Pool(nn.Module):
 
 
 class Chain(nn.Sequential):
-    """Parts by name, one after the other: images (B, 3, H, W) to logits (B, num_classes).
+    """Layers by name, one after the other: images (B, 3, H, W) to logits (B, num_classes).
 
-    `stages`, kept as `stage_names`, names the parts whose maps a distillation of features compares
-    by default: the ends of the net's stages; a part of a part is `stages.2`. Convolutions start
+    `stages`, kept as `stage_names`, names the layers whose maps a distillation of features compares
+    by default: the ends of the net's stages; a layer of a layer is `stages.2`. Convolutions start
     from Kaiming's normal distribution, fan out; the rest as torch has it.
     """
 
-    def __init__(self, parts: dict[str, nn.Module], stages: Sequence[str]):
-        super().__init__(OrderedDict(parts))
+    def __init__(self, layers: dict[str, nn.Module], stages: Sequence[str]):
+        super().__init__(OrderedDict(layers))
         self.stage_names = tuple(stages)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor, keep: Sequence[str] = ()):
-        """Logits (B, K); with `keep` also {name: maps (B, C, h, w)} of the parts so named.
+        """Logits (B, K); with `keep` also {name: maps (B, C, h, w)} of the layers so named.
 
-        Raises ValueError, with the names that there are, for one that is none of the net's parts.
+        Raises ValueError, with the names that there are, for one that is none of the net's layers.
         """
         if not keep:
             return super().forward(images)
@@ -70,8 +70,8 @@ class Chain(nn.Sequential):
         missing = [name for name in keep if name not in maps]
         if missing:
             raise ValueError(
-                f"no part of the net is called {missing[0]!r}; its parts are "
-                f"{', '.join(part_names(self))}"
+                f"no layer of the net is called {missing[0]!r}; its layers are "
+                f"{', '.join(layer_names(self))}"
             )
         return logits, maps
 
@@ -79,23 +79,23 @@ class Chain(nn.Sequential):
 def run_and_keep(
     chain: nn.Sequential, values: Tensor, keep: Sequence[str], maps: dict[str, Tensor], prefix=""
 ) -> Tensor:
-    """What a chain makes of its input; the outputs of the parts named in `keep` go into `maps`."""
-    for name, part in chain.named_children():
+    """What a chain makes of its input; the outputs of the layers named in `keep` go into `maps`."""
+    for name, layer in chain.named_children():
         inner_is_kept = any(wanted.startswith(f"{prefix}{name}.") for wanted in keep)
-        if inner_is_kept and isinstance(part, nn.Sequential):
-            values = run_and_keep(part, values, keep, maps, f"{prefix}{name}.")
+        if inner_is_kept and isinstance(layer, nn.Sequential):
+            values = run_and_keep(layer, values, keep, maps, f"{prefix}{name}.")
         else:
-            values = part(values)
+            values = layer(values)
         if prefix + name in keep:
             maps[prefix + name] = values
     return values
 
 
-def part_names(chain: nn.Sequential) -> list[str]:
-    """The names that `keep` takes: of parts, and of the parts of those that are chains too."""
+def layer_names(chain: nn.Sequential) -> list[str]:
+    """The names that `keep` takes: of layers, and of the layers of those that are chains too."""
     names = []
-    for name, part in chain.named_children():
+    for name, layer in chain.named_children():
         names.append(name)
-        if isinstance(part, nn.Sequential):
-            names += [f"{name}.{inner}" for inner, _ in part.named_children()]
+        if isinstance(layer, nn.Sequential):
+            names += [f"{name}.{inner}" for inner, _ in layer.named_children()]
     return names

@@ -48,18 +48,18 @@ def densenet(depth: int, linear_transitions: bool = False, num_classes: int = 10
     blocks, and the newest channels last.
     """
     inputs = 64
-    parts = {"conv1": conv3x3(3, inputs)}
+    layers = {"conv1": conv3x3(3, inputs)}
     for i, count in enumerate(BLOCKS[depth], start=1):
         block = nn.Sequential()
         for _ in range(count):
             block.append(DenseLayer(inputs, GROWTH, newest_first=not linear_transitions))
             inputs += GROWTH
-        parts[f"dense{i}"] = block
+        layers[f"dense{i}"] = block
         if i < len(BLOCKS[depth]):
-            parts[f"trans{i}"] = transition(inputs, relu=not linear_transitions)
+            layers[f"trans{i}"] = transition(inputs, relu=not linear_transitions)
             inputs //= 2
-    parts["bn"] = nn.BatchNorm2d(inputs)
-    parts["relu"] = nn.ReLU()
-    parts["pool"] = Pool()
-    parts["fc"] = nn.Linear(inputs, num_classes)
-    return Chain(parts, stages=("dense1", "dense2", "dense3", "dense4"))
+    layers["bn"] = nn.BatchNorm2d(inputs)
+    layers["relu"] = nn.ReLU()
+    layers["pool"] = Pool()
+    layers["fc"] = nn.Linear(inputs, num_classes)
+    return Chain(layers, stages=("dense1", "dense2", "dense3", "dense4"))

@@ -86,7 +86,7 @@ def mobilenetv2(
     # A 1x1 stem is padded too: 32 pixels become 34.
     kernel = 1 if kdc else 3
     stem = nn.Conv2d(3, stem_channels, kernel, strides[0], padding=1, bias=kdc)
-    parts = {
+    layers = {
         "conv1": nn.Sequential(stem, nn.BatchNorm2d(stem_channels), act),
         "stages": stages_of(stem_channels, outputs, strides[1:], act=act, bias=kdc, even=even),
         "conv2": nn.Sequential(*conv_bn(outputs[-1], last, bias=kdc), act),
@@ -95,7 +95,7 @@ def mobilenetv2(
         "fc": nn.Linear(last, num_classes),
     }
     # The ends of the stages before the size halves, and the last one.
-    return Chain(parts, stages=("stages.1", "stages.2", "stages.4", "stages.6"))
+    return Chain(layers, stages=("stages.1", "stages.2", "stages.4", "stages.6"))
 
 
 def stages_of(

@@ -33,10 +33,10 @@ class RepBlock(nn.Module):
 
 
 def repvgg(size: str, num_classes: int = 10) -> Chain:
-    layers = nn.Sequential()
+    blocks = nn.Sequential()
     inputs = 3
     for count, outputs, stride in zip(COUNTS, WIDTHS[size], STRIDES, strict=True):
-        layers.append(repeated(RepBlock, count, inputs, outputs, stride))
+        blocks.append(repeated(RepBlock, count, inputs, outputs, stride))
         inputs = outputs
-    parts = {"layers": layers, "pool": Pool(), "fc": nn.Linear(inputs, num_classes)}
-    return Chain(parts, stages=("layers.1", "layers.2", "layers.3", "layers.4"))
+    layers = {"layers": blocks, "pool": Pool(), "fc": nn.Linear(inputs, num_classes)}
+    return Chain(layers, stages=("layers.1", "layers.2", "layers.3", "layers.4"))

@@ -99,18 +99,18 @@ def resnet(
     (learned) or "pad" (without parameters). `grid` x `grid` means of each map go to the head.
     """
     conv1, bn1 = conv_bn(3, stem, 3)
-    parts = {"conv1": conv1, "bn1": bn1, "relu": nn.ReLU()}
+    layers = {"conv1": conv1, "bn1": bn1, "relu": nn.ReLU()}
     stages = []
     inputs = stem
     for i, (count, width) in enumerate(zip(blocks, widths, strict=True), start=1):
         outputs = width * block.expansion
         stride = 1 if i == 1 else 2
-        parts[f"layer{i}"] = repeated(block, count, inputs, outputs, stride, shortcut=shortcut)
+        layers[f"layer{i}"] = repeated(block, count, inputs, outputs, stride, shortcut=shortcut)
         stages.append(f"layer{i}")
         inputs = outputs
-    parts["pool"] = Pool(grid)
-    parts["fc"] = nn.Linear(inputs * grid**2, num_classes)
-    return Chain(parts, stages)
+    layers["pool"] = Pool(grid)
+    layers["fc"] = nn.Linear(inputs * grid**2, num_classes)
+    return Chain(layers, stages)
 
 
 def thin(depth: int, block: type = BasicBlock, **options) -> Chain:

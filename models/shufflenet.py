@@ -51,7 +51,7 @@ class GroupedBlock(nn.Module):
 
 def shufflenet_v1(num_classes: int = 10) -> Chain:
     conv1, bn1 = conv_bn(3, STEM)
-    parts = {
+    layers = {
         "conv1": conv1,
         "bn1": bn1,
         "relu": nn.ReLU(),
@@ -61,7 +61,7 @@ def shufflenet_v1(num_classes: int = 10) -> Chain:
         "pool": Pool(),
         "fc": nn.Linear(960, num_classes),
     }
-    return Chain(parts, stages=("layer1", "layer2", "layer3"))
+    return Chain(layers, stages=("layer1", "layer2", "layer3"))
 
 
 class SplitBlock(nn.Module):
@@ -99,7 +99,7 @@ def shufflenet_v2(
     """
     first, second, third, last = WIDTHS[width]
     act = nn.Identity() if kdc else nn.ReLU()
-    parts = {
+    layers = {
         "pre": nn.Sequential(*conv_bn(3, STEM, stem, bias=kdc), act),
         "stage2": repeated(SplitBlock, 4, STEM, first, stride=2, kdc=kdc),
         "stage3": repeated(SplitBlock, 8, first, second, stride=2, kdc=kdc),
@@ -108,4 +108,4 @@ def shufflenet_v2(
         "pool": Pool(),
         "fc": nn.Linear(last, num_classes),
     }
-    return Chain(parts, stages=("stage2", "stage3", "stage4"))
+    return Chain(layers, stages=("stage2", "stage3", "stage4"))

@@ -42,25 +42,25 @@ def plain(
     `grid` x `grid` means of each map go to linear layers of the widths `hidden`, and from there to
     the head.
     """
-    parts = {}
+    layers = {}
     inputs = 3
     for i, (count, width) in enumerate(zip(blocks, widths, strict=True)):
         block = nn.Sequential()
         for _ in range(count):
             block.extend([*conv_bn(inputs, width, 3, bias=True), nn.ReLU()])
             inputs = width
-        parts[f"block{i}"] = block
-        parts[f"halve{i}"] = Halve(smallest)
+        layers[f"block{i}"] = block
+        layers[f"halve{i}"] = Halve(smallest)
 
-    parts["pool"] = Pool(grid)
+    layers["pool"] = Pool(grid)
     inputs *= grid**2
-    layers = nn.Sequential()
+    hidden_layers = nn.Sequential()
     for width in hidden:
-        layers.extend([nn.Linear(inputs, width), nn.ReLU(), nn.Dropout(dropout)])
+        hidden_layers.extend([nn.Linear(inputs, width), nn.ReLU(), nn.Dropout(dropout)])
         inputs = width
-    parts["hidden"] = layers
-    parts["fc"] = nn.Linear(inputs, num_classes)
-    return Chain(parts, stages=[f"block{i}" for i in range(len(blocks))])
+    layers["hidden"] = hidden_layers
+    layers["fc"] = nn.Linear(inputs, num_classes)
+    return Chain(layers, stages=[f"block{i}" for i in range(len(blocks))])
 
 
 def vgg(depth: int, **options) -> Chain:

@@ -31,14 +31,14 @@ def wide_resnet(depth: int, width: int, num_classes: int = 10) -> Chain:
     Without the dropout of the paper, as the distillation literature uses it.
     """
     blocks_per_stage = (depth - 4) // 6
-    parts = {"conv1": conv3x3(3, 16)}
+    layers = {"conv1": conv3x3(3, 16)}
     inputs = 16
     for i, outputs in enumerate((16 * width, 32 * width, 64 * width), start=1):
         stride = 1 if i == 1 else 2
-        parts[f"layer{i}"] = repeated(PreActBlock, blocks_per_stage, inputs, outputs, stride)
+        layers[f"layer{i}"] = repeated(PreActBlock, blocks_per_stage, inputs, outputs, stride)
         inputs = outputs
-    parts["bn1"] = nn.BatchNorm2d(inputs)
-    parts["relu"] = nn.ReLU()
-    parts["pool"] = Pool()
-    parts["fc"] = nn.Linear(inputs, num_classes)
-    return Chain(parts, stages=("layer1", "layer2", "layer3"))
+    layers["bn1"] = nn.BatchNorm2d(inputs)
+    layers["relu"] = nn.ReLU()
+    layers["pool"] = Pool()
+    layers["fc"] = nn.Linear(inputs, num_classes)
+    return Chain(layers, stages=("layer1", "layer2", "layer3"))

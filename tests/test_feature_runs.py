@@ -137,9 +137,9 @@ def test_the_example_of_the_docs(tiny_npz, tmp_path, teacher, monkeypatch):
     ("--distill KD+AT --feature_weight -1", "--feature_weight"),
     ("--distill KD+AT --teacher_cache cache", "--distill KD[+]AT: compares.*--teacher_cache"),
     ("--distill KD+AT --feature_layer layer9",
-     "--feature_layer layer9: the student has no part 'layer9'; its parts are conv1, bn1, .*fc$"),
+     "--feature_layer layer9: the student has no layer 'layer9'; its layers are conv1, bn1, .*fc$"),
     ("--distill KD+AT --feature_layer layer1:block1",
-     "layer1:block1: the teacher resnet8 has no part 'block1'; its parts are conv1"),
+     "layer1:block1: the teacher resnet8 has no layer 'block1'; its layers are conv1"),
     ("--distill KD+AT --feature_layer pool", "KD[+]AT: cannot compare.*places.*--feature_layer"),
     ("--distill KD+FitNet --feature_layer pool", "KD[+]FitNet: cannot compare.*places"),
 ])  # fmt: skip
@@ -162,4 +162,5 @@ def test_a_net_without_parts_is_refused(tiny_npz, tmp_path, teacher, capsys):
     model = ["--model", "timm/resnet10t", "--distill", "KD+RKD"]
     line = command(tiny_npz, tmp_path, "--teacher_path", str(teacher), *model)
     error = fails(capsys, tmp_path, train_student.main, line)
-    assert "--distill KD+RKD: compares maps of parts, and the student has no parts by name" in error
+    words = "--distill KD+RKD: compares maps of layers, and the student has no layers by name"
+    assert words in error

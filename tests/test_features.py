@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
 
-from losses import FEATURES, build_distillation, build_features, feature_parts
+from losses import FEATURES, build_distillation, build_features, feature_layers
 from losses.features import (
     FitNet,
     attention,
@@ -261,7 +261,7 @@ def test_half_precision_is_computed_in_float32(name, dtype):
     assert value == 10 * term([student.float()], [teacher.float()])
 
 
-# ---- which parts -----------------------------------------------------------------------------
+# ---- which layers ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name, student, teacher, pairs", [
@@ -277,9 +277,9 @@ def test_half_precision_is_computed_in_float32(name, dtype):
 ])  # fmt: skip
 def test_default_parts_are_those_of_published_pairs(name, student, teacher, pairs):
     stages = [build_model(model).stage_names for model in (student, teacher)]
-    found = feature_parts(name, *stages)
+    found = feature_layers(name, *stages)
     assert " ".join(":".join(pair) for pair in found) == pairs
-    assert feature_parts(name, ("a",), ()) in ([], [("pool", "pool")])
+    assert feature_layers(name, ("a",), ()) in ([], [("pool", "pool")])
 
 
 # RepDistiller's benchmark: student and teacher.
@@ -330,7 +330,7 @@ def test_published_pairs_train_a_step(student, teacher):
 
     terms = nn.ModuleList()
     for name in FEATURES:
-        pairs = feature_parts(f"KD+{name}", learning.stage_names, teaching.stage_names)
+        pairs = feature_layers(f"KD+{name}", learning.stage_names, teaching.stage_names)
         examples = ([made[one] for one, _ in pairs], [wanted[other] for _, other in pairs])
         terms.append(build_features(f"KD+{name}", pairs, *examples))
     values = torch.stack([term(made, wanted) for term in terms])

@@ -44,11 +44,11 @@ class LiveTeacher:
             return self.teacher.logits(batch.images)
 
     def logits_and_maps(
-        self, batch: Batch, parts: Sequence[str]
+        self, batch: Batch, layers: Sequence[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits as above, and maps by the names of the teacher's parts; no cache keeps these."""
+        """Logits as above, and maps by the names of the teacher's layers; no cache keeps these."""
         with self.accelerator.autocast():
-            return self.teacher.logits_and_maps(batch.images, parts)
+            return self.teacher.logits_and_maps(batch.images, layers)
 
     def during_epoch(self, epoch: int) -> AbstractContextManager:
         return nullcontext()

@@ -1,4 +1,4 @@
-"""Which parts of a student and its teacher a term on features compares, and the term itself."""
+"""Which layers of a student and its teacher a term on features compares, and the term itself."""
 
 from collections.abc import Sequence
 
@@ -6,9 +6,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from losses import FeatureTerm, build_features, feature_parts
-from losses.features import PartPairs
-from models.blocks import Chain, part_names
+from losses import FeatureTerm, build_features, feature_layers
+from losses.features import LayerPairs
+from models.blocks import Chain, layer_names
 from utils.data import Dataset
 from utils.data.views import normalise
 from utils.program import UserError
@@ -33,13 +33,13 @@ def feature_term(
     if not choice.has_features:
         return None
     member = teaching_member(choice, teacher)
-    pairs = compared_parts(choice, student, member)
+    pairs = compared_layers(choice, student, member)
     images = data.train.images[:EXAMPLES]
-    student_parts = [part for part, _ in pairs]
-    teacher_parts = [part for _, part in pairs]
+    student_layers = [layer for layer, _ in pairs]
+    teacher_layers = [layer for _, layer in pairs]
     with accelerator.autocast():  # the teacher's weights may be in half precision
-        student_maps = maps_of(student, normalise(images, data.mean, data.std), student_parts)
-        teacher_maps = maps_of(member.net, member.inputs(images), teacher_parts)
+        student_maps = maps_of(student, normalise(images, data.mean, data.std), student_layers)
+        teacher_maps = maps_of(member.net, member.inputs(images), teacher_layers)
     return build_features(choice.name, pairs, student_maps, teacher_maps, **choice.parameters)
 
 
@@ -54,50 +54,52 @@ def teaching_member(choice: LossChoice, teacher: Teacher) -> Member:
     return teacher.members[0]
 
 
-def compared_parts(choice: LossChoice, student: nn.Module, member: Member) -> PartPairs:
+def compared_layers(choice: LossChoice, student: nn.Module, member: Member) -> LayerPairs:
     """Those that --feature_layer names, else the term's own. Raises UserError."""
     teacher = f"the teacher {member.model}"
-    refuse_partless(choice, "the student", student)
-    refuse_partless(choice, teacher, member.net)
+    refuse_without_layers(choice, "the student", student)
+    refuse_without_layers(choice, teacher, member.net)
 
     if choice.feature_layer:
         flag = f"--feature_layer {choice.feature_layer}"
-        student_part, _, teacher_part = choice.feature_layer.partition(":")
-        pairs = [(student_part, teacher_part or student_part)]
+        student_layer, _, teacher_layer = choice.feature_layer.partition(":")
+        pairs = [(student_layer, teacher_layer or student_layer)]
     else:
         flag = f"--distill {choice.name}"
-        pairs = feature_parts(choice.name, student.stage_names, member.net.stage_names)
+        pairs = feature_layers(choice.name, student.stage_names, member.net.stage_names)
     if not pairs:
         raise UserError(f"{flag}: one of the nets names no stages; give --feature_layer")
 
-    for student_part, teacher_part in pairs:
-        refuse_unknown_part(flag, "the student", student, student_part)
-        refuse_unknown_part(flag, teacher, member.net, teacher_part)
+    for student_layer, teacher_layer in pairs:
+        refuse_unknown_layer(flag, "the student", student, student_layer)
+        refuse_unknown_layer(flag, teacher, member.net, teacher_layer)
     return pairs
 
 
-def refuse_partless(choice: LossChoice, owner: str, net: nn.Module) -> None:
-    """Raises UserError for a net whose parts have no names."""
+def refuse_without_layers(choice: LossChoice, owner: str, net: nn.Module) -> None:
+    """Raises UserError for a net whose layers have no names."""
     if not isinstance(net, Chain):
         raise UserError(
-            f"--distill {choice.name}: compares maps of parts, and {owner} has no parts by "
+            f"--distill {choice.name}: compares maps of layers, and {owner} has no layers by "
             f"name; give a net of ours, or --distill {choice.logits}"
         )
 
 
-def refuse_unknown_part(flag: str, owner: str, net: Chain, part: str) -> None:
-    """Raises UserError where the net has no part of that name."""
-    names = part_names(net)
-    if part not in names:
-        raise UserError(f"{flag}: {owner} has no part {part!r}; its parts are {', '.join(names)}")
+def refuse_unknown_layer(flag: str, owner: str, net: Chain, layer: str) -> None:
+    """Raises UserError where the net has no layer of that name."""
+    names = layer_names(net)
+    if layer not in names:
+        raise UserError(
+            f"{flag}: {owner} has no layer {layer!r}; its layers are {', '.join(names)}"
+        )
 
 
 @torch.no_grad()
-def maps_of(net: nn.Module, inputs: Tensor, parts: Sequence[str]) -> list[Tensor]:
-    """What parts make of inputs that are normalised; statistics and random states stay."""
+def maps_of(net: nn.Module, inputs: Tensor, layers: Sequence[str]) -> list[Tensor]:
+    """What layers make of inputs that are normalised; statistics and random states stay."""
     was_training = net.training
     device = next(net.parameters()).device
     net.eval()
-    _, maps = net(inputs.to(device), keep=parts)
+    _, maps = net(inputs.to(device), keep=layers)
     net.train(was_training)
-    return [maps[part] for part in parts]
+    return [maps[layer] for layer in layers]

@@ -127,7 +127,7 @@ def add_distillation(parser: CommandLine) -> None:
         "--feature_layer",
         type=printable(200),
         metavar="NAME",
-        help="the part of both nets whose maps are compared, such as layer2, or STUDENT:TEACHER "
+        help="the layer of both nets whose maps are compared, such as layer2, or STUDENT:TEACHER "
         f"(default: {', '.join(usual)})",
     )
 

@@ -99,9 +99,9 @@ def check_features(
         ):
             term = feature_term(choice, student, teacher, data, accelerator)
             _, maps = student.eval()(
-                normalise(images, data.mean, data.std), keep=term.student_parts
+                normalise(images, data.mean, data.std), keep=term.student_layers
             )
-            _, teacher_maps = teacher.logits_and_maps(images, term.teacher_parts)
+            _, teacher_maps = teacher.logits_and_maps(images, term.teacher_layers)
             term(maps, teacher_maps)
 
 

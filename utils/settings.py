@@ -38,7 +38,7 @@ class LossChoice:
 
     name: str = "NLL"
     parameters: dict[str, float] = field(default_factory=dict)
-    feature_layer: str | None = None  # part of both nets, or STUDENT:TEACHER; None: the term's own
+    feature_layer: str | None = None  # layer of both nets, or STUDENT:TEACHER; None: the term's own
 
     @property
     def logits(self) -> str:

@@ -1,6 +1,6 @@
 """Logits that a file holds, whoever made them: of a net of another library, a service, or people.
 
-A .npy file is one array, the training images' logits. A .npz file may hold, for each of the parts
+A .npy file is one array, the training images' logits. A .npz file may hold, for each of the splits
 train, val and test, `train_logits` or `train_probs`, and `train_labels` for a check of the order.
 """
 
@@ -15,8 +15,8 @@ from torch import Tensor
 from utils.program import UserError
 from utils.program.files import open_npz, refused, require_memory
 
-PARTS = ("train", "val", "test")
-NAMES = tuple(f"{part}_{kind}" for part in PARTS for kind in ("logits", "probs", "labels"))
+SPLITS = ("train", "val", "test")
+NAMES = tuple(f"{split}_{kind}" for split in SPLITS for kind in ("logits", "probs", "labels"))
 SUM_TOLERANCE = 1e-3  # by how much the probabilities of an image may miss 1
 
 Arrays = dict[str, np.ndarray]
@@ -45,13 +45,13 @@ def read_stored(path: Path, where: str) -> Arrays:
     return arrays
 
 
-def logits_in(arrays: Arrays, part: str, where: str) -> Tensor | None:
-    """Logits of a part, float32, of the shape that the file has; None where it holds none.
+def logits_in(arrays: Arrays, split: str, where: str) -> Tensor | None:
+    """Logits of a split, float32, of the shape that the file has; None where it holds none.
 
     Probabilities become their logarithms: a probability of 0 is a logit of -inf. Raises UserError.
     """
-    logits = f"{part}_logits"
-    probs = f"{part}_probs"
+    logits = f"{split}_logits"
+    probs = f"{split}_probs"
     if logits in arrays and probs in arrays:
         raise UserError(f"{where}: holds {logits} and {probs}; leave one of them out")
     for name in (logits, probs):
@@ -106,9 +106,9 @@ def refuse_rows(are_wrong: np.ndarray, fault: str) -> None:
         raise ValueError(f"{fault} (image {first}, {are_wrong.sum()} of {are_wrong.size} rows)")
 
 
-def labels_in(arrays: Arrays, part: str, where: str) -> Tensor | None:
-    """Labels of a part, int64 (N,); None where the file holds none. Raises UserError."""
-    name = f"{part}_labels"
+def labels_in(arrays: Arrays, split: str, where: str) -> Tensor | None:
+    """Labels of a split, int64 (N,); None where the file holds none. Raises UserError."""
+    name = f"{split}_labels"
     if name not in arrays:
         return None
     labels = arrays[name]

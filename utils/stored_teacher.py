@@ -179,20 +179,20 @@ def split_logits(arrays: Arrays, split: str, data: Dataset, where: str) -> Tenso
     return logits
 
 
-def check_classes(logits: Tensor, part: str, data: Dataset, where: str) -> None:
+def check_classes(logits: Tensor, split: str, data: Dataset, where: str) -> None:
     """Raises UserError."""
     if logits.shape[-1] != data.num_classes:
         raise UserError(
-            f"{where}: {part} logits have {logits.shape[-1]} classes, and --dataset {data.name} "
+            f"{where}: {split} logits have {logits.shape[-1]} classes, and --dataset {data.name} "
             f"has {data.num_classes}; give another file or --dataset"
         )
 
 
-def check_labels(arrays: Arrays, part: str, labels: Tensor, where: str) -> None:
+def check_labels(arrays: Arrays, split: str, labels: Tensor, where: str) -> None:
     """Refuse rows in another order, where the file has labels that tell. Raises UserError."""
-    stored = labels_in(arrays, part, where)
+    stored = labels_in(arrays, split, where)
     if stored is not None and not torch.equal(stored, labels):
         raise UserError(
-            f"{where}: {part}_labels are not the labels of --dataset in its own order; save the "
+            f"{where}: {split}_labels are not the labels of --dataset in its own order; save the "
             "rows in that order"
         )

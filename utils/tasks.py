@@ -104,8 +104,8 @@ class DistillationTask(Task):
             return self.output(batch, self.logits(batch), self.ask(batch))
 
         inputs = normalise(batch.images, self.mean, self.std)
-        logits, maps = self.net(inputs, keep=self.features.student_parts)
-        answer, teacher_maps = self.ask.logits_and_maps(batch, self.features.teacher_parts)
+        logits, maps = self.net(inputs, keep=self.features.student_layers)
+        answer, teacher_maps = self.ask.logits_and_maps(batch, self.features.teacher_layers)
         # Once, also where images are mixed: it has no labels.
         with full_precision(logits.device):
             term = self.features(maps, teacher_maps)

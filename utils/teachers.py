@@ -129,11 +129,11 @@ class Teacher:
 
     @torch.no_grad()
     def logits_and_maps(
-        self, images: Tensor, parts: Sequence[str]
+        self, images: Tensor, layers: Sequence[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Of a single net that is not folded: `logits`, and maps by the names of its parts."""
+        """Of a single net that is not folded: `logits`, and maps by the names of its layers."""
         [member] = self.members
-        return member.net(member.inputs(images), keep=parts)
+        return member.net(member.inputs(images), keep=layers)
 
     def logits_of_splits(
         self, data: Dataset, accelerator: Accelerator, batch_size: int | None = None
@@ -149,7 +149,7 @@ class Teacher:
         """Move its nets there, ready to be run often: with their batch norms folded.
 
         `precision`: no, fp16 or bf16, of the autocast that they are run in. A net that is folded
-        has no parts any more whose maps could be asked for.
+        has no layers any more whose maps could be asked for.
         """
         for member in self.members:
             size = member.size or TRIED_SIZE

@@ -30,7 +30,7 @@ def prepare_teacher(
     recipe = experiment.recipe
     check_teacher(teacher, data)
     check_features(experiment.loss, recipe, teacher, data, accelerator)
-    # Maps are those of a net's parts, which a folded one no longer has.
+    # Maps are those of a net's layers, which a folded one no longer has.
     is_folded = not experiment.loss.has_features
     teacher.to(accelerator.device, accelerator.mixed_precision, fold=is_folded)
 

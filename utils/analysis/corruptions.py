@@ -180,9 +180,9 @@ def published_corruptions(
 def by_severity(arrays: dict[str, np.ndarray]) -> Iterator[Corrupted]:
     """Of arrays (5 N, H, W, 3), by the name of their corruption: first all images of severity 1."""
     for name, array in arrays.items():
-        parts = np.split(array, len(SEVERITIES))
-        for severity, part in zip(SEVERITIES, parts, strict=True):
-            images = torch.from_numpy(part.copy()).permute(0, 3, 1, 2)
+        stacks = np.split(array, len(SEVERITIES))
+        for severity, stack in zip(SEVERITIES, stacks, strict=True):
+            images = torch.from_numpy(stack.copy()).permute(0, 3, 1, 2)
             yield Corrupted(name, severity, images)
 
 

@@ -261,11 +261,11 @@ class Box(NamedTuple):
     def values(self, metric: str, severity: str) -> list[float]:
         """Of all corruptions; `severity` may be CLEAN."""
         if severity == CLEAN:
-            parts = list(self.measured[CLEAN].values())
+            points = list(self.measured[CLEAN].values())
         else:
             names = [name for name in self.measured if name not in (CLEAN, MEAN)]
-            parts = [self.measured[name][severity] for name in names]
-        return [COLUMNS[metric].factor * part[self.logits][metric] for part in parts]
+            points = [self.measured[name][severity] for name in names]
+        return [COLUMNS[metric].factor * point[self.logits][metric] for point in points]
 
 
 def severity_boxes(titles: list[str], measured: list[dict], file) -> None:

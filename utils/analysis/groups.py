@@ -76,8 +76,8 @@ class Group:
     @property
     def name(self) -> str:
         """`resnet8 KD T=4 Lambda=0.9`, and what sets it apart from others of that name."""
-        parts = [self.first.name, self.first.note, self.exp_name, self.difference]
-        return " ".join(part for part in parts if part)
+        words = [self.first.name, self.first.note, self.exp_name, self.difference]
+        return " ".join(word for word in words if word)
 
     @property
     def full_name(self) -> str:
@@ -216,5 +216,5 @@ def in_order(groups: list[Group]) -> list[Group]:
 
 def natural(name) -> list[tuple]:
     """A sort key that puts resnet8 before resnet20 and T=1.5 before T=10."""
-    parts = re.findall(r"(\D*)(\d+(?:\.\d+)?)?", str(name))
-    return [(text, float(number or 0)) for text, number in parts]
+    pairs = re.findall(r"(\D*)(\d+(?:\.\d+)?)?", str(name))
+    return [(text, float(number or 0)) for text, number in pairs]

@@ -24,9 +24,9 @@ from utils.stored_logits import Arrays, labels_in, logits_in, read_stored
 
 @dataclass(eq=False)
 class FileRecord(Record):
-    """Its `folder` is the file itself. `parts`: by split, logits (N, K) and labels (N,)."""
+    """Its `folder` is the file itself. `by_split`: logits (N, K) and labels (N,)."""
 
-    parts: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    by_split: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @property
     def predictions(self) -> Path:
@@ -37,15 +37,15 @@ class FileRecord(Record):
         return {}
 
     def stored(self, split: str) -> tuple[Tensor, Tensor]:
-        if split not in self.parts:
+        if split not in self.by_split:
             raise UserError(
                 f"{self.folder}: has no {split}_logits, which are needed here; add them and "
                 f"{split}_labels"
             )
-        return self.parts[split]
+        return self.by_split[split]
 
     def has_stored(self, split: str) -> bool:
-        return split in self.parts
+        return split in self.by_split
 
 
 def is_logit_file(path: Path) -> bool:
@@ -59,16 +59,16 @@ def read_logit_file(path: Path, epoch: str, runs: Iterable[Record]) -> FileRecor
     """
     where = str(path)
     arrays = read_stored(path, where)
-    parts = {}
+    by_split = {}
     for split in ("val", "test"):
-        part = logits_and_labels(arrays, split, where)
-        if part is not None:
-            parts[split] = part
-    if "test" not in parts:
+        pair = logits_and_labels(arrays, split, where)
+        if pair is not None:
+            by_split[split] = pair
+    if "test" not in by_split:
         raise UserError(f"{where}: has no test_logits or test_probs; add them and test_labels")
 
-    logits = {split: logits for split, (logits, _) in parts.items()}
-    splits = {split: Split(None, labels) for split, (_, labels) in parts.items()}
+    logits = {split: logits for split, (logits, _) in by_split.items()}
+    splits = {split: Split(None, labels) for split, (_, labels) in by_split.items()}
     classes = logits["test"].shape[1]
     if any(values.shape[1] != classes for values in logits.values()):
         raise UserError(f"{where}: val and test differ in their classes; save the same for both")
@@ -85,7 +85,7 @@ def read_logit_file(path: Path, epoch: str, runs: Iterable[Record]) -> FileRecor
         loss=path.stem,
         parameters={},
         measured={**NOT_VALIDATED, **metrics_of(logits, splits)},
-        parts=parts,
+        by_split=by_split,
     )
 
 

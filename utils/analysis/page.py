@@ -29,21 +29,21 @@ from utils.calibration.diagram import reliability_diagrams
 
 def page(sections: list[Section], tables: list[list[Table]], rest: list[Table], about: str) -> str:
     """The whole page: each section's tables and pictures, the rest. Every name in it is text."""
-    parts = []
+    blocks = []
     for section, own_tables in zip(sections, tables, strict=True):
-        parts += [render(table, "html") for table in own_tables]
-        parts += pictures(section)
+        blocks += [render(table, "html") for table in own_tables]
+        blocks += pictures(section)
         if section.choice.classes:
-            parts += confusions(section)
-    parts.append(commands(sections))
-    parts += [render(table, "html") for table in rest]
+            blocks += confusions(section)
+    blocks.append(commands(sections))
+    blocks += [render(table, "html") for table in rest]
 
     # page.html and page.css lie beside this file.
     frame = Path(__file__).with_suffix(".html").read_text()
     return frame.format(
         style=Path(__file__).with_suffix(".css").read_text(),
         about=escape(f"{printable(about)}. {datetime.now():%Y-%m-%d %H:%M}."),
-        content="\n".join(parts),
+        content="\n".join(blocks),
     )
 
 
@@ -61,23 +61,23 @@ def picture(
 
 def pictures(section: Section) -> list[str]:
     drawn = section.drawn
-    parts = []
+    blocks = []
     for sweep in section.sweeps:
         if sweep.chosen in drawn and is_grid(sweep):
-            parts.append(heat_maps(section, sweep))
+            blocks.append(heat_maps(section, sweep))
 
-    parts += [
+    blocks += [
         "<h3>Top-1 against ECE</h3>",
         '<p class="soft">Upper left is best. Filled: raw; white: temperature-scaled. Circles: '
         "trained on labels; triangles: distilled. Bars: standard deviation.</p>",
         picture(partial(top1_against_ece, section), "top-1 against ECE", "wide"),
     ]
-    parts += curves(section)
+    blocks += curves(section)
     cards = "".join(reliability(group) for group in drawn)
     if cards:
-        parts.append("<h3>Reliability on the test split</h3>")
-        parts.append(f'<div class="grid pairs">{cards}</div>')
-    return parts
+        blocks.append("<h3>Reliability on the test split</h3>")
+        blocks.append(f'<div class="grid pairs">{cards}</div>')
+    return blocks
 
 
 def curves(section: Section) -> list[str]:
@@ -85,17 +85,17 @@ def curves(section: Section) -> list[str]:
     groups = [group for group in section.drawn if group.has_history]
     if not groups:
         return []
-    parts = [
+    blocks = [
         "<h3>Learning curves</h3>",
         picture(partial(learning_curves, section, VALIDATION), "validation by epoch", "wide"),
     ]
     about = "Mean of the runs; shaded: from lowest to highest."
     if curves_in(groups, TRAINING):
         draw = partial(learning_curves, section, TRAINING)
-        parts.append(picture(draw, "the loss and its parts by epoch", "wide"))
+        blocks.append(picture(draw, "the loss and its parts by epoch", "wide"))
         about += " The parts of a loss add up to it."
-    parts.append(f'<p class="soft">{about}</p>')
-    return parts
+    blocks.append(f'<p class="soft">{about}</p>')
+    return blocks
 
 
 def confusions(section: Section) -> list[str]:

@@ -95,8 +95,8 @@ class Record:
         values = [f"{key}={number_text(value)}" for key, value in self.parameters.items()]
         if self.settings.get("feature_layer"):
             values.append(f"feature_layer={self.settings['feature_layer']}")
-        parts = [self.model, self.loss, *values, self.origin]
-        return " ".join(part for part in parts if part)
+        words = [self.model, self.loss, *values, self.origin]
+        return " ".join(word for word in words if word)
 
     @property
     def note(self) -> str:
@@ -330,11 +330,11 @@ def check_measured(measured: dict, is_validated: bool = True) -> None:
 
     `is_validated`: with metrics on validation, and a temperature. Raises KeyError, ValueError.
     """
-    parts = [measured["test"]["raw"]]
+    metrics_of_rows = [measured["test"]["raw"]]
     if is_validated:
         check_numbers(measured, ("temperature", "temperature_at_bound"))
-        parts += [measured["val"], measured["test"]["scaled"]]
-    for metrics in parts:
+        metrics_of_rows += [measured["val"], measured["test"]["scaled"]]
+    for metrics in metrics_of_rows:
         check_numbers(metrics, ("top1", "ece", *metrics))
 
 

@@ -234,14 +234,14 @@ def under_corruptions(
 def measure_stream(
     nets: list[Record], stream: Iterator[Corrupted], labels: Tensor, batch_size: int | None
 ) -> list[ByCorruption]:
-    """Every metric of each net on each part of the stream, of which one is in memory at a time."""
+    """Every metric of each net on all that the stream corrupts, a split in memory at a time."""
     forwards = [logits_in_precision(net, batch_size) for net in nets]
     measured: list[ByCorruption] = [{} for _ in nets]
-    for part in stream:
+    for corrupted in stream:
         for net, forward, by_corruption in zip(nets, forwards, measured, strict=True):
-            logits = forward(part.images)
-            by_severity = by_corruption.setdefault(part.name, {})
-            by_severity[str(part.severity)] = net.raw_and_scaled(
+            logits = forward(corrupted.images)
+            by_severity = by_corruption.setdefault(corrupted.name, {})
+            by_severity[str(corrupted.severity)] = net.raw_and_scaled(
                 classification_metrics, logits, labels
             )
     return measured

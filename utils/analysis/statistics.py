@@ -104,9 +104,9 @@ class Section:
 def sections_of(records: list[Record], choice: ReportChoice) -> tuple[list[Section], list[LeftOut]]:
     """One section for each data set; what cannot be read takes its run out of all of them."""
     groups, repeated = group_runs(records)
-    parts = alike(groups, lambda group: group.first.data)
-    names = [part[0].first.dataset for part in parts]
-    sections = [section_of(part, names, choice) for part in parts]
+    by_data = alike(groups, lambda group: group.first.data)
+    names = [same[0].first.dataset for same in by_data]
+    sections = [section_of(same, names, choice) for same in by_data]
 
     printed = dict.fromkeys(group for section in sections for group in section.printed)
     unreadable = unreadable_runs(list(printed), choice)

@@ -126,16 +126,20 @@ def dirichlet_calibration(logits: Array, labels: Array, folds: int = FOLDS) -> C
 
     # Which strengths hold best on samples that were held out?
     order = np.random.default_rng(0).permutation(len(labels))
-    parts = []
+    held_out = []  # of each fold, which samples
     if len(order) > 1:  # one sample cannot be held out from itself
-        parts = np.array_split(order, min(folds, len(order)))
-    scores = _cross_validate(logits, labels, parts)
+        held_out = np.array_split(order, min(folds, len(order)))
+    scores = _cross_validate(logits, labels, held_out)
     identity_nll = F.cross_entropy(logits, labels).item()
     best = min(scores, key=itemgetter("held_out_nll"), default={"held_out_nll": math.inf})
     if not best["held_out_nll"] < identity_nll:
         return replace(
             no_calibration(logits, labels),
-            facts={"folds": len(parts), "identity_nll": identity_nll, "cross_validation": scores},
+            facts={
+                "folds": len(held_out),
+                "identity_nll": identity_nll,
+                "cross_validation": scores,
+            },
             notes=(IDENTITY,),
         )
 
@@ -150,7 +154,7 @@ def dirichlet_calibration(logits: Array, labels: Array, folds: int = FOLDS) -> C
             "lambda": best["lambda"],
             "mu": best["mu"],
             "held_out_nll": best["held_out_nll"],
-            "folds": len(parts),
+            "folds": len(held_out),
             "identity_nll": identity_nll,
             "cross_validation": scores,
             "converged": fit["converged"],
@@ -186,18 +190,21 @@ def _approved(fitted: Calibration, at_bound: bool, logits: Tensor, labels: Tenso
     return replace(fitted, notes=tuple(notes))
 
 
-def _cross_validate(logits: Tensor, labels: Tensor, parts: list[np.ndarray]) -> list[dict]:
-    """The mean held-out NLL per sample of the settings that were tried; `parts` are the folds."""
+def _cross_validate(logits: Tensor, labels: Tensor, held_out: list[np.ndarray]) -> list[dict]:
+    """The mean held-out NLL per sample of the settings that were tried.
+
+    `held_out`: of each fold, which samples.
+    """
     # Of each fold its problem, and the inputs and labels that are held out from it.
     problems = []
-    for part in parts:
-        out = torch.from_numpy(np.isin(np.arange(len(labels)), part))
+    for samples in held_out:
+        out = torch.from_numpy(np.isin(np.arange(len(labels)), samples))
         problem = _Dirichlet(logits[~out], labels[~out])
         problems.append((problem, problem.inputs(logits[out]), labels[out]))
 
     scores = []
-    for mu in tqdm(MUS if parts else (), desc="Dirichlet", leave=False, disable=None):
-        solutions = [None] * len(parts)
+    for mu in tqdm(MUS if held_out else (), desc="Dirichlet", leave=False, disable=None):
+        solutions = [None] * len(held_out)
         nll_before = math.inf
         for strength in LAMBDAS:
             nll = 0.0

@@ -200,12 +200,12 @@ def _of_labels(
 ) -> dict[str, Tensor]:
     """Of each method, the conformity (N,) of the validation labels."""
     logits, labels = checked(logits, labels)
-    parts = {method: [] for method in methods}
+    pieces = {method: [] for method in methods}
     for probs, rest, place in _pieces(logits, labels, temperature, randomised, FIT_SEED):
-        for method, of_method in parts.items():
+        for method, of_method in pieces.items():
             conformity = METHODS[method](probs, rest)
             of_method.append(conformity.gather(1, place).squeeze(1))
-    return {method: torch.cat(of_method) for method, of_method in parts.items()}
+    return {method: torch.cat(of_method) for method, of_method in pieces.items()}
 
 
 def _measured(
@@ -221,8 +221,8 @@ def _measured(
             sizes[method].append(inside.sum(dim=1))
             covered[method].append(inside.gather(1, place).squeeze(1))
     return (
-        {method: torch.cat(parts) for method, parts in sizes.items()},
-        {method: torch.cat(parts) for method, parts in covered.items()},
+        {method: torch.cat(pieces) for method, pieces in sizes.items()},
+        {method: torch.cat(pieces) for method, pieces in covered.items()},
     )
 
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from PIL import Image
 
 Labelled = list[tuple[str, str]]  # class and file of each image
-PARTS = ("train", "val", "test")
+PathsByKind = dict[str, list[str]]  # that are not read
+SPLITS = ("train", "val", "test")
 ANNOTATIONS = "val_annotations.txt"
 # Beside names that begin with a dot: what systems and file servers put into any folder.
 SYSTEM_NAMES = {"thumbs.db", "desktop.ini", "@eadir", "__macosx", "lost+found", "$recycle.bin"}
@@ -30,13 +31,13 @@ LOOSE = "in no class folder"
 
 
 @dataclass
-class Part:
+class SplitFolder:
     """train/, val/ or test/ of a folder."""
 
     folder: Path
     images: Labelled = field(default_factory=list)
     classes: dict[str, list[str]] = field(default_factory=dict)  # name -> its folders
-    left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # by kind
+    left_out: PathsByKind = field(default_factory=lambda: defaultdict(list))
 
     @property
     def labels(self) -> set[str]:
@@ -55,20 +56,20 @@ class Listing:
 
 def list_folder(folder: Path) -> Listing:
     """Raises OSError, and ValueError, which says what is wrong with the folder."""
-    train = read_part(folder / "train")
-    val = read_part(folder / "val")
-    test = read_part(folder / "test")
+    train = read_split(folder / "train")
+    val = read_split(folder / "val")
+    test = read_split(folder / "test")
     check_training(train, images_elsewhere=len(val.images) + len(test.images))
 
-    # The last part that has labels tests; where both have, val/ validates.
+    # The last split that has labels tests; where both have, val/ validates.
     labelled = []
     unread = []
-    for part in (val, test):
-        if part.labels & train.labels:
-            check_known(part, train)
-            labelled.append(part)
-        elif part.folder.is_dir():
-            unread.append(f"{part.folder.name}/ has no class of train/: it is not read")
+    for split in (val, test):
+        if split.labels & train.labels:
+            check_known(split, train)
+            labelled.append(split)
+        elif split.folder.is_dir():
+            unread.append(f"{split.folder.name}/ has no class of train/: it is not read")
     if not labelled:
         raise ValueError(f"no image to test on has a label; {'; '.join(unread)}")
 
@@ -77,13 +78,13 @@ def list_folder(folder: Path) -> Listing:
     if len(labelled) == 2:
         validation = val.images
         notes.append(f"the {len(validation)} images of val/ validate, and all of train/ trains")
-    for part in (train, *labelled):
-        notes += spelt_alike(part)
+    for split in (train, *labelled):
+        notes += spelt_alike(split)
     notes += not_read(folder, [train, *labelled])
     return Listing(train=train.images, val=validation, test=labelled[-1].images, notes=notes)
 
 
-def check_training(train: Part, images_elsewhere: int) -> None:
+def check_training(train: SplitFolder, images_elsewhere: int) -> None:
     """Refuse a class without an image, fewer than two classes, and nothing to test on."""
     for label, folders in train.classes.items():
         if label not in train.labels:
@@ -99,22 +100,22 @@ def check_training(train: Part, images_elsewhere: int) -> None:
         )
 
 
-def content(part: Part, name: str) -> str:
+def content(split: SplitFolder, name: str) -> str:
     """What a class folder without an image holds."""
-    path = part.folder / name
+    path = split.folder / name
     if not path.exists():
         return "a link to nowhere"
     counts = []
-    for kind, files in part.left_out.items():
+    for kind, files in split.left_out.items():
         count = sum(file.startswith(f"{path}/") for file in files)
         if count:
             counts.append(f"{count} {kind}")
     return ", ".join(counts) or "it is empty"
 
 
-def check_known(part: Part, train: Part) -> None:
+def check_known(split: SplitFolder, train: SplitFolder) -> None:
     """Refuse a class that has no training image."""
-    absent = sorted(part.labels - train.labels)
+    absent = sorted(split.labels - train.labels)
     if not absent:
         return
     label = absent[0]
@@ -124,7 +125,7 @@ def check_known(part: Part, train: Part) -> None:
     else:
         way_out = f"put some into train/{label}/, or leave the class out"
     raise ValueError(
-        f"class {label} of {part.folder.name}/ (one of {len(absent)}) has no training image; "
+        f"class {label} of {split.folder.name}/ (one of {len(absent)}) has no training image; "
         f"{way_out}"
     )
 
@@ -134,24 +135,24 @@ def plain(label: str) -> str:
     return label.strip().casefold()
 
 
-def spelt_alike(part: Part) -> list[str]:
+def spelt_alike(split: SplitFolder) -> list[str]:
     """A line for each class of two folders, whose names look the same."""
     return [
-        f"{len(folders)} folders of {part.folder.name}/ are called {label}, in different Unicode "
+        f"{len(folders)} folders of {split.folder.name}/ are called {label}, in different Unicode "
         "spellings: they are read as one class"
-        for label, folders in part.classes.items()
+        for label, folders in split.classes.items()
         if len(folders) > 1
     ]
 
 
-def not_read(folder: Path, parts: list[Part]) -> list[str]:
+def not_read(folder: Path, splits: list[SplitFolder]) -> list[str]:
     """A line that counts what is not read, by kind, if there is any."""
     kinds = defaultdict(list)
     for path in sorted(folder.iterdir()):
-        if path.is_dir() and path.name not in PARTS and not is_hidden(path.name):
+        if path.is_dir() and path.name not in SPLITS and not is_hidden(path.name):
             kinds["folders beside train/, val/ and test/"].append(str(path))
-    for part in parts:
-        for kind, paths in part.left_out.items():
+    for split in splits:
+        for kind, paths in split.left_out.items():
             kinds[kind] += paths
     for kind, paths in kinds.items():
         kinds[kind] = [os.path.relpath(path, folder) for path in paths]
@@ -164,63 +165,63 @@ def counted_kinds(kinds: Mapping[str, Sequence[str]]) -> list[str]:
     return [f"not read: {', '.join(counts)}"] if counts else []
 
 
-def read_part(folder: Path) -> Part:
-    part = Part(folder)
+def read_split(folder: Path) -> SplitFolder:
+    split = SplitFolder(folder)
     if not folder.is_dir():
-        return part
+        return split
     if (folder / ANNOTATIONS).exists():
-        read_annotations(part)
-        return part
+        read_annotations(split)
+        return split
     for path in sorted(folder.iterdir()):
         if is_hidden(path.name):
-            part.left_out[HIDDEN].append(str(path))
+            split.left_out[HIDDEN].append(str(path))
         elif path.is_dir() or not path.exists():  # a link may lead nowhere
             label = one_spelling(path.name)
-            part.classes.setdefault(label, []).append(path.name)
-            images = images_below(path, part) if path.exists() else []
-            part.images += [(label, file) for file in images]
+            split.classes.setdefault(label, []).append(path.name)
+            images = images_below(path, split.left_out) if path.exists() else []
+            split.images += [(label, file) for file in images]
             if not images:
-                part.left_out[EMPTY].append(str(path))
+                split.left_out[EMPTY].append(str(path))
         else:
-            part.left_out[LOOSE].append(str(path))
-    return part
+            split.left_out[LOOSE].append(str(path))
+    return split
 
 
-def read_annotations(part: Part) -> None:
+def read_annotations(split: SplitFolder) -> None:
     """A line for each image: its file's name in images/, a tab, its class."""
-    file = part.folder / ANNOTATIONS
+    file = split.folder / ANNOTATIONS
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
         name, tab, rest = line.partition("\t")
         label = one_spelling(rest.partition("\t")[0])
         if tab and name and label:
-            part.images.append((label, f"{part.folder}/images/{name}"))
+            split.images.append((label, f"{split.folder}/images/{name}"))
         elif line.strip():
             raise ValueError(f"{file} line {number}: a file name, a tab and a class are wanted")
-    listed = {file for _, file in part.images}
-    for path in sorted(part.folder.rglob("*")):
+    listed = {file for _, file in split.images}
+    for path in sorted(split.folder.rglob("*")):
         if path.is_file() and path != file and str(path) not in listed:
-            part.left_out[f"not in {ANNOTATIONS}"].append(str(path))
+            split.left_out[f"not in {ANNOTATIONS}"].append(str(path))
 
 
-def images_below(folder: Path, part: Part) -> list[str]:
-    """Files below a class folder that Pillow may read; counts the others."""
+def images_below(folder: Path, left_out: PathsByKind) -> list[str]:
+    """Files below a folder that Pillow may read; the others are added to `left_out`."""
     formats = Image.registered_extensions()
     images = []
-    for place, names in sorted(folders_below(folder, part)):
+    for place, names in sorted(folders_below(folder, left_out)):
         for name in sorted(names):
             file = f"{place}/{name}"
             suffix = os.path.splitext(name)[1]
             if is_hidden(name):
-                part.left_out[HIDDEN].append(file)
+                left_out[HIDDEN].append(file)
             elif formats.get(suffix.lower()) in Image.OPEN:
                 images.append(file)
             else:
-                part.left_out[f"*{suffix}" if suffix else "without a suffix"].append(file)
+                left_out[f"*{suffix}" if suffix else "without a suffix"].append(file)
     return images
 
 
-def folders_below(folder: Path, part: Part) -> Iterator[tuple[str, list[str]]]:
-    """(folder, names of its files) of it and all below, also behind links; counts hidden ones."""
+def folders_below(folder: Path, left_out: PathsByKind) -> Iterator[tuple[str, list[str]]]:
+    """(folder, names of its files) of it and all below, also behind links; without hidden ones."""
     visited = set()
     for place, folders, names in os.walk(folder, followlinks=True, onerror=fail):
         real = os.path.realpath(place)
@@ -232,7 +233,7 @@ def folders_below(folder: Path, part: Part) -> Iterator[tuple[str, list[str]]]:
         # What is taken out of `folders` here is not walked through.
         hidden = [f"{place}/{name}" for name in folders if is_hidden(name)]
         if hidden:
-            part.left_out[HIDDEN] += hidden
+            left_out[HIDDEN] += hidden
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         yield place, names
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from utils.data.decoding import counted_remarks, decode, fitted
-from utils.data.folders import Part, counted_kinds, images_below
+from utils.data.folders import counted_kinds, images_below
 from utils.data.npz import channels_last
 from utils.program import UserError
 from utils.program.files import open_npz, refused, require_memory
@@ -95,7 +95,7 @@ class GivenImages:
         self.remarks = Remarks()
         for path in paths:
             if path.is_dir():
-                self.add_files(self.below(path))
+                self.add_files(images_below(path, self.remarks.unread))
             elif not path.is_file():
                 raise UserError(f"IMAGES {path}: no such file or folder; check the path")
             elif path.suffix in (".npy", ".npz"):
@@ -116,13 +116,6 @@ class GivenImages:
             last.files += files
         else:
             self.sources.append(ImageFiles(files, self.remarks))
-
-    def below(self, folder: Path) -> list[str]:
-        part = Part(folder)
-        files = images_below(folder, part)
-        for kind, paths in part.left_out.items():
-            self.remarks.unread[kind] += paths
-        return files
 
     def __len__(self) -> int:
         return sum(len(source) for source in self.sources)

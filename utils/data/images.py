@@ -50,8 +50,8 @@ def decoded(
 
     Raises UserError, and ValueError, whose words stand behind `where`.
     """
-    parts = {"train": listing.train, "val": listing.val, "test": listing.test}
-    files = [file for part in parts.values() for _, file in part]
+    splits = {"train": listing.train, "val": listing.val, "test": listing.test}
+    files = [file for listed in splits.values() for _, file in listed]
     images, faults, remarks = decode(files, image_size)
     notes = counted_remarks(files, remarks)
     is_readable = np.array([fault is None for fault in faults])
@@ -62,19 +62,19 @@ def decoded(
             raise ValueError(f"{fault}; mend or delete them, or give --skip_unreadable")
         notes = [f"{fault}; left out", *notes]
 
-    # The files lie part after part, as they were listed.
+    # The files lie split after split, as they were listed.
     classes = sorted({label for label, _ in listing.train})
     arrays = {}
     start = 0
-    for name, part in parts.items():
-        place = slice(start, start + len(part))
-        start += len(part)
-        if not part:
+    for name, listed in splits.items():
+        place = slice(start, start + len(listed))
+        start += len(listed)
+        if not listed:
             continue
         kept = is_readable[place]
         if not kept.any():
-            raise ValueError(f"none of the {len(part)} images of the {name} split can be read")
-        labels = np.searchsorted(classes, [label for label, _ in part])
+            raise ValueError(f"none of the {len(listed)} images of the {name} split can be read")
+        labels = np.searchsorted(classes, [label for label, _ in listed])
         arrays[f"x_{name}"] = images[place][kept]
         arrays[f"y_{name}"] = labels[kept]
 

@@ -154,13 +154,13 @@ def split_indices(n: int, split_seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(order[size:]), np.sort(order[:size])
 
 
-def take(arrays: Arrays, part: str, index: np.ndarray | slice) -> Split:
+def take(arrays: Arrays, split: str, index: np.ndarray | slice) -> Split:
     """Those images of `train`, `val` or `test`, with their labels and their posterior, if any."""
-    images = torch.from_numpy(arrays[f"x_{part}"][index])
-    labels = torch.from_numpy(arrays[f"y_{part}"][index])
+    images = torch.from_numpy(arrays[f"x_{split}"][index])
+    labels = torch.from_numpy(arrays[f"y_{split}"][index])
     posterior = None
-    if f"posterior_{part}" in arrays:
-        posterior = torch.from_numpy(arrays[f"posterior_{part}"][index])
+    if f"posterior_{split}" in arrays:
+        posterior = torch.from_numpy(arrays[f"posterior_{split}"][index])
     rows = torch.from_numpy(index) if isinstance(index, np.ndarray) else None
     # (N, 3, H, W), in memory with the channels last, as they came and as convolutions like them.
     return Split(images.permute(0, 3, 1, 2), labels, posterior, rows)

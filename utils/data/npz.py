@@ -69,10 +69,10 @@ def checked(arrays: Arrays, where: str) -> Arrays:
 
     Images may come as `channels_last` takes them, labels as (N, 1).
     """
-    parts = ["train", "test"]
+    splits = ["train", "test"]
     required = list(ARRAYS)
     if has_validation(arrays):
-        parts.append("val")
+        splits.append("val")
         required += OWN_VALIDATION
     absent = [key for key in required if key not in arrays]
     if absent:
@@ -82,13 +82,13 @@ def checked(arrays: Arrays, where: str) -> Arrays:
         )
 
     made = {}
-    for part in parts:
-        images, labels = checked_part(arrays, part, where)
-        made[f"x_{part}"] = images
-        made[f"y_{part}"] = labels
+    for split in splits:
+        images, labels = checked_split(arrays, split, where)
+        made[f"x_{split}"] = images
+        made[f"y_{split}"] = labels
         if images.shape[1:] != made["x_train"].shape[1:]:
             raise UserError(
-                f"{where}: x_train has shape {made['x_train'].shape} and x_{part} {images.shape}; "
+                f"{where}: x_train has shape {made['x_train'].shape} and x_{split} {images.shape}; "
                 "sizes must agree"
             )
     check_classes(made, where)
@@ -100,19 +100,19 @@ def has_validation(arrays: Arrays) -> bool:
     return any(key in arrays for key in OWN_VALIDATION)
 
 
-def checked_part(arrays: Arrays, part: str, where: str) -> tuple[np.ndarray, np.ndarray]:
+def checked_split(arrays: Arrays, split: str, where: str) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 (N, H, W, 3) and labels int64 (N,) of `train`, `val` or `test`. UserError."""
     try:
-        images = channels_last(arrays[f"x_{part}"])
+        images = channels_last(arrays[f"x_{split}"])
     except ValueError as error:
-        raise UserError(f"{where}: x_{part} {error}") from None
-    labels = arrays[f"y_{part}"]
+        raise UserError(f"{where}: x_{split} {error}") from None
+    labels = arrays[f"y_{split}"]
     if labels.dtype.kind not in "iu":
-        raise UserError(f"{where}: y_{part} is {labels.dtype}; save labels as integers")
+        raise UserError(f"{where}: y_{split} is {labels.dtype}; save labels as integers")
     if labels.shape not in ((len(images),), (len(images), 1)):
         raise UserError(
-            f"{where}: y_{part} has shape {labels.shape}; it must be ({len(images)},), a label for "
-            "each image"
+            f"{where}: y_{split} has shape {labels.shape}; it must be ({len(images)},), a label "
+            "for each image"
         )
     return images, labels.reshape(-1).astype(np.int64)
 

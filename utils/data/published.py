@@ -12,23 +12,23 @@ from utils.data.npz import ARRAYS, Arrays, checked
 from utils.program.files import refused, unmade_on_failure
 
 
-def cifar(name: str, datasets: ModuleType, folder: Path, part: str, download: bool):
-    """The `part` train or test of CIFAR10 or CIFAR100, as torchvision.datasets calls them."""
-    return getattr(datasets, name)(folder, train=part == "train", download=download)
+def cifar(name: str, datasets: ModuleType, folder: Path, split: str, download: bool):
+    """The `split` train or test of CIFAR10 or CIFAR100, as torchvision.datasets calls them."""
+    return getattr(datasets, name)(folder, train=split == "train", download=download)
 
 
-def svhn(datasets: ModuleType, folder: Path, part: str, download: bool):
-    """The `part` train, extra or test."""
-    return datasets.SVHN(folder, split=part, download=download)
+def svhn(datasets: ModuleType, folder: Path, split: str, download: bool):
+    """The `split` train, extra or test."""
+    return datasets.SVHN(folder, split=split, download=download)
 
 
 class Source(NamedTuple):
-    """How torchvision reads a data set, in parts, of which the last one tests."""
+    """How torchvision reads a data set, in splits, of which the last one tests."""
 
-    read: Callable  # torchvision.datasets, --data_dir, part, download -> its data set
+    read: Callable  # torchvision.datasets, --data_dir, split, download -> its data set
     files: str  # where it looks for them in --data_dir
     labels: str  # attribute of its data set that holds them
-    parts: tuple[str, ...] = ("train", "test")
+    splits: tuple[str, ...] = ("train", "test")
 
 
 SOURCES = {
@@ -36,7 +36,7 @@ SOURCES = {
     "cifar100": Source(partial(cifar, "CIFAR100"), files="cifar-100-python", labels="targets"),
     "svhn": Source(svhn, files="*_32x32.mat", labels="labels"),
     "svhn_extra": Source(
-        svhn, files="*_32x32.mat", labels="labels", parts=("train", "extra", "test")
+        svhn, files="*_32x32.mat", labels="labels", splits=("train", "extra", "test")
     ),
 }
 
@@ -56,10 +56,10 @@ def from_torchvision(name: str, data_dir: Path, download: bool) -> Arrays:
         ),
         unmade_on_failure(data_dir),
     ):
-        parts = [source.read(datasets, data_dir, part, download) for part in source.parts]
+        splits = [source.read(datasets, data_dir, split, download) for split in source.splits]
 
-    images = [np.asarray(part.data) for part in parts]
-    labels = [np.asarray(getattr(part, source.labels)) for part in parts]
+    images = [np.asarray(split.data) for split in splits]
+    labels = [np.asarray(getattr(split, source.labels)) for split in splits]
     arrays = {
         "x_train": np.concatenate(images[:-1]),
         "y_train": np.concatenate(labels[:-1]),

@@ -34,12 +34,12 @@ def make_synthetic() -> Arrays:
     rng = np.random.default_rng(SEED)
     patterns = class_patterns(rng)
     arrays = {}
-    for part, total in IMAGES.items():
+    for split, total in IMAGES.items():
         blocks = [draw_block(patterns, BLOCK, rng) for _ in range(total // BLOCK)]
         images, labels, posteriors = zip(*blocks, strict=True)
-        arrays[f"x_{part}"] = np.concatenate(images)
-        arrays[f"y_{part}"] = np.concatenate(labels)
-        arrays[f"posterior_{part}"] = np.concatenate(posteriors)
+        arrays[f"x_{split}"] = np.concatenate(images)
+        arrays[f"y_{split}"] = np.concatenate(labels)
+        arrays[f"posterior_{split}"] = np.concatenate(posteriors)
     return arrays
 
 
