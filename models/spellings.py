@@ -38,7 +38,7 @@ def without_counters(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def variant(state: dict[str, Tensor], name: str) -> dict[str, str | bool]:
-    """Options of `build_model(name)` that foreign names show and tensors do not."""
+    """Options of `build_model(name)` that third parties' names show and tensors do not."""
     has_shortcuts = any(re.search("downsample|shortcut", key) for key in state)
     if name.startswith("resnet") and not has_shortcuts:
         return {"shortcut": "pad"}

@@ -220,13 +220,13 @@ def test_a_teacher_without_a_run_is_what_its_students_measured(tmp_path):
 @pytest.mark.parametrize("members", [1, 2])
 def test_what_is_fitted_on_images_that_a_teacher_may_know_is_not_shown(tmp_path, capsys, members):
     """A third party's teacher, or an ensemble with one, has no scaled and no post-hoc row."""
-    foreign = identity("foreign", "best", None, "abc")
+    third_party = identity("foreign", "best", None, "abc")
     if members == 2:
-        foreign["members"] = [
+        third_party["members"] = [
             identity("own", "NLL", 42, "a"),
             identity("foreign", "best", None, "b"),
         ]
-    folder = write_predicted_run(tmp_path / "runs", loss="KD", teacher=foreign)
+    folder = write_predicted_run(tmp_path / "runs", loss="KD", teacher=third_party)
     write_predicted_run(tmp_path / "runs", 0.2)
     result = json.loads((folder / "result.json").read_text())
     lucky = {name: 0.0 if name in ("ece", "nll") else 1.0 for name in ("ece", "nll", "top1")}
@@ -263,8 +263,8 @@ def test_what_is_fitted_on_images_that_a_teacher_may_know_is_not_shown(tmp_path,
 
 
 def test_the_table_of_a_run_shows_no_temperature_of_a_third_partys_teacher():
-    own, foreign = measured(), measured() | {"seed": None, "temperature_at_bound": True}
-    for teacher, shown in ((foreign, False), (foreign | {"seed": 42}, True)):
+    own, third_party = measured(), measured() | {"seed": None, "temperature_at_bound": True}
+    for teacher, shown in ((third_party, False), (third_party | {"seed": 42}, True)):
         table = result_table({"best": own, "last": own, "teacher": teacher})
         assert ("teacher, scaled" in table) == shown and "teacher, raw" in table
         assert ("The teacher has no scaled row" in table) != shown
@@ -581,8 +581,8 @@ def test_whether_validation_is_easier_is_said(tmp_path, val, test, said):
 
 
 def test_a_third_partys_teacher_says_nothing_of_the_splits(tmp_path):
-    foreign = measured({"top1": 1.0}, {"top1": 0.5}) | identity("foreign", "best", None, "abc")
-    write_run(tmp_path, "KD", {"T": 4}, teacher=foreign)
+    third_party = measured({"top1": 1.0}, {"top1": 0.5}) | identity("foreign", "best", None, "abc")
+    write_run(tmp_path, "KD", {"T": 4}, teacher=third_party)
     set_images(tmp_path)
     assert "than test here" not in shown(only_section(tmp_path))
 

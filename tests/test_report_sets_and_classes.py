@@ -62,8 +62,8 @@ def test_the_columns_are_what_the_stored_logits_give(tmp_path):
 
 def test_a_row_without_validation_logits_is_blank(tmp_path, capsys):
     """A third party's teacher, a run of few validation images, a pack."""
-    foreign = identity("foreign", "best", None, "abc")
-    write_predicted_run(tmp_path / "runs", loss="KD", teacher=foreign)
+    third_party = identity("foreign", "best", None, "abc")
+    write_predicted_run(tmp_path / "runs", loss="KD", teacher=third_party)
     with_val_labels(write_predicted_run(tmp_path / "runs", loss="LS"), 8)
     with_val_labels(write_predicted_run(tmp_path / "runs", loss="FL"), 9)
     section = only_section(tmp_path / "runs", *SETS)

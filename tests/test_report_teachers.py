@@ -159,7 +159,7 @@ def ensemble(*labels: str) -> dict:
 def test_students_of_other_teachers_are_other_rows(tmp_path, first, second, names, with_runs):
     """Seeds 1 and 2 of the same command are one row, with other teachers two, named apart."""
     for seed in (1, 2):
-        if with_runs and not {"key", "mean"} & {*first, *second}:  # only other people's have these
+        if with_runs and not {"key", "mean"} & {*first, *second}:  # only third parties' have these
             write_teacher(tmp_path, seed)
         for setting in (first, second):
             which = "last" if "last" in setting.get("path", "") else "best"

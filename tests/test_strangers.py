@@ -193,15 +193,15 @@ def test_no_name_leaves_the_root_or_becomes_markup(tiny_npz, tmp_path):
     """A data set, a teacher's file and a teacher's label with names as bad as a file may have."""
     worst = "..;\"><script>alert('x')&"
     data = shutil.copy(tiny_npz, tmp_path / f"{worst}.npz")
-    foreign, ours = tmp_path / f"{worst}.pth", tmp_path / "ours.pth"
-    torch.save(build_model("resnet8", 4).state_dict(), foreign)
+    third_party, ours = tmp_path / f"{worst}.pth", tmp_path / "ours.pth"
+    torch.save(build_model("resnet8", 4).state_dict(), third_party)
     root = tmp_path / "root"
     common = [*command(data, root), "--epochs", "1"]
     train_teacher.main([*common, "--exp_name", "..."])
     [best] = root.rglob("model_best.pth")
     torch.save(torch.load(best) | {"label": f"../../../{worst}\n"}, ours)
     said = ["--teacher", "resnet8", "--teacher_loss", "<script>"]
-    train_student.main([*common, "--teacher_path", str(foreign), *said])
+    train_student.main([*common, "--teacher_path", str(third_party), *said])
     train_student.main([*common, "--teacher_path", str(ours)])
     runs = [path.parent.relative_to(root) for path in root.rglob("result.json")]
     assert [len(run.parts) for run in runs] == [3, 3, 3]

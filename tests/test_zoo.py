@@ -1,4 +1,4 @@
-"""Every net of the zoo: its parts, names, counts against the literature, other people's weights.
+"""Every net of the zoo: its parts, names, counts against the literature, third parties' weights.
 
 The folder that KD_ZOO names has nets.json.gz: names, shapes, parameter counts and logits of the
 nets of five other code bases, in float64 and eval mode, with weights made from their names.

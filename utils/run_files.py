@@ -74,7 +74,7 @@ def is_complete(result) -> bool:
 
 
 def is_third_party(measured: dict) -> bool:
-    """Whether a part of a result is that of a teacher of others, or of an ensemble with one.
+    """Whether a part of a result is that of a third party's teacher, or of an ensemble with one.
 
     It may have been trained on the images that validate its student. What is fitted on these, such
     as a temperature, says nothing then, and is not shown.

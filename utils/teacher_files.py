@@ -1,6 +1,6 @@
-"""Teachers from files, by two doors: nets of our own runs, and other people's weights.
+"""Teachers from files, by two doors: nets of our own runs, and weights of third parties.
 
-A checkpoint of ours names its architecture and is loaded as it stands. In anyone else's file the
+A checkpoint of ours names its architecture and is loaded as it stands. In a third party's file the
 weights are looked for (utils/teacher_weights.py). No code in a file is ever run.
 """
 
@@ -22,7 +22,7 @@ from utils.stored_teacher import load_stored
 from utils.teacher_weights import find_state, fitting_net, ready, refusal
 from utils.teachers import RULES, Member, Teacher
 
-# What a checkpoint of ours holds, and nobody else's.
+# What a checkpoint of ours holds, and no third party's.
 OUR_KEYS = {
     "state_dict",
     "model",
@@ -77,7 +77,7 @@ def load_teacher(source: TeacherSource, dataset: Dataset) -> Teacher:
 def load_member(path: str, model: str | None, source: TeacherSource, dataset: Dataset) -> Member:
     """The net at `path`, which is a run folder, a folder with one finished run below it, or a file.
 
-    What a checkpoint of ours says is checked against the source and the data. Other people's needs
+    What a checkpoint of ours says is checked against the source and the data. A third party's needs
     --teacher, and --teacher_norm where its inputs were not normalised as the data.
     """
     if str(path) == PRETRAINED:
@@ -90,7 +90,7 @@ def load_member(path: str, model: str | None, source: TeacherSource, dataset: Da
         return our_member(file, content, model, source, dataset)
     if model is None:
         raise refusal(file, "does not name its architecture; give --teacher")
-    return foreign_member(file, content, model, source, dataset)
+    return third_party_member(file, content, model, source, dataset)
 
 
 def our_member(
@@ -118,12 +118,12 @@ def our_member(
     )
 
 
-def foreign_member(
+def third_party_member(
     file: Path, content: Mapping, model: str, source: TeacherSource, dataset: Dataset
 ) -> Member:
-    """The net of other people's file, whose own names become ours."""
+    """The net of a third party's file, whose own names become ours."""
     state = find_state(file, content, source.key)
-    net = fitting_net(file, model, state, dataset, foreign=True)
+    net = fitting_net(file, model, state, dataset, third_party=True)
     mean, std = dataset.mean, dataset.std
     if source.norm:
         mean, std = normalisation(source.norm)

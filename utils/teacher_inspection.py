@@ -39,7 +39,7 @@ def inspect_teacher(
     """What a teacher is worth on the validation split, in lines to be read before training.
 
     `seen` is what it says of the training images. Its temperature is found where a rule is asked
-    for. Other people's teachers are also tried with every known normalisation: with a wrong one
+    for. Third parties' teachers are also tried with every known normalisation: with a wrong one
     they are silently worse. Raises UserError where it cannot teach: its logits are not finite, no
     temperature suits it, or it rules classes out and the `loss` has no value for that.
     """

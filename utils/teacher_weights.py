@@ -1,6 +1,6 @@
 """The weights in a teacher's file: which of its sets, under whose names, and the net they fit.
 
-In other people's files the weights are looked for, and their names are translated
+In a third party's file the weights are looked for, and their names are translated
 (models/spellings.py). They have to fit the net that --teacher names.
 """
 
@@ -22,7 +22,7 @@ def refusal(path: str | Path, reason: str) -> UserError:
 
 
 def find_state(file: Path, content: Mapping, key: str | None) -> Mapping[str, Tensor]:
-    """The one mapping of tensors in other people's file, or the one that `key` names."""
+    """The one mapping of tensors in a third party's file, or the one that `key` names."""
     states = dict(weight_sets(content))
     if not states:
         holds = ", ".join(map(str, list(content)[:10])) or "nothing"
@@ -52,20 +52,20 @@ def weight_sets(content: Mapping, name: str = "", depth: int = 2) -> Iterator[tu
 
 
 def fitting_net(
-    file: Path, model: str, state: Mapping[str, Tensor], dataset: Dataset, foreign: bool = False
+    file: Path, model: str, state: Mapping[str, Tensor], dataset: Dataset, third_party: bool = False
 ) -> nn.Module:
-    """The net of that name with these weights; `foreign`: under other people's names.
+    """The net of that name with these weights; `third_party`: under names of its own.
 
     A net of the user's own calls its weights as their file does, but for a prefix.
     """
-    renamed = foreign and not is_own(model)
+    renamed = third_party and not is_own(model)
     options = variant(state, model) if renamed else {}
     try:
         net = build_model(model, dataset.num_classes, **options)
     except ValueError as error:
         raise UserError(f"--teacher: {error}") from None
 
-    spellings = list(unprefixed(state)) if foreign else [state]
+    spellings = list(unprefixed(state)) if third_party else [state]
     if renamed:
         spellings = [standard_names(names, net) for names in spellings]
     faults = []

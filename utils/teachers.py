@@ -1,6 +1,6 @@
 """What a teacher is: a net ready to teach, or several that teach together, and their temperature.
 
-utils/teacher_files.py makes them from runs and from other people's weights.
+utils/teacher_files.py makes them from runs and from weights of third parties.
 """
 
 import copy
@@ -43,7 +43,7 @@ class Member:
 
     Its inputs are pixels / 255, normalised with `mean` and `std` and then enlarged to `size` pixels
     a side, if given. `model_sha256` is that of the file of --teacher FILE.py:function. `label` says
-    how it was trained, or is the file's stem and the `key` of the weights in it; of other people's
+    how it was trained, or is the file's stem and the `key` of the weights in it; of third parties'
     files `seed` is None, and `loss` what --teacher_loss says.
     `folded`: its batch norms lie in its convolutions, which changes a logit's last bits.
     """
@@ -214,7 +214,7 @@ def folded(net: nn.Module, size: int = TRIED_SIZE) -> nn.Module:
     It fails where its code cannot be traced, where it does not take images of `size` pixels a
     side, or where the folded net is another one, as of a convolution that is called twice.
     """
-    with suppress(Exception):  # a stranger's code may do anything, and the library is experimental
+    with suppress(Exception):  # third-party code may do anything, and the library is experimental
         from torch.fx.experimental.optimization import fuse
 
         # Within another module a net is traced as it is called: its options have their defaults.
@@ -231,7 +231,7 @@ def in_half(net: nn.Module, dtype: torch.dtype, size: int = TRIED_SIZE) -> nn.Mo
 
     Autocast would cast them anew in every step: it keeps the casts of trained weights alone.
     """
-    with suppress(Exception):  # a stranger's code may do anything
+    with suppress(Exception):  # third-party code may do anything
         half = copy.deepcopy(net)
         for module in half.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):

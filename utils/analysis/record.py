@@ -74,7 +74,7 @@ class Record:
 
     @property
     def seed(self) -> int | str | None:
-        """None of other people's weights; `42+43` of an ensemble."""
+        """None of a third party's weights; `42+43` of an ensemble."""
         return self.identity["seed"]
 
     @property

@@ -94,7 +94,7 @@ class Runs:
 
         `member` is what the student's result says of it.
         """
-        if member["seed"] is None:  # other people's weights
+        if member["seed"] is None:  # a third party's weights
             return None
         label = files.safe_name(label_as_trained(member))
         runs = self.named.get((member["model"], label, member["seed"], teacher.fingerprint), [])

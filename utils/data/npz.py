@@ -1,4 +1,4 @@
-"""The arrays of a data set: a stranger's .npz file, and the checks that any source passes."""
+"""The arrays of a data set: any .npz file, and the checks that every source passes."""
 
 from pathlib import Path
 

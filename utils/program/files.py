@@ -139,12 +139,12 @@ def read_torch(path: Path, way_out: str) -> dict:
 
 def reason_of(error: Exception) -> str:
     """Why torch has not read a file: something other than tensors is in it, or it is damaged."""
-    # The name of the foreign type stands in torch's message only.
-    foreign = re.search(r"GLOBAL (\S+)", str(error))
-    if foreign is not None:
+    # The name of the refused type stands in torch's message only.
+    refused_type = re.search(r"GLOBAL (\S+)", str(error))
+    if refused_type is not None:
         return (
-            f"it holds more than tensors ({foreign[1]}), and loading that could run code; save the "
-            "weights alone: torch.save(net.state_dict(), file)"
+            f"it holds more than tensors ({refused_type[1]}), and loading that could run code; "
+            "save the weights alone: torch.save(net.state_dict(), file)"
         )
     return (
         "it is damaged, cut short or not written by torch.save or safetensors; copy or download it "
