@@ -140,6 +140,8 @@ def test_the_example_of_the_docs(tiny_npz, tmp_path, teacher, monkeypatch):
      "--feature_layer layer9: the student has no layer 'layer9'; its layers are conv1, bn1, .*fc$"),
     ("--distill KD+AT --feature_layer layer1:block1",
      "layer1:block1: the teacher resnet8 has no layer 'block1'; its layers are conv1"),
+    ("--distill KD+AT --feature_layer layer1:", "--feature_layer: 'layer1:' .* STUDENT:TEACHER"),
+    ("--distill KD+AT --feature_layer :layer1", "--feature_layer: ':layer1' .* STUDENT:TEACHER"),
     ("--distill KD+AT --feature_layer pool", "KD[+]AT: cannot compare.*places.*--feature_layer"),
     ("--distill KD+FitNet --feature_layer pool", "KD[+]FitNet: cannot compare.*places"),
 ])  # fmt: skip

@@ -62,8 +62,8 @@ def compared_layers(choice: LossChoice, student: nn.Module, member: Member) -> L
 
     if choice.feature_layer:
         flag = f"--feature_layer {choice.feature_layer}"
-        student_layer, _, teacher_layer = choice.feature_layer.partition(":")
-        pairs = [(student_layer, teacher_layer or student_layer)]
+        student_layer, colon, teacher_layer = choice.feature_layer.partition(":")
+        pairs = [(student_layer, teacher_layer if colon else student_layer)]
     else:
         flag = f"--distill {choice.name}"
         pairs = feature_layers(choice.name, student.stage_names, member.net.stage_names)

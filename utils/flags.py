@@ -125,11 +125,19 @@ def add_distillation(parser: CommandLine) -> None:
     ]
     distillation.add_argument(
         "--feature_layer",
-        type=printable(200),
+        type=checked(layer_text),
         metavar="NAME",
         help="the layer of both nets whose maps are compared, such as layer2, or STUDENT:TEACHER "
         f"(default: {', '.join(usual)})",
     )
+
+
+def layer_text(text: str) -> str:
+    """The text itself where it names a layer, or two. Raises ValueError."""
+    text = printable(200)(text)
+    if "" in text.split(":"):
+        raise ValueError(f"{text!r} will not do; give NAME, such as layer2, or STUDENT:TEACHER")
+    return text
 
 
 def add_optimisation(parser: CommandLine) -> None:
