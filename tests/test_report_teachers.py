@@ -137,6 +137,7 @@ def test_a_student_of_a_damaged_run_keeps_a_teacher(tmp_path):
     assert teacher.first.borrowed
 
 
+VIEWS = {"label": "NLL_Tcal=views", "teacher_temperature": "views"}
 ENSEMBLE = identity("3xresnet20", "LS_and_NLL", "1+2+3")
 
 
@@ -149,7 +150,8 @@ def ensemble(*labels: str) -> dict:
 @pytest.mark.parametrize(
     "first, second, names",
     [
-        ({}, {"size": 16}, {"size=None", "size=16"}),
+        ({}, {"size": 16}, {"size=16"}),
+        (VIEWS, VIEWS | {"teacher_accuracy": 0.85}, {"teacher_accuracy=0.85"}),
         ({"key": "ema"}, {"key": "model"}, {"key=ema", "key=model"}),
         ({}, {"mean": [0.4] * 3}, {"mean="}),
         (taught_by("best"), taught_by("last"), {"last epoch"}),
@@ -173,6 +175,7 @@ def test_students_of_other_teachers_are_other_rows(tmp_path, first, second, name
     groups = [group for group in read(tmp_path)[0] if group.teacher]
     assert [len(group.records) for group in groups] == [2, 2]
     assert all(any(part in teacher.name for teacher in teachers) for part in names)
+    assert not any("None" in teacher.name for teacher in teachers)
 
 
 @pytest.mark.parametrize("label, members", [("NLL_Tcal=auto", 1), ("NLL", 2)])

@@ -186,15 +186,20 @@ def tell_apart(groups: Iterable[Group]) -> None:
 
 
 def add_difference(groups: list[Group], key: str) -> None:
-    """A setting added to the groups' names, shortened where that leaves its values different."""
-    texts = [str(group.first.settings.get(key)).replace(" ", "") for group in groups]
+    """A setting added to the groups' names, shortened where that leaves its values different.
+
+    A group without that setting keeps its name.
+    """
+    values = [group.first.settings.get(key) for group in groups]
+    texts = ["" if value is None else str(value).replace(" ", "") for value in values]
     if len(set(texts)) == 1:
         return
     short = [text if len(text) <= 20 else text[:12] for text in texts]
     if len(set(short)) > 1:
         texts = short
     for group, text in zip(groups, texts, strict=True):
-        group.difference = f"{group.difference} {key}={text}".strip()
+        if text:
+            group.difference = f"{group.difference} {key}={text}".strip()
 
 
 def in_order(groups: list[Group]) -> list[Group]:
