@@ -137,8 +137,8 @@ def measure(calibration: Calibration | PackagedMap, val: tuple, test: tuple) -> 
     impossible = calibrated.gather(1, test[1].long().unsqueeze(1)).isinf().sum().item()
     if impossible:
         notes.append(
-            f"the NLL is infinite, for {impossible} of {len(calibrated):,} test images have "
-            "probability 0 for their class"
+            f"the NLL is infinite, for the true class of {impossible} of {len(calibrated):,} test "
+            "images has probability 0"
         )
     return {
         **calibration.facts,

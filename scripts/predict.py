@@ -29,6 +29,7 @@ from utils.data.given import GivenImages, NamedImages
 from utils.program import UserError, one_line_errors
 from utils.program.command_line import CommandLine, count, location, number
 from utils.program.files import atomic
+from utils.program.words import counted
 
 HIGHEST = 5  # classes of an image
 SHOWN = 20  # images at the terminal
@@ -61,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     for note in notes:
         print(printable(note))
     if args.out is not None:
-        print(f"written: {args.out}, {len(rows)} images")
+        print(f"written: {args.out}, {counted(len(rows), 'image')}")
 
 
 def options(argv: list[str] | None) -> Namespace:

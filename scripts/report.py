@@ -32,6 +32,7 @@ from utils.analysis.tables import main_table, paired_table
 from utils.program import UserError, one_line_errors
 from utils.program.command_line import CommandLine, count, location, whole
 from utils.program.files import atomic, make_folder
+from utils.program.words import counted
 
 
 def options(argv: list[str] | None) -> Namespace:
@@ -162,7 +163,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.out is not None:
         roots = ", ".join(map(str, args.roots))
         runs = len({record.folder for record in records})
-        about = f"{runs} finished runs below {roots}; not in the tables: {len(left_out)}"
+        about = f"{counted(runs, 'finished run')} below {roots}; not in the tables: {len(left_out)}"
         write_report(args.out, sections, tables, rest, about)
     if args.pack is not None:
         with atomic(args.pack) as file:

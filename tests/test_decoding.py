@@ -56,7 +56,7 @@ def test_sixteen_bit_grey_becomes_eight(folder, suffix):
     image = Image.fromarray(RAMP.astype(np.uint16) * 257)
     found, notes = read(folder, image, suffix)
     assert_levels(found, grey(RAMP))
-    assert "1 images are grey with more than 8 bits" in notes
+    assert "1 image is grey with more than 8 bits" in notes
 
 
 def test_a_pgm_whose_largest_level_is_between_8_and_16_bits(folder):
@@ -135,7 +135,7 @@ def test_transparency_is_said(folder):
         assert np.array_equal(found, grey(RAMP)) and not notes  # opaque everywhere
         image.putalpha(alpha)
         found, notes = read(folder, image, ".png")
-        assert np.array_equal(found, grey(RAMP)) and "1 images are partly transparent" in notes
+        assert np.array_equal(found, grey(RAMP)) and "1 image is partly transparent" in notes
     found, notes = read(folder, Image.fromarray(RAMP), ".png", transparency=7)
     assert np.array_equal(found, grey(RAMP)) and "partly transparent" in notes
 
@@ -143,14 +143,14 @@ def test_transparency_is_said(folder):
 def test_cmyk_is_converted_and_said(folder):
     image = Image.fromarray(UPRIGHT).convert("CMYK")
     found, notes = read(folder, image, ".tif")
-    assert np.array_equal(found, UPRIGHT) and "1 images are CMYK" in notes
+    assert np.array_equal(found, UPRIGHT) and "1 image is CMYK" in notes
 
 
 def test_further_frames_are_said(folder):
     first = Image.fromarray(UPRIGHT).convert("P", palette=Image.Palette.ADAPTIVE)
     others = {"save_all": True, "append_images": [first.transpose(Image.Transpose.ROTATE_90)]}
     found, notes = read(folder, first, ".gif", **others)
-    assert np.array_equal(found, UPRIGHT) and "1 images are of several frames" in notes
+    assert np.array_equal(found, UPRIGHT) and "1 image is of several frames" in notes
 
 
 # orientation: what is stored, so that an image with this orientation is seen upright
@@ -174,7 +174,7 @@ def test_every_format_is_read_upright(folder, suffix, orientation):
     exact = {".jpg": {"quality": 100, "subsampling": 0}, ".webp": {"lossless": True}}
     found, notes = read(folder, image, suffix, exif=exif, **exact.get(suffix, {}))
     assert_levels(found, UPRIGHT, tolerance=4)
-    assert ("1 images are turned upright" in notes) == (orientation != 1)
+    assert ("1 image is turned upright" in notes) == (orientation != 1)
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])

@@ -113,7 +113,7 @@ def test_an_infinite_nll_is_said(stand_in, run, capsys):
     printed = capsys.readouterr().out
     with np.load(run / "predictions.npz") as stored:
         count = (stored["test_labels"] == 0).sum()
-    assert f"zero: the NLL is infinite, for {count} of 80 test images" in printed
+    assert f"zero: the NLL is infinite, for the true class of {count} of 80 test images" in printed
     [row] = [line for line in printed.splitlines() if line.startswith("zero  ")]
     assert row.split().count("inf") == 2  # on validation and on test
     written = json.loads((run / "posthoc.json").read_text())["best"]["zero"]

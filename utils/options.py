@@ -35,6 +35,7 @@ from utils.flags import (
 from utils.optimizers import OPTIMIZERS, SCHEDULES
 from utils.program import UserError
 from utils.program.command_line import CommandLine, checked
+from utils.program.words import counted
 from utils.settings import (
     DataChoice,
     Experiment,
@@ -322,11 +323,13 @@ def check_run(experiment: Experiment, data: Dataset, accelerator: Accelerator) -
     if recipe.train_batch_size > images // processes:
         raise UserError(
             f"--train-batch-size {recipe.train_batch_size}: the training split has only "
-            f"{images // processes} images per process; give at most that"
+            f"{counted(images // processes, 'image')} per process; give at most that"
         )
     steps = recipe.epochs * -(-images // (recipe.train_batch_size * processes))
     if recipe.warmup >= steps:
-        raise UserError(f"--warmup {recipe.warmup}: the run has only {steps} steps; give fewer")
+        raise UserError(
+            f"--warmup {recipe.warmup}: the run has only {counted(steps, 'step')}; give fewer"
+        )
     side = data.train.images.shape[3]
     if recipe.cutout is not None and recipe.cutout >= side:
         raise UserError(

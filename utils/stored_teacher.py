@@ -14,6 +14,7 @@ from utils.data import Dataset
 from utils.data.views import NUM_VIEWS
 from utils.program import UserError
 from utils.program.files import safe_name, sha256
+from utils.program.words import counted
 from utils.run_files import STORED, temperature_suffix
 from utils.settings import TeacherSource
 from utils.stored_logits import Arrays, labels_in, logits_in, read_stored
@@ -148,8 +149,8 @@ def training_logits(arrays: Arrays, data: Dataset, where: str) -> tuple[Tensor, 
     if len(every_label) > len(labels):
         wanted += f", or {len(every_label)} with the validation split"
     raise UserError(
-        f"{where}: has training logits of {images} images, and --dataset {data.name} has {wanted}; "
-        "save a row for each, in the data set's own order"
+        f"{where}: has training logits of {counted(images, 'image')}, and --dataset {data.name} "
+        f"has {wanted}; save a row for each, in the data set's own order"
     )
 
 
@@ -174,7 +175,7 @@ def split_logits(arrays: Arrays, split: str, data: Dataset, where: str) -> Tenso
     if logits.shape[:-1] != labels.shape:
         raise UserError(
             f"{where}: {split} logits have shape {tuple(logits.shape)}, and --dataset {data.name} "
-            f"has {len(labels)} images in its {split} split; save a row for each"
+            f"has {counted(len(labels), 'image')} in its {split} split; save a row for each"
         )
     return logits
 

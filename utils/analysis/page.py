@@ -25,6 +25,7 @@ from utils.analysis.record import Record
 from utils.analysis.rendering import Table, TableCell, render
 from utils.analysis.statistics import Section, Sweep
 from utils.calibration.diagram import reliability_diagrams
+from utils.program.words import counted
 
 
 def page(sections: list[Section], tables: list[list[Table]], rest: list[Table], about: str) -> str:
@@ -173,5 +174,5 @@ def commands(sections: list[Section]) -> str:
         ]
         rows.append([TableCell(printable(cell)) for cell in cells])
     table = Table(["Commands", "minutes", "hardware", "command"], rows, kind="words code")
-    summary = f"<summary>The commands of {len(rows)} runs</summary>"
+    summary = f"<summary>The commands of {counted(len(rows), 'run')}</summary>"
     return f"<details>{summary}{render(table, 'html')}</details>"

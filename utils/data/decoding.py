@@ -17,6 +17,7 @@ from PIL import __version__ as pillow_version
 from tqdm import tqdm
 
 from utils.program.files import one_line, require_memory
+from utils.program.words import counted
 
 # To be raised when an image comes to be read otherwise: what was decoded before is decoded anew.
 READING = 2
@@ -101,7 +102,7 @@ def counted_remarks(files: list[str], remarks: Sequence[list[str]]) -> list[str]
         for remark in remarks_of_file:
             files_of.setdefault(remark, []).append(file)
     return [
-        f"{len(remarked)} images are {remark} (first {remarked[0]})"
+        f"{counted(len(remarked), 'image is', 'images are')} {remark} (first {remarked[0]})"
         for remark, remarked in files_of.items()
     ]
 

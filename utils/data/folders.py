@@ -18,6 +18,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from utils.program.words import counted
+
 Labelled = list[tuple[str, str]]  # class and file of each image
 PathsByKind = dict[str, list[str]]  # that are not read
 SPLITS = ("train", "val", "test")
@@ -77,7 +79,8 @@ def list_folder(folder: Path) -> Listing:
     validation = []
     if len(labelled) == 2:
         validation = val.images
-        notes.append(f"the {len(validation)} images of val/ validate, and all of train/ trains")
+        images = counted(len(validation), "image of val/ validates", "images of val/ validate")
+        notes.append(f"the {images}, and all of train/ trains")
     for split in (train, *labelled):
         notes += spelt_alike(split)
     notes += not_read(folder, [train, *labelled])
@@ -95,7 +98,8 @@ def check_training(train: SplitFolder, images_elsewhere: int) -> None:
             )
     if len(train.labels) < 2 or not images_elsewhere:
         raise ValueError(
-            f"{len(train.images)} images of {len(train.labels)} classes in train/CLASS/ and "
+            f"{counted(len(train.images), 'image')} of "
+            f"{counted(len(train.labels), 'class', 'classes')} in train/CLASS/ and "
             f"{images_elsewhere} in val/CLASS/ or test/CLASS/; both need images of two classes"
         )
 

@@ -183,8 +183,8 @@ def say_absent_classes(train: Split, val: Split, names: Sequence[str] | None, wh
     only_validated = validated - trained
     if only_validated:
         tqdm.write(
-            f"{where}: {len(only_validated)} of {num_classes} classes have all their training "
-            "images in the validation split"
+            f"{where}: all training images of {len(only_validated)} of {num_classes} classes lie "
+            "in the validation split"
         )
     never_validated = sorted(trained - validated)
     if never_validated:
@@ -192,8 +192,8 @@ def say_absent_classes(train: Split, val: Split, names: Sequence[str] | None, wh
         shown = ", ".join(names[label] if names else str(label) for label in first)
         more = ", ..." if len(never_validated) > MOST_NAMED else ""
         tqdm.write(
-            f"{where}: {len(never_validated)} of {num_classes} classes have no validation image "
-            f"(class {shown}{more})"
+            f"{where}: there is no validation image of {len(never_validated)} of {num_classes} "
+            f"classes (class {shown}{more})"
         )
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from utils.program import UserError
 from utils.program.files import open_npz, refused
+from utils.program.words import counted
 
 Arrays = dict[str, np.ndarray]
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
@@ -36,9 +37,10 @@ def read_npz(path: Path, where: str) -> Arrays:
     arrays = checked(stored, where)
     notes = []
     if has_validation(arrays):
-        notes.append(
-            f"the {len(arrays['y_val'])} images of x_val validate, and all of x_train trains"
+        images = counted(
+            len(arrays["y_val"]), "image of x_val validates", "images of x_val validate"
         )
+        notes.append(f"the {images}, and all of x_train trains")
     num_classes = int(arrays["y_train"].max()) + 1
     if names is not None and names.shape == (num_classes,):
         arrays[CLASSES] = names
