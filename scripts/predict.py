@@ -16,6 +16,7 @@ if not __package__:  # started as `python scripts/predict.py`
     import scripts  # noqa: F401  before torch
 
 import os
+import re
 from argparse import Namespace
 from itertools import compress
 
@@ -36,7 +37,7 @@ SHOWN = 20  # images at the terminal
 SHOWN_CLASSES = 5  # of a set, there
 BETWEEN = "|"  # the classes of a set in the file
 
-Row = dict[str, str]
+Row = dict[str, str | list[str]]  # by column; a set as the names of its classes
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
         print(table_of(rows))
     else:
         with atomic(args.out, "w") as file:
-            file.write(csv_text(rows))
+            file.write(csv_text([row_of_file(row) for row in rows]))
     for note in notes:
         print(printable(note))
     if args.out is not None:
@@ -157,7 +158,7 @@ def rows_of(predictor: Predictor, piece: NamedImages, level: float) -> list[Row]
             row["raw_confidence"] = f"{raw[place].max():.6f}"
         if members is not None:
             inside = members[place, labels].tolist()
-            row[f"set_at_{level:g}"] = BETWEEN.join(compress(names, inside))
+            row[f"set_at_{level:g}"] = list(compress(names, inside))
         for rank, (name, value) in enumerate(zip(names, values, strict=False), start=1):
             row[f"class_{rank}"] = name
             row[f"probability_{rank}"] = value
@@ -165,21 +166,30 @@ def rows_of(predictor: Predictor, piece: NamedImages, level: float) -> list[Row]
     return rows
 
 
+def row_of_file(row: Row) -> dict[str, str]:
+    """Each set in one cell; a backslash in front of what a name itself has of | and backslashes."""
+    cells = {}
+    for head, value in row.items():
+        if isinstance(value, list):
+            value = BETWEEN.join(re.sub(r"([\\|])", r"\\\1", name) for name in value)
+        cells[head] = value
+    return cells
+
+
 def table_of(rows: list[Row]) -> str:
     """The first rows for a terminal, and how many more there are."""
     heads = [head for head in rows[0] if not head.startswith(("class_", "probability_"))]
-    lines = [[cell(head, row[head]) for head in heads] for row in rows[:SHOWN]]
+    lines = [[cell(row[head]) for head in heads] for row in rows[:SHOWN]]
     table = text_table(heads, lines)
     more = len(rows) - SHOWN
     return f"{table}\nand {more} more; --out FILE.csv writes all" if more > 0 else table
 
 
-def cell(head: str, text: str) -> str:
-    if not head.startswith("set_at_"):
-        return printable(text)
-    names = text.split(BETWEEN)
-    more = f" and {len(names) - SHOWN_CLASSES} more" if len(names) > SHOWN_CLASSES else ""
-    return printable(", ".join(names[:SHOWN_CLASSES]) + more)
+def cell(value: str | list[str]) -> str:
+    if isinstance(value, str):
+        return printable(value)
+    more = f" and {len(value) - SHOWN_CLASSES} more" if len(value) > SHOWN_CLASSES else ""
+    return printable(", ".join(value[:SHOWN_CLASSES]) + more)
 
 
 if __name__ == "__main__":

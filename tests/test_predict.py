@@ -144,6 +144,25 @@ def test_arrays_and_files_by_name(finished, photos, tiny_npz, tmp_path):
     assert_rows(predicted(finished, tiny_npz, out=tmp_path / "rows.csv"), finished)
 
 
+def test_a_class_name_may_hold_what_separates_them(run, photos, tmp_path):
+    config = json.loads((run / "config.json").read_text())
+    names = ["a|b", "a", "b\\", "c\\|d"]
+    write_json(run / "config.json", {**config, "class_names": names})
+    rows = predicted(run, photos, "--level", "0.9", out=tmp_path / "rows.csv")
+    sets = lac_sets(run, level=0.9)
+    assert any(len(members) > 1 for members in sets)
+    for row, members in zip(rows, sets, strict=True):
+        # Read by one character after the other: what follows a backslash belongs to the name.
+        read, is_escaped = [""], False
+        for char in row["set_at_0.9"]:
+            if char == "|" and not is_escaped:
+                read.append("")
+            elif char != "\\" or is_escaped:
+                read[-1] += char
+            is_escaped = char == "\\" and not is_escaped
+        assert {names.index(name) for name in read} == members and row["class"] in names
+
+
 def test_many_names_are_one_piece(photos, tiny_npz):
     """They are decoded and predicted together, as a folder is; an array keeps its place."""
     files = sorted(photos.rglob("*.png"))
