@@ -23,7 +23,7 @@ from utils.data import Split
 from utils.data.shared import load_data
 from utils.data.views import take_views, view_numbers, view_windows
 from utils.evaluation import logits_of
-from utils.flags import add_data, add_teacher
+from utils.flags import add_data
 from utils.preflight import check_teacher
 from utils.program import RunFailed, one_line_errors
 from utils.program.command_line import CommandLine, count
@@ -32,6 +32,7 @@ from utils.program.processes import on_main, start
 from utils.settings import DataChoice, TeacherSource
 from utils.teacher_cache import LogitFiles
 from utils.teacher_files import load_teacher
+from utils.teacher_flags import add_teacher
 
 
 def options(argv: list[str] | None) -> Namespace:

@@ -30,7 +30,6 @@ from utils.flags import (
     add_model,
     add_optimisation,
     add_run,
-    add_teacher,
 )
 from utils.optimizers import OPTIMIZERS, SCHEDULES
 from utils.program import UserError
@@ -45,6 +44,7 @@ from utils.settings import (
     TeacherSource,
 )
 from utils.steps import can_capture
+from utils.teacher_flags import add_teacher
 from utils.trackers import check_installed
 
 # The paper's page has a command with both flags for whichever of these losses.

@@ -1,4 +1,4 @@
-"""One run: the name of its folder, the lock, what it was started with, its files and its log.
+"""One run: its folder, the lock, what it was started with, its files and its log.
 
 `checkpoint.pth` is what a resumed run goes on from; `metrics.jsonl` and `model_best.pth` are copies
 of what it holds and are written after it. `result.json` comes last: its presence means complete.
@@ -23,79 +23,12 @@ from utils.program import RunFailed, Stopped, UserError, files
 from utils.program.environment import environment, precision_note
 from utils.program.processes import on_main
 from utils.program.source import finished_line, resumed_line
-from utils.run_files import OURS, differences, is_complete, label_of
+from utils.run_files import OURS, differences, is_complete
+from utils.run_identity import identity_of, run_name, settings_of
 from utils.settings import Experiment
 from utils.teachers import Teacher
 
 UNKNOWN_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # on Lustre, some NFS
-
-
-def identity_of(experiment: Experiment, data: Dataset, teacher: Teacher | None) -> dict:
-    """What a net is: stands in every checkpoint and result, and names the run folder.
-
-    Its `label` says how it was trained, but for the seeds: `FL+MDCA_gamma=3_beta=1`.
-    """
-    recipe = experiment.recipe
-    parameters = dict(experiment.loss.parameters)
-    if recipe.mix:
-        parameters[recipe.mix] = recipe.mix_alpha
-    label = label_of(experiment.loss.name, parameters)
-    if experiment.loss.feature_layer:
-        label = f"{label}_feature_layer={files.safe_name(experiment.loss.feature_layer)}"
-    if teacher is not None:
-        label = f"{label}_from_{teacher.model}_{teacher.label}"
-    return {
-        **identity_of_net(recipe.model),
-        "seed": recipe.seed,
-        "split_seed": data.split_seed,
-        "dataset": data.name,
-        "mean": list(data.mean),
-        "std": list(data.std),
-        "num_classes": data.num_classes,
-        "flip": data.flip,
-        "fingerprint": data.fingerprint,
-        "loss": experiment.loss.name,
-        "loss_parameters": parameters,
-        "label": label,
-    }
-
-
-def settings_of(
-    experiment: Experiment, identity: dict, accelerator: Accelerator, teacher: Teacher | None
-) -> dict:
-    """What the result depends on: a run that was started with other settings is refused."""
-    settings = {
-        **experiment.recipe.settings(),
-        **identity_of_net(experiment.recipe.model),
-        "split_seed": experiment.data.split_seed,
-        "fingerprint": identity["fingerprint"],
-        "label": identity["label"],
-        "mean": identity["mean"],
-        "std": identity["std"],
-        "flip": identity["flip"],
-        "mixed_precision": accelerator.mixed_precision,
-        "processes": accelerator.num_processes,
-    }
-    if experiment.loss.feature_layer:
-        settings["feature_layer"] = experiment.loss.feature_layer
-    if teacher is not None:
-        # Where it lies and what it is said to be change no number.
-        settings["teacher"] = {
-            key: value for key, value in teacher.identity.items() if key not in ("path", "loss")
-        }
-    return settings
-
-
-def run_name(experiment: Experiment, identity: dict, teacher: Teacher | None) -> str:
-    """`NLL_seed=42`; of a student whose teacher has another seed, that one, too."""
-    seed = experiment.recipe.seed
-    parts = [identity["label"]]
-    if teacher is not None and teacher.identity["seed"] not in (None, seed):
-        parts.append(f"teacher-seed={teacher.identity['seed']}")
-    parts.append(f"seed={seed}")
-    if experiment.run.exp_name:
-        parts.append(experiment.run.exp_name)
-    return files.safe_name("_".join(parts))
 
 
 def finished_run(experiment: Experiment, dataset: str) -> tuple[Path, dict] | None:

@@ -14,6 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils.analysis.checks import (
+    check_identity,
+    check_mappings,
+    check_measured,
+    check_numbers,
+    check_texts,
+)
 from utils.analysis.columns import printable
 from utils.analysis.taught import epoch_of_files, teacher_settings
 from utils.program import files
@@ -302,47 +309,6 @@ def teacher_of_run(student: Record) -> Record:
     words = [teacher.model, teacher.label, teacher.note]
     teacher.title = printable("  teacher " + " ".join(word for word in words if word))
     return teacher
-
-
-def check_identity(identity: dict) -> None:
-    """Model, label and seed are what names and groups are made of. Raises KeyError, ValueError."""
-    check_texts(identity, ("model", "label"))
-    if not isinstance(identity["seed"], int | str | None):
-        raise ValueError(f"the seed is {identity['seed']!r}")
-
-
-def check_texts(values: dict, keys: tuple[str, ...]) -> None:
-    """Raises KeyError, ValueError."""
-    for key in keys:
-        if not isinstance(values[key], str):
-            raise ValueError(f"the {key} is {values[key]!r}, and no text")
-
-
-def check_mappings(values: dict, keys: tuple[str, ...]) -> None:
-    """Raises KeyError, ValueError."""
-    for key in keys:
-        if not isinstance(values[key], dict):
-            raise ValueError(f"the {key} are {values[key]!r}, and no mapping")
-
-
-def check_measured(measured: dict, is_validated: bool = True) -> None:
-    """What every table takes for granted is there, and every metric is a number.
-
-    `is_validated`: with metrics on validation, and a temperature. Raises KeyError, ValueError.
-    """
-    metrics_of_rows = [measured["test"]["raw"]]
-    if is_validated:
-        check_numbers(measured, ("temperature", "temperature_at_bound"))
-        metrics_of_rows += [measured["val"], measured["test"]["scaled"]]
-    for metrics in metrics_of_rows:
-        check_numbers(metrics, ("top1", "ece", *metrics))
-
-
-def check_numbers(values: dict, keys: tuple[str, ...]) -> None:
-    """Raises KeyError, ValueError."""
-    for key in keys:
-        if not isinstance(values[key], int | float):
-            raise ValueError(f"the {key} is {values[key]!r}, and no number")
 
 
 def numbers_of_epoch(line: str) -> dict:
