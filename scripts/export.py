@@ -15,6 +15,8 @@ if not __package__:  # started as `python scripts/export.py`
 import json
 import os
 from argparse import Namespace
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 
 import torch
@@ -49,6 +51,29 @@ COARSE = 0.2
 ONLY_IN = {"int8": "onnx", "with_sets": "onnx", "half": "safetensors"}
 
 
+Logits = Callable[[Tensor], Tensor]  # (N, K) of images uint8 (N, 3, H, W)
+Writer = Callable[[Softmax, dict[str, str]], bytes]  # a softmax and metadata -> a file
+
+
+def in_int8(calibrated: CalibratedNet, data: Dataset) -> tuple[Logits, Writer]:
+    """The net in 8-bit integers."""
+    model = int8_model(calibrated, data.val.images)
+    return logits_of_model(model), partial(with_softmax, model)
+
+
+def in_half(calibrated: CalibratedNet, data: Dataset) -> tuple[Logits, Writer]:
+    """The net itself, each weight rounded to half precision."""
+    round_to_half(calibrated.net)
+
+    def write(softmax: Softmax, metadata: dict[str, str]) -> bytes:
+        return half_safetensors(calibrated, metadata)  # whose files keep the softmax in metadata
+
+    return calibrated.logits, write
+
+
+SMALLER = {"int8": in_int8, "half": in_half}  # by flag
+
+
 def main(argv: list[str] | None = None) -> None:
     args = options(argv)
     nets = finished_nets(args.runs, args.epoch, with_teacher=False)
@@ -72,22 +97,15 @@ def main(argv: list[str] | None = None) -> None:
     lines = [f"{net.title}: ECE {certificate.eces()}; probabilities differ by up to {differences}"]
 
     # That file shows that weights and images are right. Now its net is made smaller.
-    if args.int8:
-        lines.append(f"float32: {certificate.line()}")
-        model = int8_model(calibrated, data.val.images)
-        evidence = evidence_of(logits_of_model(model), data, name="int8")
-        certificate = certify(net, args.calibration, evidence)
-        metadata = metadata_of(net, saved, data, args, certificate)
-        content = with_softmax(model, certificate.softmax, metadata)
-        lines.append(f"int8:    {certificate.line()}")
-    if args.half:
-        lines.append(f"float32: {certificate.line()}")
-        round_to_half(own)
-        evidence = evidence_of(calibrated.logits, data, name="half")
-        certificate = certify(net, args.calibration, evidence)
-        metadata = metadata_of(net, saved, data, args, certificate)
-        content = half_safetensors(calibrated, metadata)
-        lines.append(f"half:    {certificate.line()}")
+    for precision, smaller in SMALLER.items():
+        if getattr(args, precision):
+            lines.append(f"float32: {certificate.line()}")
+            logits_of_images, write_smaller = smaller(calibrated, data)
+            evidence = evidence_of(logits_of_images, data, name=precision)
+            certificate = certify(net, args.calibration, evidence)
+            metadata = metadata_of(net, saved, data, args, certificate)
+            content = write_smaller(certificate.softmax, metadata)
+            lines.append(f"{precision}:    {certificate.line()}")
     if args.with_sets:
         content = with_sets(content, SET_LEVEL, certificate.thresholds[SET_LEVEL])
 
@@ -107,6 +125,27 @@ def options(argv: list[str] | None) -> Namespace:
     parser.add_argument(
         "runs", nargs=1, type=location, metavar="RUN", help="a run folder, or one above it"
     )
+    add_file(parser)
+    parser.add_argument(
+        "--epoch", choices=("best", "last"), default="best", help="best: by validation top-1"
+    )
+    add_own_nets(parser)
+    parser.add_argument(
+        "--data_dir",
+        type=location,
+        default=Path(os.environ.get("KD_DATA") or "data"),
+        help="where the run's data set lies",
+    )
+    parser.add_argument(
+        "--dataset", type=path, help="the run's data set where it is no longer in its place"
+    )
+    args = parser.parse_args(argv)
+    check_options(args)
+    return args
+
+
+def add_file(parser: CommandLine) -> None:
+    """Which file is written, and what is in it."""
     parser.add_argument(
         "--out", type=location, metavar="FILE", required=True, help="the file to write"
     )
@@ -118,9 +157,6 @@ def options(argv: list[str] | None) -> Namespace:
         choices=("temperature", "vector", "none"),
         default="temperature",
         help="temperature: the run's own; vector: as scripts.posthoc --write left it",
-    )
-    parser.add_argument(
-        "--epoch", choices=("best", "last"), default="best", help="best: by validation top-1"
     )
     parser.add_argument(
         "--int8",
@@ -140,18 +176,10 @@ def options(argv: list[str] | None) -> Namespace:
     parser.add_argument(
         "--card", type=location, metavar="FILE.md", help="what the file is worth, in ten lines"
     )
-    add_own_nets(parser)
-    parser.add_argument(
-        "--data_dir",
-        type=location,
-        default=Path(os.environ.get("KD_DATA") or "data"),
-        help="where the run's data set lies",
-    )
-    parser.add_argument(
-        "--dataset", type=path, help="the run's data set where it is no longer in its place"
-    )
-    args = parser.parse_args(argv)
 
+
+def check_options(args: Namespace) -> None:
+    """Refuse what cannot be written, here or at all. Raises UserError."""
     for flag in ("out", "card"):
         check_writable(flag, getattr(args, flag))
     if args.card is not None and args.card.absolute() == args.out.absolute():
@@ -159,7 +187,6 @@ def options(argv: list[str] | None) -> Namespace:
     if args.format == "onnx":
         check_onnx()
     check_format(args)
-    return args
 
 
 def check_writable(flag: str, file: Path | None) -> None:
