@@ -188,7 +188,7 @@ def prepared(job: Job) -> tuple[Trainer, TrainLoader]:
 def ours(job: Job, mode: str) -> Pass:
     """The steps of an epoch as `fit` runs them, launched as --step `mode` says."""
     trainer, loader = prepared(job)
-    step = launched_step(trainer, loader, mode)
+    step = launched_step(trainer, loader, mode, compiled=mode == "compile")
 
     def train(steps: int) -> None:
         train_epoch(trainer, step, FewSteps(loader, steps), epoch=1, shown=False)
@@ -216,7 +216,7 @@ def bare(job: Job, mode: str) -> Pass:
         trainer.optimizer.zero_grad()
         return {}
 
-    step = launched(bare_step, trainer, loader, mode)
+    step = launched(bare_step, trainer, loader, mode, compiled=mode == "compile")
 
     def train(steps: int) -> None:
         task.train()

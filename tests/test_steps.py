@@ -4,14 +4,16 @@ Without a GPU the graphs are those of cuda_graphs.py.
 """
 
 import re
-import shutil
+import sys
 from types import SimpleNamespace
 
 import cuda_graphs
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from conftest import assert_same_run, command, fails, folder_of, run_script, weights
+from torch._dynamo.exc import BackendCompilerFailed
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import losses.distillation
@@ -19,10 +21,11 @@ import train_student
 import train_teacher
 from losses import FEATURES, ClassificationLoss
 from losses.classification import nll
-from models.blocks import Chain
+from models import build_model
+from models.blocks import Chain, Pool
 from utils import options, steps
 from utils.data.mixing import MIXES
-from utils.program import RunFailed
+from utils.program import RunFailed, environment
 from utils.program.processes import start
 from utils.runs import Run
 from utils.teachers import Teacher
@@ -33,6 +36,9 @@ RATE = "0.0078125"
 FLAGS = ["--train-batch-size", "32", "--lr", RATE, "--lr-decay-factor", "0.5", "--epochs", "4"]
 LOSSES = ["NLL", "LS+MDCA", "FL+MMCE", "FLSD+DCA", "DFL+MbLS", "AdaFocal", "Brier+CPC"]  # all
 HAS_GPU = torch.cuda.is_available()
+needs_compiler = pytest.mark.skipif(
+    environment.compiler_fault() is not None and not HAS_GPU, reason="no compiler here"
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -215,18 +221,23 @@ def test_a_captured_student_of_each_distillation(
     assert [graph.replays for graph in graphs] == [13]
 
 
-@pytest.mark.parametrize("stop", [1, 3])
-def test_a_resumed_run_captures_anew(tiny_npz, tmp_path, graphs, teacher, monkeypatch, stop):
+def stopped_teacher_run(data, root, epochs, *flags):
+    """A run that is killed when so many of its epochs are saved."""
     save = Run.save
 
     def save_and_stop(self, checkpoint, improved):
         save(self, checkpoint, improved)
-        if len(checkpoint["history"]) == stop:
+        if len(checkpoint["history"]) == epochs:
             raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Run, "save", save_and_stop)
-        teacher_run(tiny_npz, tmp_path)
+        teacher_run(data, root, *flags)
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+def test_a_resumed_run_captures_anew(tiny_npz, tmp_path, graphs, teacher, stop):
+    stopped_teacher_run(tiny_npz, tmp_path, stop)
     assert_agree(teacher, teacher_run(tiny_npz, tmp_path))
     assert [graph.replays for graph in graphs] == [4 * stop - 3, 4 * (4 - stop) - 3]
 
@@ -305,19 +316,163 @@ def test_graph_needs_a_gpu(tiny_npz, tmp_path, capsys):
     assert "--step graph: needs one GPU" in fails(capsys, tmp_path, train_teacher.main, line)
 
 
-@pytest.mark.skipif(shutil.which("c++") is None and not HAS_GPU, reason="no compiler here")
+@needs_compiler
 def test_a_compiled_run_trains_alike(tiny_npz, tmp_path, teacher):
     compiled = teacher_run(tiny_npz, tmp_path, "--step", "compile")
     assert_agree(teacher, compiled, bits=False)
     assert re.search("steps: .*compiled", (compiled / "train_log.txt").read_text())
 
 
-@pytest.mark.skipif(shutil.which("c++") is None and not HAS_GPU, reason="no compiler here")
+@needs_compiler
 def test_a_compiled_run_of_a_mix_trains_alike(tiny_npz, tmp_path):
     flags = ("--epochs", "2", "--mix", "mixup")
     eager = teacher_run(tiny_npz, tmp_path / "eager", "--step", "eager", *flags)
     compiled = teacher_run(tiny_npz, tmp_path / "compiled", "--step", "compile", *flags)
     assert_agree(eager, compiled, bits=False)
+
+
+@pytest.fixture
+def on_amx(monkeypatch, tmp_path_factory):
+    """Runs from now on are in bf16, on a CPU that says it has AMX."""
+    info = tmp_path_factory.mktemp("proc") / "cpuinfo"
+    info.write_text("flags : avx512_bf16 amx_bf16 amx_tile\n")
+    monkeypatch.setattr(environment, "CPU_INFO", info)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def compilations(monkeypatch):
+    """What torch is asked to compile from now on, and does not."""
+    asked = []
+
+    def note(function, **options):
+        asked.append(function)
+        return function
+
+    monkeypatch.setattr(torch, "compile", note)
+    for module in (steps, options):
+        monkeypatch.setattr(module, "compiler_fault", lambda: None)
+    return asked
+
+
+VIEWS = 4 * 135  # of the runs here
+
+
+def test_a_short_run_on_amx_is_not_compiled(tiny_npz, tmp_path, on_amx, compilations, capsys):
+    folder = teacher_run(tiny_npz, tmp_path)
+    log = (folder / "train_log.txt").read_text()
+    assert "mixed precision: bf16" in log and "steps: kernel by kernel," in log
+    assert not compilations and "compiled" not in log + capsys.readouterr().out
+
+
+def test_a_long_run_on_amx_is_compiled(tiny_npz, tmp_path, on_amx, compilations, monkeypatch):
+    monkeypatch.setattr(steps, "COMPILED_VIEWS", VIEWS + 1)
+    teacher_run(tiny_npz, tmp_path / "shorter")
+    assert not compilations
+    monkeypatch.setattr(steps, "COMPILED_VIEWS", VIEWS)
+    teacher_run(tiny_npz, tmp_path / "as_long")
+    assert len(compilations) == 1
+    eager = teacher_run(tiny_npz, tmp_path / "eager", "--step", "eager")
+    assert len(compilations) == 1 and "compiled" not in (eager / "train_log.txt").read_text()
+
+
+def small_net(name, num_classes):
+    """One of ours by its class, which takes less time to compile."""
+    parts = {
+        "conv": torch.nn.Conv2d(3, 8, 3),
+        "bn": torch.nn.BatchNorm2d(8),
+        "relu": torch.nn.ReLU(),
+        "pool": Pool(),
+        "fc": torch.nn.Linear(8, num_classes),
+    }
+    return Chain(parts, stages=())
+
+
+@needs_compiler
+def test_a_run_that_is_compiled_unasked_resumes(tiny_npz, tmp_path, on_amx, monkeypatch, capsys):
+    monkeypatch.setattr(steps, "COMPILED_VIEWS", VIEWS)
+    monkeypatch.setattr(train_teacher, "build_model", small_net)
+    whole = teacher_run(tiny_npz, tmp_path / "whole")
+    said = "steps are compiled, which pays in bf16 on AMX"
+    log = (whole / "train_log.txt").read_text()
+    assert said in log and "kernel by kernel, compiled" in log and said in capsys.readouterr().out
+    stopped_teacher_run(tiny_npz, tmp_path / "resumed", 2)
+    torch._dynamo.reset()  # it is compiled anew
+    assert_same_run(whole, teacher_run(tiny_npz, tmp_path / "resumed"))
+
+
+@pytest.mark.parametrize("lacks", ["compiler", "headers"])
+def test_without_a_compiler_auto_stays_eager(
+    tiny_npz, tmp_path, on_amx, monkeypatch, capsys, lacks
+):
+    monkeypatch.setattr(steps, "COMPILED_VIEWS", VIEWS)
+    if lacks == "compiler":
+        monkeypatch.setenv("CXX", "no-such-compiler -O3")
+        fault = "there is no C++ compiler 'no-such-compiler -O3'"
+    else:
+        monkeypatch.setenv("CXX", sys.executable)  # something that there is
+        monkeypatch.setattr(environment.sysconfig, "get_path", lambda name: str(tmp_path))
+        fault = f"Python's headers are not in {tmp_path}"
+    line = command(tiny_npz, tmp_path, "--step", "compile")
+    assert f"--step compile: {fault}" in fails(capsys, tmp_path, train_teacher.main, line)
+    folder = teacher_run(tiny_npz, tmp_path)
+    log = (folder / "train_log.txt").read_text()
+    assert f"steps are not compiled, which pays in bf16 on AMX: {fault}" in log
+    assert "steps: kernel by kernel," in log and fault in capsys.readouterr().out
+
+
+def test_a_compiler_that_fails(tiny_npz, tmp_path, on_amx, compilations, monkeypatch, capsys):
+    """auto goes on without, with the weights of an eager run; compile says how to go on."""
+
+    def failing(function, **options):
+        def compiled(*given, **options):
+            raise BackendCompilerFailed(failing, OSError("no space left\nfor a kernel"), None)
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", failing)
+    monkeypatch.setattr(steps, "COMPILED_VIEWS", VIEWS)
+    eager = teacher_run(tiny_npz, tmp_path / "eager", "--step", "eager")
+    assert_same_run(eager, teacher_run(tiny_npz, tmp_path / "auto"))
+    fault = "the net cannot be compiled: OSError: no space left"
+    assert capsys.readouterr().out.count(f"{fault}; steps are launched kernel by kernel") == 1
+    with pytest.raises(RunFailed, match=f"{fault}; give --step eager"):
+        teacher_run(tiny_npz, tmp_path / "compile", "--step", "compile")
+
+
+@pytest.mark.parametrize(
+    "what, value",
+    [
+        ("device", torch.device("cuda")),
+        ("num_processes", 2),
+        ("mixed_precision", "no"),
+        ("flags", "avx2 avx512_bf16"),
+        ("net", torch.nn.Sequential()),
+        ("mode", "eager"),
+        ("mode", "graph"),
+        ("nothing", None),
+    ],
+)
+def test_where_auto_does_not_compile(monkeypatch, tmp_path, compilations, what, value):
+    """Each of these is reason enough; without any it does."""
+    facts = {
+        "device": torch.device("cpu"),
+        "num_processes": 1,
+        "mixed_precision": "bf16",
+        "flags": "amx_bf16",
+        "net": build_model("resnet8", 10),
+        "mode": "auto",
+    } | {what: value}
+    info = tmp_path / "cpuinfo"
+    info.write_text(f"flags : {facts['flags']}\n")
+    monkeypatch.setattr(environment, "CPU_INFO", info)
+    accelerator = SimpleNamespace(**facts)
+    compiling = steps.choose_compiling(facts["mode"], accelerator, facts["net"], 10**6)
+    assert compiling.chosen is (what == "nothing") and bool(compiling.note) is compiling.chosen
 
 
 @pytest.mark.skipif(not HAS_GPU, reason="needs a GPU")

@@ -286,7 +286,8 @@ def add_run(parser: CommandLine) -> None:
         "--step",
         choices=MODES,
         default=RunChoice.step,
-        help="auto: one CUDA graph on one GPU, else eager, kernel by kernel; compile also fuses",
+        help="auto: one CUDA graph on one GPU, else eager, kernel by kernel; compile also fuses; "
+        "auto compiles long runs in bf16 on a CPU with AMX",
     )
     run.add_argument(
         "--deterministic",

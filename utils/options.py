@@ -34,6 +34,7 @@ from utils.flags import (
 from utils.optimizers import OPTIMIZERS, SCHEDULES
 from utils.program import UserError
 from utils.program.command_line import CommandLine, checked
+from utils.program.environment import compiler_fault
 from utils.program.words import counted
 from utils.settings import (
     DataChoice,
@@ -339,5 +340,9 @@ def check_run(experiment: Experiment, data: Dataset, accelerator: Accelerator) -
         raise UserError(
             "--step graph: needs one GPU, one process and no --deterministic; leave it out"
         )
-    if recipe.sync_bn and (processes == 1 or accelerator.device.type == "cpu"):
+    on_cpu = accelerator.device.type == "cpu"
+    fault = compiler_fault() if on_cpu and experiment.run.step == "compile" else None
+    if fault is not None:
+        raise UserError(f"--step compile: {fault}; leave it out")
+    if recipe.sync_bn and (processes == 1 or on_cpu):
         raise UserError("--sync_bn: has an effect on several GPUs only; leave it out")

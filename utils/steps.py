@@ -8,6 +8,7 @@ stands in utils/training.py.
 from collections import Counter
 from collections.abc import Callable, Hashable
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -18,6 +19,7 @@ from tqdm import tqdm
 from models.blocks import Chain
 from utils.data.views import Draw, TrainLoader
 from utils.program import RunFailed
+from utils.program.environment import compiler_fault, has_amx
 from utils.sums import Sums
 
 MODES = ("auto", "eager", "graph", "compile")
@@ -25,6 +27,11 @@ EAGER_STEPS = 3  # before a capture: cuDNN chooses its algorithms in them
 # Releases before 2.14 leave the allocator in the state of a capture when one fails, and torch then
 # asserts when memory runs out. There only --step graph captures.
 SURVIVES_A_FAILED_CAPTURE = torch.__version__ >= (2, 14)
+# The training views of a run from which --step auto compiles. To compile takes S = 20 to 40 s of
+# one thread. If a compiled step is a quarter faster, it takes four fifths of the time, and at R
+# images/s S is saved after 5 R S views: 70,000 (S = 20, R = 700) to 300,000 (S = 40, R = 1,500).
+# From here on a run saves three times what it spends, or more; or at least as much, up to 3 R.
+COMPILED_VIEWS = 1_000_000
 
 Step = Callable[[Draw], Sums]
 
@@ -54,19 +61,80 @@ def first_fault(error: BaseException) -> BaseException:
     return error
 
 
-def compile_net(net: nn.Module, batch_size: int) -> None:
+class Compiling(NamedTuple):
+    """Whether a net is compiled, and a line that says why where --step auto would have it so."""
+
+    chosen: bool
+    note: str = ""
+
+
+def choose_compiling(mode: str, accelerator: Accelerator, net: nn.Module, views: int) -> Compiling:
+    """What --step `mode` means for a run of so many training views (epochs times images).
+
+    Machine and command alone decide, and no clock: a run that is resumed is launched as before.
+    """
+    if mode != "auto":
+        return Compiling(mode == "compile")
+    if views < COMPILED_VIEWS or not gains_by_compiling(accelerator, net):
+        return Compiling(False)
+
+    fault = compiler_fault()
+    if fault is not None:
+        return Compiling(False, f"steps are not compiled, which pays in bf16 on AMX: {fault}")
+    return Compiling(
+        True,
+        f"steps are compiled, which pays in bf16 on AMX in a run of {views:,} training views; "
+        "--step eager launches them kernel by kernel",
+    )
+
+
+def gains_by_compiling(accelerator: Accelerator, net: nn.Module) -> bool:
+    """Whether a compiled step is known to be faster: docs/performance.md has the figures.
+
+    Of nets only our own: other people's may not compile.
+    """
+    return (
+        accelerator.device.type == "cpu"
+        and accelerator.num_processes == 1
+        and accelerator.mixed_precision == "bf16"
+        and has_amx()
+        and isinstance(net, Chain)
+    )
+
+
+def compile_net(net: nn.Module, batch_size: int, required: bool) -> None:
     """Let a net be compiled for training steps of that many images, in place.
 
-    The last step of an epoch is smaller, and not worth being compiled; nor is evaluation.
+    The last step of an epoch is smaller, and not worth being compiled; nor is evaluation. Where the
+    compiler fails, the step raises RunFailed if that is `required`, and else goes on without.
     """
+    from torch._dynamo.exc import BackendCompilerFailed  # slow to import; torch.compile needs it
+
     eager = net.forward
     compiled = torch.compile(eager, dynamic=False)
+    usable = True
 
     def forward(images: Tensor, **options):
+        nonlocal usable
         whole_step = net.training and len(images) == batch_size
-        return compiled(images, **options) if whole_step else eager(images, **options)
+        if not usable or not whole_step:
+            return eager(images, **options)
+        try:
+            return compiled(images, **options)
+        except BackendCompilerFailed as error:
+            give_up_compiling(error, required)
+            usable = False
+            return eager(images, **options)
 
     net.forward = forward
+
+
+def give_up_compiling(error: RuntimeError, required: bool) -> None:
+    fault = error.inner_exception  # BackendCompilerFailed has it
+    reason = f"{type(fault).__name__}: {fault}".partition("\n")[0]
+    if required:
+        raise RunFailed(f"the net cannot be compiled: {reason}; give --step eager") from error
+    tqdm.write(f"the net cannot be compiled: {reason}; steps are launched kernel by kernel")
 
 
 @contextmanager

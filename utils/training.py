@@ -22,7 +22,15 @@ from utils.program.processes import on_main
 from utils.progress import epoch_bar, show_progress, size_line
 from utils.runs import Run
 from utils.settings import Recipe
-from utils.steps import GraphedStep, Step, compile_net, is_captured, uncounted
+from utils.steps import (
+    Compiling,
+    GraphedStep,
+    Step,
+    choose_compiling,
+    compile_net,
+    is_captured,
+    uncounted,
+)
 from utils.sums import LOWER_THE_RATE, EpochSums, Sums, step_sums
 from utils.tasks import Task
 from utils.trackers import start_tracker
@@ -71,9 +79,11 @@ def fit(
     # What is trained, and all that changes while it is trained.
     trainer = Trainer(task, recipe, accelerator, steps_per_epoch=len(loader))
     history, best = resume(run, trainer)
-    step = launched_step(trainer, loader, choice.step)
+    views = recipe.epochs * len(data.train.labels)
+    compiling = choose_compiling(choice.step, accelerator, task.net, views)
+    step = launched_step(trainer, loader, choice.step, compiling.chosen)
     run.say(size_line(recipe.model, task.net, data))
-    log_how_it_runs(run, accelerator, step, choice.step)
+    log_how_it_runs(run, accelerator, step, compiling)
     start_tracker(run, history)
 
     with Keeper(run, recipe, data.val, history, best) as keeper:
@@ -175,7 +185,7 @@ def train_loader(data: Dataset, recipe: Recipe, accelerator: Accelerator) -> Tra
     )
 
 
-def launched_step(trainer: Trainer, loader: TrainLoader, mode: str) -> Step:
+def launched_step(trainer: Trainer, loader: TrainLoader, mode: str, compiled: bool) -> Step:
     """train_step on a draw of the loader, launched as --step says (one of steps.MODES)."""
 
     def step(draw: Draw) -> Sums:
@@ -185,13 +195,13 @@ def launched_step(trainer: Trainer, loader: TrainLoader, mode: str) -> Step:
             trainer.average.update(trainer.task.net)
         return sums
 
-    return launched(step, trainer, loader, mode)
+    return launched(step, trainer, loader, mode, compiled)
 
 
-def launched(step: Step, trainer: Trainer, loader: TrainLoader, mode: str) -> Step:
-    """A step that changes the trainer's task, compiled or as a graph where `mode` says so."""
-    if mode == "compile":
-        compile_net(trainer.task.net, loader.images_per_process)
+def launched(step: Step, trainer: Trainer, loader: TrainLoader, mode: str, compiled: bool) -> Step:
+    """A step that changes the trainer's task; it becomes a graph where `mode` says so."""
+    if compiled:
+        compile_net(trainer.task.net, loader.images_per_process, required=mode == "compile")
     if not is_captured(mode, trainer.accelerator):
         return step
     return GraphedStep(
@@ -255,9 +265,11 @@ def train_epoch(
     return sums.means()
 
 
-def log_how_it_runs(run: Run, accelerator: Accelerator, step: Step, mode: str) -> None:
+def log_how_it_runs(run: Run, accelerator: Accelerator, step: Step, compiling: Compiling) -> None:
+    if compiling.note:
+        run.say(compiling.note)
     launch = "one CUDA graph" if isinstance(step, GraphedStep) else "kernel by kernel"
-    compiled = ", compiled" if mode == "compile" else ""
+    compiled = ", compiled" if compiling.chosen else ""
     run.log(
         f"{accelerator.device}, steps: {launch}{compiled}, "
         f"mixed precision: {accelerator.mixed_precision}, "

@@ -4,7 +4,9 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import sys
+import sysconfig
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -63,6 +65,23 @@ def precision_note(accelerator: Accelerator) -> str:
 def has_bf16() -> bool:
     """Whether the processor computes in bfloat16 itself; where it does not say, it may."""
     return not CPU_INFO.exists() or "bf16" in CPU_INFO.read_text()
+
+
+def has_amx() -> bool:
+    """Whether processor and system say that they multiply matrices in bfloat16 (Intel's AMX)."""
+    return CPU_INFO.exists() and "amx_bf16" in CPU_INFO.read_text()
+
+
+def compiler_fault() -> str | None:
+    """What torch.compile lacks here to compile for the CPU; None where all seems to be there."""
+    compiler = os.environ.get("CXX", "g++")  # as torch chooses it
+    words = shlex.split(compiler)
+    if not words or shutil.which(words[0]) is None:
+        return f"there is no C++ compiler {compiler!r} (the variable CXX names another)"
+    headers = sysconfig.get_path("include")
+    if not Path(headers, "Python.h").exists():
+        return f"Python's headers are not in {headers} (Debian's package python3-dev)"
+    return None
 
 
 def command(accelerator: Accelerator) -> str:
