@@ -91,7 +91,7 @@ def choose_compiling(mode: str, accelerator: Accelerator, net: nn.Module, views:
 def gains_by_compiling(accelerator: Accelerator, net: nn.Module) -> bool:
     """Whether a compiled step is known to be faster: docs/performance.md has the figures.
 
-    Of nets only our own: other people's may not compile.
+    Of nets only our own: third parties' may not compile.
     """
     return (
         accelerator.device.type == "cpu"
@@ -142,7 +142,7 @@ def uncounted(net: nn.Module, steps: int):
     """Within it no batch norm counts its batches; after so many training steps it has counted them.
 
     Nothing in our nets reads the count, and on a GPU it costs a launch of a kernel for each batch
-    norm in every step. In other people's nets it goes on: they may call a batch norm twice.
+    norm in every step. In third parties' nets it goes on: they may call a batch norm twice.
     """
     counts = {}
     if isinstance(net, Chain):
