@@ -23,7 +23,7 @@ from losses import FEATURES, ClassificationLoss
 from losses.classification import nll
 from models import build_model
 from models.blocks import Chain, Pool
-from utils import options, steps
+from utils import options, steps, training
 from utils.data.mixing import MIXES
 from utils.program import RunFailed, environment
 from utils.program.processes import start
@@ -245,7 +245,8 @@ def test_a_resumed_run_captures_anew(tiny_npz, tmp_path, graphs, teacher, stop):
 
 def test_a_captured_step_counts_what_the_scaler_skips(tiny_npz, tmp_path, graphs, monkeypatch):
     """The loss turns bad once the steps are captured: Python sees none of that."""
-    bad, original, save = torch.zeros(()), train_teacher.start, Run.save
+    bad = torch.zeros(())
+    original, train_epoch = train_teacher.start, training.train_epoch
 
     def start_scaled(*given):
         accelerator = original(*given)
@@ -257,13 +258,13 @@ def test_a_captured_step_counts_what_the_scaler_skips(tiny_npz, tmp_path, graphs
         # The root's slope at 0 is infinite; times the 0 within, the gradient is NaN.
         return nll(logits, labels) + (1 - bad + 0 * logits.sum()).sqrt()
 
-    def save_and_break(self, checkpoint, improved):
-        save(self, checkpoint, improved)
-        bad.fill_(len(checkpoint["history"]) >= 2)
+    def break_and_train(trainer, step, loader, epoch):
+        bad.fill_(epoch > 2)
+        return train_epoch(trainer, step, loader, epoch)
 
     monkeypatch.setattr(train_teacher, "start", start_scaled)
     monkeypatch.setattr(train_teacher, "build_loss", lambda name: ClassificationLoss(loss))
-    monkeypatch.setattr(Run, "save", save_and_break)
+    monkeypatch.setattr(training, "train_epoch", break_and_train)
     with pytest.raises(RunFailed, match=r"100 steps in a row.*epoch 22, step 5"):
         teacher_run(tiny_npz, tmp_path, "--epochs", "40")
     assert graphs[0].replays > 50
