@@ -42,9 +42,10 @@ def card_of(title: str, file: Path, form: str, content: bytes, about: dict[str, 
         f"Top-1: {top1:.2f} %.",
         f"ECE of its logits as they are: {ece['raw']}.",
         f"ECE at T = {temperature:.3f}, which suits validation: {ece['scaled']}.",
-        *(f"ECE with vector scaling: {ece[name]}." for name in ("vector",) if name in ece),
-        f"Its probabilities have a true ECE below {upper} % (95 % confidence).",
     ]
+    if "vector" in ece:
+        lines.append(f"ECE with vector scaling: {ece['vector']}.")
+    lines.append(f"Its probabilities have a true ECE below {upper} % (95 % confidence).")
     if SET_LEVEL in facts["coverage"]:
         coverage = 100 * facts["coverage"][SET_LEVEL]
         size = facts["set_size"][SET_LEVEL]

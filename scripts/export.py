@@ -50,7 +50,6 @@ COARSE = 0.2
 # The one format that has what a flag asks for.
 ONLY_IN = {"int8": "onnx", "with_sets": "onnx", "half": "safetensors"}
 
-
 Logits = Callable[[Tensor], Tensor]  # (N, K) of images uint8 (N, 3, H, W)
 Writer = Callable[[Softmax, dict[str, str]], bytes]  # a softmax and metadata -> a file
 
@@ -201,7 +200,7 @@ def check_format(args: Namespace) -> None:
         if getattr(args, flag) and args.format != form:
             name = flag.replace("_", "-")
             raise UserError(f"--{name}: --format {form} alone has it, and not {args.format}")
-    for flag in ("int8", "half"):
+    for flag in SMALLER:
         if getattr(args, flag) and args.calibration == "vector":
             raise UserError(
                 f"--calibration vector: --{flag} fits a temperature of its own, and no vector; "
