@@ -178,6 +178,23 @@ def test_students_of_other_teachers_are_other_rows(tmp_path, first, second, name
     assert not any("None" in teacher.name for teacher in teachers)
 
 
+def test_other_weights_at_the_same_seed_are_another_teacher(tmp_path):
+    """It was trained again, with other settings, and its run is not here: no mean of the two."""
+    for training, confidence in (("first", 0.9), ("again", 0.8)):
+        for seed in (1, 2):
+            sha256 = hashlib.sha256(f"{seed} {training}".encode()).hexdigest()
+            seen = {"view_confidence": confidence, "temperature": 1}
+            teacher = identity(seed=seed, sha256=sha256) | {"seen": seen}
+            write_run(tmp_path, "KD", {"T": 4}, seed, teacher=teacher, exp_name=training)
+    section = only_section(tmp_path)
+    teachers = above(section)
+    assert [len(teacher.records) for teacher in teachers] == [1] * 4
+    names = {f"resnet56 NLL sha256={teacher.first.measured['sha256'][:12]}" for teacher in teachers}
+    assert {teacher.name for teacher in teachers} == names and len(names) == 4
+    text = " ".join(shown(section).split())
+    assert text.count("80.0 %") == text.count("90.0 %") == 2
+
+
 @pytest.mark.parametrize("label, members", [("NLL_Tcal=auto", 1), ("NLL", 2)])
 def test_settings_of_a_teachers_runs_tell_its_students_apart(tmp_path, label, members):
     """Also of those of an ensemble, and of a teacher whose logits were divided."""
@@ -262,8 +279,8 @@ def test_how_sure_teachers_were_is_said_below_the_table(tmp_path):
     # Another accuracy has found another temperature: no mean is taken of the two.
     told = divided("views", seed=1) | {"teacher_accuracy": 0.85, "seen": seen | {"temperature": 2}}
     write_run(tmp_path, "DKD", {"T": 4}, 1, teacher=told)
-    words = "resnet56 NLL_Tcal=views 96.0 and 90.0 %, divided by T = 1.500"
-    others = "resnet56 NLL_Tcal=views teacher_accuracy=0.85 97.0 and 90.0 %, divided by T = 2.000"
+    words = "resnet56 NLL Tcal=views 96.0 and 90.0 %, divided by T = 1.500"
+    others = "resnet56 NLL Tcal=views teacher_accuracy=0.85 97.0 and 90.0 %, divided by T = 2.000"
     text = " ".join(shown(only_section(tmp_path)).split())
     assert words in text and others in text and "older 9" not in text
 

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 
@@ -40,6 +41,27 @@ def seeds_of(record: Record) -> tuple:
     if record.borrowed:
         return record.seed, record.measured["sha256"]
     return record.seed, record.teacher and seeds_of(record.teacher)
+
+
+def alike_in_weights(records: list[Record]) -> list[list[Record]]:
+    """Runs that differ only in the seed; apart by their teacher where one seed of it had two.
+
+    The weights of a run follow from its seed and settings. Where a teacher's run is not here, its
+    settings are not known, and other weights at the same seed are those of another teacher.
+    """
+    pairs = {absent_teacher(record) for record in records}
+    seeds = {seed for seed, _ in pairs}
+    return [records] if len(seeds) == len(pairs) else alike(records, absent_teacher)
+
+
+def absent_teacher(record: Record) -> tuple:
+    """Seed and SHA-256 of the nearest teacher that has no run here, or of the record if it is one.
+
+    (None, None) where all are runs.
+    """
+    if record.borrowed:
+        return record.seed, record.measured["sha256"]
+    return (None, None) if record.teacher is None else absent_teacher(record.teacher)
 
 
 def named_apart(records: list[Record]) -> bool:
@@ -114,7 +136,8 @@ def group_runs(records: list[Record]) -> tuple[list[Group], list[LeftOut]]:
 
     group_of: dict[Record, Group] = {}
     repeated: list[LeftOut] = []
-    for same in alike(nets, same_but_for_seed):
+    families = alike(nets, same_but_for_seed)
+    for same in chain.from_iterable(alike_in_weights(family) for family in families):
         apart = named_apart(same)
         for runs in alike(same, attrgetter("exp_name")) if apart else [same]:
             group = Group([], runs[0].exp_name if apart else None)
@@ -181,8 +204,23 @@ def tell_apart(groups: Iterable[Group]) -> None:
             add_difference(same, key)
         # A teacher whose run is not here lacks most settings: a single further one has to do.
         for key in keys:
-            if len({group.difference for group in same}) < len(same) and key not in of_all:
+            if not are_told_apart(same) and key not in of_all:
                 add_difference(same, key)
+        # Teachers without a run here that agree in all that is known of them.
+        if not are_told_apart(same):
+            add_weights(same)
+
+
+def are_told_apart(groups: list[Group]) -> bool:
+    return len({group.difference for group in groups}) == len(groups)
+
+
+def add_weights(groups: list[Group]) -> None:
+    """The beginning of the SHA-256 of a teacher's weights, added to its name."""
+    for group in groups:
+        if group.first.borrowed:
+            sha256 = group.first.measured["sha256"][:12]
+            group.difference = f"{group.difference} sha256={sha256}".strip()
 
 
 def add_difference(groups: list[Group], key: str) -> None:

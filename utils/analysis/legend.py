@@ -2,7 +2,7 @@
 
 from utils.analysis.columns import COLUMNS, NO_SCALED_ROW, SET_METRICS, printable
 from utils.analysis.conformal import ALPHA, LEAST_IMAGES
-from utils.analysis.groups import seeds_of
+from utils.analysis.groups import Group, seeds_of
 from utils.analysis.record import LOGITS, Record
 from utils.analysis.rows import FEW
 from utils.analysis.splits import comparison
@@ -104,7 +104,6 @@ def about_choices(section: Section) -> list[str]:
 def about_teachers(section: Section) -> list[str]:
     choice = section.choice
     nets = [group.first for group in section.printed]
-    every_run = [record for group in section.printed for record in group.records]
     sentences = []
     if any(net.note for net in nets):
         sentences.append(
@@ -122,38 +121,34 @@ def about_teachers(section: Section) -> list[str]:
         sentences.append(f"A third party's teacher has no scaled row. {NO_SCALED_ROW}")
     if any("temperature" not in net.measured and not net.third_party for net in nets):
         sentences.append("A file of logits without those of validation has no scaled row.")
-    sentences += about_confidence(every_run)
+    sentences += about_confidence(section.printed)
     unprinted = len(section.groups) - len(section.printed)
     if unprinted:
         sentences.append(f"{unprinted} further nets are in report.csv only (--nets prints more).")
     return sentences
 
 
-def about_confidence(students: list[Record]) -> list[str]:
+def about_confidence(students: list[Group]) -> list[str]:
     """How sure the teachers are of what their students learned from: means over their students."""
-    seen: dict[str, list[dict[str, float]]] = {}
-    for student in students:
-        teacher = student.taught_by
-        if teacher is not None and teacher.measured.get("seen"):
-            name = printable(f"{teacher.model} {teacher.label}")
-            accuracy = teacher.identity.get("teacher_accuracy")
-            if accuracy is not None:  # it decides the temperature, and is no part of the label
-                name = f"{name} teacher_accuracy={accuracy:g}"
-            seen.setdefault(name, []).append(teacher.measured["seen"])
+    seen: dict[Group, list[dict[str, float]]] = {}
+    for group in students:
+        for student in group.records:
+            if student.taught_by is not None and student.taught_by.measured.get("seen"):
+                seen.setdefault(group.teacher, []).append(student.taught_by.measured["seen"])
     if not seen:
         return []
 
-    def mean(name: str, key: str) -> float:
-        return sum(values[key] for values in seen[name]) / len(seen[name])
+    def mean(teacher: Group, key: str) -> float:
+        return sum(values[key] for values in seen[teacher]) / len(seen[teacher])
 
     texts = []
-    for name in seen:
-        text = f"{name} {100 * mean(name, 'view_confidence'):.1f}"
-        if all("val_confidence" in values for values in seen[name]):
-            text += f" and {100 * mean(name, 'val_confidence'):.1f} %"
+    for teacher in seen:
+        text = f"{printable(teacher.name)} {100 * mean(teacher, 'view_confidence'):.1f}"
+        if all("val_confidence" in values for values in seen[teacher]):
+            text += f" and {100 * mean(teacher, 'val_confidence'):.1f} %"
         else:
             text += " % (unknown on validation)"
-        temperature = mean(name, "temperature")
+        temperature = mean(teacher, "temperature")
         texts.append(text if temperature == 1 else f"{text}, divided by T = {temperature:.3f}")
     return [
         "Mean confidence of a teacher on its students' training images and on validation images: "
