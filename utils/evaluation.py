@@ -22,7 +22,6 @@ def predict(
     std: Statistics,
     accelerator: Accelerator,
     batch_size: int | None = None,
-    title: str | None = None,
 ) -> Tensor:
     """Logits of a split, as `logits_of` gives them, of a net in eval mode.
 
@@ -33,7 +32,7 @@ def predict(
     def forward(images: Tensor) -> Tensor:
         return net(normalise(images, mean, std))
 
-    return logits_of(forward, split, accelerator, batch_size, title)
+    return logits_of(forward, split, accelerator, batch_size)
 
 
 @torch.inference_mode()
@@ -55,8 +54,8 @@ def logits_of(
     # Equal shares can be gathered; the last image stands in where there are not enough.
     total = len(split.labels)
     share = math.ceil(total / accelerator.num_processes)
-    own = torch.arange(share) + accelerator.process_index * share
-    images = split.images[own.clamp(max=total - 1).to(split.images.device)]
+    places = accelerator.process_index * share + torch.arange(share)
+    images = split.images[places.clamp(max=total - 1).to(split.images.device)]
 
     hidden = title is None or not accelerator.is_main_process
     batches = tqdm(images.split(batch_size), title, leave=False, disable=hidden or None)

@@ -71,7 +71,6 @@ def fit(
     Returns the records of all epochs, as in metrics.jsonl. Raises RunFailed when the loss or the
     net's outputs are no longer finite.
     """
-    choice = run.experiment.run
     # Images lie on the device from here on: training views are made there, step by step.
     loader = train_loader(data, recipe, accelerator)
     val = replace(data.val, images=data.val.images.to(accelerator.device))
@@ -79,11 +78,8 @@ def fit(
     # What is trained, and all that changes while it is trained.
     trainer = Trainer(task, recipe, accelerator, steps_per_epoch=len(loader))
     history, best = resume(run, trainer)
-    views = recipe.epochs * len(data.train.labels)
-    compiling = choose_compiling(choice.step, accelerator, task.net, views)
-    step = launched_step(trainer, loader, choice.step, compiling.chosen)
     run.say(size_line(recipe.model, task.net, data))
-    log_how_it_runs(run, accelerator, step, compiling)
+    step = step_of_run(run, trainer, loader)
     start_tracker(run, history)
 
     with Keeper(run, recipe, data.val, history, best) as keeper:
@@ -98,7 +94,7 @@ def fit(
             record["images_per_second"] = len(data.train.labels) / (time.perf_counter() - started)
 
             # Validate.
-            logits = validation_logits(trainer, val, choice.test_batch_size)
+            logits = validation_logits(trainer, val, run.experiment.run.test_batch_size)
             on_main(accelerator, partial(check_logits, logits, epoch, record["lr"]))
             task.after_validation(logits, val.labels)
 
@@ -183,6 +179,16 @@ def train_loader(data: Dataset, recipe: Recipe, accelerator: Accelerator) -> Tra
         mix=(recipe.mix, recipe.mix_alpha) if recipe.mix else None,
         cutout=cutout,
     )
+
+
+def step_of_run(run: Run, trainer: Trainer, loader: TrainLoader) -> Step:
+    """train_step, launched as the run's --step says; the run says and logs how that is."""
+    mode = run.experiment.run.step
+    views = trainer.recipe.epochs * len(loader.labels)
+    compiling = choose_compiling(mode, trainer.accelerator, trainer.task.net, views)
+    step = launched_step(trainer, loader, mode, compiling.chosen)
+    log_how_it_runs(run, trainer.accelerator, step, compiling)
+    return step
 
 
 def launched_step(trainer: Trainer, loader: TrainLoader, mode: str, compiled: bool) -> Step:
