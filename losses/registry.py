@@ -238,13 +238,18 @@ def nearest_hint(name: str, names: Iterable[str]) -> str:
 def loss_flags(name: str) -> tuple[Flag, ...]:
     """The flags that a loss or a distillation reads, in their order in a run's name."""
     if is_distillation(name):
-        base, _, term = check_distillation(name).partition("+")
-        flags = DISTILLATIONS[base].flags
-        return flags + FEATURES[term].flags if term else flags
-    base, _, term = canonical_loss(name).partition("+")
+        return flags_of(check_distillation(name), DISTILLATIONS, FEATURES)
+    return flags_of(canonical_loss(name), BASES, TERMS)
+
+
+def flags_of(
+    name: str, bases: Mapping[str, LossEntry], terms: Mapping[str, LossEntry]
+) -> tuple[Flag, ...]:
+    """Those of a base, then those of its term if it has one."""
+    base, _, term = name.partition("+")
     if not term:
-        return BASES[base].flags
-    return BASES[base].flags + TERMS[term].flags
+        return bases[base].flags
+    return bases[base].flags + terms[term].flags
 
 
 def loss_parameters(name: str, choices: Mapping[str, float | None]) -> dict[str, float]:
@@ -273,7 +278,8 @@ def loss_parameters(name: str, choices: Mapping[str, float | None]) -> dict[str,
 def usual_ce_weight(name: str, Lambda: float) -> float:
     """The ce_weight of a distillation for which none is chosen."""
     base, _, _ = name.partition("+")
-    default = DISTILLATIONS[base].flags[-1].default
+    defaults = {flag.name: flag.default for flag in DISTILLATIONS[base].flags}
+    default = defaults["ce_weight"]
     return 1 - Lambda if default is None else default
 
 
