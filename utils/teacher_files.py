@@ -97,7 +97,8 @@ def our_member(
     file: Path, content: Mapping, model: str | None, source: TeacherSource, dataset: Dataset
 ) -> Member:
     """The net of a checkpoint of ours, which says all that is to be known of it."""
-    check_ours(file, content, model, source, dataset)
+    check_data(file, content, dataset)
+    check_claims(file, content, model, source)
     try:
         name = name_of_saved(content, flag="--teacher", given=[model] if model else ())
     except ValueError as error:
@@ -170,7 +171,9 @@ def finished_run_at(path: str | Path) -> Path:
     if isfile(folder / "result.json"):
         return folder
     below = [file.parent for file in files_below(folder, "result.json")]
-    runs = [run for run in below if not is_student(run)] or below
+    runs = [run for run in below if not is_student(run)]
+    if not runs:
+        runs = below
     if not runs:
         raise refusal(
             path,
@@ -190,10 +193,8 @@ def is_student(run: Path) -> bool:
     return False
 
 
-def check_ours(
-    file: Path, content: Mapping, model: str | None, source: TeacherSource, dataset: Dataset
-) -> None:
-    """Refuse a checkpoint of ours that is not the teacher which the command describes."""
+def check_data(file: Path, content: Mapping, dataset: Dataset) -> None:
+    """Refuse a checkpoint of ours that was trained on other images. Raises UserError."""
     if content["fingerprint"] != dataset.fingerprint:
         raise refusal(
             file,
@@ -209,9 +210,13 @@ def check_ours(
             f"{content['split_seed']} or another teacher",
         )
 
+
+def check_claims(file: Path, content: Mapping, model: str | None, source: TeacherSource) -> None:
+    """Refuse a checkpoint of ours of which a flag says what is not so. Raises UserError."""
     loss = source.loss
-    with suppress(ValueError):  # a whole label is no loss
-        loss = loss and canonical_loss(loss)
+    if loss is not None:
+        with suppress(ValueError):  # a whole label is no loss
+            loss = canonical_loss(loss)
     # A net of its user's own is held against the file that --teacher names (name_of_saved).
     right_model = model if "model_sha256" in content else content["model"]
     # Of each flag, its value and those that the checkpoint agrees with.

@@ -42,7 +42,8 @@ def sce(probs: Array, labels: Array, bins: int = 15) -> float:
         # A copy: what is given is not sorted in place.
         return probs[:, first:end].double().T.clone(memory_format=torch.contiguous_format)
 
-    return class_errors(columns_of, probs.shape[1], labels, bins)[0]
+    equal_width_error, _ = class_errors(columns_of, probs.shape[1], labels, bins)
+    return equal_width_error
 
 
 def reliability_bins(probs: Array, labels: Array, bins: int = 15) -> tuple[Tensor, Tensor, Tensor]:
@@ -102,6 +103,7 @@ def classification_metrics(
     # Of every class.
     static, adaptive = _class_errors(logits, labels, temperature, rows, bins)
 
+    # Subtracted, for where every probability is 1 a mere sign would make it -0.
     nll = 0.0 - rows.log_prob.mean().item()
     removed = _removed_by_scaling(nll, logits, labels)
     return {

@@ -95,7 +95,8 @@ def vector_scaling(logits: Array, labels: Array) -> Calibration:
     present, label = labels.unique(return_inverse=True)
     scaled = logits[:, present] / temperature
     features = torch.stack([scaled, torch.ones_like(scaled)], dim=2)  # (N, K, 2)
-    products = torch.einsum("nk,nki,nkj->kij", _spread(scaled), features, features)
+    by_logits = _curvature_by_logits(scaled)
+    products = torch.einsum("nk,nki,nkj->kij", by_logits, features, features)
     curvature = products / len(labels)
 
     def loss(parameters: Tensor) -> Tensor:
@@ -125,14 +126,11 @@ def dirichlet_calibration(logits: Array, labels: Array, folds: int = FOLDS) -> C
     logits = logits.double()
 
     # Which strengths hold best on samples that were held out?
-    order = np.random.default_rng(0).permutation(len(labels))
-    held_out = []  # of each fold, which samples
-    if len(order) > 1:  # one sample cannot be held out from itself
-        held_out = np.array_split(order, min(folds, len(order)))
+    held_out = _held_out_samples(len(labels), folds)
     scores = _cross_validate(logits, labels, held_out)
     identity_nll = F.cross_entropy(logits, labels).item()
-    best = min(scores, key=itemgetter("held_out_nll"), default={"held_out_nll": math.inf})
-    if not best["held_out_nll"] < identity_nll:
+    best = min(scores, key=itemgetter("held_out_nll"), default=None)
+    if best is None or not best["held_out_nll"] < identity_nll:
         return replace(
             no_calibration(logits, labels),
             facts={
@@ -190,6 +188,14 @@ def _approved(fitted: Calibration, at_bound: bool, logits: Tensor, labels: Tenso
     return replace(fitted, notes=tuple(notes))
 
 
+def _held_out_samples(samples: int, folds: int) -> list[np.ndarray]:
+    """Of each fold, which samples it holds out; no fold where there is one sample alone."""
+    if samples == 1:  # it cannot be held out from itself
+        return []
+    order = np.random.default_rng(0).permutation(samples)
+    return np.array_split(order, min(folds, samples))
+
+
 def _cross_validate(logits: Tensor, labels: Tensor, held_out: list[np.ndarray]) -> list[dict]:
     """The mean held-out NLL per sample of the settings that were tried.
 
@@ -233,8 +239,9 @@ class _Dirichlet:
         self.present, self.labels = labels.unique(return_inverse=True)
         self.features = self.inputs(logits)
         self.identity = torch.eye(logits.shape[1]).double()
-        spread = (_spread(self.features[:, self.present]) / len(labels)).T.unsqueeze(2)
-        products = [(self.features * column).T @ self.features for column in spread]
+        by_logits = _curvature_by_logits(self.features[:, self.present]) / len(labels)
+        columns = by_logits.T.unsqueeze(2)  # (K, N, 1)
+        products = [(self.features * column).T @ self.features for column in columns]
         self.curvature = torch.stack(products)
 
     def inputs(self, logits: Tensor) -> Tensor:
@@ -269,8 +276,8 @@ class _Dirichlet:
         return fitted, facts
 
 
-def _spread(logits: Tensor) -> Tensor:
-    """p (1 - p): the second derivative of the NLL by a logit."""
+def _curvature_by_logits(logits: Tensor) -> Tensor:
+    """p (1 - p) of logits (N, K): the second derivative of a sample's NLL by each of its logits."""
     probs = logits.softmax(dim=1)
     return probs * (1 - probs)
 

@@ -66,15 +66,11 @@ def least_nll(logits: Tensor, labels: Tensor) -> tuple[float, float]:
     """The same T, and its NLL, of checked logits and labels.
 
     The NLL is convex in b = 1/T: Newton's method on its slope, which halves a bracket where its
-    steps do not shrink. Of many rows, every 16th is solved first: from there the whole takes three
-    more steps.
+    steps do not shrink.
     """
     lowest = 1 / T_MAX
     highest = 1 / T_MIN
-    b = 1.0
-    if len(labels) > 4096:
-        temperature, _ = least_nll(logits[::16], labels[::16])
-        b = 1 / temperature
+    b = _first_guess(logits, labels)
 
     # The bracket: where the slope was seen to be negative, and positive. At first nowhere.
     below = 0.0
@@ -89,9 +85,8 @@ def least_nll(logits: Tensor, labels: Tensor) -> tuple[float, float]:
         if (b == highest and slope <= 0) or (b == lowest and slope >= 0):
             return 1 / b, nll
 
-        # Newton's step; where the NLL is straight it has no end. After the last one, which is
-        # small, the NLL follows from the slope.
-        step = -slope / curvature if curvature > 0 else math.copysign(math.inf, -slope)
+        # After the last step, which is small, the NLL follows from the slope.
+        step = _newton_step(slope, curvature)
         goal = min(max(b + step, lowest), highest)
         if abs(step) <= LAST_STEP * b:
             return 1 / goal, nll + slope * step / 2
@@ -111,6 +106,24 @@ def least_nll(logits: Tensor, labels: Tensor) -> tuple[float, float]:
         else:
             b = lowest if slope > 0 else highest
         last_step = abs(step)
+
+
+def _first_guess(logits: Tensor, labels: Tensor) -> float:
+    """Where the search for 1/T starts: at that of every 16th row, where there are many.
+
+    From there the whole takes three more steps.
+    """
+    if len(labels) <= 4096:
+        return 1.0
+    temperature, _ = least_nll(logits[::16], labels[::16])
+    return 1 / temperature
+
+
+def _newton_step(slope: float, curvature: float) -> float:
+    """To where the slope would be 0; without end, downhill, where the NLL is straight."""
+    if curvature > 0:
+        return -slope / curvature
+    return math.copysign(math.inf, -slope)
 
 
 def _derivatives(logits: Tensor, labels: Tensor, b: float) -> tuple[float, float, float]:

@@ -56,10 +56,8 @@ def load_dataset(
     train, val, test = splits_of(arrays, split_seed, name)
     num_classes = int(arrays["y_train"].max()) + 1
     names = class_names(name, arrays, num_classes)
-
     if download:
-        for note in arrays.get("notes", ()):
-            tqdm.write(f"--dataset {name}: {note}")
+        say_notes(name, arrays)
         seed = "" if has_validation(arrays) else f", --split-seed {split_seed}"
         say_absent_classes(train, val, names, where=f"--dataset {name}{seed}")
 
@@ -172,6 +170,12 @@ def class_names(name: str, arrays: Arrays, num_classes: int) -> tuple[str, ...] 
         return tuple(arrays[CLASSES].tolist())
     names = CLASS_NAMES.get(name, ())
     return names if len(names) == num_classes else None
+
+
+def say_notes(name: str, arrays: Arrays) -> None:
+    """The lines that came with the arrays: what is not read, or otherwise than one may expect."""
+    for note in arrays.get("notes", ()):
+        tqdm.write(f"--dataset {name}: {note}")
 
 
 def say_absent_classes(train: Split, val: Split, names: Sequence[str] | None, where: str) -> None:
