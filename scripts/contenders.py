@@ -104,11 +104,7 @@ def conventional(job: Job, workers: int) -> Pass:
         nesterov=True,
     )
     net, optimizer = accelerator.prepare(net, optimizer)
-    teaching_net = None
-    loss_of = build_loss("NLL")
-    if job.teacher is not None:
-        teaching_net = build_model(job.teacher.model, CLASSES).eval().to(device)
-        loss_of = build_distillation("KD").to(device)
+    loss_of = conventional_loss(job)
 
     batch_size = recipe.train_batch_size
     order: list[int] = []  # the images of a pass
@@ -120,12 +116,7 @@ def conventional(job: Job, workers: int) -> Pass:
         for batch in loader:
             images, labels = (tensor.to(device, non_blocking=True) for tensor in batch)
             logits = net(images)
-            if teaching_net is None:
-                loss = loss_of(logits, labels)
-            else:
-                with torch.no_grad(), accelerator.autocast():
-                    target = teaching_net(images)
-                loss = loss_of(logits, target, labels)
+            loss = loss_of(logits, images, labels)
             optimizer.zero_grad()
             accelerator.backward(loss)
             optimizer.step()
@@ -133,6 +124,27 @@ def conventional(job: Job, workers: int) -> Pass:
             (logits.argmax(dim=1) == labels).float().mean().item()
 
     return train
+
+
+def conventional_loss(job: Job) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Of logits (B, K), the images (B, 3, H, W) that they are of, and labels (B,).
+
+    A teacher is run on the images.
+    """
+    if job.teacher is None:
+        nll = build_loss("NLL")
+        return lambda logits, images, labels: nll(logits, labels)
+
+    device = job.accelerator.device
+    teaching_net = build_model(job.teacher.model, CLASSES).eval().to(device)
+    distillation = build_distillation("KD").to(device)
+
+    def loss_of(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        with torch.no_grad(), job.accelerator.autocast():
+            target = teaching_net(images)
+        return distillation(logits, target, labels)
+
+    return loss_of
 
 
 def conventional_loader(
