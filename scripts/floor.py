@@ -10,7 +10,7 @@ from torch.utils.benchmark.utils.timer import timer  # waits for a GPU
 
 from models import build_model
 from scripts.contenders import CLASSES, SIDE
-from utils.teacher_cache import DTYPES
+from utils.evaluation import DTYPES
 
 REPEATS = 50
 

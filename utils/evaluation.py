@@ -13,6 +13,8 @@ from utils.data.views import normalise
 
 CPU_BATCH = 128  # images at once; more overflow its caches, at half the rate
 GPU_BATCH = 1000
+# What nets are run in, by --mixed_precision of the launcher.
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def predict(

@@ -6,6 +6,7 @@ one is chosen: no flag is accepted that nothing reads.
 """
 
 import argparse
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import fields
 
@@ -326,7 +327,7 @@ def check_run(experiment: Experiment, data: Dataset, accelerator: Accelerator) -
             f"--train-batch-size {recipe.train_batch_size}: the training split has only "
             f"{counted(images // processes, 'image')} per process; give at most that"
         )
-    steps = recipe.epochs * -(-images // (recipe.train_batch_size * processes))
+    steps = recipe.epochs * math.ceil(images / (recipe.train_batch_size * processes))
     if recipe.warmup >= steps:
         raise UserError(
             f"--warmup {recipe.warmup}: the run has only {counted(steps, 'step')}; give fewer"

@@ -38,13 +38,13 @@ from tqdm import tqdm
 
 from utils.data import Dataset
 from utils.data.views import PADDING, view_numbers
+from utils.evaluation import DTYPES
 from utils.program import RunFailed, UserError
 from utils.program.environment import processor
 from utils.program.errors import is_first
 from utils.program.files import atomic, make_folder
 from utils.teachers import PIECE, Teacher
 
-DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -115,7 +115,7 @@ class LogitFiles:
         self.flip = data.flip
         # Each process sees a part of an epoch only.
         self.complete = accelerator.num_processes == 1
-        self.sound: dict[str, np.memmap] = {}
+        self.sound: dict[str, np.memmap] = {}  # by name, those whose checksum was found right
 
     def say_others(self, name: str) -> None:
         """Where this teacher's logits lie in other folders alone, say why they are not read."""

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from utils.data import Dataset, Statistics
 from utils.data.views import normalise
-from utils.evaluation import logits_of_splits
+from utils.evaluation import DTYPES, logits_of_splits
 from utils.program.files import safe_name
 from utils.run_files import temperature_suffix
 
@@ -27,7 +27,6 @@ from utils.run_files import temperature_suffix
 # this many. Larger pieces are no faster (they leave the caches), and would be filled up more often.
 PIECE = 64
 TRIED_SIZE = 32  # pixels a side of the images that a folded net is compared on
-HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 SAME_LOGITS = 1e-9  # of the largest logit, in float64
 # What finds a teacher's temperature by the validation split, and what to give to one that may have
 # been trained on that split.
@@ -157,7 +156,7 @@ class Teacher:
             member.folded = member.folded or net is not member.net
             member.net = net.to(device)
             if precision != "no":
-                member.net = in_half(member.net, HALF[precision], size)
+                member.net = in_half(member.net, DTYPES[precision], size)
         return self
 
     @property

@@ -22,12 +22,11 @@ from utils.analysis.checks import (
     check_texts,
 )
 from utils.analysis.columns import printable
-from utils.analysis.taught import epoch_of_files, teacher_settings
+from utils.analysis.taught import EPOCHS, epoch_of_files, teacher_settings
 from utils.program import files
 from utils.run_files import STORED, is_third_party, number_text
 
 LOGITS = ("raw", "scaled")
-EPOCHS = ("best", "last")
 # What is measured of logits without those of validation.
 NOT_VALIDATED = {"val": {}, "temperature_at_bound": False}
 

@@ -24,11 +24,10 @@ from utils.calibration.distributions import ood_metrics
 from utils.calibration.metrics import classification_metrics
 from utils.data import Dataset, Split, load_dataset
 from utils.data.npz import channels_last
-from utils.evaluation import logits_of
+from utils.evaluation import DTYPES, logits_of
 from utils.program import UserError
 from utils.program.environment import check_gpu
 from utils.program.files import open_npz, refused
-from utils.teacher_cache import DTYPES
 
 FOREIGN_COLUMNS = {
     "confidence_auroc": Column("conf. AUROC %", 100, 2),
@@ -74,11 +73,6 @@ def table(
                 rows.append((cells, measurement.metrics[logits]))
                 name = ""  # said once
     return f"{title}\n{metrics_table(['', 'logits', 'T', *heads], rows, columns)}"
-
-
-def test_split(nets: list[Record], data_dir: Path, dataset: str | None = None) -> Split:
-    """The test split that all of the nets were measured on. Raises UserError as `data_of`."""
-    return data_of(nets, data_dir, dataset).test
 
 
 def data_of(nets: list[Record], data_dir: Path, dataset: str | None = None) -> Dataset:
@@ -145,7 +139,7 @@ def out_of_distribution(
     The table, and what was measured of each net, ready for JSON. Raises UserError.
     """
     foreign = foreign_images(on, data_dir)
-    test = test_split(nets, data_dir, dataset)
+    test = data_of(nets, data_dir, dataset).test
     height, width = foreign.shape[2:]
     measured = []
     for net in nets:
@@ -205,7 +199,7 @@ def under_corruptions(
     measured of each net, ready for JSON: with the clean images, and with the means over severities,
     over corruptions and over both. Raises UserError.
     """
-    test = test_split(nets, data_dir, dataset)
+    test = data_of(nets, data_dir, dataset).test
     if on in corruptions.SOURCES:
         title = corruptions.SOURCES[on].title
         corrupted = corruptions.published_corruptions(on, data_dir, test.labels, names)

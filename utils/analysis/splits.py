@@ -9,12 +9,12 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from utils.analysis.columns import Column
 from utils.analysis.record import Record
 from utils.calibration.metrics import ece
 from utils.calibration.temperature import fit_temperature
+from utils.split_metrics import without_infinity
 
 NEGLIGIBLE = 0.02  # of a ratio of temperatures
 NOISE = 2  # standard errors: a difference of the splits below that may be luck
@@ -41,9 +41,7 @@ def suited_to_test(record: Record) -> Suited | None:
     if not record.predictions.exists():
         return None
     logits, labels = record.stored("test")
-    # A class that the net rules out, -inf, is a number of the same probability, 0.
-    finite = logits.clamp_min(torch.finfo(logits.dtype).min)
-    temperature, _ = fit_temperature(finite, labels)
+    temperature, _ = fit_temperature(without_infinity(logits), labels)
     probs = (logits.double() / temperature).softmax(dim=1)
     return Suited(temperature, ece(probs, labels))
 
