@@ -36,12 +36,12 @@ from scripts.half_net import half_safetensors, round_to_half
 from scripts.int8_net import int8_model, logits_of_model, with_softmax
 from utils.analysis.nets import add_own_nets, check_own_nets, load_net
 from utils.analysis.record import Record
-from utils.analysis.records import finished_nets
+from utils.analysis.records import finished_net
 from utils.analysis.shift import data_of
 from utils.data import Dataset
 from utils.program import UserError, one_line_errors
 from utils.program.command_line import CommandLine, location, path
-from utils.program.files import atomic
+from utils.program.files import atomic, check_writable
 
 CHECKED = 256  # images
 # The largest difference of a probability.
@@ -75,13 +75,9 @@ SMALLER = {"int8": in_int8, "half": in_half}  # by flag
 
 def main(argv: list[str] | None = None) -> None:
     args = options(argv)
-    nets = finished_nets(args.runs, args.epoch, with_teacher=False)
-    if len(nets) > 1:
-        raise UserError(f"{args.runs[0]}: {len(nets)} finished runs lie there; name one")
-    net = nets[0]
-    check_own_nets(nets, args.model or ())
-    data = data_of(nets, args.data_dir, args.dataset)
-    images = data.test.images[:CHECKED].contiguous()
+    net = finished_net(args.run, args.epoch)
+    check_own_nets([net], args.model or ())
+    data = data_of([net], args.data_dir, args.dataset)
     certificate = certify(net, args.calibration, stored_evidence(net))
     if args.with_sets:
         check_sets(net, certificate)
@@ -89,22 +85,20 @@ def main(argv: list[str] | None = None) -> None:
     own, saved = load_net(net)
     softmax = certificate.softmax
     calibrated = CalibratedNet(own, saved["mean"], saved["std"], softmax.weight, softmax.bias)
-    write, reopen = FORMATS[args.format]
     metadata = metadata_of(net, saved, data, args, certificate)
-    content = write(calibrated, images, metadata)
-    differences = check(net, calibrated, softmax, images, reopen(content)(images))
+    content, differences = checked_file(net, calibrated, softmax, data, args.format, metadata)
     lines = [f"{net.title}: ECE {certificate.eces()}; probabilities differ by up to {differences}"]
 
     # That file shows that weights and images are right. Now its net is made smaller.
-    for precision, smaller in SMALLER.items():
-        if getattr(args, precision):
-            lines.append(f"float32: {certificate.line()}")
-            logits_of_images, write_smaller = smaller(calibrated, data)
-            evidence = evidence_of(logits_of_images, data, name=precision)
-            certificate = certify(net, args.calibration, evidence)
-            metadata = metadata_of(net, saved, data, args, certificate)
-            content = write_smaller(certificate.softmax, metadata)
-            lines.append(f"{precision}:    {certificate.line()}")
+    precision = precision_of(args)
+    if precision in SMALLER:
+        lines.append(f"float32: {certificate.line()}")
+        logits_of_images, write_smaller = SMALLER[precision](calibrated, data)
+        evidence = evidence_of(logits_of_images, data, name=precision)
+        certificate = certify(net, args.calibration, evidence)
+        metadata = metadata_of(net, saved, data, args, certificate)
+        content = write_smaller(certificate.softmax, metadata)
+        lines.append(f"{precision}:    {certificate.line()}")
     if args.with_sets:
         content = with_sets(content, SET_LEVEL, certificate.thresholds[SET_LEVEL])
 
@@ -121,9 +115,7 @@ def main(argv: list[str] | None = None) -> None:
 def options(argv: list[str] | None) -> Namespace:
     """What the command line asks for, checked as a whole. Raises UserError."""
     parser = CommandLine(prog="python -m scripts.export", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "runs", nargs=1, type=location, metavar="RUN", help="a run folder, or one above it"
-    )
+    parser.add_argument("run", type=location, metavar="RUN", help="a run folder, or one above it")
     add_file(parser)
     parser.add_argument(
         "--epoch", choices=("best", "last"), default="best", help="best: by validation top-1"
@@ -179,19 +171,14 @@ def add_file(parser: CommandLine) -> None:
 
 def check_options(args: Namespace) -> None:
     """Refuse what cannot be written, here or at all. Raises UserError."""
-    for flag in ("out", "card"):
-        check_writable(flag, getattr(args, flag))
-    if args.card is not None and args.card.absolute() == args.out.absolute():
-        raise UserError(f"--card {args.card}: that is --out; give another file")
+    check_writable(args.out, "--out")
+    if args.card is not None:
+        check_writable(args.card, "--card")
+        if args.card.absolute() == args.out.absolute():
+            raise UserError(f"--card {args.card}: that is --out; give another file")
     if args.format == "onnx":
         check_onnx()
     check_format(args)
-
-
-def check_writable(flag: str, file: Path | None) -> None:
-    """Raises UserError where a file cannot be written there."""
-    if file is not None and (os.path.isdir(file) or not os.access(file.absolute().parent, os.W_OK)):
-        raise UserError(f"--{flag} {file}: give a file in a folder that you may write to")
 
 
 def check_format(args: Namespace) -> None:
@@ -234,6 +221,14 @@ def check_sets(net: Record, certificate: Certificate) -> None:
         )
 
 
+def precision_of(args: Namespace) -> str:
+    """In which the file holds its weights: a key of SMALLER, or float32."""
+    for precision in SMALLER:  # one at most is asked for: each has a format of its own
+        if getattr(args, precision):
+            return precision
+    return "float32"
+
+
 def metadata_of(
     net: Record, saved: dict, data: Dataset, args: Namespace, certificate: Certificate
 ) -> dict[str, str]:
@@ -246,7 +241,7 @@ def metadata_of(
     images = {name: len(split.labels) for name, split in splits.items()}
     return {
         "calibration": args.calibration,
-        "precision": "int8" if args.int8 else "half" if args.half else "float32",
+        "precision": precision_of(args),
         **certificate.metadata(),
         "classes": json.dumps(net.result["num_classes"]),
         "class_names": json.dumps(net.config.get("class_names")),
@@ -256,6 +251,22 @@ def metadata_of(
         "command": net.config.get("command", ""),
         "checkpoint": json.dumps(checkpoint),
     }
+
+
+def checked_file(
+    net: Record,
+    calibrated: CalibratedNet,
+    softmax: Softmax,
+    data: Dataset,
+    form: str,
+    metadata: dict[str, str],
+) -> tuple[bytes, str]:
+    """The content of a file in float32, and what `check` says of it, read back."""
+    images = data.test.images[:CHECKED].contiguous()
+    write, reopen = FORMATS[form]
+    content = write(calibrated, images, metadata)
+    probabilities = reopen(content)(images)
+    return content, check(net, calibrated, softmax, images, probabilities)
 
 
 def check(

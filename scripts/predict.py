@@ -29,7 +29,7 @@ from utils.analysis.nets import add_own_nets
 from utils.data.given import GivenImages, NamedImages
 from utils.program import UserError, one_line_errors
 from utils.program.command_line import CommandLine, count, location, number
-from utils.program.files import atomic
+from utils.program.files import atomic, check_writable
 from utils.program.words import counted
 
 HIGHEST = 5  # classes of an image
@@ -114,9 +114,7 @@ def options(argv: list[str] | None) -> Namespace:
 def check_options(args: Namespace) -> None:
     """Refuse what cannot be written, and flags of runs for an exported net. Raises UserError."""
     if args.out is not None:
-        folder = args.out.absolute().parent
-        if os.path.isdir(args.out) or not os.access(folder, os.W_OK):
-            raise UserError(f"--out {args.out}: give a file in a folder that you may write to")
+        check_writable(args.out, "--out")
     if os.path.isfile(args.run):
         for flag in ("epoch", "image_size"):
             if getattr(args, flag) is not None:

@@ -16,7 +16,7 @@ from scripts.exported_net import onnx_session, open_safetensors, probabilities_o
 from utils.analysis.columns import printable
 from utils.analysis.nets import check_own_nets
 from utils.analysis.record import Record
-from utils.analysis.records import finished_nets
+from utils.analysis.records import finished_net
 from utils.analysis.shift import logits_in_precision
 from utils.calibration import ConformalSets, fit_sets
 from utils.evaluation import CPU_BATCH
@@ -53,11 +53,8 @@ def run_predictor(
 
     `side`: pixels, for a run that does not say it; `own_nets`: what --model names.
     """
-    nets = finished_nets([root], epoch, with_teacher=False)
-    if len(nets) > 1:
-        raise UserError(f"{root}: {len(nets)} finished runs lie there; name one")
-    net = nets[0]
-    check_own_nets(nets, own_nets)
+    net = finished_net(root, epoch)
+    check_own_nets([net], own_nets)
     notes = []
     if net.measured["temperature_at_bound"]:
         notes.append("T lies at the bound of its range: do not trust the confidences")
@@ -131,13 +128,7 @@ def file_predictor(
     file: Path, level: float, batch_size: int | None, own_nets: Sequence[str]
 ) -> Predictor:
     """That of an ONNX or safetensors file of scripts/export.py. Raises UserError."""
-    with refused(f"{file} cannot be read", "check its permissions", kinds=OSError):
-        content = file.read_bytes()
-    if is_safetensors(content):
-        net = safetensors_net(file, content, own_nets)
-    else:
-        net = onnx_net(file, content, own_nets)
-
+    net = exported_net(file, own_nets)
     with refused(**not_exported(file)):
         about = net.about
         classes = names_of(json.loads(about["class_names"]), json.loads(about["classes"]))
@@ -170,6 +161,15 @@ def file_predictor(
         notes=notes,
         is_tempered=calibration != "vector",
     )
+
+
+def exported_net(file: Path, own_nets: Sequence[str]) -> ExportedNet:
+    """The net in a file, of whichever of the two formats. Raises UserError."""
+    with refused(f"{file} cannot be read", "check its permissions", kinds=OSError):
+        content = file.read_bytes()
+    if is_safetensors(content):
+        return safetensors_net(file, content, own_nets)
+    return onnx_net(file, content, own_nets)
 
 
 def onnx_net(file: Path, content: bytes, own_nets: Sequence[str]) -> ExportedNet:

@@ -160,6 +160,14 @@ def finished_nets(
     return list(nets.values())
 
 
+def finished_net(root: Path, epoch: str) -> Record:
+    """The net of the only finished run at or below a folder. Raises UserError."""
+    nets = finished_nets([root], epoch, with_teacher=False)
+    if len(nets) > 1:
+        raise UserError(f"{root}: {len(nets)} finished runs lie there; name one")
+    return nets[0]
+
+
 def write_beside(net: Record, name: str, about: dict, measured: dict) -> Path:
     """Write what was measured of a net into a JSON file in its run folder, atomically.
 

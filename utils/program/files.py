@@ -58,6 +58,12 @@ def make_folder(path: Path, flag: str) -> None:
         path.mkdir(parents=True, exist_ok=True)
 
 
+def check_writable(file: Path, flag: str) -> None:
+    """Raises UserError where the file that a flag names cannot be written."""
+    if os.path.isdir(file) or not os.access(file.absolute().parent, os.W_OK):
+        raise UserError(f"{flag} {file}: give a file in a folder that you may write to")
+
+
 def safe_name(text: str) -> str:
     """A file name from any text: unusual characters become `-`, a long one ends in its hash."""
     safe = re.sub(r"[^A-Za-z0-9+=.,_-]", "-", text).lstrip(".") or "run"
