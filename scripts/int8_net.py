@@ -66,7 +66,7 @@ def int8_model(net: CalibratedNet, images: Tensor):
         quantize_static(
             float32,
             int8,
-            Batches(spread(images, RANGED)),
+            Batches(evenly_spaced(images, RANGED)),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             reduce_range=True,
@@ -88,8 +88,8 @@ def without_advice():
         logging.disable(logging.NOTSET)
 
 
-def spread(images: Tensor, count: int) -> Tensor:
-    """So many of them, at equal distances: the images of a class may lie together."""
+def evenly_spaced(images: Tensor, count: int) -> Tensor:
+    """So many of them or fewer, at equal distances: the images of a class may lie together."""
     return images[:: math.ceil(len(images) / count)]
 
 

@@ -27,7 +27,7 @@ from utils.calibration.metrics import classification_metrics
 from utils.calibration.packaged import PACKAGE, PackagedMap, calibrator, is_installed, packaged_map
 from utils.calibration.posthoc import FOLDS, METHODS, Calibration, dirichlet_calibration
 from utils.program import UserError, one_line_errors
-from utils.program.command_line import CommandLine, location, number, printable
+from utils.program.command_line import CommandLine, location, number, short_text
 from utils.program.files import refused
 
 FILE = "posthoc.json"
@@ -68,7 +68,7 @@ def options(argv: list[str] | None) -> Namespace:
     parser.add_argument(
         "--methods",
         nargs="+",
-        type=printable(80),
+        type=short_text(80),
         default=[],
         metavar="MAP",
         help=f"further maps, by the names of the package {PACKAGE}, which is installed with pip: "

@@ -49,16 +49,16 @@ def teaching_member(choice: LossChoice, teacher: Teacher) -> Member:
     if nets != 1:
         raise UserError(
             f"--distill {choice.name}: compares maps with those of one net, and {nets} teach; give "
-            f"one --teacher_path, or --distill {choice.logits}"
+            f"one --teacher_path, or --distill {choice.base}"
         )
     return teacher.members[0]
 
 
 def compared_layers(choice: LossChoice, student: nn.Module, member: Member) -> LayerPairs:
     """Those that --feature_layer names, else the term's own. Raises UserError."""
-    teacher = f"the teacher {member.model}"
+    teacher_name = f"the teacher {member.model}"
     refuse_without_layers(choice, "the student", student)
-    refuse_without_layers(choice, teacher, member.net)
+    refuse_without_layers(choice, teacher_name, member.net)
 
     if choice.feature_layer:
         flag = f"--feature_layer {choice.feature_layer}"
@@ -72,7 +72,7 @@ def compared_layers(choice: LossChoice, student: nn.Module, member: Member) -> L
 
     for student_layer, teacher_layer in pairs:
         refuse_unknown_layer(flag, "the student", student, student_layer)
-        refuse_unknown_layer(flag, teacher, member.net, teacher_layer)
+        refuse_unknown_layer(flag, teacher_name, member.net, teacher_layer)
     return pairs
 
 
@@ -81,7 +81,7 @@ def refuse_without_layers(choice: LossChoice, owner: str, net: nn.Module) -> Non
     if not isinstance(net, Chain):
         raise UserError(
             f"--distill {choice.name}: compares maps of layers, and {owner} has no layers by "
-            f"name; give a net of ours, or --distill {choice.logits}"
+            f"name; give a net of ours, or --distill {choice.base}"
         )
 
 

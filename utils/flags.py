@@ -24,7 +24,7 @@ from utils.program.command_line import (
     number,
     path,
     positive,
-    printable,
+    short_text,
     suffix,
     weight,
     whole,
@@ -133,7 +133,7 @@ def add_distillation(parser: CommandLine) -> None:
 
 def layer_text(text: str) -> str:
     """The text itself where it names a layer, or two. Raises ValueError."""
-    text = printable(200)(text)
+    text = short_text(200)(text)
     if "" in text.split(":"):
         raise ValueError(f"{text!r} will not do; give NAME, such as layer2, or STUDENT:TEACHER")
     return text

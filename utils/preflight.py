@@ -94,7 +94,7 @@ def check_features(
         with refused(
             f"--distill {choice.name}: cannot compare the maps of {recipe.model} and of its "
             f"teacher {teacher.model}",
-            f"give another --feature_layer, or --distill {choice.logits}",
+            f"give another --feature_layer, or --distill {choice.base}",
             kinds=(ValueError, RuntimeError),
         ):
             term = feature_term(choice, student, teacher, data, accelerator)

@@ -29,7 +29,7 @@ OURS = (
     "dvclive",
 )
 # What result.json holds in any case, wherever its metrics are.
-RESULT = {
+RESULT_KEYS = {
     "model",
     "dataset",
     "fingerprint",
@@ -43,8 +43,6 @@ RESULT = {
     "best",
     "last",
 }
-
-
 # The model of a teacher whose logits a file holds (utils/stored_teacher.py).
 STORED = "logits"
 
@@ -70,7 +68,7 @@ def temperature_suffix(temperature: float | str) -> str:
 
 def is_complete(result) -> bool:
     """Whether it is the result of a finished run."""
-    return isinstance(result, dict) and result.keys() >= RESULT
+    return isinstance(result, dict) and result.keys() >= RESULT_KEYS
 
 
 def is_third_party(measured: dict) -> bool:

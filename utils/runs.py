@@ -84,8 +84,8 @@ class Run:
         self.name = run_name(experiment, self.identity, teacher)
         root = Path(experiment.run.checkpoint, self.identity["dataset"], self.identity["model"])
         self.folder = root / self.name
-        self.lock = None
-        self.epochs = None  # in the checkpoint
+        self.lock = None  # the descriptor of the locked file, while the folder is open
+        self.epochs = None  # how many the checkpoint holds, once this process has written it
 
     def config(self) -> dict:
         """What config.json holds."""

@@ -41,8 +41,8 @@ class LossChoice:
     feature_layer: str | None = None  # layer of both nets, or STUDENT:TEACHER; None: the term's own
 
     @property
-    def logits(self) -> str:
-        """A distillation without its term on features."""
+    def base(self) -> str:
+        """The name without its term: of a distillation the one of logits alone."""
         return self.name.partition("+")[0]
 
     @property

@@ -14,7 +14,7 @@ from utils.program.command_line import (
     count,
     path,
     positive,
-    printable,
+    short_text,
 )
 from utils.settings import TeacherSource
 from utils.teachers import RULES
@@ -69,7 +69,7 @@ def add_teacher_net(teacher: argparse._ArgumentGroup) -> None:
     )
     teacher.add_argument(
         "--teacher_loss",
-        type=printable(80),
+        type=short_text(80),
         help="the loss it was trained with: checked where the checkpoint says it, else recorded",
     )
     teacher.add_argument(
@@ -86,7 +86,7 @@ def add_teacher_net(teacher: argparse._ArgumentGroup) -> None:
     )
     teacher.add_argument(
         "--teacher_key",
-        type=printable(200),
+        type=short_text(200),
         help="which weights of a third party's file that holds several, e.g. model or ema",
     )
     teacher.add_argument(

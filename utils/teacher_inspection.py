@@ -60,11 +60,11 @@ def inspect_teacher(
 
     lines = [quality_line(teacher, logits, data.val), confidence_line(teacher, seen)]
     step = math.ceil(len(data.val.labels) / TRIED_IMAGES)
-    some = Split(data.val.images[::step], data.val.labels[::step])
+    sample = Split(data.val.images[::step], data.val.labels[::step])
     for member in teacher.members:
         # The checkpoints of our own runs say how their inputs were normalised.
         if member.seed is None:
-            lines += norm_advice(member, some, accelerator)
+            lines += norm_advice(member, sample, accelerator)
     return "\n".join(lines)
 
 
@@ -96,7 +96,9 @@ def temper(teacher: Teacher, val_logits: Tensor | None, val: Split, seen: SeenVi
     if teacher.rule == "auto":
         teacher.temperature = suiting_temperature(val_logits, val)
     if teacher.rule == "views":
-        accuracy = teacher.accuracy or evaluate(val_logits, val)["top1"]
+        accuracy = teacher.accuracy
+        if accuracy is None:
+            accuracy = evaluate(val_logits, val)["top1"]
         teacher.temperature = views_temperature(seen, accuracy)
 
 
@@ -161,7 +163,10 @@ def views_temperature(seen: SeenViews, accuracy: float) -> float:
 
 
 def check_loss(loss: DistillationLoss, target: Tensor, labels: Tensor) -> None:
-    """Refuse a distillation that has no value for classes which the teacher rules out."""
+    """Refuse a distillation that has no value for classes which the teacher rules out.
+
+    `target`: what the teacher teaches, logits (N, K). Raises UserError.
+    """
     if not target.isneginf().any():
         return
     knows_nothing = torch.zeros_like(target)
@@ -171,18 +176,18 @@ def check_loss(loss: DistillationLoss, target: Tensor, labels: Tensor) -> None:
         raise cannot_teach(undefined) from None
 
 
-def norm_advice(member: Member, some: Split, accelerator: Accelerator) -> list[str]:
+def norm_advice(member: Member, sample: Split, accelerator: Accelerator) -> list[str]:
     """A line where another normalisation makes a teacher right far more often, else none."""
 
     def percent_right(mean: Statistics, std: Statistics) -> float:
         teacher = Teacher([replace(member, mean=mean, std=std)])
-        predictions = logits_of(teacher.logits, some, accelerator).argmax(dim=1)
-        return 100 * (predictions == some.labels.cpu()).double().mean().item()
+        predictions = logits_of(teacher.logits, sample, accelerator).argmax(dim=1)
+        return 100 * (predictions == sample.labels.cpu()).double().mean().item()
 
     own = percent_right(member.mean, member.std)
     others = {name: percent_right(mean, std) for name, (mean, std) in NORMALISATION.items()}
     best = max(others, key=others.get)
-    images = len(some.labels)
+    images = len(sample.labels)
     # A handful of images decides nothing.
     if others[best] - own <= max(5, 1000 / images):
         return []

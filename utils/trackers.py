@@ -92,7 +92,7 @@ def start_tracker(run: Run, history: list[dict]) -> None:
     project = {"tensorboard": "tensorboard", "aim": title(run)}.get(name, PROJECT)
     folder = run.folder if name == "tensorboard" else run.experiment.run.checkpoint
     options = OPTIONS[name](run) if name in OPTIONS else {}
-    with failing(run):
+    with surviving(run):
         run.accelerator.project_configuration.logging_dir = str(folder)
         run.accelerator.init_trackers(
             project,
@@ -106,7 +106,7 @@ def start_tracker(run: Run, history: list[dict]) -> None:
 
 def track(run: Run, values: dict[str, float], step: int) -> None:
     """Tell the tracker what was measured after that many epochs."""
-    with failing(run):
+    with surviving(run):
         run.accelerator.log(values, step=step)
 
 
@@ -123,14 +123,14 @@ def finish_tracker(run: Run, result: dict) -> None:
             for metric, value in metrics.items():
                 values[f"test_{epoch}_{logits}/{metric}"] = value
     track(run, values, result["last"]["epoch"])
-    with failing(run):
+    with surviving(run):
         for tracker in run.accelerator.trackers:
             tracker.finish()
     run.accelerator.trackers.clear()
 
 
 @contextmanager
-def failing(run: Run):
+def surviving(run: Run):
     """Whatever a tracker raises is said, and the run goes on without it."""
     try:
         yield

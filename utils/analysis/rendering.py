@@ -53,8 +53,8 @@ class Format(NamedTuple):
 
 def render(table: Table, form: str) -> str:
     """As text of a form in FORMATS."""
-    format = FORMATS[form]
-    marks = {**format.marks, "differs": format.marks["best"]}
+    style = FORMATS[form]
+    marks = {**style.marks, "differs": style.marks["best"]}
     head = [TableCell(text) for text in table.head]
     lines = [head, *table.rows]
 
@@ -62,26 +62,26 @@ def render(table: Table, form: str) -> str:
     unmarked = []
     for column in range(len(head)):
         has_marks = any(line[column].mark for line in lines)
-        unmarked.append(format.blank if has_marks else "{}")
+        unmarked.append(style.blank if has_marks else "{}")
 
     texts = []
     for line in lines:
         line_texts = []
         for cell, plain in zip(line, unmarked, strict=True):
-            text = marks.get(cell.mark, plain).format(format.escape(cell.text))
-            line_texts.append(format.indent * cell.indent + text)
+            text = marks.get(cell.mark, plain).format(style.escape(cell.text))
+            line_texts.append(style.indent * cell.indent + text)
         texts.append(line_texts)
 
     used = {cell.mark for row in table.rows for cell in row}
-    notes = [format.escape(note) for note in table.notes]
+    notes = [style.escape(note) for note in table.notes]
     for mark, meaning in MEANING.items():
         if mark in used:
-            notes.append(f"{marks[mark].format(mark)}: {format.escape(meaning)}")
-    return format.whole.format(
-        title=format.escape(table.head[0]),
+            notes.append(f"{marks[mark].format(mark)}: {style.escape(meaning)}")
+    return style.whole.format(
+        title=style.escape(table.head[0]),
         kind=table.kind,
-        table=format.lay_out(texts[0], texts[1:]),
-        notes="".join(format.note.format(note) for note in notes),
+        table=style.lay_out(texts[0], texts[1:]),
+        notes="".join(style.note.format(note) for note in notes),
     )
 
 

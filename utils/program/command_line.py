@@ -82,8 +82,8 @@ def checked(check: Callable[[str], str]) -> Callable[[str], str]:
     return convert
 
 
-def printable(longest: int) -> Callable[[str], str]:
-    """An argparse type: a text that garbles no message, log or table."""
+def short_text(longest: int) -> Callable[[str], str]:
+    """An argparse type: a text of so many characters that garbles no message, log or table."""
 
     def check(text: str) -> str:
         if not (text.strip() and text.isprintable() and len(text) <= longest):
@@ -102,7 +102,7 @@ def suffix(text: str) -> str:
 
 def path(text: str) -> str:
     """An argparse type: a path, with ~ for the user's folder."""
-    return os.path.expanduser(printable(4000)(text))
+    return os.path.expanduser(short_text(4000)(text))
 
 
 def location(text: str) -> Path:

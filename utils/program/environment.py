@@ -38,10 +38,10 @@ def environment(accelerator: Accelerator) -> dict:
 
 
 def versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
+    numbers = {"python": platform.python_version()}
     for package in PACKAGES:
-        versions[package] = version(package)
-    return versions
+        numbers[package] = version(package)
+    return numbers
 
 
 def precision_asked() -> str:
