@@ -76,6 +76,7 @@ def run_folders(root: Path) -> list[Path]:
 
 
 def read_run(folder: Path, epoch: str) -> Record | LeftOut:
+    """The net of a run folder, or why there is none: whatever is wrong concerns this run alone."""
     result_path = folder / "result.json"
     if not result_path.exists():
         return LeftOut(folder, "; ".join(["unfinished", *end_of_log(folder)]))

@@ -23,6 +23,7 @@ def as_tensor(array: Array) -> Tensor:
 
 
 def checked_scores(scores: Array) -> Tensor:
+    """Scores (N, K) of a floating type on the CPU, or ValueError where they are none or NaN."""
     scores = as_tensor(scores)
     if scores.ndim != 2 or scores.numel() == 0:
         raise ValueError(f"scores should be (N, K) and not empty, got {tuple(scores.shape)}")

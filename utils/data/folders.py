@@ -170,6 +170,10 @@ def counted_kinds(kinds: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def read_split(folder: Path) -> SplitFolder:
+    """By class folders or by annotations; empty where there is no such folder.
+
+    Raises OSError, and ValueError for a line of annotations.
+    """
     split = SplitFolder(folder)
     if not folder.is_dir():
         return split
@@ -192,7 +196,7 @@ def read_split(folder: Path) -> SplitFolder:
 
 
 def read_annotations(split: SplitFolder) -> None:
-    """A line for each image: its file's name in images/, a tab, its class."""
+    """A line for each image: its file's name in images/, a tab, its class. Raises ValueError."""
     file = split.folder / ANNOTATIONS
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
         name, tab, rest = line.partition("\t")

@@ -16,9 +16,10 @@ CLASSES = "classes"  # the names of the classes
 
 
 def read_npz(path: Path, where: str) -> Arrays:
-    """The arrays of an .npz file, checked. `where` begins every message.
+    """The arrays of an .npz file, as `checked` makes them. `where` begins every message.
 
-    With `classes`, names, where the file has a text for each class, and `notes`, lines to be said.
+    Beside them `notes`, lines to be said; and `classes`, their names, where the file has a text for
+    each class. Raises UserError.
     """
     example = ", ".join(f"{key}=..." for key in ARRAYS)
     with (
