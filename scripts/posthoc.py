@@ -131,10 +131,15 @@ def packaged_fit(method: str, logits: Tensor, labels: Tensor) -> PackagedMap:
 
 
 def measure(calibration: Calibration | PackagedMap, val: tuple, test: tuple) -> dict:
-    """What the fit found, the map itself, and the metrics on both splits (fractions)."""
-    calibrated = calibration(test[0])
+    """What the fit found, the map itself, and the metrics on both splits (fractions).
+
+    `val` and `test`: logits (N, K) and labels (N,).
+    """
+    val_logits, val_labels = val
+    test_logits, test_labels = test
+    calibrated = calibration(test_logits)
     notes = list(calibration.notes)
-    impossible = calibrated.gather(1, test[1].long().unsqueeze(1)).isinf().sum().item()
+    impossible = calibrated.gather(1, test_labels.long().unsqueeze(1)).isinf().sum().item()
     if impossible:
         notes.append(
             f"the NLL is infinite, for the true class of {impossible} of {len(calibrated):,} test "
@@ -144,8 +149,8 @@ def measure(calibration: Calibration | PackagedMap, val: tuple, test: tuple) -> 
         **calibration.facts,
         **calibration.parameters(),
         "notes": notes,
-        "val": classification_metrics(calibration(val[0]), val[1]),
-        "test": classification_metrics(calibrated, test[1]),
+        "val": classification_metrics(calibration(val_logits), val_labels),
+        "test": classification_metrics(calibrated, test_labels),
     }
 
 

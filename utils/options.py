@@ -156,7 +156,8 @@ def check_feature_flags(args: argparse.Namespace) -> None:
 
     Raises UserError.
     """
-    has_features = "+" in args.distill
+    logits_alone, plus, _ = args.distill.partition("+")
+    has_features = plus != ""
     if args.feature_layer and not has_features:
         raise UserError(
             f"--feature_layer {args.feature_layer} has no effect with --distill {args.distill}; "
@@ -170,7 +171,7 @@ def check_feature_flags(args: argparse.Namespace) -> None:
     if args.teacher_logits and has_features:
         raise UserError(
             f"--distill {args.distill}: compares the teacher's maps, and --teacher_logits has "
-            f"logits alone; give --distill {args.distill.partition('+')[0]} or --teacher_path"
+            f"logits alone; give --distill {logits_alone} or --teacher_path"
         )
 
 
@@ -244,8 +245,11 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
         value = getattr(args, field.name)
         if value is not None:
             given[field.name] = value
-    milestones = {args.epochs // 2, args.epochs * 3 // 4} - {0}
-    given["schedule_steps"] = tuple(args.schedule_steps or sorted(milestones))
+    if args.schedule_steps:
+        given["schedule_steps"] = tuple(args.schedule_steps)
+    else:
+        milestones = {args.epochs // 2, args.epochs * 3 // 4} - {0}
+        given["schedule_steps"] = tuple(sorted(milestones))
     recipe = Recipe(**given)
 
     steps = recipe.schedule_steps
@@ -318,7 +322,10 @@ def unread_loss_flags(
 
 
 def check_run(experiment: Experiment, data: Dataset, accelerator: Accelerator) -> None:
-    """Refuse what does not fit the data or the device: steps, warm-up, ways to launch."""
+    """Refuse what does not fit the data or the device: steps, warm-up, ways to launch.
+
+    Raises UserError.
+    """
     recipe = experiment.recipe
     processes = accelerator.num_processes
     images = len(data.train.labels)
@@ -342,8 +349,9 @@ def check_run(experiment: Experiment, data: Dataset, accelerator: Accelerator) -
             "--step graph: needs one GPU, one process and no --deterministic; leave it out"
         )
     on_cpu = accelerator.device.type == "cpu"
-    fault = compiler_fault() if on_cpu and experiment.run.step == "compile" else None
-    if fault is not None:
-        raise UserError(f"--step compile: {fault}; leave it out")
+    if experiment.run.step == "compile" and on_cpu:
+        fault = compiler_fault()
+        if fault is not None:
+            raise UserError(f"--step compile: {fault}; leave it out")
     if recipe.sync_bn and (processes == 1 or on_cpu):
         raise UserError("--sync_bn: has an effect on several GPUs only; leave it out")

@@ -120,15 +120,20 @@ def shares(images: int, batch_size: int, processes: int, together: bool) -> set[
     `together`: over those of all processes, as --sync_bn has it.
     """
     step = batch_size * processes
-    sizes = {min(step, images), images % step or step}
+    sizes = {min(step, images)}
+    left_over = images % step
+    if left_over > 0:
+        sizes.add(left_over)
     if together:
         return sizes
-    ends = [
-        (size * rank // processes, size * (rank + 1) // processes)
-        for size in sizes
-        for rank in range(processes)
-    ]
-    return {max(1, last - first) for first, last in ends}
+
+    counts = set()
+    for size in sizes:
+        for rank in range(processes):
+            first = size * rank // processes
+            last = size * (rank + 1) // processes
+            counts.add(max(1, last - first))  # one without a share is given an image
+    return counts
 
 
 def other_batch_sizes(images: int, given: int, processes: int, together: bool) -> str:
@@ -137,5 +142,7 @@ def other_batch_sizes(images: int, given: int, processes: int, together: bool) -
     fitting = [
         size for size in range(2, largest + 1) if 1 not in shares(images, size, processes, together)
     ]
+    if not fitting:
+        return "give more images"
     nearest = sorted(fitting, key=lambda size: abs(size - given))[:2]
-    return f"give {' or '.join(map(str, sorted(nearest)))}" if nearest else "give more images"
+    return f"give {' or '.join(map(str, sorted(nearest)))}"

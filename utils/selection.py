@@ -12,8 +12,8 @@ def is_better(record: dict, best: dict, select: str) -> bool:
 
 
 def is_stalled(history: list[dict], best: dict | None, recipe: Recipe) -> bool:
-    """Whether as many epochs as --patience says have brought none better than the best snapshot."""
-    if recipe.patience is None or best is None:
+    """Whether as many epochs as --patience says, which is given, were no better than the best."""
+    if best is None:  # before the first epoch
         return False
     return len(history) - best["epoch"] >= recipe.patience
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from losses import ClassificationLoss, DistillationLoss, FeatureTerm, sum_of
+from losses import DistillationLoss, FeatureTerm, sum_of
 from losses.classification import at_least_float32
 from losses.distillation import Undefined
 from utils.asked_teachers import AskedTeacher
@@ -45,6 +45,7 @@ class Task(nn.Module):
         self.std = data.std
 
     def forward(self, batch: Batch) -> StepOutput:
+        """The loss of a batch, and what it is made of."""
         raise NotImplementedError
 
     def logits(self, batch: Batch) -> Tensor:
@@ -61,10 +62,10 @@ class Task(nn.Module):
 
 
 class ClassificationTask(Task):
-    """Learns the labels: how a teacher is trained, and a student's baseline."""
+    """Learns the labels: how a teacher is trained, and a student's baseline.
 
-    def __init__(self, net: nn.Module, loss: ClassificationLoss, data: Dataset):
-        super().__init__(net, loss, data)
+    `loss` is a ClassificationLoss.
+    """
 
     def forward(self, batch: Batch) -> StepOutput:
         logits = self.logits(batch)

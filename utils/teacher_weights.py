@@ -4,7 +4,7 @@ In a third party's file the weights are looked for, and their names are translat
 (models/spellings.py). They have to fit the net that --teacher names.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from utils.program import UserError
 
 
 def refusal(path: str | Path, reason: str) -> UserError:
+    """What is raised of a teacher's file or folder, as one line; `reason` ends in the way out."""
     return UserError(" ".join(f"--teacher_path {path}: {reason}".split()))
 
 
@@ -88,9 +89,15 @@ def fitting_net(
 def unprefixed(state: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
     """`state`, then with each prefix taken off that all names share (module., model., ...)."""
     yield state
-    while len({name.partition(".")[0] for name in state}) == 1 and all("." in n for n in state):
+    while share_a_prefix(state):
         state = {name.partition(".")[2]: value for name, value in state.items()}
         yield state
+
+
+def share_a_prefix(names: Collection[str]) -> bool:
+    """Whether all are called alike up to the first dot."""
+    prefixes = {name.partition(".")[0] for name in names}
+    return len(prefixes) == 1 and all("." in name for name in names)
 
 
 def misfits(net: nn.Module, state: Mapping[str, Tensor]) -> list[tuple]:

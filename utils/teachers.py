@@ -62,9 +62,11 @@ class Member:
     folded: bool = False
 
     def logits(self, images: Tensor) -> Tensor:
+        """(B, K) of images uint8 (B, 3, H, W)."""
         return self.net(self.inputs(images))
 
     def inputs(self, images: Tensor) -> Tensor:
+        """What the net takes of images uint8 (B, 3, H, W): float32 (B, 3, size, size)."""
         pixels = normalise(images, self.mean, self.std)
         if self.size is not None:
             pixels = F.interpolate(pixels, (self.size, self.size), mode="bilinear")
@@ -114,11 +116,13 @@ class Teacher:
         Ensembles", NeurIPS 2017). On a CPU a row's bits do not depend on its batch.
         """
         size = PIECE if images.device.type == "cpu" else len(images)
-        filling = images[-1:].expand(-len(images) % size, -1, -1, -1)
+        missing = -len(images) % size  # in the last piece, which the last image fills up
+        filling = images[-1:].expand(missing, -1, -1, -1)
         pieces = torch.cat([images, filling]).split(size)
         return torch.cat([self.piece_logits(piece) for piece in pieces])[: len(images)]
 
     def piece_logits(self, images: Tensor) -> Tensor:
+        """`logits` of images that are run at once."""
         logits = [member.logits(images) for member in self.members]
         if len(logits) == 1:
             return logits[0]
@@ -250,6 +254,7 @@ def agree(net: nn.Module, other: nn.Module, size: int) -> bool:
     """Whether two nets in float64 have the same logits of a batch of noise, but for rounding."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, 3, size, size, generator=generator, dtype=torch.float64)
-    logits, others = net(images), other(images)
+    logits = net(images)
+    others = other(images)
     allowed = SAME_LOGITS * logits.abs().max().item()
     return torch.allclose(others, logits, rtol=0, atol=allowed)

@@ -40,7 +40,12 @@ def seeds_of(record: Record) -> tuple:
     """What tells a run from the others of its group: its own seed and its teachers'."""
     if record.borrowed:
         return record.seed, record.measured["sha256"]
-    return record.seed, record.teacher and seeds_of(record.teacher)
+    return record.seed, seeds_of_teacher(record)
+
+
+def seeds_of_teacher(record: Record) -> tuple | None:
+    """None of a record without one."""
+    return None if record.teacher is None else seeds_of(record.teacher)
 
 
 def alike_in_weights(records: list[Record]) -> list[list[Record]]:
@@ -69,7 +74,7 @@ def named_apart(records: list[Record]) -> bool:
 
     Not where each --exp_name stands for one teacher's seed: there it only told folders apart.
     """
-    pairs = {(record.exp_name, record.teacher and seeds_of(record.teacher)) for record in records}
+    pairs = {(record.exp_name, seeds_of_teacher(record)) for record in records}
     names = {name for name, _ in pairs}
     teachers = {teacher for _, teacher in pairs}
     is_one_to_one = len(pairs) == len(names) == len(teachers)
@@ -139,7 +144,8 @@ def group_runs(records: list[Record]) -> tuple[list[Group], list[LeftOut]]:
     families = alike(nets, same_but_for_seed)
     for same in chain.from_iterable(alike_in_weights(family) for family in families):
         apart = named_apart(same)
-        for runs in alike(same, attrgetter("exp_name")) if apart else [same]:
+        families = alike(same, attrgetter("exp_name")) if apart else [same]
+        for runs in families:
             group = Group([], runs[0].exp_name if apart else None)
             for first, *others in alike(runs, seeds_of):
                 group.records.append(first)

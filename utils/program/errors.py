@@ -48,14 +48,15 @@ class Lasting:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
-        return self._try(self.stream.write, text) or len(text)
+        self._try(self.stream.write, text)
+        return len(text)
 
     def flush(self) -> None:
         self._try(self.stream.flush)
 
-    def _try(self, act, *arguments):
+    def _try(self, act, *arguments) -> None:
         try:
-            return act(*arguments)
+            act(*arguments)
         except OSError:  # the reader, the terminal or the disk is gone
             with suppress(OSError):  # a notebook's stream may have no file below it
                 # From here on, all that is written to it is dropped without a fault.
