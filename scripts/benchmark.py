@@ -138,7 +138,10 @@ def main(argv: list[str] | None = None) -> None:
     args = options(argv)
     accelerator = start()
     if accelerator.num_processes > 1:
-        raise UserError("the benchmark measures one process; launch it with one")
+        raise UserError(
+            f"accelerate launch --num_processes {accelerator.num_processes}: the benchmark "
+            "measures one process; give 1"
+        )
     print(about(accelerator, args.step))
     note = precision_note(accelerator)
     if note:

@@ -103,6 +103,7 @@ def add_loss_flags(group: argparse._ArgumentGroup, entries: Mapping[str, LossEnt
             default = "1 - Lambda" if flag.default is None else number_text(flag.default)
             meanings.setdefault(flag.help, []).append(f"{loss} {default}")
         texts = [f"{text} (default: {', '.join(losses)})" for text, losses in meanings.items()]
+        # What a flag may be is the same for all losses of one script that read it.
         _, first = pairs[0]
         wanted, allowed = first.range
         group.add_argument(f"--{name}", type=number(float, wanted, allowed), help="; ".join(texts))

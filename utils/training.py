@@ -136,6 +136,7 @@ class Trainer:
 
     @property
     def rate(self) -> float:
+        """The learning rate of the next step."""
         return self.optimizer.param_groups[0]["lr"]
 
     @property
@@ -164,6 +165,7 @@ class Trainer:
 
 
 def train_loader(data: Dataset, recipe: Recipe, accelerator: Accelerator) -> TrainLoader:
+    """This process's share of the training views that a recipe asks for, on its device."""
     cutout = None
     if recipe.cutout:
         # The mean colour, which a net sees as zeros.

@@ -59,7 +59,7 @@ def own_identities(net: Record) -> list[dict]:
     return [identity for identity in members if "model_sha256" in identity]
 
 
-def forward(net: Record, device: torch.device) -> Callable[[Tensor], Tensor]:
+def forward_of(net: Record, device: torch.device) -> Callable[[Tensor], Tensor]:
     """What gives the net's logits (B, K) of images uint8 (B, 3, H, W) on the device.
 
     Raises UserError where its weights are gone or damaged.

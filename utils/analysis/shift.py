@@ -18,7 +18,7 @@ from tqdm import tqdm
 from utils.analysis import corruptions
 from utils.analysis.columns import COLUMNS, Column, metrics_table, printable
 from utils.analysis.corruptions import CLEAN, MEAN, SEVERITIES, Corrupted
-from utils.analysis.nets import forward as forward_of
+from utils.analysis.nets import forward_of
 from utils.analysis.record import Record
 from utils.calibration.distributions import ood_metrics
 from utils.calibration.metrics import classification_metrics

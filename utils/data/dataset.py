@@ -58,7 +58,9 @@ def normalisation(text: str) -> tuple[Statistics, Statistics]:
     if text in NORMALISATION:
         return NORMALISATION[text]
     with suppress(ValueError):  # a part that is no number, or not two parts
-        mean, std = (tuple(map(float, part.split(","))) for part in text.split("/"))
+        mean_text, std_text = text.split("/")
+        mean = tuple(map(float, mean_text.split(",")))
+        std = tuple(map(float, std_text.split(",")))
         are_three = len(mean) == len(std) == 3
         are_shares = all(0 <= value <= 1 for value in mean + std)
         if are_three and are_shares and all(std):
