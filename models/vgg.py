@@ -1,6 +1,7 @@
 """Nets without shortcuts: Simonyan and Zisserman, Very Deep Convolutional Networks, ICLR 2015."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -67,24 +68,32 @@ def vgg(depth: int, **options) -> Chain:
     return plain(VGGS[depth], widths=(64, 128, 256, 512, 512), **options)
 
 
+class ConvNet(NamedTuple):
+    """What sets one of the paper's small students apart from the others."""
+
+    blocks: tuple[int, ...]  # convolutions in each
+    grid: int  # pixels a side of the last maps
+    hidden: tuple[int, ...] = ()  # widths of the linear layers before the head
+
+
 def convnet(depth: int, num_classes: int = 10) -> Chain:
     """The calibration transfer paper's small students, narrower for up to ten classes."""
     few_classes = num_classes <= 10
-    # Convolutions of each block, pixels a side of the last maps, widths of the linear layers.
-    blocks, grid, hidden = {
-        2: ((1, 1), 8, ()),
-        4: ((2, 2), 8, ()),
-        6: ((2, 2, 2), 4 if few_classes else 8, ()),
-        8: ((2, 2, 2, 2), 2, (64,)),
-        10: ((2, 2, 2, 4), 2, (128 if few_classes else 512,)),
-    }[depth]
+    nets = {
+        2: ConvNet(blocks=(1, 1), grid=8),
+        4: ConvNet(blocks=(2, 2), grid=8),
+        6: ConvNet(blocks=(2, 2, 2), grid=4 if few_classes else 8),
+        8: ConvNet(blocks=(2, 2, 2, 2), grid=2, hidden=(64,)),
+        10: ConvNet(blocks=(2, 2, 2, 4), grid=2, hidden=(128 if few_classes else 512,)),
+    }
+    net = nets[depth]
     first_width = 16 if few_classes and depth < 10 else 32
     growth = 1 if depth == 2 else 2
     return plain(
-        blocks,
-        widths=[first_width * growth**i for i in range(len(blocks))],
-        smallest=grid,
-        grid=grid,
-        hidden=hidden,
+        net.blocks,
+        widths=[first_width * growth**i for i in range(len(net.blocks))],
+        smallest=net.grid,
+        grid=net.grid,
+        hidden=net.hidden,
         num_classes=num_classes,
     )
