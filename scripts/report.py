@@ -17,6 +17,8 @@ if not __package__:  # started as `python scripts/report.py`
     import scripts  # noqa: F401  before torch
 
 from argparse import Namespace
+from os.path import isfile
+from zipfile import is_zipfile
 
 from utils.analysis.classes import class_tables, classes_csv
 from utils.analysis.columns import COLUMNS, printable
@@ -71,6 +73,8 @@ def options(argv: list[str] | None) -> Namespace:
             f"--pack: {logit_files[0]} is no run, and a pack holds runs; leave it out, and name it "
             "beside the pack"
         )
+    if args.pack is not None and isfile(args.pack) and not is_zipfile(args.pack):
+        raise UserError(f"--pack {args.pack}: this file is no pack; give another name")
     return args
 
 
@@ -168,7 +172,10 @@ def main(argv: list[str] | None = None) -> None:
     if args.pack is not None:
         with atomic(args.pack) as file:
             pack(printed_runs(sections, records), file)
-        print(f"written: {args.pack}")
+        print(
+            f"written: {args.pack}; its logits have half precision, so a 95 % interval of few "
+            "images may differ a little"
+        )
 
 
 def flat(tables: list[list[Table]]) -> list[Table]:

@@ -375,6 +375,7 @@ def test_foreign_data(copies, tmp_path, capsys, tiny_npz):
     assert "do not trust" not in capsys.readouterr().out and read(run, "foreign", "last")
     # Its own test images again: nothing tells them apart.
     evaluate(run, "--on", tiny_npz, "--write")
+    assert "THE TEST SPLIT ITSELF" in capsys.readouterr().out
     found = read(run, "tiny")["raw"]
     assert found["confidence_auroc"] == found["entropy_auroc"] == pytest.approx(0.5, abs=1e-9)
 

@@ -432,6 +432,17 @@ def with_logits(folder: Path, logits: np.ndarray) -> None:
     np.savez(folder / "predictions.npz", **arrays)
 
 
+def test_a_pack_takes_the_place_of_no_other_file(tmp_path, capsys):
+    write_predicted_run(tmp_path / "runs")
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(b"no pack")
+    message = fails(capsys, tmp_path, report.main, [str(tmp_path / "runs"), "--pack", str(photo)])
+    assert "--pack" in message and "no pack" in message and photo.read_bytes() == b"no pack"
+    for _ in range(2):  # an older pack is written anew
+        report.main([str(tmp_path / "runs"), "--pack", str(tmp_path / "runs.zip")])
+    assert "half precision" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("offset, scale", [(3e3, 1), (7e4, 1), (-7e4, 1), (0, 1e4), (7e4, 1e5)])
 def test_a_pack_keeps_probabilities_whatever_the_size_of_the_logits(tmp_path, offset, scale):
     folder = write_predicted_run(tmp_path / "runs")
