@@ -44,10 +44,11 @@ from utils.program.command_line import CommandLine, location, path
 from utils.program.files import atomic, check_writable
 
 CHECKED = 256  # images
-# The largest difference of a probability.
+# The largest difference of a probability at T of 1 or more, see `allowed_difference`.
 EXACT = 1e-5
 COARSE = 0.2
 # The one format that has what a flag asks for.
+OTHER_NET = 0.9  # some probability of another net's, or of other images, differs by more
 ONLY_IN = {"int8": "onnx", "with_sets": "onnx", "half": "safetensors"}
 
 Logits = Callable[[Tensor], Tensor]  # (N, K) of images uint8 (N, 3, H, W)
@@ -283,12 +284,14 @@ def check(
     # version does not say where it was computed.
     in_float32 = net.settings["mixed_precision"] == "no" and net.config.get("device") == "cpu"
     texts = [
-        difference(net, probabilities, calibrated(images), EXACT, "the net in float32"),
+        difference(net, probabilities, calibrated(images), exact, "the net in float32"),
         difference(
             net,
+    exact = allowed_difference(EXACT, softmax)
+    coarse = allowed_difference(COARSE, softmax)
             probabilities,
             stored,
-            EXACT if in_float32 else COARSE,
+            exact if in_float32 else coarse,
             "the run's stored predictions",
         ),
     ]
@@ -299,6 +302,15 @@ def difference(
     net: Record, probabilities: Tensor, expected: Tensor, allowed: float, name: str
 ) -> str:
     """The largest difference, in words. Raises UserError where it is more than allowed, or NaN."""
+def allowed_difference(at_one: float, softmax: Softmax) -> float:
+    """What a probability may differ by, where it may differ by `at_one` with weights of 1.
+
+    Larger weights, as those of T < 1, multiply what the logits differ by through rounding.
+    """
+    largest = max(1.0, *map(abs, softmax.weight))
+    return min(at_one * largest, OTHER_NET)
+
+
     largest = (probabilities - expected).abs().max().item()
     text = f"{largest:.1e} from {name}"
     if not largest <= allowed:

@@ -59,13 +59,18 @@ def onnx_model(net: nn.Module, images: Tensor, output: str):
     """The ONNX model of a net whose forward takes `images`, uint8 (N, 3, H, W), any N."""
     exported = torch.onnx.export(
         net,
-        (images[:2],),
+        (two_images(images),),
         input_names=["images"],
         output_names=[output],
         dynamic_shapes={"images": {0: torch.export.Dim("N")}},
         verbose=False,
     )
     return exported.model_proto
+
+
+def two_images(images: Tensor) -> Tensor:
+    """The first twice: what is traced with one image takes one image alone ever after."""
+    return images[:1].repeat(2, 1, 1, 1)
 
 
 def with_sets(content: bytes, level: str, threshold: float) -> bytes:
@@ -114,7 +119,7 @@ def to_torchscript(net: CalibratedNet, images: Tensor, metadata: dict[str, str])
     file = io.BytesIO()
     files = {"metadata.json": json.dumps(metadata)}
     with warnings.catch_warnings(action="ignore"):  # that it will give way to torch.export
-        program = torch.jit.trace(net, images[:2])
+        program = torch.jit.trace(net, two_images(images))
         torch.jit.save(program, file, _extra_files=files)
     return file.getvalue()
 

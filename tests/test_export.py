@@ -18,8 +18,14 @@ from torch.torch_version import TorchVersion
 import train_student
 import train_teacher
 from models import build_model
-from scripts import export, posthoc
-from scripts.exported_net import FORMATS, ONNX_PACKAGES, ONNX_TORCH, with_sets
+from scripts import export, posthoc, predict
+from scripts.exported_net import (
+    FORMATS,
+    ONNX_PACKAGES,
+    ONNX_TORCH,
+    CalibratedNet,
+    with_sets,
+)
 from scripts.half_net import round_to_half
 from utils.data import load_dataset
 from utils.data.views import normalise
@@ -191,6 +197,46 @@ def test_what_differs_is_not_written(run, tmp_path, capsys, monkeypatch):
     wrong = lambda content: lambda images: torch.full((len(images), 4), 0.25)  # noqa: E731
     monkeypatch.setitem(FORMATS, "safetensors", (FORMATS["safetensors"][0], wrong))
     assert "from the net in float32" in fails(capsys, tmp_path, export.main, flags)
+
+
+def test_rounding_of_logits_counts_for_more_at_a_small_temperature(run, tmp_path, capsys):
+    """What is 1e-5 at T = 1 is 2e-4 at T = 0.05; the logits of another net stay refused."""
+    result = json.loads((run / "result.json").read_text())
+    result["best"]["temperature"] = 0.05
+    (run / "result.json").write_text(json.dumps(result))
+    with np.load(run / "predictions.npz") as arrays:
+        exact = dict(arrays)
+    logits = exact["best_test_logits"].astype(float)
+    flags = [str(run), "--format", "safetensors", "--out", str(tmp_path / "file")]
+
+    def shift(by):
+        logits_shifted = (logits + [by, 0, 0, 0]).astype(np.float32)
+        np.savez(run / "predictions.npz", **exact | {"best_test_logits": logits_shifted})
+        there = softmax(logits_shifted.astype(float) / 0.05, axis=1)
+        return np.abs(there - softmax(logits / 0.05, axis=1)).max()
+
+    steepest = shift(1e-6) / 1e-6  # of a probability by the first logit
+    assert 4e-5 < shift(1e-4 / steepest) < 2e-4
+    export.main(flags)
+    (tmp_path / "file").unlink()
+    shift(1e-3 / steepest)
+    assert "0.0002 is allowed" in fails(capsys, tmp_path, export.main, flags)
+
+
+@pytest.mark.parametrize("form", ["onnx", "torchscript"])
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+def test_one_image_makes_a_file_for_any_number(form, images):
+    """Where a split has but one, as that which sets the ranges of int8."""
+    if form == "onnx" and torch.__version__ < ONNX_TORCH:
+        pytest.skip("this torch is too old for ONNX")
+    net = build_model("resnet8", 4)
+    calibrated = CalibratedNet(net, [0.5] * 3, [0.25] * 3, weight=[1.0] * 4, bias=[0.0] * 4)
+    write, reopen = FORMATS[form]
+    # In memory as a data set has it: channels last.
+    first = images[:1].permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    probabilities = reopen(write(calibrated, first, {}))
+    for n in (1, 3):
+        assert (probabilities(images[:n]) - calibrated(images[:n])).abs().max() < 1e-5
 
 
 def test_only_a_run_that_says_it_was_on_the_cpu_is_held_to_every_digit(run, tmp_path, capsys):
