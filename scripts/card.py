@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from scripts.certificate import SET_LEVEL
+from scripts.certificate import AT_BOUND, SET_LEVEL
 from utils.analysis.columns import COLUMNS
 
 JSON_TEXTS = (
@@ -32,6 +32,9 @@ def card_of(title: str, file: Path, form: str, content: bytes, about: dict[str, 
     top1 = 100 * facts["top1"]
     temperature = facts["temperature"]
     ece = {logits: f"{COLUMNS['ece'].text(value)} %" for logits, value in facts["ece"].items()}
+    # Files of older versions do not say whether T is at a bound.
+    at_bound = json.loads(about.get("temperature_at_bound", "false"))
+    suits = "" if at_bound else ", which suits validation"
     upper = COLUMNS["ece"].text(facts["ece_upper"])
     lines = [
         f"Data: {facts['dataset']}, {facts['classes']} classes, {side} x {side} pixels; "
@@ -41,8 +44,10 @@ def card_of(title: str, file: Path, form: str, content: bytes, about: dict[str, 
         f"File: {form}, {facts['precision']} precision, {len(content) / 1e6:.2f} MB.",
         f"Top-1: {top1:.2f} %.",
         f"ECE of its logits as they are: {ece['raw']}.",
-        f"ECE at T = {temperature:.3f}, which suits validation: {ece['scaled']}.",
+        f"ECE at T = {temperature:.3f}{suits}: {ece['scaled']}.",
     ]
+    if at_bound:
+        lines.append(f"{AT_BOUND}.")
     if "vector" in ece:
         lines.append(f"ECE with vector scaling: {ece['vector']}.")
     lines.append(f"Its probabilities have a true ECE below {upper} % (95 % confidence).")

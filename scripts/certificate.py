@@ -19,6 +19,7 @@ from utils.program import UserError
 from utils.split_metrics import metrics_of
 
 SET_LEVELS = (0.8, 0.9, 0.95, 0.99)
+AT_BOUND = "T lies at the bound of its range: do not trust the confidences"
 SET_LEVEL = "0.9"  # of the sets that a line speaks of, and of export's --with-sets
 
 
@@ -52,6 +53,7 @@ class Certificate(NamedTuple):
 
     softmax: Softmax
     temperature: float  # that suits the validation logits, whether it is used or not
+    at_bound: bool  # whether it lies at the bound of its range, and so suits nothing
     top1: float
     ece: dict[str, float]  # raw, scaled, and vector where chosen
     ece_upper: float  # of the 95 % interval of the true ECE of the file's probabilities
@@ -62,6 +64,7 @@ class Certificate(NamedTuple):
     def metadata(self) -> dict[str, str]:
         return {
             "temperature": json.dumps(self.temperature),
+            "temperature_at_bound": json.dumps(self.at_bound),
             "top1": json.dumps(self.top1),
             "ece": json.dumps(self.ece),
             "ece_upper": json.dumps(self.ece_upper),
@@ -132,6 +135,7 @@ def certify(net: Record, calibration: str, evidence: Evidence) -> Certificate:
     return Certificate(
         softmax=softmax,
         temperature=measured["temperature"],
+        at_bound=measured["temperature_at_bound"],
         top1=(probabilities.argmax(dim=1) == labels).double().mean().item(),
         ece=ece,
         ece_upper=ece_upper,

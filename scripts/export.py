@@ -24,6 +24,7 @@ from torch import Tensor
 
 from scripts.card import card_of
 from scripts.certificate import (
+    AT_BOUND,
     SET_LEVEL,
     Certificate,
     Softmax,
@@ -47,8 +48,8 @@ CHECKED = 256  # images
 # The largest difference of a probability at T of 1 or more, see `allowed_difference`.
 EXACT = 1e-5
 COARSE = 0.2
-# The one format that has what a flag asks for.
 OTHER_NET = 0.9  # some probability of another net's, or of other images, differs by more
+# The one format that has what a flag asks for.
 ONLY_IN = {"int8": "onnx", "with_sets": "onnx", "half": "safetensors"}
 
 Logits = Callable[[Tensor], Tensor]  # (N, K) of images uint8 (N, 3, H, W)
@@ -102,6 +103,9 @@ def main(argv: list[str] | None = None) -> None:
         lines.append(f"{precision}:    {certificate.line()}")
     if args.with_sets:
         content = with_sets(content, SET_LEVEL, certificate.thresholds[SET_LEVEL])
+
+    if certificate.at_bound:
+        lines.append(AT_BOUND)
 
     with atomic(args.out) as file:
         file.write(content)
@@ -283,12 +287,12 @@ def check(
     # Half precision, and TF32 in a GPU's convolutions, are coarser than the file. A run of an older
     # version does not say where it was computed.
     in_float32 = net.settings["mixed_precision"] == "no" and net.config.get("device") == "cpu"
+    exact = allowed_difference(EXACT, softmax)
+    coarse = allowed_difference(COARSE, softmax)
     texts = [
         difference(net, probabilities, calibrated(images), exact, "the net in float32"),
         difference(
             net,
-    exact = allowed_difference(EXACT, softmax)
-    coarse = allowed_difference(COARSE, softmax)
             probabilities,
             stored,
             exact if in_float32 else coarse,
@@ -298,10 +302,6 @@ def check(
     return " and ".join(texts)
 
 
-def difference(
-    net: Record, probabilities: Tensor, expected: Tensor, allowed: float, name: str
-) -> str:
-    """The largest difference, in words. Raises UserError where it is more than allowed, or NaN."""
 def allowed_difference(at_one: float, softmax: Softmax) -> float:
     """What a probability may differ by, where it may differ by `at_one` with weights of 1.
 
@@ -311,6 +311,10 @@ def allowed_difference(at_one: float, softmax: Softmax) -> float:
     return min(at_one * largest, OTHER_NET)
 
 
+def difference(
+    net: Record, probabilities: Tensor, expected: Tensor, allowed: float, name: str
+) -> str:
+    """The largest difference, in words. Raises UserError where it is more than allowed, or NaN."""
     largest = (probabilities - expected).abs().max().item()
     text = f"{largest:.1e} from {name}"
     if not largest <= allowed:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from models.own import name_of_saved
+from scripts.certificate import AT_BOUND
 from scripts.exported_net import onnx_session, open_safetensors, probabilities_of
 from utils.analysis.columns import printable
 from utils.analysis.nets import check_own_nets
@@ -57,7 +58,7 @@ def run_predictor(
     check_own_nets([net], own_nets)
     notes = []
     if net.measured["temperature_at_bound"]:
-        notes.append("T lies at the bound of its range: do not trust the confidences")
+        notes.append(AT_BOUND)
     sets = None
     try:
         sets = validation_sets(net, level)
@@ -136,11 +137,15 @@ def file_predictor(
         temperature = 1.0
         if calibration == "temperature":
             temperature = json.loads(about["temperature"])
+        # Files of older versions do not say it.
+        at_bound = json.loads(about.get("temperature_at_bound", "false"))
         thresholds = json.loads(about.get("sets", "{}"))
 
     notes = []
     if calibration == "none":
         notes.append("the confidences are raw: the file was exported with --calibration none")
+    if at_bound and calibration == "temperature":
+        notes.append(AT_BOUND)
     sets = None
     if thresholds:
         sets = ConformalSets("LAC", threshold_at(thresholds, level, file), temperature)

@@ -355,6 +355,27 @@ def test_half_precision(run, images, tmp_path, capsys):
     assert f"`--teacher_path {file}`" in text and about["command"] in text
 
 
+def test_a_temperature_at_the_bound_of_its_range_is_said(run, tmp_path, capsys):
+    note = "T lies at the bound of its range: do not trust the confidences"
+    path = run / "result.json"
+    result = json.loads(path.read_text())
+    best = result["best"]
+    card = tmp_path / "card.md"
+    flags = ("--format", "safetensors", "--card", str(card))
+    for at_bound in (False, True):
+        path.write_text(json.dumps(result | {"best": best | {"temperature_at_bound": at_bound}}))
+        capsys.readouterr()
+        file = export_to(tmp_path / "file", run, *flags)
+        assert (note in capsys.readouterr().out) == at_bound
+        with safe_open(file, "pt") as content:
+            assert json.loads(content.metadata()["temperature_at_bound"]) == at_bound
+        assert (f"- {note}.\n" in card.read_text()) == at_bound
+        assert ("which suits validation" in card.read_text()) != at_bound
+        np.save(tmp_path / "images.npy", np.zeros((1, 8, 8, 3), np.uint8))
+        predict.main([str(file), str(tmp_path / "images.npy")])
+        assert (note in capsys.readouterr().out) == at_bound
+
+
 def test_weights_too_large_for_half():
     net = build_model("resnet8", 4)
     net.layer1[0].bn1.running_var[0] = 1e6
