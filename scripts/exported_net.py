@@ -43,6 +43,10 @@ class CalibratedNet(nn.Module):
         """z, as they are."""
         return self.net(torch.addcmul(self.shift, images.float(), self.scale))
 
+    def calibrated_logits(self, images: Tensor) -> Tensor:
+        """weight * z + bias, float64: no two logits that differ become equal."""
+        return self.logits(images).double() * self.weight + self.bias
+
     def forward(self, images: Tensor) -> Tensor:
         return (self.logits(images) * self.weight + self.bias).softmax(dim=1)
 
@@ -113,6 +117,17 @@ def probabilities_of(session, images: Tensor) -> Tensor:
     """What an ONNX file makes (N, K) of images uint8 (N, 3, H, W)."""
     [output] = session.run(["probabilities"], {"images": images.numpy()})
     return torch.from_numpy(output)
+
+
+def logits_from(session, images: Tensor) -> Tensor:
+    """The calibrated logits (N, K), float64, up to a number for each image, from probabilities.
+
+    -inf where float32 has rounded the probability to 0, or to so few digits that its logarithm is
+    wrong.
+    """
+    probabilities = probabilities_of(session, images)
+    too_small = probabilities < torch.finfo(torch.float32).tiny
+    return probabilities.double().masked_fill(too_small, 0.0).log()
 
 
 def to_torchscript(net: CalibratedNet, images: Tensor, metadata: dict[str, str]) -> bytes:

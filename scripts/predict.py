@@ -20,13 +20,14 @@ import re
 from argparse import Namespace
 from itertools import compress
 
+from torch import Tensor
 from tqdm import tqdm
 
 from scripts.predictors import Predictor, file_predictor, run_predictor
 from utils.analysis.columns import printable, text_table
 from utils.analysis.csv_files import csv_text
 from utils.analysis.nets import add_own_nets
-from utils.data.given import GivenImages, NamedImages
+from utils.data.given import GivenImages
 from utils.program import UserError, one_line_errors
 from utils.program.command_line import CommandLine, count, location, number
 from utils.program.files import atomic, check_writable
@@ -46,12 +47,20 @@ def main(argv: list[str] | None = None) -> None:
     predictor = predictor_of(args)
 
     rows: list[Row] = []
+    rounded = 0
     with tqdm(total=len(given), desc="images", leave=False, disable=None) as bar:
         for piece in given.pieces(predictor.side):
             if piece.names:
-                rows += rows_of(predictor, piece, args.level)
+                logits = predictor.logits(piece.images).double()
+                rows += rows_of(predictor, piece.names, logits, args.level)
+                rounded += logits.isneginf().any(dim=1).sum().item()
             bar.update(len(piece.names))
     notes = [*given.notes(), *predictor.notes]
+    if rounded:
+        notes.append(
+            f"{args.run} rounds a probability of {counted(rounded, 'image')} to 0: raw_confidence, "
+            "and the order of such classes, are left empty; --format safetensors keeps them"
+        )
     if not rows:
         raise UserError(f"IMAGES: none of {len(given)} can be read; {' '.join(notes)}")
 
@@ -135,9 +144,12 @@ def predictor_of(args: Namespace) -> Predictor:
     )
 
 
-def rows_of(predictor: Predictor, piece: NamedImages, level: float) -> list[Row]:
-    """A row for each image: fractions, and names of classes."""
-    logits = predictor.logits(piece.images).double()
+def rows_of(predictor: Predictor, files: list[str], logits: Tensor, level: float) -> list[Row]:
+    """A row for each image: fractions, and names of classes.
+
+    `logits`: the predictor's (N, K), float64. What follows from one of -inf alone stays empty.
+    """
+    is_rounded = logits.isneginf()
     raw = logits.softmax(dim=1)
     probabilities = (logits / predictor.temperature).softmax(dim=1)
     by_rank = logits.argsort(dim=1, descending=True, stable=True)
@@ -147,18 +159,19 @@ def rows_of(predictor: Predictor, piece: NamedImages, level: float) -> list[Row]
         members = predictor.sets(logits, never_empty=True)
 
     rows = []
-    for place, file in enumerate(piece.names):
+    for place, file in enumerate(files):
         labels = by_rank[place]
         names = [predictor.classes[label] for label in labels.tolist()]
         values = [f"{value:.6f}" for value in probabilities[place, labels[:HIGHEST]].tolist()]
         row = {"file": printable(file), "class": names[0], "confidence": values[0]}
         if predictor.is_tempered:
-            row["raw_confidence"] = f"{raw[place].max():.6f}"
+            is_exact = not is_rounded[place].any()
+            row["raw_confidence"] = f"{raw[place].max():.6f}" if is_exact else ""
         if members is not None:
             inside = members[place, labels].tolist()
             row[f"set_at_{level:g}"] = list(compress(names, inside))
         for rank, (name, value) in enumerate(zip(names, values, strict=False), start=1):
-            row[f"class_{rank}"] = name
+            row[f"class_{rank}"] = "" if is_rounded[place, labels[rank - 1]] else name
             row[f"probability_{rank}"] = value
         rows.append(row)
     return rows

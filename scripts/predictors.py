@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.own import name_of_saved
 from scripts.certificate import AT_BOUND
-from scripts.exported_net import onnx_session, open_safetensors, probabilities_of
+from scripts.exported_net import logits_from, onnx_session, open_safetensors
 from utils.analysis.columns import printable
 from utils.analysis.nets import check_own_nets
 from utils.analysis.record import Record
@@ -35,7 +35,8 @@ class Predictor:
 
     side: int  # pixels of the images that it takes
     classes: Sequence[str]
-    logits: Callable[[Tensor], Tensor]  # (N, K) of images uint8 (N, 3, H, W)
+    # (N, K) of images uint8 (N, 3, H, W); -inf where a file does not say how unlikely a class is.
+    logits: Callable[[Tensor], Tensor]
     temperature: float  # that calibrates them
     sets: ConformalSets | None
     notes: Sequence[str] = ()
@@ -120,7 +121,8 @@ def names_of(names, classes: int) -> list[str]:
 class ExportedNet(NamedTuple):
     """What lies in a file of scripts/export.py."""
 
-    probabilities: Callable[[Tensor], Tensor]  # float32 (N, K) of images uint8 (N, 3, H, W)
+    # Calibrated, float64 (N, K), up to a number for each of the images uint8 (N, 3, H, W).
+    logits: Callable[[Tensor], Tensor]
     about: Mapping[str, str]  # its metadata
     side: int  # pixels
 
@@ -154,8 +156,7 @@ def file_predictor(
 
     def logits(images: Tensor) -> Tensor:
         pieces = images.split(batch_size or CPU_BATCH)
-        rows = [net.probabilities(piece.contiguous()) for piece in pieces]
-        return torch.cat(rows).double().log() * temperature
+        return torch.cat([net.logits(piece.contiguous()) for piece in pieces]) * temperature
 
     return Predictor(
         side=net.side,
@@ -187,7 +188,7 @@ def onnx_net(file: Path, content: bytes, own_nets: Sequence[str]) -> ExportedNet
         session = onnx_session(content)
         [images] = session.get_inputs()
         return ExportedNet(
-            probabilities=partial(probabilities_of, session),
+            logits=partial(logits_from, session),
             about=session.get_modelmeta().custom_metadata_map,
             side=int(images.shape[2]),
         )
@@ -206,7 +207,7 @@ def safetensors_net(file: Path, content: bytes, own_nets: Sequence[str]) -> Expo
     except ValueError as error:
         raise UserError(f"{file}: {error}") from None
     with refused(**not_exported(file)):
-        return ExportedNet(open_safetensors(content, name), about, side)
+        return ExportedNet(open_safetensors(content, name).calibrated_logits, about, side)
 
 
 def not_exported(file: Path) -> dict[str, str]:

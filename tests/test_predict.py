@@ -247,6 +247,48 @@ def test_other_calibrations_of_an_exported_file(run, onnx_file, photos, tiny_npz
     assert "exported with --calibration none" in capsys.readouterr().out
 
 
+def test_probabilities_too_small_for_float32(run, photos, tiny_npz, tmp_path, capsys):
+    """At a small T those of a softmax are rounded to 0, and say nothing of the logits any more."""
+    with np.load(run / "predictions.npz") as arrays:
+        spread = np.ptp(arrays["best_test_logits"].astype(float), axis=1)
+    result = json.loads((run / "result.json").read_text())
+    # Where one in two images has a probability of less than exp(-100).
+    result["best"]["temperature"] = float(np.median(spread)) / 100
+    write_json(run / "result.json", result)
+    expected = predicted(run, photos, out=tmp_path / "rows.csv")
+    columns = ["raw_confidence", "confidence", *(f"probability_{rank}" for rank in range(1, 5))]
+
+    words = [str(run), "--dataset", str(tiny_npz), "--out"]
+    weights = tmp_path / "net.safetensors"
+    export.main([*words, str(weights), "--format", "safetensors"])
+    capsys.readouterr()
+    for row, of_run in zip(
+        predicted(weights, photos, out=tmp_path / "rows.csv"), expected, strict=True
+    ):
+        for column in columns:
+            assert float(row[column]) == pytest.approx(float(of_run[column]), abs=1e-4)
+        assert all(row[f"class_{rank}"] == of_run[f"class_{rank}"] for rank in range(1, 5))
+    assert "rounds" not in capsys.readouterr().out
+
+    if torch.__version__ < ONNX_TORCH:
+        pytest.skip("this torch is too old for ONNX")
+    export.main([*words, str(tmp_path / "net.onnx")])
+    capsys.readouterr()
+    rows = predicted(tmp_path / "net.onnx", photos, out=tmp_path / "rows.csv")
+    for row, of_run in zip(rows, expected, strict=True):
+        if row["raw_confidence"]:
+            assert float(row["raw_confidence"]) == pytest.approx(
+                float(of_run["raw_confidence"]), abs=1e-4
+            )
+        else:
+            assert row["class_4"] == "" and row["probability_4"] == "0.000000"
+        for rank in range(1, 5):
+            assert row[f"class_{rank}"] in ("", of_run[f"class_{rank}"])
+    emptied = sum(not row["raw_confidence"] for row in rows)
+    assert 10 < emptied < 30
+    assert f"rounds a probability of {emptied} images to 0" in capsys.readouterr().out
+
+
 def test_what_cannot_be_read_is_counted(finished, photos, tmp_path, capsys):
     mixed = Path(shutil.copytree(photos, tmp_path / "mixed"))
     (mixed / "notes.txt").write_text("notes")
