@@ -23,7 +23,7 @@ from itertools import compress
 from torch import Tensor
 from tqdm import tqdm
 
-from scripts.predictors import Predictor, file_predictor, run_predictor
+from scripts.predictors import LEVEL, Predictor, file_predictor, run_predictor
 from utils.analysis.columns import printable, text_table
 from utils.analysis.csv_files import csv_text
 from utils.analysis.nets import add_own_nets
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
         for piece in given.pieces(predictor.side):
             if piece.names:
                 logits = predictor.logits(piece.images).double()
-                rows += rows_of(predictor, piece.names, logits, args.level)
+                rows += rows_of(predictor, piece.names, logits, args.level or LEVEL)
                 rounded += logits.isneginf().any(dim=1).sum().item()
             bar.update(len(piece.names))
     notes = [*given.notes(), *predictor.notes]
@@ -97,8 +97,7 @@ def options(argv: list[str] | None) -> Namespace:
     parser.add_argument(
         "--level",
         type=number(float, "a number between 0 and 1", lambda x: 0 < x < 1),
-        default=0.9,
-        help="with which chance a set is to hold the true class",
+        help=f"with which chance a set is to hold the true class (default: {LEVEL})",
     )
     parser.add_argument(
         "--epoch",
@@ -137,7 +136,7 @@ def predictor_of(args: Namespace) -> Predictor:
     return run_predictor(
         args.run,
         epoch=args.epoch or "best",
-        level=args.level,
+        level=args.level or LEVEL,
         side=args.image_size,
         batch_size=args.test_batch_size,
         own_nets=args.model or (),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from models.own import name_of_saved
-from scripts.certificate import AT_BOUND
+from scripts.certificate import AT_BOUND, SET_LEVELS
 from scripts.exported_net import logits_from, onnx_session, open_safetensors
 from utils.analysis.columns import printable
 from utils.analysis.nets import check_own_nets
@@ -23,6 +23,9 @@ from utils.calibration import ConformalSets, fit_sets
 from utils.evaluation import CPU_BATCH
 from utils.program import UserError
 from utils.program.files import is_safetensors, refused, safetensors_metadata
+from utils.program.words import counted
+
+LEVEL = 0.9  # of sets, where none is given
 
 
 @dataclass(frozen=True)
@@ -128,9 +131,12 @@ class ExportedNet(NamedTuple):
 
 
 def file_predictor(
-    file: Path, level: float, batch_size: int | None, own_nets: Sequence[str]
+    file: Path, level: float | None, batch_size: int | None, own_nets: Sequence[str]
 ) -> Predictor:
-    """That of an ONNX or safetensors file of scripts/export.py. Raises UserError."""
+    """That of an ONNX or safetensors file of scripts/export.py. Raises UserError.
+
+    `level`: None takes LEVEL, and no sets where the file has none of it.
+    """
     net = exported_net(file, own_nets)
     with refused(**not_exported(file)):
         about = net.about
@@ -149,10 +155,10 @@ def file_predictor(
     if at_bound and calibration == "temperature":
         notes.append(AT_BOUND)
     sets = None
-    if thresholds:
-        sets = ConformalSets("LAC", threshold_at(thresholds, level, file), temperature)
-    else:
-        notes.append("no sets: the file has none; export the run again")
+    try:
+        sets = sets_of_file(file, about, thresholds, level, temperature)
+    except ValueError as error:
+        notes.append(f"no sets: {error}")
 
     def logits(images: Tensor) -> Tensor:
         pieces = images.split(batch_size or CPU_BATCH)
@@ -217,8 +223,30 @@ def not_exported(file: Path) -> dict[str, str]:
     }
 
 
-def threshold_at(thresholds: dict[str, float], level: float, file: Path) -> float:
-    """Raises UserError where the file has none of this level."""
-    if f"{level:g}" not in thresholds:
-        raise UserError(f"--level {level:g}: {file} has sets at {', '.join(thresholds)}; give one")
-    return thresholds[f"{level:g}"]
+def sets_of_file(
+    file: Path,
+    about: Mapping[str, str],
+    thresholds: dict[str, float],
+    level: float | None,
+    temperature: float,
+) -> ConformalSets:
+    """Raises UserError where the file has sets, but none of the level that was given.
+
+    Raises ValueError, which says why, where there are none of LEVEL, or none at all.
+    """
+    key = f"{level or LEVEL:g}"
+    if key in thresholds:
+        return ConformalSets("LAC", thresholds[key], temperature)
+    if thresholds:
+        levels = ", ".join(thresholds)
+        if level is not None:
+            raise UserError(f"--level {key}: {file} has sets at {levels}; give one")
+        raise ValueError(f"the file has them at {levels}, not at {key}; give one as --level")
+    if "sets" not in about or "images" not in about:
+        raise ValueError("the file is of an older version; export the run again")
+
+    images = json.loads(about["images"])["val"]
+    fewest = round(1 / (1 - min(SET_LEVELS))) - 1  # see `fit_sets`
+    if images < fewest:
+        raise ValueError(f"it was fitted on {counted(images, 'validation image')}, too few")
+    raise ValueError("the run that the file was made from stored no validation logits")

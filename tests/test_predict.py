@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import command, fails, run_script
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load, save, save_file
 from scipy.special import softmax
 from test_folders import write_part
 
@@ -20,7 +20,7 @@ from scripts import export, predict
 from scripts.exported_net import ONNX_TORCH
 from utils.data import load_dataset
 from utils.data.given import GivenImages
-from utils.program.files import write_json
+from utils.program.files import safetensors_metadata, write_json
 
 LINEAR = """
 from torch import nn
@@ -234,6 +234,44 @@ def test_sets_of_an_exported_file(onnx_file, photos, tmp_path, capsys):
     words = [str(onnx_file), str(photos), "--level", "0.95", "--out", str(tmp_path / "rows.csv")]
     error = fails(capsys, tmp_path, predict.main, words)
     assert f"--level 0.95: {onnx_file} has sets at 0.8, 0.9; give one" in error
+
+
+@pytest.mark.parametrize(
+    "levels, images, note",
+    [
+        (("0.8",), 15, "no sets: the file has them at 0.8, not at 0.9; give one as --level"),
+        ((), 3, "no sets: it was fitted on 3 validation images, too few"),
+        ((), 1, "no sets: it was fitted on 1 validation image, too few"),
+        ((), 4, "no sets: the run that the file was made from stored no validation logits"),
+        (None, 15, "no sets: the file is of an older version; export the run again"),
+    ],
+)
+def test_why_an_exported_file_has_no_sets(
+    finished, tiny_npz, photos, tmp_path, capsys, levels, images, note
+):
+    file = tmp_path / "net.safetensors"
+    words = [str(finished), "--format", "safetensors", "--out", str(file)]
+    export.main([*words, "--dataset", str(tiny_npz)])
+    content = file.read_bytes()
+    about = safetensors_metadata(content)
+    thresholds = json.loads(about["sets"])
+    about["images"] = json.dumps({"train": 135, "val": images, "test": 40})
+    del about["sets"]
+    if levels is not None:
+        about["sets"] = json.dumps({level: thresholds[level] for level in levels})
+    file.write_bytes(save(load(content), about))
+    capsys.readouterr()
+
+    rows = predicted(file, photos / "0", out=tmp_path / "rows.csv")
+    assert len(rows) == 20 and "set_at_0.9" not in rows[0]
+    assert note in capsys.readouterr().out.splitlines()
+    if levels:
+        rows = predicted(file, photos / "0", "--level", "0.8", out=tmp_path / "rows.csv")
+        assert rows[0]["set_at_0.8"]
+        out = ["--out", str(tmp_path / "rows.csv")]
+        flags = [str(file), str(photos), "--level", "0.9", *out]
+        error = fails(capsys, tmp_path, predict.main, flags)
+        assert f"--level 0.9: {file} has sets at 0.8; give one" in error
 
 
 def test_other_calibrations_of_an_exported_file(run, onnx_file, photos, tiny_npz, tmp_path, capsys):
