@@ -22,6 +22,11 @@ USES = {
     "safetensors": "`python -m scripts.predict {file} photos/`; to teach: `--teacher_path {file}`",
     "torchscript": '`torch.jit.load("{file}")`',
 }
+# Of a net of the user's own, whose code is not in the file of its weights.
+USE_OWN = (
+    "`python -m scripts.predict {file} photos/ --model {net}`; to teach: "
+    "`--teacher {net} --teacher_path {file}`; FILE.py is the file that makes the net"
+)
 
 
 def card_of(title: str, file: Path, form: str, content: bytes, about: dict[str, str]) -> str:
@@ -57,5 +62,13 @@ def card_of(title: str, file: Path, form: str, content: bytes, about: dict[str, 
         lines.append(
             f"Sets at 90 %: {coverage:.2f} % hold the label, with {size:.1f} classes in the mean."
         )
-    lines.append("Use: " + USES[form].format(file=file))
+    lines.append(f"Use: {use_of(file, form, json.loads(about['checkpoint']))}")
     return f"# {title}\n\n" + "".join(f"- {line}\n" for line in lines)
+
+
+def use_of(file: Path, form: str, checkpoint: dict) -> str:
+    """The commands that take the file. `checkpoint`: what it says of its net."""
+    if form == "safetensors" and "model_sha256" in checkpoint:
+        _, _, function = checkpoint["model"].rpartition(".")
+        return USE_OWN.format(file=file, net=f"FILE.py:{function}")
+    return USES[form].format(file=file)

@@ -15,6 +15,7 @@ from safetensors.torch import load, save, save_file
 from scipy.special import softmax
 from test_folders import write_part
 
+import train_student
 import train_teacher
 from scripts import export, predict
 from scripts.exported_net import ONNX_TORCH
@@ -398,7 +399,14 @@ def test_the_run_of_a_net_of_ones_own(tiny_npz, photos, tmp_path, capsys):
 
     file = tmp_path / "net.safetensors"
     words = [str(run), "--format", "safetensors", "--out", str(file), *net]
-    export.main([*words, "--dataset", str(tiny_npz)])
+    card = tmp_path / "card.md"
+    export.main([*words, "--dataset", str(tiny_npz), "--card", str(card)])
+    # The commands on the card are those that work.
+    use = f"`python -m scripts.predict {file} photos/ --model FILE.py:tiny`"
+    assert use in card.read_text()
+    assert f"`--teacher FILE.py:tiny --teacher_path {file}`" in card.read_text()
+    teach = ["--teacher", net[1], "--teacher_path", str(file), "--epochs", "1"]
+    train_student.main([*command(tiny_npz, tmp_path / "students"), *teach])
     error = fails(capsys, tmp_path, predict.main, [str(file), str(photos), *out, *other])
     assert f"{file}: its net is mynet.tiny of a file whose SHA-256 begins with" in error
     assert_rows(predicted(file, photos, *net, out=tmp_path / "rows.csv"), run)
