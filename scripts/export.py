@@ -35,14 +35,15 @@ from scripts.certificate import (
 from scripts.exported_net import FORMATS, ONNX_PACKAGES, ONNX_TORCH, CalibratedNet, with_sets
 from scripts.half_net import half_safetensors, round_to_half
 from scripts.int8_net import int8_model, logits_of_model, with_softmax
-from utils.analysis.nets import add_own_nets, check_own_nets, load_net
+from utils.analysis.nets import add_own_nets, check_own_nets, load_net, own_files
 from utils.analysis.record import Record
 from utils.analysis.records import finished_net
 from utils.analysis.shift import data_of
 from utils.data import Dataset
 from utils.program import UserError, one_line_errors
 from utils.program.command_line import CommandLine, location, path
-from utils.program.files import atomic, check_writable
+from utils.program.files import atomic, check_not_input, check_writable
+from utils.run_files import files_of_run
 
 CHECKED = 256  # images
 # The largest difference of a probability at T of 1 or more, see `allowed_difference`.
@@ -79,6 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     args = options(argv)
     net = finished_net(args.run, args.epoch)
     check_own_nets([net], args.model or ())
+    check_outputs(args, net)
     data = data_of([net], args.data_dir, args.dataset)
     certificate = certify(net, args.calibration, stored_evidence(net))
     if args.with_sets:
@@ -179,11 +181,25 @@ def check_options(args: Namespace) -> None:
     check_writable(args.out, "--out")
     if args.card is not None:
         check_writable(args.card, "--card")
-        if args.card.absolute() == args.out.absolute():
+        if os.path.realpath(args.card) == os.path.realpath(args.out):
             raise UserError(f"--card {args.card}: that is --out; give another file")
     if args.format == "onnx":
         check_onnx()
     check_format(args)
+
+
+def check_outputs(args: Namespace, net: Record) -> None:
+    """Raises UserError where a file would be written over that this command reads."""
+    dataset = args.dataset or net.config.get("arguments", {}).get("dataset", net.dataset)
+    inputs = [
+        *files_of_run(net.folder),
+        Path(dataset),
+        args.data_dir / f"{dataset}.npz",
+        *own_files(args.model or ()),
+    ]
+    check_not_input(args.out, "--out", inputs)
+    if args.card is not None:
+        check_not_input(args.card, "--card", inputs)
 
 
 def check_format(args: Namespace) -> None:

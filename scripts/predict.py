@@ -26,11 +26,11 @@ from tqdm import tqdm
 from scripts.predictors import LEVEL, Predictor, file_predictor, run_predictor
 from utils.analysis.columns import printable, text_table
 from utils.analysis.csv_files import csv_text
-from utils.analysis.nets import add_own_nets
+from utils.analysis.nets import add_own_nets, own_files
 from utils.data.given import GivenImages
 from utils.program import UserError, one_line_errors
 from utils.program.command_line import CommandLine, count, location, number
-from utils.program.files import atomic, check_writable
+from utils.program.files import atomic, check_not_input, check_writable
 from utils.program.words import counted
 
 HIGHEST = 5  # classes of an image
@@ -45,6 +45,9 @@ def main(argv: list[str] | None = None) -> None:
     args = options(argv)
     given = GivenImages(args.images)
     predictor = predictor_of(args)
+    if args.out is not None:
+        inputs = [*predictor.files, *own_files(args.model or ()), *given.files()]
+        check_not_input(args.out, "--out", inputs)
 
     rows: list[Row] = []
     rounded = 0
@@ -52,7 +55,9 @@ def main(argv: list[str] | None = None) -> None:
         for piece in given.pieces(predictor.side):
             if piece.names:
                 logits = predictor.logits(piece.images).double()
-                rows += rows_of(predictor, piece.names, logits, args.level or LEVEL)
+                rows += rows_of(
+                    predictor, files=piece.names, logits=logits, level=args.level or LEVEL
+                )
                 rounded += logits.isneginf().any(dim=1).sum().item()
             bar.update(len(piece.names))
     notes = [*given.notes(), *predictor.notes]

@@ -24,6 +24,7 @@ from utils.evaluation import CPU_BATCH
 from utils.program import UserError
 from utils.program.files import is_safetensors, refused, safetensors_metadata
 from utils.program.words import counted
+from utils.run_files import files_of_run
 
 LEVEL = 0.9  # of sets, where none is given
 
@@ -36,6 +37,7 @@ class Predictor:
     there are none, or why a confidence is not to be trusted.
     """
 
+    files: Sequence[Path]  # that it was made from
     side: int  # pixels of the images that it takes
     classes: Sequence[str]
     # (N, K) of images uint8 (N, 3, H, W); -inf where a file does not say how unlikely a class is.
@@ -77,6 +79,7 @@ def run_predictor(
     ):
         logits(torch.zeros(1, 3, side, side, dtype=torch.uint8))
     return Predictor(
+        files=files_of_run(net.folder),
         side=side,
         classes=names_of(net.config.get("class_names"), net.result["num_classes"]),
         logits=logits,
@@ -156,7 +159,9 @@ def file_predictor(
         notes.append(AT_BOUND)
     sets = None
     try:
-        sets = sets_of_file(file, about, thresholds, level, temperature)
+        sets = sets_of_file(
+            file, about=about, thresholds=thresholds, level=level, temperature=temperature
+        )
     except ValueError as error:
         notes.append(f"no sets: {error}")
 
@@ -165,6 +170,7 @@ def file_predictor(
         return torch.cat([net.logits(piece.contiguous()) for piece in pieces]) * temperature
 
     return Predictor(
+        files=[file],
         side=net.side,
         classes=classes,
         logits=logits,

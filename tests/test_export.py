@@ -30,6 +30,7 @@ from scripts.half_net import round_to_half
 from utils.data import load_dataset
 from utils.data.views import normalise
 from utils.program import UserError
+from utils.program.files import check_not_input
 
 
 @pytest.fixture(scope="module")
@@ -271,6 +272,11 @@ run --out f --half | --half: --format safetensors alone has it, and not onnx
 run --out f --format safetensors --half --calibration vector | --half fits a temperature of its own
 run --out f --card run | --card run: give a file
 run --out f --card f | --card f: that is --out
+run --out f --card ./run/../f | --card run/../f: that is --out
+run --out run/predictions.npz | --out run/predictions.npz: would write over what is read
+run --out link/config.json | --out link/config.json: would write over what is read
+run --out f --card run/model_best.pth | --card run/model_best.pth: would write over what is read
+run --out other.npz --dataset other.npz | --out other.npz: would write over what is read
 run --out f --int8 --calibration vector | --calibration vector: --int8 fits a temperature
 packed --out f --with-sets | --with-sets: packed/predictions.npz has no validation logits, or too
 """
@@ -281,6 +287,7 @@ def test_mistakes(run, tiny_npz, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with np.load(tiny_npz) as arrays:
         np.savez("other.npz", **dict(arrays) | {"x_test": 255 - arrays["x_test"]})
+    Path("link").symlink_to("run")
     for copy in ("unfinished", "packed"):
         shutil.copytree(run, copy)
     Path("unfinished/result.json").unlink()
@@ -296,6 +303,23 @@ def test_mistakes(run, tiny_npz, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(export, "find_spec", lambda name: None)
     error = fails(capsys, tmp_path, export.main, ["run", "--out", "file"])
     assert "pip install onnx onnxscript onnxruntime" in error
+
+
+def test_what_is_read_is_not_written_over(tmp_path):
+    """A folder stands for all that lies below it, by whichever way; a new file may lie there."""
+    folder = tmp_path / "folder"
+    (folder / "below").mkdir(parents=True)
+    (folder / "below" / "a").write_text("a")
+    (tmp_path / "way").symlink_to(folder / "below")
+    (tmp_path / "b").write_text("b")
+    (tmp_path / "hard").hardlink_to(tmp_path / "b")
+    inputs = [folder, tmp_path / "b", tmp_path / "absent"]
+    for name in ("folder/below/a", "folder/../folder/below/a", "way/a", "b", "hard"):
+        with pytest.raises(UserError, match="--out .* would write over what is read"):
+            check_not_input(tmp_path / name, "--out", inputs)
+    (tmp_path / "folders").write_text("beside it")
+    for name in ("folder/new", "way/new", "folders", "absent"):
+        check_not_input(tmp_path / name, "--out", inputs)
 
 
 def test_an_older_torch_exports_in_other_formats(run, tmp_path, capsys, monkeypatch):

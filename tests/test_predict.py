@@ -421,6 +421,12 @@ run floats.npy --out f | IMAGES floats.npy.*is float64; images are grey levels f
 run other.npz --out f | IMAGES other.npz.*it has a, b
 run photos --out nowhere/f | --out nowhere/f.*may write
 run photos --out photos | --out photos.*give a file
+run images.npy --out images.npy | --out images.npy: would write over what is read
+run images.npy --out link.npy | --out link.npy: would write over what is read
+run photos --out photos/0/../0/01.png | --out photos/0/../0/01.png: would write over .*01.png
+run photos --out run/predictions.npz | --out run/predictions.npz: would write over what is read
+run photos --out run/result.json | --out run/result.json: would write over what is read
+net.safetensors images.npy --out net.safetensors | --out net.safetensors: would write over what
 run photos --level 1 | --level.*a number between 0 and 1
 run photos --image_size 9 --out f | --image_size 9: run was trained on images of 8 x 8 pixels
 run photos --model resnet8 | --model.*'resnet8' is no FILE.py:function
@@ -434,7 +440,7 @@ run | IMAGES
 """
 
 
-def test_mistakes(run, photos, tmp_path, capsys, monkeypatch):
+def test_mistakes(run, photos, tiny_npz, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(photos, "photos")
     for copy in ("unfinished", "another"):
@@ -445,11 +451,23 @@ def test_mistakes(run, photos, tmp_path, capsys, monkeypatch):
     Path("empty/a.txt").write_text("text")
     Path("text.npz").write_text("text")
     save_file({"weight": torch.zeros(2)}, "bare.safetensors")
+    np.save("images.npy", np.zeros((2, 8, 8, 3), np.uint8))
+    Path("link.npy").symlink_to("images.npy")
+    words = ["run", "--format", "safetensors", "--out", "net.safetensors"]
+    export.main([*words, "--dataset", str(tiny_npz)])
     np.save("floats.npy", np.zeros((2, 8, 8, 3)))
     np.savez("other.npz", a=np.zeros(2), b=np.zeros(2))
     for line in BAD.strip().splitlines():
         words, said = line.split(" | ")
         assert re.search(said, fails(capsys, tmp_path, predict.main, words.split())), line
+
+
+def test_a_table_is_written_again(run, photos, tmp_path):
+    """Beside the images, and in the run folder: nothing reads it."""
+    mixed = Path(shutil.copytree(photos, tmp_path / "mixed"))
+    for out in (mixed / "rows.csv", run / "rows.csv"):
+        first = predicted(run, mixed, out=out)
+        assert predicted(run, mixed, out=out) == first
 
 
 def test_a_wrong_size_for_a_run_that_does_not_say_it(tmp_path, tiny_npz, photos, capsys):

@@ -7,6 +7,7 @@
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 
 # What a run, and what reads it afterwards, leaves in its folder; --overwrite removes first what
 # says complete.
@@ -45,6 +46,11 @@ RESULT_KEYS = {
 }
 # The model of a teacher whose logits a file holds (utils/stored_teacher.py).
 STORED = "logits"
+
+
+def files_of_run(folder: Path) -> list[Path]:
+    """What is there of OURS; trackers' as folders."""
+    return [path for pattern in OURS for path in folder.glob(pattern)]
 
 
 def number_text(value: float) -> str:

@@ -1,12 +1,13 @@
 """A finished run's net, and its teacher, made ready to run again from their weights."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from models import FORM, build_model, check_own
-from models.own import is_own, name_of_saved, net_label
+from models.own import is_own, name_of_saved, net_label, own_net
 from utils import teacher_files
 from utils.analysis.record import Record, naming
 from utils.data import Dataset
@@ -34,6 +35,11 @@ def add_own_nets(parser: CommandLine) -> None:
         metavar=FORM,
         help="the net of a run that was trained with one: no run makes code run by itself",
     )
+
+
+def own_files(names: Iterable[str]) -> list[Path]:
+    """The files of what --model names."""
+    return [own_net(name).file for name in names]
 
 
 def check_own_nets(nets: list[Record], names: Collection[str]) -> None:

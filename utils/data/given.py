@@ -55,6 +55,9 @@ class ImageFiles:
     def __len__(self) -> int:
         return len(self.files)
 
+    def paths(self) -> list[Path]:
+        return [Path(file) for file in self.files]
+
     def piece(self, start: int, side: int) -> NamedImages:
         """From that file on, with so many pixels a side; unreadable ones are noted."""
         files = self.files[start : start + PIECE]
@@ -76,6 +79,9 @@ class ImageArray:
 
     def __len__(self) -> int:
         return len(self.array)
+
+    def paths(self) -> list[Path]:
+        return [self.file]
 
     def piece(self, start: int, side: int) -> NamedImages:
         """From that image on, with so many pixels a side."""
@@ -119,6 +125,11 @@ class GivenImages:
 
     def __len__(self) -> int:
         return sum(len(source) for source in self.sources)
+
+    def files(self) -> Iterator[Path]:
+        """Those that images are read from."""
+        for source in self.sources:
+            yield from source.paths()
 
     def pieces(self, side: int) -> Iterator[NamedImages]:
         """The images with so many pixels a side, a piece at a time; unreadable ones are noted."""

@@ -9,6 +9,7 @@ import re
 import secrets
 import warnings
 import zipfile
+from collections.abc import Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -62,6 +63,25 @@ def check_writable(file: Path, flag: str) -> None:
     """Raises UserError where the file that a flag names cannot be written."""
     if os.path.isdir(file) or not os.access(file.absolute().parent, os.W_OK):
         raise UserError(f"{flag} {file}: give a file in a folder that you may write to")
+
+
+def check_not_input(file: Path, flag: str, inputs: Iterable[Path]) -> None:
+    """Raises UserError where the file that a flag names is there, and the command reads it.
+
+    `inputs`: files and folders that it reads; those of a folder are all that lie in or below it.
+    """
+    if not os.path.exists(file):
+        return
+    entry = Path(os.path.realpath(file.parent), file.name)  # what would be replaced, also a link
+    for source in inputs:
+        if os.path.isdir(source):
+            is_read = entry.is_relative_to(os.path.realpath(source))
+        else:
+            is_read = os.path.exists(source) and os.path.samefile(file, source)
+        if is_read:
+            raise UserError(
+                f"{flag} {file}: would write over what is read ({source}); give another file"
+            )
 
 
 def safe_name(text: str) -> str:
