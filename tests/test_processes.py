@@ -281,6 +281,7 @@ def printed_by(machine: subprocess.Popen) -> str:
         return machine.communicate()[0]
 
 
+@pytest.mark.long
 def test_two_machines_make_one_run(launch, tiny_npz, tmp_path):
     """One dies, the other ends and says why; the same commands go on, to one machine's result."""
 

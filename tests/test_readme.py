@@ -42,6 +42,7 @@ def add(root, file: str, where: str | None, name: str | None, code: str) -> None
     )
 
 
+@pytest.mark.long
 def test_the_examples(tmp_path, tiny_npz):
     """Trained with, taught with, evaluated and reported."""
     for part in ("losses", "models", "utils", "scripts"):
@@ -98,6 +99,7 @@ def test_every_file_and_section_that_a_page_points_to_is_there():
                 assert section in anchors, f"{page.name}: {target}"
 
 
+@pytest.mark.long
 def test_the_published_tables_come_from_the_published_logits(tmp_path, monkeypatch):
     """docs/results/cifar10.md says by which command."""
     text = (ROOT / "docs/results/cifar10.md").read_text()

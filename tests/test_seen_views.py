@@ -115,6 +115,7 @@ def test_the_confidences_of_every_teacher_are_recorded(train):
     assert 0.25 < result["seen"]["view_confidence"] < 1 and "teacher_accuracy" not in result
 
 
+@pytest.mark.long
 def test_views_by_the_accuracy_on_validation(tmp_path, synthetic_pair):
     teacher, student = synthetic_pair
     result = json.loads((student / "result.json").read_text())["teacher"]

@@ -274,6 +274,7 @@ def test_a_profile_of_a_run(capsys):
     assert re.search(r"\n(aten::)?conv", capsys.readouterr().out) or torch.cuda.is_available()
 
 
+@pytest.mark.long
 def test_the_day_of_a_gpu_rehearsed(tmp_path):
     """Every part of gpu.sh, made small, on the CPU; the benchmark trains as `fit` does."""
     assert contenders.train_epoch is training.train_epoch

@@ -95,9 +95,9 @@ class TestGrids:
         assert drawn == printed(*sample, "--", "--teacher_path", "my teacher", cwd=tmp_path)
 
     def test_every_distillation_and_loss_has_a_grid(self, tmp_path):
-        for name in [*DISTILLATIONS, "LSKD+AT"]:
-            commands = printed(name, "--", "--teacher_path", "t", cwd=tmp_path)
-            assert {student_options(words[2:]).loss.name for words in commands} == {name}
+        names = [*DISTILLATIONS, "LSKD+AT"]
+        commands = printed(*names, "--", "--teacher_path", "t", cwd=tmp_path)
+        assert {student_options(words[2:]).loss.name for words in commands} == {*names}
         commands = printed(*loss_names(), "--n-samples", 1, cwd=tmp_path)
         assert [teacher_options(words[2:]).loss.name for words in commands] == loss_names()
 
@@ -217,6 +217,7 @@ def test_flags_that_a_grid_sets_itself_or_no_script_has(tmp_path, words, said):
 
 
 class TestRuns:
+    @pytest.mark.long
     def test_it_says_what_failed_and_repeats_only_that(self, sweep):
         values = {"T": "1 3 4", "Lambda": "0.9 1"}
         first = sweep("students", "--", "--teacher_path", "t", **values)
@@ -282,6 +283,7 @@ def path_with(folder: Path, name: str, script: str) -> str:
     return f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"
 
 
+@pytest.mark.long
 def test_a_real_sweep_of_teachers_and_students(tmp_path, tiny_npz):
     """A root below the caller's folder, a teacher of the student's seed, then the report."""
     words = "--model resnet8 --epochs 1 --train-batch-size 64"
