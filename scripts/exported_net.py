@@ -69,7 +69,11 @@ def onnx_model(net: nn.Module, images: Tensor, output: str):
         dynamic_shapes={"images": {0: torch.export.Dim("N")}},
         verbose=False,
     )
-    return exported.model_proto
+    model = exported.model_proto
+    for node in model.graph.node:
+        # Where in the code it comes from: paths of this machine, which are nobody else's business.
+        node.ClearField("metadata_props")
+    return model
 
 
 def two_images(images: Tensor) -> Tensor:

@@ -136,6 +136,10 @@ def test_what_a_file_says_of_its_worth(finished, onnx_file, images):
     assert about["precision"] == "float32"
 
 
+def test_a_file_says_nothing_of_where_the_code_lies(onnx_file):
+    assert str(ROOT / "scripts").encode() not in onnx_file.read_bytes()
+
+
 def test_sets_inside(onnx_file, images):
     found, about = from_onnx(onnx_file, images)
     threshold = float(np.sort(found.ravel())[len(found.ravel()) // 3])  # some are in, one exactly
