@@ -2,9 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 
@@ -141,22 +140,29 @@ def group_runs(records: list[Record]) -> tuple[list[Group], list[LeftOut]]:
 
     group_of: dict[Record, Group] = {}
     repeated: list[LeftOut] = []
-    families = alike(nets, same_but_for_seed)
-    for same in chain.from_iterable(alike_in_weights(family) for family in families):
-        apart = named_apart(same)
-        families = alike(same, attrgetter("exp_name")) if apart else [same]
-        for runs in families:
-            group = Group([], runs[0].exp_name if apart else None)
-            for first, *others in alike(runs, seeds_of):
-                group.records.append(first)
-                repeated += [LeftOut(run.folder, f"repeats {first.folder}") for run in others]
-            group_of.update(dict.fromkeys(runs, group))
+    for runs, exp_name in runs_of_groups(nets):
+        group = Group([], exp_name)
+        for first, *others in alike(runs, seeds_of):
+            group.records.append(first)
+            repeated += [LeftOut(run.folder, f"repeats {first.folder}") for run in others]
+        group_of.update(dict.fromkeys(runs, group))
 
     groups = list(dict.fromkeys(group_of.values()))
     for group in groups:
         group.teacher = group_of.get(group.first.teacher)
     tell_apart(groups)
     return in_order(groups), repeated
+
+
+def runs_of_groups(nets: list[Record]) -> Iterator[tuple[list[Record], str | None]]:
+    """The runs of each group, and the --exp_name that sets them apart, where one does."""
+    for family in alike(nets, same_but_for_seed):
+        for same in alike_in_weights(family):
+            if named_apart(same):
+                for runs in alike(same, attrgetter("exp_name")):
+                    yield runs, runs[0].exp_name
+            else:
+                yield same, None
 
 
 def nets_to_show(records: list[Record]) -> list[Record]:
