@@ -19,7 +19,7 @@ from utils.program import UserError
 from utils.split_metrics import metrics_of
 
 SET_LEVELS = (0.8, 0.9, 0.95, 0.99)
-AT_BOUND = "T lies at the bound of its range: do not trust the confidences"
+AT_BOUND = "T lies at the bound of its range: do not trust confidences that it scales"
 SET_LEVEL = "0.9"  # of the sets that a line speaks of, and of export's --with-sets
 
 

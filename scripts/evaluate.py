@@ -28,7 +28,7 @@ from utils.analysis.splits import comparison
 from utils.data import dataset_label
 from utils.program import UserError, one_line_errors
 from utils.program.command_line import CommandLine, checked, count, location, path, whole
-from utils.program.files import atomic
+from utils.program.files import atomic, check_writable
 
 # The corruptions that each of these targets has.
 CORRUPTIONS = {"cifar10c": PUBLISHED, "cifar100c": PUBLISHED, "corruptions": tuple(OWN)}
@@ -126,9 +126,9 @@ def options(argv: list[str] | None) -> Namespace:
     if args.on in CORRUPTIONS:
         choose_corruptions(args)
     if args.out is not None:
-        in_a_folder = os.path.isdir(args.out.absolute().parent)
-        if args.out.suffix != ".png" or not in_a_folder:
-            raise UserError(f"--out {args.out}: give a .png file in a folder that exists")
+        if args.out.suffix != ".png":
+            raise UserError(f"--out {args.out}: give a .png file")
+        check_writable(args.out, "--out")
     return args
 
 

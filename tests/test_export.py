@@ -384,7 +384,7 @@ def test_half_precision(run, images, tmp_path, capsys):
 
 
 def test_a_temperature_at_the_bound_of_its_range_is_said(run, tmp_path, capsys):
-    note = "T lies at the bound of its range: do not trust the confidences"
+    note = "T lies at the bound of its range: do not trust confidences that it scales"
     path = run / "result.json"
     result = json.loads(path.read_text())
     best = result["best"]

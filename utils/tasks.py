@@ -4,6 +4,7 @@ A task owns all that an optimiser changes and all that its loss keeps between st
 a teacher, which is asked and never trained.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
@@ -29,7 +30,7 @@ class StepOutput(NamedTuple):
     parts: dict[str, Tensor]  # scalars without a gradient: the loss' weighted terms, by name
 
 
-class Task(nn.Module):
+class Task(nn.Module, ABC):
     """A net, its loss, and the normalisation of its inputs.
 
     Steps of one `variant` launch the same operations: a CUDA graph of one can replay the others.
@@ -44,9 +45,9 @@ class Task(nn.Module):
         self.mean = data.mean
         self.std = data.std
 
+    @abstractmethod
     def forward(self, batch: Batch) -> StepOutput:
         """The loss of a batch, and what it is made of."""
-        raise NotImplementedError
 
     def logits(self, batch: Batch) -> Tensor:
         """Of the net that is trained (B, K), at least float32: losses are computed in that."""

@@ -24,6 +24,7 @@ TOLERANCE = 1e-6
 CV_TOLERANCE = 1e-4
 MAX_ITERATIONS = 1000
 AT_BOUND = "the temperature lies at the bound of its range, do not trust the row"
+FROM_BOUND = "its fit starts from a temperature at the bound of its range, do not trust the row"
 IDENTITY = "no map that was tried beats the identity, so nothing is changed"
 # Strengths of the two penalties of Dirichlet calibration, in nats, from strong to weak.
 LAMBDAS = (1e6, 1e5, 1e4, 1e3, 1e2, 1e1, 1e0, 1e-1, 1e-2, 1e-3)
@@ -172,7 +173,7 @@ def _approved(fitted: Calibration, at_bound: bool, logits: Tensor, labels: Tenso
 
     notes = []
     if at_bound:
-        notes.append(AT_BOUND)
+        notes.append(FROM_BOUND)
     facts = fitted.facts
     if not facts["converged"]:
         notes.append(
