@@ -27,7 +27,7 @@ finished_runs() {
 
 time_left() { # of all trainings, judged by those that this call has done
     if [ "$share_trained" -eq 0 ]; then
-        echo "all take two to three minutes on two idle cores"
+        echo "all take two to eight minutes on two idle cores"
         return
     fi
     local seconds=$((seconds_trained * share_left / share_trained))
