@@ -18,6 +18,7 @@ from losses import build_distillation
 from models import build_model
 from utils.analysis.columns import result_table
 from utils.conclusion import conclude
+from utils.data import Dataset
 from utils.data.shared import load_data
 from utils.features import feature_term
 from utils.options import check_run, student_options
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> dict:
         teacher = load_teacher(experiment.teacher, data)
     except UserError:
         # A finished run is shown wherever its teacher has gone.
-        result = show_finished(experiment, data.name, accelerator)
+        result = show_finished(experiment, data, accelerator)
         if result is None:
             raise
         return result
@@ -72,9 +73,9 @@ def main(argv: list[str] | None = None) -> dict:
     return result
 
 
-def show_finished(experiment: Experiment, dataset: str, accelerator: Accelerator) -> dict | None:
+def show_finished(experiment: Experiment, data: Dataset, accelerator: Accelerator) -> dict | None:
     """Print the result of the finished run that this very command made; None if there is none."""
-    finished = finished_run(experiment, dataset)
+    finished = finished_run(experiment, data, accelerator)
     if finished is None or experiment.run.overwrite:
         return None
     folder, result = finished

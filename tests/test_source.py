@@ -6,12 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT, command, run_script
 
 import train_student
 import train_teacher
-from utils.program import source
+from utils.program import UserError, source
 from utils.program.files import write_json
 
 NAME = "tiny/resnet8/NLL_seed=42"
@@ -126,6 +127,18 @@ def test_a_student_whose_teacher_has_gone(finished, tiny_npz, tmp_path, capsys):
     train_student.main(line)
     printed = capsys.readouterr().out
     assert "shown, not trained" in printed and "since: losses/distillation.py" in printed
+
+
+def test_a_student_whose_data_have_changed_is_not_shown(finished, tiny_npz, tmp_path):
+    data = Path(shutil.copy(tiny_npz, tmp_path / "tiny.npz"))
+    line = command(data, tmp_path / "students", "--epochs", "1")
+    line += ["--teacher_path", str(finished / NAME)]
+    train_student.main(line)
+    with np.load(data) as arrays:
+        changed = {name: arrays[name][::-1] for name in arrays}
+    np.savez(data, **changed)
+    with pytest.raises(UserError, match="trained on other data"):
+        train_student.main(line)
 
 
 def test_the_checksums_cover_what_training_runs():

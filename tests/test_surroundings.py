@@ -205,11 +205,15 @@ def test_overwrite_leaves_nothing_of_the_old_run(tiny_npz, tmp_path):
     train_teacher.main(line)
     folder = tmp_path / NAME
     events = set(folder.rglob("events.out*"))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (folder / "wandb").symlink_to(elsewhere)  # a tracker's folder on another disk
     for name in ("posthoc.json", "evaluation_svhn.json", "notes.txt"):
         (folder / name).write_text("{}")
     train_teacher.main([*line, "--overwrite"])
     left = {path.name for path in folder.iterdir()}
-    assert "notes.txt" in left and not left & {"posthoc.json", "evaluation_svhn.json"}
+    assert "notes.txt" in left and elsewhere.exists()
+    assert not left & {"posthoc.json", "evaluation_svhn.json", "wandb"}
     assert events and not events & set(folder.rglob("events.out*"))
 
 

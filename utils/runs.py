@@ -17,7 +17,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from models.own import identity_of_net, is_own, own_net
+from models.own import is_own, own_net
 from utils.data import Dataset
 from utils.program import RunFailed, Stopped, UserError, files
 from utils.program.environment import environment, precision_note
@@ -31,25 +31,39 @@ from utils.teachers import Teacher
 UNKNOWN_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # on Lustre, some NFS
 
 
-def finished_run(experiment: Experiment, dataset: str) -> tuple[Path, dict] | None:
-    """Folder and result of the finished run that this very command made, if there is one."""
-    net = identity_of_net(experiment.recipe.model)
-    root = Path(experiment.run.checkpoint, dataset, net["model"])
+def finished_run(
+    experiment: Experiment, data: Dataset, accelerator: Accelerator
+) -> tuple[Path, dict] | None:
+    """Folder and result of the finished run that this very command made, if there is one.
+
+    Its teacher is not looked at: it may have gone.
+    """
+    identity = identity_of(experiment, data, teacher=None)
+    settings = without_teacher(settings_of(experiment, identity, accelerator, teacher=None))
+    root = Path(experiment.run.checkpoint, identity["dataset"], identity["model"])
     for path in root.glob("*/result.json"):
         with suppress(UserError):
             config = files.read_json(path.with_name("config.json"), "")
             result = files.read_json(path, "")
-            before = config.get("arguments", {})
-            # A run of an older version lacks the flags that are new, which change nothing there.
-            same = all(
-                experiment.arguments.get(flag) == value
-                for flag, value in before.items()
-                if flag != "overwrite"
-            )
-            same_net = result.get("model_sha256") == net.get("model_sha256")
-            if before and same and same_net and is_complete(result):
+            is_same = has_arguments(config, experiment.arguments) and is_complete(result)
+            if is_same and not differences(without_teacher(result["settings"]), settings):
                 return path.parent, result
     return None
+
+
+def has_arguments(config: dict, arguments: dict) -> bool:
+    """Whether a run was started with these arguments, --overwrite apart.
+
+    One of an older version lacks the flags that are new, which change nothing there.
+    """
+    before = config.get("arguments", {})
+    same = all(arguments.get(flag) == before[flag] for flag in before if flag != "overwrite")
+    return bool(before) and same
+
+
+def without_teacher(settings: dict) -> dict:
+    """What a run's settings say of all but its teacher."""
+    return {key: settings[key] for key in settings if key not in ("teacher", "label")}
 
 
 def finished_note(folder: Path, result: dict) -> str:
@@ -191,7 +205,7 @@ class Run:
             patterns += OURS
         for pattern in patterns:
             for path in self.folder.glob(pattern):
-                if path.is_dir():
+                if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
                 else:
                     path.unlink()
