@@ -22,6 +22,7 @@ from functools import partial
 from torch import Tensor
 
 from utils.analysis.columns import COLUMNS, NO_SCALED_ROW, metrics_table
+from utils.analysis.record import Record
 from utils.analysis.records import finished_nets, write_beside
 from utils.calibration.metrics import classification_metrics
 from utils.calibration.packaged import PACKAGE, PackagedMap, calibrator, is_installed, packaged_map
@@ -85,8 +86,9 @@ def main(argv: list[str] | None = None) -> None:
     methods = methods_of(args)
     nets = finished_nets(args.runs, args.epoch, args.with_teacher, logits_alone=not args.write)
     for net in nets:
-        if net.third_party:
-            print(f"\n{net.title}\nnothing is fitted: {NO_SCALED_ROW}")
+        reason = why_not_fitted(net)
+        if reason:
+            print(f"\n{net.title}\nnothing is fitted: {reason}")
             continue
 
         val = net.stored("val")
@@ -102,6 +104,20 @@ def main(argv: list[str] | None = None) -> None:
         if args.write:
             finite = {method: without_infinite(fit) for method, fit in fits.items()}
             print(f"written: {write_beside(net, FILE, {'folds': args.folds}, finite)}")
+
+
+def why_not_fitted(net: Record) -> str:
+    """Why no map of a net's logits is fitted; empty where all are. Raises UserError."""
+    if net.third_party:
+        return NO_SCALED_ROW
+    for split in ("val", "test"):
+        logits, _ = net.stored(split)
+        if logits.isinf().any():
+            return (
+                f"the {split} logits hold -inf, probabilities of 0, which the maps have no value "
+                "for; store the least probabilities in their place"
+            )
+    return ""
 
 
 def methods_of(args: Namespace) -> dict[str, Callable]:

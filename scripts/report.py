@@ -18,21 +18,20 @@ if not __package__:  # started as `python scripts/report.py`
 
 from argparse import Namespace
 from os.path import isfile
-from zipfile import is_zipfile
 
 from utils.analysis.classes import class_tables, classes_csv
 from utils.analysis.columns import COLUMNS, printable
 from utils.analysis.comparisons import find_group
 from utils.analysis.csv_files import groups_csv, runs_csv
 from utils.analysis.logit_files import is_logit_file
-from utils.analysis.pack import pack
+from utils.analysis.pack import is_pack, pack
 from utils.analysis.record import Record
 from utils.analysis.records import LeftOut, read_runs
 from utils.analysis.rendering import Table, TableCell, render
 from utils.analysis.statistics import SELECT, ReportChoice, Section, sections_of
 from utils.analysis.tables import main_table, paired_table
 from utils.program import UserError, one_line_errors
-from utils.program.command_line import CommandLine, count, location, whole
+from utils.program.command_line import CommandLine, count, location, number
 from utils.program.files import atomic, make_folder
 from utils.program.words import counted
 
@@ -73,7 +72,7 @@ def options(argv: list[str] | None) -> Namespace:
             f"--pack: {logit_files[0]} is no run, and a pack holds runs; leave it out, and name it "
             "beside the pack"
         )
-    if args.pack is not None and isfile(args.pack) and not is_zipfile(args.pack):
+    if args.pack is not None and isfile(args.pack) and not is_pack(args.pack):
         raise UserError(f"--pack {args.pack}: this file is no pack; give another name")
     return args
 
@@ -101,7 +100,7 @@ def add_choice(parser: CommandLine) -> None:
     )
     parser.add_argument(
         "--resamples",
-        type=whole,
+        type=number(int, "0, or a whole number of at least 20", lambda n: n == 0 or n >= 20),
         default=1000,
         help="draws behind the ECE's interval and the ECE of a calibrated net; 0 leaves both out",
     )

@@ -204,6 +204,14 @@ def test_one_run_each_is_the_paired_t_test():
     assert same == pytest.approx((0, 0, 0, 1), abs=1e-12)
 
 
+def test_so_it_is_where_there_are_few_images():
+    first, second = np.random.default_rng(1).random((2, 6)).astype(np.float32)
+    found = paired_difference([first[:, None]], [second[:, None]])
+    theirs = stats.ttest_rel(first.astype(float), second.astype(float))
+    assert found.p == pytest.approx(theirs.pvalue, rel=1e-9)
+    assert (found.low, found.high) == pytest.approx(tuple(theirs.confidence_interval()), rel=1e-9)
+
+
 def null_run(rng, kind, difficulty, skill):
     """A net on images of shared difficulty; `skill` is what its seed gave it."""
     chance = stats.norm.cdf(0.8 + difficulty + skill)

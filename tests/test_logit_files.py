@@ -84,6 +84,36 @@ def test_an_infinite_nll_is_explained(tmp_path, capsys):
     assert "its NLL is infinite" in capsys.readouterr().out
 
 
+def test_an_infinite_nll_is_in_no_difference(tmp_path, capsys):
+    probs = softmax(TEST, axis=1)
+    sure = write(tmp_path / "sure.npz", test_probs=probs, test_labels=TEST_LABELS)
+    probs[0] = np.eye(CLASSES)[(TEST_LABELS[0] + 1) % CLASSES]
+    wrong = write(tmp_path / "wrong.npz", test_probs=probs, test_labels=TEST_LABELS)
+    columns = ["--columns", "nll", "top1", "--resamples", "0"]
+    report.main([str(sure), str(wrong), *columns, "--against", "logits sure"])
+    [row] = re.findall(r"logits wrong .*", capsys.readouterr().out.split("Difference from")[1])
+    assert len(re.findall(r"\[", row)) == 1 and "–" in row
+
+
+def test_a_single_image_tests_nothing(tmp_path, capsys):
+    for name, logits in (("first", [[1.0, 2.0]]), ("second", [[1.0, 3.0]])):
+        write(tmp_path / f"{name}.npz", test_logits=np.array(logits), test_labels=np.array([1]))
+    files = [str(tmp_path / f"{name}.npz") for name in ("first", "second")]
+    report.main([*files, "--resamples", "0", "--against", "logits first"])
+    _, *difference = capsys.readouterr().out.split("Difference from")
+    assert not any("[" in table for table in difference)
+
+
+def test_nothing_is_fitted_to_a_probability_of_0(tmp_path, capsys):
+    probs = softmax(VAL, axis=1)
+    probs[0] = np.eye(CLASSES)[0]
+    arrays = {"val_probs": probs, "val_labels": VAL_LABELS}
+    test = {"test_logits": TEST, "test_labels": TEST_LABELS}
+    posthoc.main([str(write(tmp_path / "votes.npz", **arrays, **test))])
+    printed = capsys.readouterr().out
+    assert "nothing is fitted: the val logits hold -inf" in printed and "Dirichlet" not in printed
+
+
 def test_it_stands_among_the_runs_on_the_same_images(tmp_path, teacher, capsys):
     """By their test labels in their order; tested against a run, and drawn."""
     predictions = dict(np.load(teacher / "predictions.npz"))

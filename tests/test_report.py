@@ -432,12 +432,34 @@ def with_logits(folder: Path, logits: np.ndarray) -> None:
     np.savez(folder / "predictions.npz", **arrays)
 
 
+def test_a_temperature_at_its_bound_says_nothing_of_the_splits(tmp_path):
+    folder = write_predicted_run(tmp_path)
+    flag = "--test-temperature"
+    assert "The T that test would choose" in shown(only_section(tmp_path, flag))
+    with np.load(folder / "predictions.npz") as stored:
+        labels = stored["test_labels"]
+    with_logits(folder, np.eye(CLASSES, dtype=np.float32)[labels])  # always right: T is 0
+    assert "The T that test would choose" not in shown(only_section(tmp_path, flag))
+
+
+def test_without_a_finished_run_there_is_nothing_to_compare_with(tmp_path, capsys):
+    (write_predicted_run(tmp_path) / "result.json").unlink()
+    message = fails(capsys, tmp_path, report.main, [str(tmp_path), "--against", "resnet8 NLL"])
+    assert "--against resnet8 NLL: there is no finished run" in message
+
+
 def test_a_pack_takes_the_place_of_no_other_file(tmp_path, capsys):
+    """Neither of a picture, nor of what is a .zip file inside: arrays, a text document."""
     write_predicted_run(tmp_path / "runs")
     photo = tmp_path / "photo.png"
     photo.write_bytes(b"no pack")
-    message = fails(capsys, tmp_path, report.main, [str(tmp_path / "runs"), "--pack", str(photo)])
-    assert "--pack" in message and "no pack" in message and photo.read_bytes() == b"no pack"
+    data = tmp_path / "data.npz"
+    np.savez(data, images=np.zeros(3))
+    for file in (photo, data):
+        before = file.read_bytes()
+        argv = [str(tmp_path / "runs"), "--pack", str(file)]
+        message = fails(capsys, tmp_path, report.main, argv)
+        assert "--pack" in message and "no pack" in message and file.read_bytes() == before
     for _ in range(2):  # an older pack is written anew
         report.main([str(tmp_path / "runs"), "--pack", str(tmp_path / "runs.zip")])
     assert "half precision" in capsys.readouterr().out

@@ -20,6 +20,8 @@ def find_group(sections: list[Section], name: str) -> tuple[Section, Group]:
     Raises UserError.
     """
     rows = [(section, group) for section in sections for group in section.groups]
+    if not rows:
+        raise UserError(f"--against {name}: there is no finished run; leave it out to see why")
     for name_of in NAMES_OF_ROWS:
         matches = [(section, group) for section, group in rows if name_of(section, group) == name]
         if len(matches) == 1:
@@ -79,7 +81,10 @@ def can_be_tested(metric: str) -> bool:
 
 
 def matrices(group: Group, logits: str, metric: str) -> list[np.ndarray] | None:
-    """Of each run what the bootstrap compares, (N, columns); None where a run does not store it."""
+    """Of each run what the bootstrap compares, (N, columns).
+
+    None where a run does not store it, or has an infinite value: the NLL of a label ruled out.
+    """
     compared = []
     for record in group.records:
         if metric in PAIRED_SETS:
@@ -93,6 +98,8 @@ def matrices(group: Group, logits: str, metric: str) -> list[np.ndarray] | None:
                 return None
             probs, labels = predicted
             compared.append(PAIRED[metric](probs, labels))
+        if not np.isfinite(compared[-1]).all():
+            return None
     return compared
 
 
@@ -100,8 +107,9 @@ def differences(section: Section, against: Group) -> dict[tuple[Group, str, str]
     """Of each printed group from another: by group, kind of logits and metric (fractions).
 
     p-values are Holm's, for all groups in one metric and kind of logits. A metric that is no mean
-    over images or bins, and a run without stored predictions, has none. Nor has a teacher that
-    repeats another group's logits, divided for its students: the same test twice is one test.
+    over images or bins, a run without stored predictions, and a single test image have none. Nor
+    has a teacher that repeats another group's logits, divided for its students: the same test twice
+    is one test.
     """
     groups = distinct(section, against)
     metrics = [metric for metric in section.columns if can_be_tested(metric)]
@@ -109,7 +117,7 @@ def differences(section: Section, against: Group) -> dict[tuple[Group, str, str]
     tested = {}
     for logits, metric in product(LOGITS, metrics):
         base = matrices(against, logits, metric)
-        if base is None:
+        if base is None or len(base[0]) == 1:  # one image has no spread
             continue
         family = {}
         for group in groups:

@@ -15,6 +15,14 @@ COPIED = ("result.json", "config.json", "metrics.jsonl")
 LEAST_FLOAT16 = np.finfo(np.float16).min
 
 
+def is_pack(path: Path) -> bool:
+    """Whether a file is a pack, and not another .zip file: an .npz, a .docx, somebody's photos."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/result.json") for name in archive.namelist())
+
+
 def pack(records: list[Record], file) -> None:
     """Write what a report needs of runs, test logits as float16, as a .zip file for `read_runs`.
 

@@ -29,6 +29,7 @@ class Suited(NamedTuple):
     """The temperature that test would choose, and the ECE (fraction) that it gives there."""
 
     temperature: float
+    at_bound: bool  # of its range: a limit of the fit, and no temperature that suits
     ece: float
 
 
@@ -41,9 +42,9 @@ def suited_to_test(record: Record) -> Suited | None:
     if not record.predictions.exists():
         return None
     logits, labels = record.stored("test")
-    temperature, _ = fit_temperature(without_infinity(logits), labels)
+    temperature, at_bound = fit_temperature(without_infinity(logits), labels)
     probs = (logits.double() / temperature).softmax(dim=1)
-    return Suited(temperature, ece(probs, labels))
+    return Suited(temperature, at_bound, ece(probs, labels))
 
 
 def columns_of_test(records: list[Record]) -> dict[str, np.ndarray]:
@@ -68,7 +69,7 @@ def comparison(records: list[Record], with_temperatures: bool) -> list[str]:
     ratios = []  # the T that test would choose over the one in use
     for net in nets if with_temperatures else ():
         fit = suited_to_test(net)
-        if fit is not None:
+        if fit is not None and not (fit.at_bound or net.measured["temperature_at_bound"]):
             ratios.append(fit.temperature / net.measured["temperature"])
     if not ratios:
         return sentences

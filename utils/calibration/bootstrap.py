@@ -49,7 +49,7 @@ def _is_right(probs: Tensor, labels: Tensor) -> Tensor:
 
 
 def _nll(probs: Tensor, labels: Tensor) -> Tensor:
-    return -_label_prob(probs, labels).clamp_min(1e-300).log()
+    return -_label_prob(probs, labels).log()
 
 
 def _brier(probs: Tensor, labels: Tensor) -> Tensor:
@@ -215,8 +215,8 @@ def paired_difference(
     variance between runs of a row, both rows' in one; t quantiles by Satterthwaite. Few runs
     may agree by luck: with f degrees of freedom it is not less than 1/f of what images do. One
     resampling over both factors would count twice what they do together (Owen, "The pigeonhole
-    bootstrap", Annals of Applied Statistics 2007). Where no row has two runs, the interval speaks
-    of these two nets, not of what training again would give.
+    bootstrap", Annals of Applied Statistics 2007). Where no row has two runs, it is the paired t
+    test over images, and speaks of these two nets, not of what training again would give.
     """
     runs = [*first, *second]
     if runs[0].shape[1] == 1:
@@ -228,7 +228,7 @@ def paired_difference(
     weight = np.repeat([1 / len(first), -1 / len(second)], [len(first), len(second)])
     value = float(weight @ values)
     variance = max(weight @ covariance @ weight, 0.0)
-    freedom = math.inf
+    freedom = len(runs[0]) - 1
     if len(runs) > 2:
         variance, freedom = _with_seeds(variance, values, covariance, len(first))
 
