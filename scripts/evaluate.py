@@ -28,7 +28,7 @@ from utils.analysis.splits import comparison
 from utils.data import dataset_label
 from utils.program import UserError, one_line_errors
 from utils.program.command_line import CommandLine, checked, count, location, path, whole
-from utils.program.files import atomic, check_writable
+from utils.program.files import atomic, check_writable, sha256
 
 # The corruptions that each of these targets has.
 CORRUPTIONS = {"cifar10c": PUBLISHED, "cifar100c": PUBLISHED, "corruptions": tuple(OWN)}
@@ -106,6 +106,10 @@ def write(nets: list[Record], measured: list[dict], args: Namespace) -> None:
     """evaluation_*.json into the run folders."""
     about = {"on": args.on, "corruptions": args.corruptions, "seed": args.seed}
     name = f"evaluation_{dataset_label(args.on)}.json"
+    if args.on not in TARGETS:
+        # Files of one name may hold other images.
+        about["sha256"] = sha256(Path(args.on).expanduser())
+        name = f"evaluation_{dataset_label(args.on)}_{about['sha256'][:8]}.json"
     for net, metrics in zip(nets, measured, strict=True):
         content = {"temperature": net.measured.get("temperature"), **finite(metrics)}
         print(f"written: {write_beside(net, name, about, content)}")
