@@ -156,8 +156,12 @@ def to_safetensors(net: CalibratedNet, images: Tensor, metadata: dict[str, str])
 def safetensors_of(state: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
     from safetensors.torch import save
 
-    # It saves no tensor whose memory is ordered in another way, as channels_last is.
-    return save({name: tensor.contiguous() for name, tensor in state.items()}, metadata)
+    # It saves no tensor whose memory is ordered in another way, as channels_last is, and no two
+    # that share it, as tied weights do.
+    copies = {
+        name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()
+    }
+    return save(copies, metadata)
 
 
 def open_safetensors(content: bytes, name: str | None = None) -> CalibratedNet:

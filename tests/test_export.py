@@ -11,6 +11,7 @@ import torch
 from conftest import ROOT, command, fails
 from onnxruntime import InferenceSession
 from safetensors import safe_open
+from safetensors.torch import load as load_safetensors
 from safetensors.torch import load_file
 from scipy.special import softmax
 from torch.torch_version import TorchVersion
@@ -24,6 +25,7 @@ from scripts.exported_net import (
     ONNX_PACKAGES,
     ONNX_TORCH,
     CalibratedNet,
+    safetensors_of,
     with_sets,
 )
 from scripts.half_net import round_to_half
@@ -92,6 +94,14 @@ def from_safetensors(file, images):
 
 
 READERS = {"onnx": from_onnx, "torchscript": from_torchscript, "safetensors": from_safetensors}
+
+
+def test_tied_weights_are_saved_once_for_each_name():
+    layer = torch.nn.Linear(3, 3)
+    state = torch.nn.Sequential(layer, layer).state_dict()
+    saved = load_safetensors(safetensors_of(state, {}))
+    assert saved.keys() == state.keys()
+    assert all(torch.equal(saved[name], state[name]) for name in state)
 
 
 @pytest.mark.parametrize("form", FORMATS)
