@@ -12,7 +12,7 @@
 #   teacher             a ResNet-20 trained with FL+MDCA
 #   calibrated          its student
 # EPOCHS=6 ROOT=runs/trial makes the first trial of plain and views, and
-# EPOCHS=6 ROOT=runs/trial PUBLISHED=resnet56 the same of the ResNet-56.
+# EPOCHS=6 ROOT=runs/trial PUBLISHED=resnet56 the same of the ResNet-56. SEED=43 makes a second seed.
 #
 # Said before the first trial: the student of the divided logits has a temperature near 1, and at
 # most a point less top-1.
@@ -41,13 +41,20 @@
 # - Its matched temperature is above 2, and its student's own one above 1.7, but below the matched.
 # - Divided, the student has a temperature below 1, and loses more than the 4.5 points of top-1 that
 #   the student of the ResNet-20 lost.
+#
+# Said before seed 43 of undivided and scratch, after seed 42 of all rows but the last two (the
+# student at T = 1 had 56.76 %, a raw ECE of 1.17 %, a temperature of 1.014; from scratch 55.50 %):
+# - At T = 1 the student has a temperature within 0.05 of 1 again, and a raw ECE below 2 %.
+# - It has at least 0.5 points of top-1 more than the net from scratch of the same seed.
+# - Raw, its NLL is lower than that net's.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 root=${ROOT:-runs/published}
+seed=${SEED:-42}
 published=${PUBLISHED:-resnet20}
 declare -A accuracy=([resnet20]=0.6883 [resnet56]=0.7263)
 norm=0.5070,0.4865,0.4409/0.2673,0.2564,0.2761
-common="--dataset cifar100 --epochs ${EPOCHS:-40} --scheduler cosine --lr 0.1 --wd 5e-4 --seed 42"
+common="--dataset cifar100 --epochs ${EPOCHS:-40} --scheduler cosine --lr 0.1 --wd 5e-4 --seed $seed"
 calibrated="--loss FL+MDCA --gamma 1 --beta 1"
 
 train() { # a net and its loss
@@ -75,7 +82,7 @@ for row in ${*:-plain views undivided scratch scratch_calibrated teacher calibra
     scratch_calibrated) train --model resnet8 --checkpoint "$root/scratch" $calibrated ;;
     teacher) train --model resnet20 --checkpoint "$root/teachers" $calibrated ;;
     calibrated)
-        distil --T 4 --teacher_path "$root/teachers/cifar100/resnet20/FL+MDCA_gamma=1_beta=1_seed=42"
+        distil --T 4 --teacher_path "$root/teachers/cifar100/resnet20/FL+MDCA_gamma=1_beta=1_seed=$seed"
         ;;
     *)
         echo "there is no row $row" >&2
