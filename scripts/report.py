@@ -96,7 +96,7 @@ def add_choice(parser: CommandLine) -> None:
         "--select",
         choices=SELECT,
         default="nll",
-        help="on validation, chooses a sweep's setting",
+        help="on validation, chooses a sweep's setting; refinement: the NLL of scaled logits",
     )
     parser.add_argument(
         "--resamples",

@@ -509,7 +509,11 @@ def grid(tmp_path_factory) -> Path:
     write_run(root, model="resnet56", best=measured(test={"ece": 0.4}))
     for temperature, weight in {*product((1, 4, 20), (0.9, 1))} - {(20, 1)}:
         chosen, lure = ((temperature, weight) == one for one in ((4, 0.9), (1, 1)))
-        val = {"nll": 0.2 if chosen else 0.6, "ece": 0.04 if chosen else 0.09}
+        val = {
+            "nll": 0.2 if chosen else 0.6,
+            "ece": 0.04 if chosen else 0.09,
+            "refinement": 0.1 if chosen else 0.3,
+        }
         test = {"nll": 0.1 if lure else 0.5, "ece": 0.01 if lure else 0.0765}
         best = measured(val, test, scaled={"ece": 0.0123})
         knobs = {"T": temperature, "Lambda": weight}
@@ -517,7 +521,7 @@ def grid(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("select", ["nll", "ece"])
+@pytest.mark.parametrize("select", ["nll", "ece", "refinement"])
 def test_validation_chooses_and_its_test_value_is_quoted(grid, select):
     section = only_section(grid, "--select", select)
     [sweep] = section.sweeps

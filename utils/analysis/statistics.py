@@ -19,7 +19,7 @@ from utils.analysis.rows import MANY, quick_rows_of, rows_of
 from utils.analysis.splits import suited_to_test
 from utils.program.files import one_line
 
-SELECT = ("nll", "ece", "sce", "adaece", "brier", "top1")
+SELECT = ("nll", "refinement", "ece", "sce", "adaece", "brier", "top1")
 USUAL = ["top1", "ece", "sce", "adaece", "nll", "true_calibration_error"]
 TUNED = ("lr", "weight_decay", "momentum")  # a sweep may run over these as over a loss's parameters
 DRAWN = 32  # nets in figures: as many as can be told apart
