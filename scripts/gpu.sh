@@ -5,24 +5,27 @@
 #   bash scripts/gpu.sh --dry [FOLDER]    the same commands on a CPU, all of them made small
 # KD_SECONDS=1200 gives it twice the time. Writes FOLDER/performance.md, the rows for
 # docs/performance.md, and a log of each part, and ends with what has failed (exit code 1), what is
-# slower than its target, and what there was no time for.
+# slower than its target, and what there was no time for. Its runs lie in FOLDER/made-by-gpu.sh, which
+# the next start empties; nothing else is deleted.
 set -uo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/usage.sh"
 dry=
 [ "${1:-}" != --dry ] || { dry=yes; shift; }
 [[ $# -le 1 && ${1:-} != -* ]] || stop "$*: give --dry or nothing, then one FOLDER at most"
 out=$(realpath -m "${1:-gpu}")
+own=$out/made-by-gpu.sh
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python}
 limit=${KD_SECONDS:-600}
 [ -z "$dry" ] || limit=1800
 mkdir -p "$out"
-rm -rf "$out/runs" "$out/cache"
+rm -rf "$own"
+mkdir "$own"
 failed=() slow=() undone=()
 
 if [ -n "$dry" ]; then
     export ACCELERATE_USE_CPU=true
-    data=$out/tiny.npz step=eager net=wrn_10_1 epochs=4 numbers=1
+    data=$own/tiny.npz step=eager net=wrn_10_1 epochs=4 numbers=1
     sizes=(--train-batch-size 16) small=(--seconds 0.01 --batch-size 4) workers=(--workers 0)
     tests=(--collect-only) at_once=(--seconds 0.01 --batch-size 16)
     $python -c '
@@ -56,7 +59,7 @@ run() { # its name, its precision, its script and flags
     local name=$1 precision=$2 script=$3
     shift 3
     part 40 "$name" $python -m accelerate.commands.launch --num_processes 1 \
-        --mixed_precision "$precision" "$script" --dataset "$data" --checkpoint "$out/runs/$name" \
+        --mixed_precision "$precision" "$script" --dataset "$data" --checkpoint "$own/runs/$name" \
         "${sizes[@]}" "$@"
 }
 graph() { # the same, of a small net for two epochs, in graphs that must succeed
@@ -73,7 +76,7 @@ file = next(Path(sys.argv[1]).rglob("metrics.jsonl"))
 records = [json.loads(line) for line in file.read_text().splitlines()]
 seconds = [record["seconds"] for record in records]
 rates = [record["images_per_second"] for record in records]
-print(round(eval(sys.argv[2])))' "$out/runs/$1" "$2"
+print(round(eval(sys.argv[2])))' "$own/runs/$1" "$2"
 }
 rows() { # a log's text table as Markdown
     grep -E '^[^ ]+.*  ' "$1" | sed -E 's/ {2,}/ | /g; s/^/| /; s/$/ |/'
@@ -101,16 +104,16 @@ if [ -z "$dry" ]; then
     graph bf16_Brier+CPC bf16 train_teacher.py --loss Brier+CPC
     graph no_DFL+MbLS no train_teacher.py --loss DFL+MbLS
     graph no_NLL+DCA no train_teacher.py --loss NLL+DCA
-    graph student no train_student.py --teacher_path "$out/runs/no_NLL"
-    graph student_fp16 fp16 train_student.py --teacher_path "$out/runs/no_NLL" --distill DKD
+    graph student no train_student.py --teacher_path "$own/runs/no_NLL"
+    graph student_fp16 fp16 train_student.py --teacher_path "$own/runs/no_NLL" --distill DKD
     graph ema_cutout fp16 train_teacher.py --loss NLL --ema 0.99 --cutout 8
-    graph features bf16 train_student.py --teacher_path "$out/runs/no_NLL" --distill KD+FitNet
-    graph views fp16 train_student.py --teacher_path "$out/runs/no_NLL" \
+    graph features bf16 train_student.py --teacher_path "$own/runs/no_NLL" --distill KD+FitNet
+    graph views fp16 train_student.py --teacher_path "$own/runs/no_NLL" \
         --teacher_temperature views
-    graph fills_cache bf16 train_student.py --teacher_path "$out/runs/no_NLL" \
-        --teacher_cache "$out/cache" --T 1
+    graph fills_cache bf16 train_student.py --teacher_path "$own/runs/no_NLL" \
+        --teacher_cache "$own/cache" --T 1
 fi
-graph cached bf16 train_student.py --teacher_path "$out/runs/no_NLL" --teacher_cache "$out/cache"
+graph cached bf16 train_student.py --teacher_path "$own/runs/no_NLL" --teacher_cache "$own/cache"
 
 # 3. The tests of steps and speed, but for those that may break a process.
 hard="cannot_be_captured or deterministic or compiled"
@@ -152,7 +155,7 @@ fi
 gpus=$($python -c 'import torch; print(torch.cuda.device_count())')
 if [ -z "$dry" ] && [ "$gpus" -ge 2 ]; then
     part 60 two_gpus $python -m accelerate.commands.launch --multi_gpu --num_processes 2 \
-        train_teacher.py --dataset $data --model resnet8 --epochs 3 --checkpoint "$out/runs/two_gpus"
+        train_teacher.py --dataset $data --model resnet8 --epochs 3 --checkpoint "$own/runs/two_gpus"
 fi
 
 # 10. What is left is for the compiler.
@@ -176,7 +179,7 @@ fi
     done
     printf '\n%s epochs of resnet8 on %s, the whole process: %s s; the sum of its epochs: %s s.\n' \
         "$epochs" "$(basename "$data")" "$wall" "$(of_epochs epochs 'sum(seconds)')"
-    [ ! -d "$out/runs/two_gpus" ] ||
+    [ ! -d "$own/runs/two_gpus" ] ||
         printf 'resnet8 on two GPUs %s images/s, on one %s.\n' \
             "$(of_epochs two_gpus 'rates[-1]')" "$(of_epochs epochs 'median(rates)')"
     printf '\nA step, 20 of them profiled:\n\n'

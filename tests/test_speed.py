@@ -274,6 +274,17 @@ def test_a_profile_of_a_run(capsys):
     assert re.search(r"\n(aten::)?conv", capsys.readouterr().out) or torch.cuda.is_available()
 
 
+def test_the_day_of_a_gpu_deletes_only_runs_of_its_own(tmp_path):
+    """In a folder where `runs` and `cache` are the user's; its programs do nothing."""
+    former = tmp_path / "made-by-gpu.sh/runs/no_NLL/result.json"
+    theirs = [tmp_path / "runs/teachers/result.json", tmp_path / "cache/logits.npz"]
+    for file in (former, *theirs):
+        file.parent.mkdir(parents=True)
+        file.touch()
+    run_script("bash", ROOT / "scripts/gpu.sh", "--dry", ".", cwd=tmp_path, PYTHON="true")
+    assert all(file.exists() for file in theirs) and not former.exists()
+
+
 @pytest.mark.long
 def test_the_day_of_a_gpu_rehearsed(tmp_path):
     """Every part of gpu.sh, made small, on the CPU; the benchmark trains as `fit` does."""
