@@ -23,7 +23,7 @@ source "$repository/scripts/grid.sh"
 
 for teacher in $teachers; do
     # Seeds of the ensemble that are no seeds of the sweep are trained for it alone.
-    run="$root/teachers/$(basename "$dataset" .npz)/$(runs_of "$teacher")/NLL_seed="
+    run="${folder_of[$teacher]}/NLL_seed="
     members=
     for seed in $ensemble; do
         members+=" $(quote "$run$seed")"

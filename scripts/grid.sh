@@ -35,8 +35,11 @@ done
     "FL+MDCA_gamma=3_beta=1 --loss FL+MDCA --gamma 3 --beta 1"
 )
 
-# A net of the user's own, mynet.py:tiny: its runs lie in mynet.tiny, and its students name it again.
-runs_of() { if [[ $1 == *.py:* ]]; then echo "$(basename "${1%.py:*}").${1##*:}"; else echo "$1"; fi; }
+# The folder of each teacher's runs, which may be called otherwise than data set and net.
+declare -A folder_of=()
+folders=$(ask folders "$dataset" $teachers) || exit 2
+while read -r teacher folder; do folder_of[$teacher]=$root/teachers/$folder; done <<<"$folders"
+# A net of the user's own, mynet.py:tiny, is named again by its students.
 naming() { if [[ $1 == *.py:* ]]; then echo " --teacher $1"; fi; }
 
 train="$python $(script train_teacher.py) $common --checkpoint $(quote "$root/teachers")"
@@ -50,7 +53,7 @@ for seed in ${SEEDS:-42}; do
         done
         for model in $students; do
             for teacher in $teachers; do
-                run="$root/teachers/$(basename "$dataset" .npz)/$(runs_of "$teacher")/${loss%% *}_seed=$seed"
+                run="${folder_of[$teacher]}/${loss%% *}_seed=$seed"
                 learning+=("$distil --model $model --seed $seed --teacher_path $(quote "$run")$(naming "$teacher") \
 --T ${T:-2} --Lambda ${Lambda:-0.9}")
             done

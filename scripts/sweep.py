@@ -2,6 +2,7 @@
 
     python -m scripts.sweep hypersearch.sh grids FL+MDCA KD     the flags that they read, with grids
     python -m scripts.sweep baselines.sh losses                 every loss, as grid.sh wants it
+    python -m scripts.sweep cifar10.sh folders cifar10 NET...   where runs of each net lie
     python -m scripts.sweep cifar10.sh check <COMMANDS          refuses commands that are not right
     python -m scripts.sweep cifar10.sh finished 102 FOLDER...   what is said of finished runs
     python -m scripts.sweep cifar10.sh ended FILE 102 SECONDS   what is said where a run has ended
@@ -67,6 +68,16 @@ def losses() -> None:
         print(label_of(name, parameters), "--loss", name, *flags)
 
 
+def folders(dataset: str, *nets: str) -> None:
+    """For each net "NET FOLDER": where, below --checkpoint, its runs on the data set lie."""
+    from models.own import is_own, net_label
+    from utils.data import dataset_label
+
+    for net in nets:
+        label = net_label(net) if is_own(net) else net
+        print(net, f"{dataset_label(dataset)}/{label}")
+
+
 def check() -> None:
     """Read commands, one a line, as their own scripts do; UserError before any has started."""
     from utils.options import student_options, teacher_options
@@ -115,6 +126,7 @@ def ended(file: str, total: str, began: str) -> None:
 QUESTIONS = {
     "grids": grids,
     "losses": losses,
+    "folders": folders,
     "check": check,
     "finished": finished,
     "ended": ended,

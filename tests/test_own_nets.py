@@ -384,17 +384,17 @@ def test_reports_need_no_file(root, student, capsys):
 
 
 def test_a_sweep_finds_its_runs(tmp_path):
-    """Their folders are called otherwise than the net, which students name again."""
-    (tmp_path / "mynet.py").write_text(NET)
-    names = {"TEACHERS": "mynet.py:tiny", "STUDENTS": "resnet8", "ROOT": "runs"}
+    """Their folders are called otherwise than the data and the net, which students name again."""
+    (tmp_path / "my-net.v2.py").write_text(NET)
+    names = {"TEACHERS": "my-net.v2.py:tiny", "STUDENTS": "resnet8", "ROOT": "runs"}
     script = ROOT / "scripts/baselines.sh"
-    done = run_script("bash", script, "--print", cwd=tmp_path, DATASET="synthetic", **names)
+    done = run_script("bash", script, "--print", cwd=tmp_path, DATASET="my images/", **names)
     students = [shlex.split(line)[2:] for line in done.stdout.splitlines() if "student" in line]
-    place = "runs/teachers/synthetic/mynet.tiny/"
+    place = "runs/teachers/my_images/my-net-v2.tiny/"
     for words in students:
         paths = words[words.index("--teacher_path") + 1 :]
         assert paths[0].startswith(place) and paths[0].endswith("_seed=42")
-        assert words[words.index("--teacher") + 1] == "mynet.py:tiny"
+        assert words[words.index("--teacher") + 1] == "my-net.v2.py:tiny"
     assert len(students) > 15
 
 

@@ -15,6 +15,7 @@ from conftest import ROOT, run_script
 
 from losses import BASES, DISTILLATIONS, FEATURES, TERMS, loss_names
 from scripts import report
+from utils.data import dataset_label
 from utils.options import student_options, teacher_options
 from utils.run_files import label_of
 
@@ -301,7 +302,7 @@ def test_a_real_sweep_of_teachers_and_students(tmp_path, tiny_npz):
 
 def folder_of(experiment) -> str:
     label = label_of(experiment.loss.name, experiment.loss.parameters)
-    place = f"{experiment.run.checkpoint}/{Path(experiment.data.dataset).stem}"
+    place = f"{experiment.run.checkpoint}/{dataset_label(experiment.data.dataset)}"
     return f"{place}/{experiment.recipe.model}/{label}_seed={experiment.recipe.seed}"
 
 
