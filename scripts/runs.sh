@@ -115,7 +115,7 @@ submit() {
     [ ${#pending[@]} -gt 0 ] || { echo "runs: all complete"; return; }
     local list
     list=$(mktemp "$root/logs/commands-XXXXXX")
-    printf 'exec %s\n' "${pending[@]}" >"$list"
+    printf 'exec env %s\n' "${pending[@]}" >"$list" # env: a command may begin with a variable
     submitted=$(
         sbatch --parsable --job-name "$(basename "$0" .sh)" --array "1-${#pending[@]}" --requeue \
             --open-mode append --output "$root/logs/slurm-%A_%a.log" \

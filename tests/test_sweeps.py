@@ -276,6 +276,21 @@ class TestRuns:
         assert [words[5] for words in sweep.started()[1:]] == ["Brier"]  # its second task
         assert len(sweep("NLL", "LS", "Brier") and sweep.started()) == 1
 
+    @pytest.mark.parametrize("slurm", [False, True])
+    def test_a_variable_in_front_of_python(self, sweep, tmp_path, slurm):
+        """As `ACCELERATE_USE_CPU=true torchrun`; here, where the stand-in notes its calls."""
+        calls = tmp_path / "other calls"
+        stand_in = sweep.environment["PYTHON"]
+        sweep.environment["PYTHON"] = f"CALLS={shlex.quote(str(calls))} {stand_in}"
+        environment = {"PATH": path_with(tmp_path, "sbatch", "SLURM_ARRAY_TASK_ID=1 bash >&2")}
+        if slurm:
+            environment["SBATCH"] = ""
+        sweep("NLL", "--", "--data_dir", "it's mine", **environment)
+        [call, _] = calls.read_text().splitlines()
+        assert call.endswith(" --seed 42 --data_dir it's mine") and not sweep.started()
+        [log] = (tmp_path / "runs/logs").glob("[0-9]*.log")
+        assert log.read_text().startswith("epoch 1/1\n")
+
 
 def path_with(folder: Path, name: str, script: str) -> str:
     """A PATH on which this program is found first."""
