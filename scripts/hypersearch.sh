@@ -17,6 +17,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
 
 count() { [[ $2 =~ ^[1-9][0-9]*$ ]] || stop "$1 '$2': give a whole number of at least 1"; }
+doubled() { sed 's/[{}]/&&/g' <<<"$1"; } # braces, which simple_hypersearch makes single and leaves
 
 names=() seeds=1 sampling=(--sampling-mode grid --seed 0)
 while [ $# -gt 0 ] && [ "$1" != -- ]; do
@@ -52,17 +53,19 @@ for word; do behind+=" $(quote "$word")"; done
 sweep=()
 for name in "${names[@]}"; do
     if grep -qx "$name distillation" <<<"$grids"; then
-        pattern="$python $(script train_student.py) --checkpoint $(quote "$root/students") --distill $name"
+        command="$python $(script train_student.py) --checkpoint $(quote "$root/students") --distill $name"
     else
-        pattern="$python $(script train_teacher.py) --checkpoint $(quote "$root/teachers") --loss $name"
+        command="$python $(script train_teacher.py) --checkpoint $(quote "$root/teachers") --loss $name"
     fi
+    pattern=$(doubled "$command")
     values=(-p seed '{seed}') # replaced below, for a sample of settings is the same for every seed
     while read -r loss kind flag default; do
         [[ $loss = "$name" && $kind = flag && -n ${!flag:-$default} ]] || continue
         pattern+=" --$flag {$flag}"
         values+=(-p "$flag" ${!flag:-$default})
     done <<<"$grids"
-    made=$(simple_hypersearch "$pattern --seed {seed}$behind" "${sampling[@]}" "${values[@]}") || exit 2
+    pattern+=" --seed {seed}$(doubled "$behind")"
+    made=$(simple_hypersearch "$pattern" "${sampling[@]}" "${values[@]}") || exit 2
     while read -r command; do
         for ((seed = 42; seed < 42 + seeds; seed++)); do sweep+=("${command//\{seed\}/$seed}"); done
     done <<<"$made"

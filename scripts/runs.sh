@@ -6,8 +6,8 @@ root=${ROOT:-runs}
 root=${root/#\~\//$HOME/}
 python=${PYTHON:-python}
 
-quote() { # for a shell, where it needs that
-    [[ $1 =~ ^[A-Za-z0-9_.,/:=+{}@%-]+$ ]] && echo "$1" || echo "${1@Q}"
+quote() { # for a shell, where it needs that, as {a,b} and {1..3} do
+    [[ $1 =~ ^[A-Za-z0-9_.,/:=+{}@%-]+$ && ! $1 =~ \{.*(,|\.\.).*\} ]] && echo "$1" || echo "${1@Q}"
 }
 script() { # an entry script, as seen from here
     [ "$PWD" = "$repository" ] && echo "$1" || quote "$repository/$1"

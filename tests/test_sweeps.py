@@ -124,6 +124,14 @@ class TestGrids:
         for experiment in options:
             assert experiment.teacher.paths == (f"runs/NLL_seed={experiment.recipe.seed}",)
 
+    def test_other_braces_than_the_seeds_stay(self, tmp_path):
+        words = ("KD", "--", "--teacher_path", "{T}/{a,b}/{seed}", "--dataset", "my{data}.npz")
+        done = hypersearch("--print", *words, cwd=tmp_path, T="4", Lambda="1", ROOT="my{0}runs")
+        words = run_script("bash", "-c", f"printf '%s\\n' {done.stdout}", cwd=tmp_path)
+        command = words.stdout.splitlines()
+        assert command[-4:] == ["--teacher_path", "{T}/{a,b}/42", "--dataset", "my{data}.npz"]
+        assert "my{0}runs/students" in command and command[-8:-4][1::2] == ["1", "42"]
+
     def test_what_follows_reaches_the_command_as_it_is_and_wins(self, tmp_path):
         odd = "a b'c\"d$HOME;*"
         [command] = printed("NLL", "--", "--checkpoint", "there", "--dataset", odd, cwd=tmp_path)
