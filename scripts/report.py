@@ -100,7 +100,7 @@ def add_choice(parser: CommandLine) -> None:
     )
     parser.add_argument(
         "--resamples",
-        type=number(int, "0, or a whole number of at least 20", lambda n: n == 0 or n >= 20),
+        type=number(int, "a whole number of at least 20, or 0", lambda n: n == 0 or n >= 20),
         default=1000,
         help="draws behind the ECE's interval and the ECE of a calibrated net; 0 leaves both out",
     )

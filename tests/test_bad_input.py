@@ -211,7 +211,7 @@ MISTAKES = {
         ("--on cifar100c --data_dir file", "--on cifar100c.*not CIFAR-100's; evaluate a run on"),
         ("--on svhn --out boxes.png", "--out has no effect"),
         ("--out boxes.pdf", "--out boxes.pdf.*png"),
-        ("--out nowhere/boxes.png", "--out nowhere/boxes.png.*exists"),
+        ("--out nowhere/boxes.png", "--out nowhere/boxes.png.*may write to"),
         ("--dataset other.npz", "other.npz|other data"),
     ],
     "posthoc": [

@@ -228,6 +228,11 @@ def read(run, what, owner="best"):
     return json.loads((run / f"evaluation_{what}.json").read_text())[owner]
 
 
+def name_of(file: Path) -> str:
+    """What the evaluation on a file is called: files of one name are told apart by their bytes."""
+    return f"{file.stem}_{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}"
+
+
 def test_own_corruptions(copies, tmp_path, capsys):
     run = run_of(copies, "teachers")
     evaluate(run, "--on", "corruptions", "--write", "--out", tmp_path / "boxes.png")
@@ -268,14 +273,12 @@ def test_images_are_run_in_the_precision_of_the_run(copies, tiny_npz, tmp_path, 
     assert found["clean"]["0"]["raw"] == pytest.approx(clean, abs=1e-5)
     expected = classification_metrics(logits(corrupted), test.labels)
     assert found["contrast"]["5"]["raw"] == pytest.approx(expected, abs=1e-5)
-    # Files of one name are told apart by what they hold.
+    foreign = tmp_path / "foreign.npz"
     for images in (corrupted, test.images):
-        np.savez(tmp_path / "foreign.npz", x_test=images.permute(0, 2, 3, 1))
-        digest = hashlib.sha256((tmp_path / "foreign.npz").read_bytes()).hexdigest()
-        evaluate(run, "--on", tmp_path / "foreign.npz", "--write")
+        np.savez(foreign, x_test=images.permute(0, 2, 3, 1))
+        evaluate(run, "--on", foreign, "--write")
         expected = ood_metrics(logits(test.images), logits(images))
-        found = read(run, f"foreign_{digest[:8]}")
-        assert found["raw"] == pytest.approx(expected, abs=1e-5)
+        assert read(run, name_of(foreign))["raw"] == pytest.approx(expected, abs=1e-5)
     assert len(list(run.glob("evaluation_foreign*.json"))) == 2
 
 
@@ -377,11 +380,11 @@ def test_foreign_data(copies, tmp_path, capsys, tiny_npz):
     printed = capsys.readouterr().out
     assert "its 5 images" in printed and "teacher resnet8 NLL" in printed
     evaluate(copies, "--on", foreign, "--write")
-    assert "do not trust" not in capsys.readouterr().out and read(run, "foreign", "last")
+    assert "do not trust" not in capsys.readouterr().out and read(run, name_of(foreign), "last")
     # Its own test images again: nothing tells them apart.
     evaluate(run, "--on", tiny_npz, "--write")
     assert "THE TEST SPLIT ITSELF" in capsys.readouterr().out
-    found = read(run, "tiny")["raw"]
+    found = read(run, name_of(tiny_npz))["raw"]
     assert found["confidence_auroc"] == found["entropy_auroc"] == pytest.approx(0.5, abs=1e-9)
 
 
