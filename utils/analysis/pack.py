@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,9 @@ LEAST_FLOAT16 = np.finfo(np.float16).min
 
 def is_pack(path: Path) -> bool:
     """Whether a file is a pack, and not another .zip file: an .npz, a .docx, somebody's photos."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
+    with suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
         return any(name.endswith("/result.json") for name in archive.namelist())
+    return False
 
 
 def pack(records: list[Record], file) -> None:
