@@ -22,7 +22,6 @@ from functools import partial
 from torch import Tensor
 
 from utils.analysis.columns import COLUMNS, NO_SCALED_ROW, metrics_table
-from utils.analysis.record import Record
 from utils.analysis.records import finished_nets, write_beside
 from utils.calibration.metrics import classification_metrics
 from utils.calibration.packaged import PACKAGE, PackagedMap, calibrator, is_installed, packaged_map
@@ -32,6 +31,10 @@ from utils.program.command_line import CommandLine, location, number, short_text
 from utils.program.files import refused
 
 FILE = "posthoc.json"
+RULED_OUT = (
+    "logits of -inf, probabilities of 0, have no value under these maps; store the least "
+    "probabilities in their place"
+)
 SHOWN = {"temperature": "T", "lambda": "lambda", "mu": "mu"}  # of what a fit found
 
 
@@ -86,13 +89,15 @@ def main(argv: list[str] | None = None) -> None:
     methods = methods_of(args)
     nets = finished_nets(args.runs, args.epoch, args.with_teacher, logits_alone=not args.write)
     for net in nets:
-        reason = why_not_fitted(net)
-        if reason:
-            print(f"\n{net.title}\nnothing is fitted: {reason}")
+        if net.third_party:
+            print(f"\n{net.title}\nnothing is fitted: {NO_SCALED_ROW}")
             continue
-
         val = net.stored("val")
         test = net.stored("test")
+        if any(logits.isinf().any() for logits, _ in (val, test)):
+            print(f"\n{net.title}\nnothing is fitted: {RULED_OUT}")
+            continue
+
         fits = {}
         for method, fit in methods.items():
             fits[method] = measure(fit(*val), val, test)
@@ -104,20 +109,6 @@ def main(argv: list[str] | None = None) -> None:
         if args.write:
             finite = {method: without_infinite(fit) for method, fit in fits.items()}
             print(f"written: {write_beside(net, FILE, {'folds': args.folds}, finite)}")
-
-
-def why_not_fitted(net: Record) -> str:
-    """Why no map of a net's logits is fitted; empty where all are. Raises UserError."""
-    if net.third_party:
-        return NO_SCALED_ROW
-    for split in ("val", "test"):
-        logits, _ = net.stored(split)
-        if logits.isinf().any():
-            return (
-                f"the {split} logits hold -inf, probabilities of 0, which the maps have no value "
-                "for; store the least probabilities in their place"
-            )
-    return ""
 
 
 def methods_of(args: Namespace) -> dict[str, Callable]:

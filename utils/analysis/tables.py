@@ -100,7 +100,10 @@ def paired_table(section: Section, against: Group) -> Table:
             lines.append(line)
     notes = notes_on_tests(section, against, metrics)
     if not lines:
-        notes = ["Nothing to test: no logits are stored of this row, or of any other."]
+        notes = [
+            "Nothing to test: no logits are stored of this row, or of any other, or there is a "
+            "single test image."
+        ]
     return Table(head, lines, notes, kind="metrics")
 
 
