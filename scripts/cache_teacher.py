@@ -39,7 +39,7 @@ def options(argv: list[str] | None) -> Namespace:
     parser = CommandLine(
         prog="python -m scripts.cache_teacher",
         description="Keep a teacher's logits of every view of the training images: 162 x images x "
-        "classes x 4 bytes (2 in half precision; half of it with --no_flip). What is there stays.",
+        "classes x 4 bytes (2 in half precision; half of it with --no-flip). What is there stays.",
     )
     add_data(parser)
     add_teacher(parser, for_cache=True)

@@ -169,7 +169,10 @@ def add_data(parser: CommandLine) -> None:
 def add_nets(parser: CommandLine) -> None:
     """Which nets of the runs, and how they are run."""
     parser.add_argument(
-        "--epoch", choices=("best", "last"), default="best", help="best: by validation top-1"
+        "--epoch",
+        choices=("best", "last"),
+        default="best",
+        help="best: the one that the run's --select chose on validation",
     )
     parser.add_argument(
         "--with-teacher",

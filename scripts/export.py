@@ -125,7 +125,10 @@ def options(argv: list[str] | None) -> Namespace:
     parser.add_argument("run", type=location, metavar="RUN", help="a run folder, or one above it")
     add_file(parser)
     parser.add_argument(
-        "--epoch", choices=("best", "last"), default="best", help="best: by validation top-1"
+        "--epoch",
+        choices=("best", "last"),
+        default="best",
+        help="best: the one that the run's --select chose on validation",
     )
     add_own_nets(parser)
     parser.add_argument(

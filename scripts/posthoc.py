@@ -56,7 +56,7 @@ def options(argv: list[str] | None) -> Namespace:
         "--epoch",
         choices=("best", "last"),
         default="best",
-        help="best: by validation top-1",
+        help="best: the one that the run's --select chose on validation",
     )
     parser.add_argument(
         "--with-teacher",

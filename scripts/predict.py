@@ -87,7 +87,7 @@ def options(argv: list[str] | None) -> Namespace:
         "run",
         type=location,
         metavar="RUN",
-        help="a run folder, one above it, or a file of scripts.export",
+        help="a run folder, one above it, or an ONNX or safetensors file of scripts.export",
     )
     parser.add_argument(
         "images",
@@ -107,7 +107,7 @@ def options(argv: list[str] | None) -> Namespace:
     parser.add_argument(
         "--epoch",
         choices=("best", "last"),
-        help="of a run; best: by validation top-1 (default: best)",
+        help="of a run; best: the one that its --select chose on validation (default: best)",
     )
     add_own_nets(parser)
     parser.add_argument(

@@ -27,6 +27,7 @@ from utils.program.words import counted
 from utils.run_files import files_of_run
 
 LEVEL = 0.9  # of sets, where none is given
+ARCHIVE = b"PK"  # how a file of torch.save or torch.jit.save begins
 
 
 @dataclass(frozen=True)
@@ -182,9 +183,14 @@ def file_predictor(
 
 
 def exported_net(file: Path, own_nets: Sequence[str]) -> ExportedNet:
-    """The net in a file, of whichever of the two formats. Raises UserError."""
+    """The net in a file, ONNX or safetensors. Raises UserError."""
     with refused(f"{file} cannot be read", "check its permissions", kinds=OSError):
         content = file.read_bytes()
+    if content.startswith(ARCHIVE):
+        raise UserError(
+            f"{file}: holds weights or a TorchScript net, which are not read here; give a run "
+            "folder, or what python -m scripts.export wrote as onnx or safetensors"
+        )
     if is_safetensors(content):
         return safetensors_net(file, content, own_nets)
     return onnx_net(file, content, own_nets)

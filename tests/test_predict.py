@@ -432,6 +432,7 @@ run photos --image_size 9 --out f | --image_size 9: run was trained on images of
 run photos --model resnet8 | --model.*'resnet8' is no FILE.py:function
 text.npz photos --out f | text.npz: no ONNX or safetensors file of python -m scripts.export
 bare.safetensors photos --out f | bare.safetensors: no ONNX or safetensors file of python -m
+run/model_best.pth photos --out f | model_best.pth: holds weights or .* not read here; give a run
 text.npz photos --epoch best | --epoch has no effect with text.npz
 nothing photos --out f | nothing: no such folder
 unfinished photos --out f | unfinished.*no finished run.*train it first

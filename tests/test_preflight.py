@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import assert_same_run, command, fails, write_npz
 
 import train_student
@@ -77,15 +78,58 @@ def test_images_of_another_size_out_of_distribution(data_of, tmp_path, capsys):
     assert f"--on {data_of(28)}: " in error and "cannot take its images of 28 x 28 pixels" in error
 
 
-@pytest.mark.parametrize("outputs", [torch.zeros(2, 7), (torch.zeros(2, 3), torch.zeros(2, 3))])
-def test_outputs_that_are_no_logits_are_refused(data_of, monkeypatch, outputs):
-    class Odd(torch.nn.Module):
-        def forward(self, images):
-            return outputs
+class Odd(torch.nn.Module):
+    """Gives `trained(images)` in training mode, and `used(images)` in evaluation mode."""
 
-    monkeypatch.setattr(preflight, "build_model", lambda *_: Odd())
-    with pytest.raises(UserError, match=r"its outputs are .* where \(2, 3\) is wanted"):
-        check_net(*trained_on(data_of(8)))
+    def __init__(self, trained, used):
+        super().__init__()
+        self.trained = trained
+        self.used = used
+
+    def forward(self, images):
+        return self.trained(images) if self.training else self.used(images)
+
+
+def logits_of_odd(images):
+    return images.flatten(1)[:, :3] * 5
+
+
+ODD = [
+    (lambda images: torch.zeros(2, 7), r"its outputs are \(2, 7\) where \(\d, 3\) is wanted.*size"),
+    (lambda images: (logits_of_odd(images),) * 2, "gives a tuple where .*return the logits alone"),
+    (lambda images: {"out": logits_of_odd(images)}, "gives a dict where .*the logits alone"),
+    (lambda images: logits_of_odd(images).softmax(1), "gives probabilities .*leave its softmax"),
+    (lambda images: F.dropout(logits_of_odd(images)), "differently.*training=self.training"),
+]
+
+
+@pytest.mark.parametrize("outputs, said", ODD)
+def test_outputs_that_are_no_logits_are_refused(data_of, monkeypatch, outputs, said):
+    """Also in evaluation mode alone: an epoch would be trained before it is seen."""
+    for trained in (outputs, logits_of_odd):
+        net = Odd(trained, outputs)
+        monkeypatch.setattr(preflight, "build_model", lambda *_, net=net: net)
+        with pytest.raises(UserError, match=said):
+            check_net(*trained_on(data_of(8)))
+
+
+@pytest.mark.parametrize("outputs, said", ODD)
+def test_a_teacher_that_gives_no_logits_is_refused(data_of, outputs, said):
+    _, data, _ = trained_on(data_of(8))
+    net = Odd(outputs, outputs)
+    member = Member(net, "odd", label="own", sha256="0", path="own.pth", **STATISTICS)
+    net.eval()
+    with pytest.raises(UserError, match=said):
+        check_teacher(Teacher([member]), data)
+
+
+def test_a_net_may_draw_lots_while_it_is_trained_and_work_in_place(data_of, monkeypatch):
+    def in_place(images):
+        return logits_of_odd(images.sub_(0.5))
+
+    net = Odd(lambda images: F.dropout(logits_of_odd(images)), in_place)
+    monkeypatch.setattr(preflight, "build_model", lambda *_: net)
+    check_net(*trained_on(data_of(8)))
 
 
 # the last step

@@ -260,6 +260,11 @@ FILES = {
     "no sum": ({"train_probs": 1.002 * PROBS}, "do not sum to 1; divide.*image 0, 150 of 150"),
     "below 0": ({"train_probs": changed(PROBS, -0.1)}, "probability below 0 .image 3"),
     "NaN in probabilities": ({"train_probs": changed(PROBS, np.nan)}, "train_probs holds NaN"),
+    "probabilities as logits": (
+        {"train_logits": PROBS},
+        r"train_logits holds probabilities .*numpy.savez\(file, train_probs=probs\)",
+    ),
+    "the same as halves": ({"train_logits": PROBS.astype(np.float16)}, "holds probabilities"),
     "both": ({"train_logits": ROWS, "train_probs": PROBS}, "train_logits and train_probs; leave"),
     "none": ({"test_logits": ROWS}, "neither train_logits nor train_probs"),
     "other names": (
@@ -294,7 +299,7 @@ def test_a_file_that_cannot_teach(tmp_path, capsys, tiny_npz, name):
     "content, pattern",
     [
         (None, "no such file; give an .npz or .npy file"),
-        (b"text", "cannot be read"),
+        (b"0.1,0.9", r"cannot be read \(it is neither an .npy nor an .npz file\); write it with"),
         (b"", "cannot be read"),
         (b"PK\x05\x06" + bytes(18), "neither train_logits nor"),
     ],

@@ -1,15 +1,16 @@
 """Before a run has a folder: whether its nets can take the images, and every step its batch.
 
-Each check runs a net once on the CPU on images of zeros, or of the data. No random state and no
-batch-norm statistics of a net that is used later change by it.
+Each check runs a net a few times on the CPU, on random images or those of the data. No random state
+and no batch-norm statistics of a net that is used later change by it.
 """
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from models import build_model
 from utils.data import Dataset
@@ -20,6 +21,55 @@ from utils.program.files import refused
 from utils.settings import LossChoice, Recipe
 from utils.teachers import Teacher
 
+REPEATED = 1e-3  # by what logits may differ that a net gives twice, relative and absolute
+ROUNDING = 1e-3  # by how much probabilities of an image may miss 1
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Images that a net is run on, and what is said of it where it cannot take them."""
+
+    images: Tensor  # as the net takes them
+    classes: int
+    named: str  # the flag that names the net
+    fault: str  # with images of this size
+    way_out: str
+
+    def logits(self, net: Callable[[Tensor], Tensor]) -> Tensor:
+        """Of the images, (N, K). Raises UserError where the net gives anything else."""
+        with refused(self.fault, self.way_out):
+            logits = net(self.images.clone())  # it may work in place
+        if not isinstance(logits, Tensor):
+            raise UserError(
+                f"{self.named}: gives a {type(logits).__name__} where a tensor of logits is "
+                "wanted; let it return the logits alone"
+            )
+        wanted = (len(self.images), self.classes)
+        if logits.shape != wanted:
+            raise UserError(
+                f"{self.fault} (its outputs are {tuple(logits.shape)} where {wanted} is wanted); "
+                f"{self.way_out}"
+            )
+        return logits
+
+    def check_answers(self, net: Callable[[Tensor], Tensor]) -> None:
+        """Refuse a net in evaluation mode that does not give logits, and the same ones again.
+
+        Raises UserError.
+        """
+        logits = self.logits(net)
+        again = self.logits(net)
+        if not torch.allclose(logits, again, rtol=REPEATED, atol=REPEATED, equal_nan=True):
+            raise UserError(
+                f"{self.named}: answers the same images differently in evaluation mode; where it "
+                "calls F.dropout, pass training=self.training"
+            )
+        sums_to_one = (logits.sum(dim=1) - 1).abs().max() <= ROUNDING
+        if sums_to_one and logits.min() >= 0:
+            raise UserError(
+                f"{self.named}: gives probabilities where logits are wanted; leave its softmax out"
+            )
+
 
 def check_net(recipe: Recipe, data: Dataset, accelerator: Accelerator) -> None:
     """Refuse a --model that cannot take the images, and a step that batch norm cannot take.
@@ -27,32 +77,41 @@ def check_net(recipe: Recipe, data: Dataset, accelerator: Accelerator) -> None:
     Where maps have shrunk to one pixel, batch norm has nothing to average over a single image. The
     net is made for this and thrown away. Raises UserError.
     """
+    named = f"--model {recipe.model}"
     side = data.train.images.shape[2]
-    images = len(data.train.labels)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
-            net = build_model(recipe.model, data.num_classes).train()
+            net = build_model(recipe.model, data.num_classes)
         except ValueError as error:  # of the user's own
-            raise UserError(f"--model {recipe.model}: {error}") from None
+            raise UserError(f"{named}: {error}") from None
         if recipe.ema is not None:
             with refused(f"--ema {recipe.ema:g}: {recipe.model} cannot be copied", "leave it out"):
                 copy.deepcopy(net)
-        with refused(
-            f"--model {recipe.model}: cannot be trained on images of {side} x {side} pixels",
-            "give another net or, for a folder of images, --image_size",
-        ):
-            check_outputs(net, torch.zeros(2, 3, side, side), data.num_classes)
+        trial = Trial(
+            images=torch.rand(2, 3, side, side),
+            classes=data.num_classes,
+            named=named,
+            fault=f"{named}: cannot be trained on images of {side} x {side} pixels",
+            way_out="give another net or, for a folder of images, --image_size",
+        )
+        trial.logits(net.train())
+        trial.check_answers(net.eval())
+        check_single_images(net.train(), recipe, data, accelerator.num_processes)
 
-        batch_size = recipe.train_batch_size
-        processes = accelerator.num_processes
-        if 1 not in shares(images, batch_size, processes, together=recipe.sync_bn):
-            return
-        with refused(
-            f"--train-batch-size {batch_size}: of {images} training images a step is left with "
-            f"one, from which {recipe.model} cannot learn at {side} x {side} pixels",
-            other_batch_sizes(images, batch_size, processes, together=recipe.sync_bn),
-        ):
-            net(torch.zeros(1, 3, side, side))
+
+def check_single_images(net: nn.Module, recipe: Recipe, data: Dataset, processes: int) -> None:
+    """Refuse steps of one image where the net, in training mode, cannot take them. UserError."""
+    side = data.train.images.shape[2]
+    images = len(data.train.labels)
+    batch_size = recipe.train_batch_size
+    if 1 not in shares(images, batch_size, processes, together=recipe.sync_bn):
+        return
+    with refused(
+        f"--train-batch-size {batch_size}: of {images} training images a step is left with "
+        f"one, from which {recipe.model} cannot learn at {side} x {side} pixels",
+        other_batch_sizes(images, batch_size, processes, together=recipe.sync_bn),
+    ):
+        net(torch.zeros(1, 3, side, side))
 
 
 def check_teacher(teacher: Teacher, data: Dataset) -> None:
@@ -69,8 +128,15 @@ def check_teacher(teacher: Teacher, data: Dataset) -> None:
         else:
             fault = f"--teacher_size {member.size}: {member.model} cannot take images of that size"
             way_out = "give the one that it was trained on"
-        with refused(fault, way_out), torch.no_grad():
-            check_outputs(member.logits, images, data.num_classes)
+        trial = Trial(
+            images=images,
+            classes=data.num_classes,
+            named=f"--teacher_path {member.path}",
+            fault=fault,
+            way_out=way_out,
+        )
+        with torch.no_grad():
+            trial.check_answers(member.logits)
 
 
 def check_features(
@@ -103,15 +169,6 @@ def check_features(
             )
             _, teacher_maps = teacher.logits_and_maps(images, term.teacher_layers)
             term(maps, teacher_maps)
-
-
-def check_outputs(forward: Callable[[Tensor], Tensor], images: Tensor, classes: int) -> None:
-    """Raises ValueError where a net gives anything but logits (N, K), else what the net raises."""
-    logits = forward(images)
-    wanted = (len(images), classes)
-    given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    if given != wanted:
-        raise ValueError(f"its outputs are {given} where {wanted} is wanted")
 
 
 def shares(images: int, batch_size: int, processes: int, together: bool) -> set[int]:

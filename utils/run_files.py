@@ -94,6 +94,8 @@ def differences(before: Mapping, now: Mapping, owner: str = "") -> list[str]:
         new = now.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             differing += differences(old, new, owner=f"{key}'s ")
+        elif old != new and key == "fingerprint":
+            differing.append(f"{owner}images or labels are others")  # two hashes say no more
         elif old != new:
             differing.append(f"{owner}{key} was {old} and is {new}")
     return differing

@@ -18,6 +18,7 @@ from utils.program.files import open_npz, refused, require_memory
 SPLITS = ("train", "val", "test")
 NAMES = tuple(f"{split}_{kind}" for split in SPLITS for kind in ("logits", "probs", "labels"))
 SUM_TOLERANCE = 1e-3  # by how much the probabilities of an image may miss 1
+NPY_START = b"\x93NUMPY"
 
 Arrays = dict[str, np.ndarray]
 
@@ -33,6 +34,7 @@ def read_stored(path: Path, where: str) -> Arrays:
             with open_npz(path) as archive:
                 arrays = {name: archive[name] for name in archive.files}
         else:
+            check_npy(path)
             require_memory(path.stat().st_size)
             arrays = {"train_logits": np.load(path, allow_pickle=False)}
 
@@ -43,6 +45,14 @@ def read_stored(path: Path, where: str) -> Arrays:
             f"{', '.join(NAMES)}"
         )
     return arrays
+
+
+def check_npy(path: Path) -> None:
+    """Raises ValueError: numpy would take any other file for pickled objects."""
+    with open(path, "rb") as file:
+        start = file.read(len(NPY_START))
+    if start != NPY_START:
+        raise ValueError("it is neither an .npy nor an .npz file")
 
 
 def logits_in(arrays: Arrays, split: str, where: str) -> Tensor | None:
@@ -73,7 +83,9 @@ def as_logits(array: np.ndarray, are_probabilities: bool) -> Tensor:
     if array.ndim < 2 or array.size == 0:
         raise ValueError(f"has shape {array.shape}; save {wanted} (N, K), a row for each image")
 
-    if are_probabilities:
+    if not are_probabilities:
+        refuse_probabilities(array)
+    else:
         check_probabilities(array)
         wide = array.astype(np.float32) if array.itemsize < 4 else array
         with np.errstate(divide="ignore"):
@@ -86,6 +98,21 @@ def as_logits(array: np.ndarray, are_probabilities: bool) -> Tensor:
     refuse_rows(np.isposinf(largest), "holds a logit that is no finite float32")
     refuse_rows(np.isneginf(largest), "rules every class out (a row of -inf)")
     return torch.from_numpy(logits)
+
+
+def refuse_probabilities(array: np.ndarray) -> None:
+    """Raises ValueError where what should be logits are probabilities, in every row.
+
+    Their softmax would be nearly uniform, with the same top-1.
+    """
+    if not array.min() >= 0:  # NaN is refused elsewhere
+        return
+    total = array.sum(axis=-1, dtype=np.float64)
+    if np.abs(total - 1).max() <= SUM_TOLERANCE:
+        raise ValueError(
+            "holds probabilities (every row sums to 1); name them so: numpy.savez(file, "
+            "train_probs=probs)"
+        )
 
 
 def check_probabilities(probs: np.ndarray) -> None:

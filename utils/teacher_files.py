@@ -198,9 +198,9 @@ def check_data(file: Path, content: Mapping, dataset: Dataset) -> None:
     if content["fingerprint"] != dataset.fingerprint:
         raise refusal(
             file,
-            f"trained on other data, {content['dataset']} ({content['num_classes']} classes), and "
-            f"not on --dataset {dataset.name} ({dataset.num_classes} classes); give another "
-            "teacher or --dataset",
+            f"trained on other data, {content['dataset']} ({content['num_classes']} classes), "
+            f"whose images or labels are not those of --dataset {dataset.name} "
+            f"({dataset.num_classes} classes); give another teacher or --dataset",
         )
     if content["split_seed"] != dataset.split_seed:
         raise refusal(

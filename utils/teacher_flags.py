@@ -42,7 +42,7 @@ def add_teacher(parser: CommandLine, for_cache: bool = False) -> None:
         type=path,
         metavar="DIR",
         required=for_cache,
-        help="keep the teacher's logits here, and use those of earlier students (README, Sweeps)",
+        help="keep the teacher's logits here, and use those of earlier students (docs/cache.md)",
     )
 
 
