@@ -6,8 +6,9 @@ from decimal import Decimal, localcontext
 import numpy as np
 import pytest
 import torch
+from scipy.stats import kstest
 
-from utils.calibration import sets
+from utils.calibration import scores, sets
 from utils.calibration.sets import (
     FREE_RANKS,
     METHODS,
@@ -47,12 +48,13 @@ def score_loop(method, probs, k, counted):
     return mass + (PENALTY * max(0, rank - FREE_RANKS) if method == "RAPS" else 0)
 
 
-def sets_loop(method, val, val_labels, test, alpha, randomised):
-    """Sets of classes, with the randomness that the code under test draws."""
+def sets_loop(method, val_logits, val_labels, test_logits, alpha, randomised):
+    """Sets of classes at T = 2, with the randomness that the code under test draws."""
     val_part, test_part = (
-        1 - sets._left_out(len(probs), seed, randomised).squeeze(1).numpy()
-        for probs, seed in ((val, sets.FIT_SEED), (test, sets.MEASURE_SEED))
+        1 - sets._left_out(torch.from_numpy(logits), randomised).squeeze(1).numpy()
+        for logits in (val_logits, test_logits)
     )
+    val, test = softmax(val_logits / 2), softmax(test_logits / 2)
     scores = sorted(
         score_loop(method, probs, y, part)
         for probs, y, part in zip(val.tolist(), val_labels, val_part, strict=True)
@@ -95,9 +97,7 @@ def test_sets_and_metrics_match_the_loops(n, classes, scale, alpha, randomised):
     measured = set_metrics(val, val_labels, test, labels, 2.0, alpha, randomised)
     assert all(type(value) is float for value in measured.values())
     for method in NAMES:
-        expected = sets_loop(
-            method, softmax(val / 2), val_labels, softmax(test / 2), alpha, randomised
-        )
+        expected = sets_loop(method, val, val_labels, test, alpha, randomised)
         fitted = fit_sets(val, val_labels, method, alpha, temperature=2.0, randomised=randomised)
         members = fitted(test)
         assert members.dtype == torch.bool
@@ -156,9 +156,11 @@ def test_lac_and_aps_are_mapies(classes, alpha, monkeypatch):
     theirs = mapies_sets("lac", *probs, alpha, 0)
     assert np.array_equal(fit_sets(val, val_labels, "LAC", alpha)(test), theirs)
 
-    # Both of its draws start from the same seed.
-    def drawn(samples, seed, randomised):
-        return torch.from_numpy(np.random.RandomState(0).uniform(size=(samples, 1)))
+    # Both of its draws start from the same seed, and are of a whole split.
+    monkeypatch.setattr(scores, "PIECE", 10**6)
+
+    def drawn(logits, randomised):
+        return torch.from_numpy(np.random.RandomState(0).uniform(size=(len(logits), 1)))
 
     monkeypatch.setattr(sets, "_left_out", drawn)
     theirs = mapies_sets("aps", *probs, alpha, 0, include_last_label="randomized")
@@ -214,6 +216,27 @@ def test_coverage_over_resampled_splits(scale, randomised):
         assert 0.01 < np.std(coverages) < 0.03
 
 
+@pytest.mark.parametrize("n", [9, 50])
+def test_coverage_over_new_samples(n):
+    """What is left to chance averages out over samples, as it did not with fixed numbers."""
+    coverages = {method: [] for method in NAMES}
+    for seed in range(300):
+        logits, labels = sample(n + 200, 10, 8.0, seed)
+        measured = set_metrics(logits[:n], labels[:n], logits[n:], labels[n:])
+        for method in NAMES:
+            coverages[method].append(measured[PREFIX[method] + "coverage"])
+    expected = math.ceil((n + 1) * 0.9) / (n + 1)
+    for method in NAMES:
+        error = np.std(coverages[method], ddof=1) / math.sqrt(300)
+        assert abs(np.mean(coverages[method]) - expected) < 3 * error
+
+
+def test_what_is_left_to_chance_is_uniform():
+    logits, _ = sample(5000, 10, 8.0)
+    left_out = sets._left_out(torch.from_numpy(logits), True).squeeze(1).numpy()
+    assert kstest(left_out, "uniform").pvalue > 0.01
+
+
 def test_coverage_of_shuffled_validation_labels_is_kept_by_larger_sets():
     """A net that knows nothing: the sets still cover, with nearly all the classes."""
     logits, labels = sample(4000, 10)
@@ -256,8 +279,8 @@ def test_a_constant_added_to_a_row_changes_nothing(method):
     (val, labels), (test, _) = sample(300, 12, 3.0), sample(300, 12, 3.0, 1)
     val, test = np.round(val, 6), np.round(test, 6)  # sums are then exact enough to leave no ties
     shift = np.random.default_rng(2).integers(-50, 50, (300, 1))
-    plain = fit_sets(val, labels, method)
-    moved = fit_sets(val + shift, labels, method)
+    plain = fit_sets(val, labels, method, randomised=False)
+    moved = fit_sets(val + shift, labels, method, randomised=False)
     assert moved.threshold == pytest.approx(plain.threshold, abs=1e-12)
     # The image whose score is the threshold itself is not in the test split.
     assert torch.equal(plain(test), moved(test + shift))
@@ -272,9 +295,9 @@ def test_randomised_sets_are_the_same_each_time_and_smaller_on_average():
         assert full[name] == first[name]  # LAC leaves nothing to chance
     assert full["aps_set_size"] > first["aps_set_size"]
     assert full["raps_set_size"] > first["raps_set_size"]
-    # More images leave the sets of the first ones as they were.
+    # The set of an image does not depend on the others, nor on its place.
     fitted = fit_sets(val, val_labels, "APS")
-    assert torch.equal(fitted(test)[:10], fitted(test[:10]))
+    assert torch.equal(fitted(test)[5:15], fitted(test[5:15]))
 
 
 @pytest.mark.parametrize("method", NAMES)

@@ -15,9 +15,10 @@ RAPS  the same + PENALTY max(0, rank of y - FREE_RANKS), ranks from 1: no long t
       split. Here they are fixed, lambda = 0.01 and k_reg = 5, as in the example notebook of its
       authors: no image is spent on them, and runs stay comparable. Up to 5 classes it is APS.
 
-The random part is one number per image from a generator with a fixed seed, so the same data give
-the same sets. `randomised=False` takes all of p_y instead: sets are larger on average, and that of
-an image does not depend on its place in the split. Classes rank by logit, equal ones by number.
+The random part is one number per image, a hash of its logits. So the same logits give the same
+sets, wherever the image stands, and over splits it averages out as fresh random numbers do.
+`randomised=False` takes all of p_y instead: sets are larger on average. Classes rank by logit,
+equal ones by number.
 
 A set can be empty, by any method: no class is likely enough. The papers' sets are so, and
 `set_empty` is their share. `never_empty=True` puts the predicted class in, which can only add
@@ -28,11 +29,11 @@ Temperature scaling with T > 1 makes the sets of APS and RAPS of usual nets larg
 CIFAR-100, T = 1.44: APS from 4.4 to 5.5 classes, RAPS from 3.5 to 4.4, LAC from 3.1 to 3.0.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -42,8 +43,6 @@ from .scores import Array, as_tensor, checked, checked_scores, in_pieces, rank_o
 ALPHA = 0.1
 PENALTY = 0.01  # lambda of RAPS
 FREE_RANKS = 5  # k_reg of RAPS
-FIT_SEED = 0
-MEASURE_SEED = 1
 STRATA = (2, 4, 11, 101)  # sizes 0-1, 2-3, 4-10, 11-100, 101 and more: as in the RAPS paper
 
 
@@ -82,10 +81,10 @@ class ConformalSets:
     def __call__(self, logits: Array, never_empty: bool = False) -> Tensor:
         """The sets of images with logits (N, K): bool (N, K). ValueError as `fit_sets`."""
         logits = checked_scores(logits)
-        left_out = _left_out(len(logits), MEASURE_SEED, self.randomised)
         members = torch.zeros(logits.shape, dtype=torch.bool)
-        for z, rest, member in in_pieces(logits, left_out, members):
-            conformity = METHODS[self.method](_rising_probs(z, self.temperature), rest)
+        for z, member in in_pieces(logits, members):
+            left_out = _left_out(z, self.randomised)
+            conformity = METHODS[self.method](_rising_probs(z, self.temperature), left_out)
             inside = (conformity >= self.threshold).flip(1)
             inside[:, 0] |= never_empty
             order = z.argsort(dim=1, descending=True, stable=True)
@@ -201,9 +200,9 @@ def _of_labels(
     """Of each method, the conformity (N,) of the validation labels."""
     logits, labels = checked(logits, labels)
     pieces = {method: [] for method in methods}
-    for probs, rest, place in _pieces(logits, labels, temperature, randomised, FIT_SEED):
+    for probs, left_out, place in _pieces(logits, labels, temperature, randomised):
         for method, of_method in pieces.items():
-            conformity = METHODS[method](probs, rest)
+            conformity = METHODS[method](probs, left_out)
             of_method.append(conformity.gather(1, place).squeeze(1))
     return {method: torch.cat(of_method) for method, of_method in pieces.items()}
 
@@ -215,9 +214,9 @@ def _measured(
     logits, labels = checked(logits, labels)
     sizes = {method: [] for method in thresholds}
     covered = {method: [] for method in thresholds}
-    for probs, rest, place in _pieces(logits, labels, temperature, randomised, MEASURE_SEED):
+    for probs, left_out, place in _pieces(logits, labels, temperature, randomised):
         for method, threshold in thresholds.items():
-            inside = METHODS[method](probs, rest) >= threshold
+            inside = METHODS[method](probs, left_out) >= threshold
             sizes[method].append(inside.sum(dim=1))
             covered[method].append(inside.gather(1, place).squeeze(1))
     return (
@@ -227,14 +226,13 @@ def _measured(
 
 
 def _pieces(
-    logits: Tensor, labels: Tensor, temperature: float, randomised: bool, seed: int
+    logits: Tensor, labels: Tensor, temperature: float, randomised: bool
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Of pieces of rows: probabilities (n, K) in rising order, what is left out, and where in that
     order the label is (n, 1)."""
-    left_out = _left_out(len(logits), seed, randomised)
-    for z, y, rest in in_pieces(logits, labels.unsqueeze(1), left_out):
+    for z, y in in_pieces(logits, labels.unsqueeze(1)):
         place = z.shape[1] - 1 - rank_of(z, y)
-        yield _rising_probs(z, temperature), rest, place.unsqueeze(1)
+        yield _rising_probs(z, temperature), _left_out(z, randomised), place.unsqueeze(1)
 
 
 def _rising_probs(logits: Tensor, temperature: float) -> Tensor:
@@ -250,8 +248,13 @@ def _rising_probs(logits: Tensor, temperature: float) -> Tensor:
     return probs
 
 
-def _left_out(samples: int, seed: int, randomised: bool) -> Tensor:
-    """(N, 1): the part of a class's own probability that does not count for its image."""
+def _left_out(logits: Tensor, randomised: bool) -> Tensor:
+    """The part of a class's own probability that does not count, in [0, 1), of each image: (n, 1).
+
+    Of float64 logits (n, K).
+    """
     if not randomised:
-        return torch.zeros(samples, 1, dtype=torch.float64)
-    return torch.from_numpy(np.random.default_rng(seed).random((samples, 1)))
+        return torch.zeros(len(logits), 1, dtype=torch.float64)
+    hashes = [hashlib.blake2b(row.tobytes(), digest_size=6).digest() for row in logits.numpy()]
+    numbers = [int.from_bytes(digest) / 2**48 for digest in hashes]
+    return torch.tensor(numbers, dtype=torch.float64).unsqueeze(1)
