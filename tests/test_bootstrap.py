@@ -6,17 +6,15 @@ import torch
 from scipy import stats
 
 from utils.calibration.bootstrap import (
-    PAIRED,
     bins_of,
     calibrated_error,
     debiased,
     error_interval,
     gaps,
-    holm,
     measured_error,
-    paired_difference,
 )
 from utils.calibration.metrics import classification_metrics, ece
+from utils.calibration.paired import PAIRED, holm, paired_difference
 
 
 def predictions(n, classes=3, sharpness=1.0, seed=0):
@@ -162,6 +160,33 @@ def test_few_or_perfect_predictions_have_an_interval():
         assert np.isfinite(calibrated_error(bins)).all()
 
 
+@pytest.mark.parametrize("images, accuracy", [(100, 0.99), (500, 0.999), (2000, 0.995)])
+@pytest.mark.parametrize("sureness", [1.0, 0.1])
+def test_the_interval_covers_the_truth_where_hardly_any_prediction_is_wrong(
+    images, accuracy, sureness
+):
+    """Errors of a gamma distribution; the net thinks them `sureness` times as likely."""
+    rng = np.random.default_rng(4)
+    covered = 0
+    for _ in range(100):
+        risk = np.clip((1 - accuracy) * rng.gamma(0.3, 1 / 0.3, images), 0, 0.49)
+        confidence = torch.from_numpy(1 - sureness * risk)
+        wrong = torch.from_numpy(rng.random(images) < risk).long()
+        run = gaps(torch.stack([confidence, 1 - confidence], dim=1), wrong)
+        low, high = error_interval(bins_of([run], 200))
+        bins = np.ceil(15 * confidence.numpy()).astype(int) - 1
+        gap = np.bincount(bins, (1 - risk) - confidence.numpy())
+        covered += low <= np.abs(gap).sum() / images <= high
+    assert covered >= 93
+
+
+def test_all_right_is_no_proof_of_calibration():
+    probs = torch.tensor([[0.9999, 0.0001]], dtype=torch.float64).expand(100, 2)
+    low, high = error_interval(bins_of([gaps(probs, torch.zeros(100, dtype=torch.long))]))
+    exact = 0.9999 - stats.beta.ppf(0.025, 100, 1)
+    assert low == 0 and high == pytest.approx(exact, rel=1e-6) and high > 0.035
+
+
 # ---- the ECE of a calibrated net ---------------------------------------------------------------
 
 
@@ -264,6 +289,58 @@ def test_calibration_errors_that_differ_are_told_apart():
             pair = [nets(rng, samples, [90] * 2, excess) for excess in (0.04, 0.015)]
             seen.append(paired_difference(*pair, draws=200).p < 0.05)
         assert np.mean(seen) >= least
+
+
+def constant_runs(values):
+    """Of metrics that are the same in every image: all their spread is that of seeds."""
+    return [np.full((50, 1), value, np.float32) for value in values]
+
+
+@pytest.mark.parametrize("counts", [(3, 3), (2, 5), (10, 3)])
+def test_without_noise_of_images_it_is_a_t_test_of_runs(counts):
+    """Welch's, where the rows have unequal numbers of runs: their spreads may differ."""
+    rng = np.random.default_rng(2)
+    first, second = (rng.normal(size=count) for count in counts)
+    found = paired_difference(constant_runs(first), constant_runs(second))
+    theirs = stats.ttest_ind(first, second, equal_var=counts[0] == counts[1])
+    assert found.p == pytest.approx(theirs.pvalue, rel=1e-4)
+    interval = theirs.confidence_interval()
+    assert (found.low, found.high) == pytest.approx(tuple(interval), rel=1e-4)
+
+
+def test_false_alarms_where_the_row_of_fewer_runs_spreads_more():
+    rng = np.random.default_rng(3)
+    alarms = 0
+    for _ in range(300):
+        difficulty = rng.normal(size=200)
+        skills = [*0.5 * rng.normal(size=3), *0.1 * rng.normal(size=10)]
+        runs = [null_run(rng, "top1", difficulty, skill) for skill in skills]
+        alarms += paired_difference(runs[:3], runs[3:]).p < 0.05
+    assert alarms / 300 <= 0.11  # one spread for both rows gives 0.24
+
+
+def test_the_students_of_a_teacher_count_as_one_run():
+    """The same as their mean; where one teacher taught all, each counts."""
+    rng = np.random.default_rng(4)
+    runs = [rng.random((100, 1)).astype(np.float32) for _ in range(8)]
+    first, second = runs[:5], runs[5:]
+    own = [None, None, None]
+    found = paired_difference(first, second, teachers=(["a", "b", "a", "b", "b"], own))
+    means = [(first[0] + first[2]) / 2, (first[1] + first[3] + first[4]) / 3]
+    assert found == pytest.approx(paired_difference(means, second), rel=1e-5)
+    alone = paired_difference(first, second)
+    assert paired_difference(first, second, teachers=(["a"] * 5, own)) == alone
+    assert paired_difference(first, second, teachers=(list("abcde"), own)) == alone
+
+
+def test_errors_of_the_students_of_several_teachers_that_are_calibrated():
+    rng = np.random.default_rng(5)
+    alarms = 0
+    for _ in range(120):
+        runs = nets(rng, 1000, [90] * 6)
+        found = paired_difference(runs[:4], runs[4:], 100, teachers=("aabb", "cd"))
+        alarms += found.p < 0.05
+    assert alarms / 120 <= 0.1
 
 
 def test_holm():

@@ -354,6 +354,39 @@ def test_differences_from_a_row(tmp_path, capsys):
     assert "did you mean resnet8 NLL?" in error
 
 
+def test_what_is_not_tested_says_why(tmp_path, capsys):
+    """Errors of nets that are hardly ever wrong, and an NLL that is infinite."""
+    for loss in ("NLL", "LS", "FL"):
+        folder = write_predicted_run(tmp_path, loss=loss)
+    with np.load(folder / "predictions.npz") as stored:
+        labels = stored["test_labels"]
+    sure = 1000 * np.eye(CLASSES, dtype=np.float32)[labels]
+    sure[:19] = np.roll(sure[:19], 1, axis=1)
+    with_logits(folder, sure)
+    columns = ["--columns", "top1", "nll", "ece"]
+    report.main([str(tmp_path), "--against", "resnet8 NLL", *columns])
+    _, table = capsys.readouterr().out.split("Difference from resnet8 NLL")
+    rows = {line.split("raw")[0].strip(): line for line in table.splitlines() if "raw" in line}
+    assert "–" not in rows["resnet8 LS"] and rows["resnet8 FL"].count("–") == 2
+    assert "ECE and AdaECE are not tested of nets with fewer than 20 wrong predictions" in table
+    assert "NLL is not tested where a label has the probability 0" in table
+
+
+def test_a_row_of_several_teachers_says_how_it_is_tested(tmp_path, capsys):
+    """By the means of each teacher's students; and a single run is said to borrow its spread."""
+    for teacher_seed in (1, 2):
+        for seed in (11, 12):
+            root = tmp_path / str(teacher_seed)
+            write_predicted_run(root, loss="KD", seed=seed, teacher=identity(seed=teacher_seed))
+    write_predicted_run(tmp_path, loss="NLL", seed=5)
+    report.main([str(tmp_path), "--against", "resnet8 NLL", "--columns", "top1"])
+    _, table = capsys.readouterr().out.split("Difference from resnet8 NLL")
+    assert "the mean of each one's students counts as one run" in table
+    assert "A single run has no spread of its own" in table
+    report.main([str(tmp_path / "1"), "--against", "resnet56 NLL", "--columns", "top1"])
+    assert "counts as one run" not in capsys.readouterr().out
+
+
 def test_posthoc_is_a_row_where_it_is_of_these_predictions(tmp_path):
     folder = write_predicted_run(tmp_path)
     write_posthoc(folder)

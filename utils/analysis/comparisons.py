@@ -6,11 +6,11 @@ from itertools import product
 import numpy as np
 
 from utils.analysis.conformal import PAIRED_SETS, values_of_images
-from utils.analysis.groups import Group
+from utils.analysis.groups import Group, seeds_of_teacher
 from utils.analysis.record import LOGITS
 from utils.analysis.statistics import Section
-from utils.calibration import bootstrap
-from utils.calibration.bootstrap import PAIRED, Difference
+from utils.calibration.bootstrap import shows_little, wrong_predictions
+from utils.calibration.paired import BINNED, PAIRED, Difference, holm, paired_difference
 from utils.program import UserError
 
 
@@ -81,9 +81,10 @@ def can_be_tested(metric: str) -> bool:
 
 
 def matrices(group: Group, logits: str, metric: str) -> list[np.ndarray] | None:
-    """Of each run what the bootstrap compares, (N, columns).
+    """Of each run what is compared, (N, columns).
 
-    None where a run does not store it, or has an infinite value: the NLL of a label ruled out.
+    None where a run does not store it, has an infinite value (the NLL of a label ruled out), or of
+    a calibration error is wrong too rarely.
     """
     compared = []
     for record in group.records:
@@ -100,16 +101,30 @@ def matrices(group: Group, logits: str, metric: str) -> list[np.ndarray] | None:
             compared.append(PAIRED[metric](probs, labels))
         if not np.isfinite(compared[-1]).all():
             return None
+    if metric in BINNED:
+        few = [shows_little(wrong_predictions(run), len(run)) for run in compared]
+        return None if any(few) else compared
     return compared
+
+
+def teachers_of(group: Group) -> list[tuple | None]:
+    """Who taught each of its runs, by the teachers' seeds."""
+    return [seeds_of_teacher(record) for record in group.records]
+
+
+def shares_teachers(group: Group) -> bool:
+    """Whether several teachers taught it, and one of them several of its runs."""
+    teachers = teachers_of(group)
+    return 1 < len(set(teachers)) < len(teachers)
 
 
 def differences(section: Section, against: Group) -> dict[tuple[Group, str, str], Difference]:
     """Of each printed group from another: by group, kind of logits and metric (fractions).
 
     p-values are Holm's, for all groups in one metric and kind of logits. A metric that is no mean
-    over images or bins, a run without stored predictions, and a single test image have none. Nor
-    has a teacher that repeats another group's logits, divided for its students: the same test twice
-    is one test.
+    over images or bins, a run without stored predictions, a calibration error of a net that is
+    hardly ever wrong, and a single test image have none. Nor has a teacher that repeats another
+    group's logits, divided for its students: the same test twice is one test.
     """
     groups = distinct(section, against)
     metrics = [metric for metric in section.columns if can_be_tested(metric)]
@@ -123,8 +138,9 @@ def differences(section: Section, against: Group) -> dict[tuple[Group, str, str]
         for group in groups:
             own = matrices(group, logits, metric)
             if own is not None:
-                family[group] = bootstrap.paired_difference(own, base, draws)
-        p_values = bootstrap.holm([difference.p for difference in family.values()])
+                teachers = teachers_of(group), teachers_of(against)
+                family[group] = paired_difference(own, base, draws, teachers)
+        p_values = holm([difference.p for difference in family.values()])
         for (group, difference), p in zip(family.items(), p_values, strict=True):
             tested[group, logits, metric] = difference._replace(p=p)
     return tested

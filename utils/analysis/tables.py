@@ -3,7 +3,7 @@
 from itertools import product
 
 from utils.analysis.columns import COLUMNS, Column, printable
-from utils.analysis.comparisons import can_be_tested, differences, distinct
+from utils.analysis.comparisons import can_be_tested, differences, distinct, shares_teachers
 from utils.analysis.conformal import PAIRED_SETS
 from utils.analysis.groups import Group
 from utils.analysis.legend import legend
@@ -12,7 +12,8 @@ from utils.analysis.rendering import Table, TableCell
 from utils.analysis.rows import Row, Statistic, statistic
 from utils.analysis.splits import COLUMNS_OF_TEST, columns_of_test
 from utils.analysis.statistics import Section
-from utils.calibration.bootstrap import BINNED, Difference
+from utils.calibration.bootstrap import FEW_WRONG
+from utils.calibration.paired import BINNED, Difference
 
 UNKNOWN = TableCell("–")
 
@@ -98,11 +99,11 @@ def paired_table(section: Section, against: Group) -> Table:
             line = [TableCell(name), TableCell(logits)]
             line += [difference_cell(value, COLUMNS[metric]) for metric, value in row.items()]
             lines.append(line)
-    notes = notes_on_tests(section, against, metrics)
+    notes = [*notes_on_tests(section, against, metrics), *notes_on_gaps(tested, metrics)]
     if not lines:
         notes = [
-            "Nothing to test: no logits are stored of this row, or of any other, or there is a "
-            "single test image."
+            "Nothing to test: no logits are stored of this row, or of any other, there is a single "
+            f"test image, or of calibration errors fewer than {FEW_WRONG} predictions are wrong."
         ]
     return Table(head, lines, notes, kind="metrics")
 
@@ -124,11 +125,39 @@ def notes_on_tests(section: Section, against: Group, metrics: list[str]) -> list
             "validation split would change is not in the intervals."
         )
     tested = [against, *distinct(section, against)]
+    if any(shares_teachers(group) for group in tested):
+        notes.append(
+            "Several runs of one teacher are alike: where a row has several teachers, the mean of "
+            "each one's students counts as one run."
+        )
+    are_single = {len(group.records) == 1 for group in tested}
+    if len(are_single) > 1:
+        notes.append(
+            "A single run has no spread of its own: compared with a row of several, it is taken to "
+            "have theirs, so beware."
+        )
     repeated = [printable(group.full_name) for group in section.printed if group not in tested]
     if repeated:
         notes.append(
             f"Not tested a second time, for another row has its logits: {'; '.join(repeated)}."
         )
+    return notes
+
+
+def notes_on_gaps(
+    tested: dict[tuple[Group, str, str], Difference], metrics: list[str]
+) -> list[str]:
+    """Why a metric of a row is not tested, of which another one is."""
+    rows = {(group, logits) for group, logits, _ in tested}
+    untested = {metric for metric in metrics for row in rows if (*row, metric) not in tested}
+    notes = []
+    if untested.intersection(BINNED):
+        notes.append(
+            f"ECE and AdaECE are not tested of nets with fewer than {FEW_WRONG} wrong predictions, "
+            "or right ones: so few do not show how large the noise is."
+        )
+    if "nll" in untested:
+        notes.append("NLL is not tested where a label has the probability 0.")
     return notes
 
 

@@ -8,16 +8,17 @@ posthoc        temperature, vector and Dirichlet scaling, fitted on a validation
 packaged       further maps, made by the package probmetrics
 sets           conformal sets, which hold the true class with a chance that is chosen
 distributions  against known label distributions, and on foreign data
-bootstrap      intervals of an ECE, a calibrated net's ECE, paired differences without bias
+bootstrap      intervals of an ECE, a calibrated net's ECE, errors without bias
+paired         two rows compared on the same images: differences and their tests
 diagram        reliability diagrams
 scores         what all of them accept: numpy arrays or tensors, checked
 
     from utils.calibration import classification_metrics, ece, fit_temperature
 
 The folder imports nothing of the project. Copied elsewhere, under any name, it works alone. It
-needs numpy and torch; bootstrap and distributions need scipy, distributions scikit-learn, posthoc
-tqdm, packaged probmetrics, diagram matplotlib. Each of these is loaded where a name that needs it
-is first used.
+needs numpy and torch; bootstrap, paired and distributions need scipy, distributions scikit-learn,
+posthoc tqdm, packaged probmetrics, diagram matplotlib. Each of these is loaded where a name that
+needs it is first used.
 """
 
 from importlib import import_module
@@ -40,7 +41,7 @@ LATE = {
     "vector_scaling": "posthoc",
     "label_distribution_metrics": "distributions",
     "ood_metrics": "distributions",
-    "paired_difference": "bootstrap",
+    "paired_difference": "paired",
     "reliability_diagrams": "diagram",
 }
 

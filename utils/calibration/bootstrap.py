@@ -13,19 +13,18 @@ stands in docs/statistics.md.
 """
 
 import math
-from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy.special import ndtr
-from scipy.stats import t as student_t
+from scipy.stats import binomtest
 from torch import Tensor
 
 LEVEL = 0.95  # of intervals
 TAIL = (1 - LEVEL) / 2
 TINY = 1e-30  # in the place of a divisor that is 0
+FEW_WRONG = 20  # wrong predictions, or right ones: fewer show too little of the noise
 SPLIT = 0.5  # see `debiased`: the sign of a bin from four fifths of the images, its size from one
 
 
@@ -44,54 +43,26 @@ def gaps(probs: Tensor, labels: Tensor, bins: int = 15, equal_mass: bool = False
     return torch.zeros(len(gap), bins).scatter_(1, columns, gap.float()[:, None]).numpy()
 
 
-def _is_right(probs: Tensor, labels: Tensor) -> Tensor:
-    return probs.argmax(dim=1) == labels
-
-
-def _nll(probs: Tensor, labels: Tensor) -> Tensor:
-    return -_label_prob(probs, labels).log()
-
-
-def _brier(probs: Tensor, labels: Tensor) -> Tensor:
-    return 1 - 2 * _label_prob(probs, labels) + probs.square().sum(dim=1)
-
-
-def _label_prob(probs: Tensor, labels: Tensor) -> Tensor:
-    return probs.gather(1, labels[:, None]).squeeze(1)
-
-
-def _of_images(value: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], np.ndarray]:
-    """A metric that is the mean over images of a value (N,): its matrix (N, 1)."""
-
-    def matrix(probs: Tensor, labels: Tensor) -> np.ndarray:
-        return value(probs.double(), labels).float().unsqueeze(1).numpy()
-
-    return matrix
-
-
-# Metrics that two nets can be compared in: of probabilities (N, K), labels (N,) to (N, columns).
-PAIRED = {
-    "top1": _of_images(_is_right),
-    "nll": _of_images(_nll),
-    "brier": _of_images(_brier),
-    "ece": gaps,
-    "adaece": partial(gaps, equal_mass=True),
-}
-BINNED = ("ece", "adaece")  # those of them whose measured value is biased, and tested without bias
-
-
 class Bins(NamedTuple):
     """The gaps of a row's runs: float64 (runs, bins) each, but for `noise`.
 
     `mean`: of a bin, over all images. `sd`: of the noise in it. `chance`: what `sd` would be if the
     net were calibrated. `noise`: (draws, runs, bins) float32, normal draws of it, with the
-    covariance between bins and runs that the images show.
+    covariance between bins and runs that the images show. `wrong` (runs,) of so many `images` were
+    predicted wrongly.
     """
 
     mean: np.ndarray
     sd: np.ndarray
     chance: np.ndarray
     noise: np.ndarray
+    wrong: np.ndarray
+    images: int
+
+    @property
+    def show_little(self) -> bool:
+        """Whether the predictions of a run are nearly all right, or nearly all wrong."""
+        return any(shows_little(wrong, self.images) for wrong in self.wrong)
 
 
 def bins_of(runs: list[np.ndarray], draws: int = 1000) -> Bins:
@@ -119,7 +90,19 @@ def bins_of(runs: list[np.ndarray], draws: int = 1000) -> Bins:
         sd=np.sqrt(covariance.diagonal()).reshape(shape),
         chance=chance.reshape(shape),
         noise=noise.reshape(draws, *shape),
+        wrong=np.array([wrong_predictions(run) for run in runs]),
+        images=samples,
     )
+
+
+def shows_little(wrong: int, images: int) -> bool:
+    """Whether so many wrong predictions show too little of the noise, or the right ones do."""
+    return bool(min(wrong, images - wrong) < FEW_WRONG)
+
+
+def wrong_predictions(run: np.ndarray) -> int:
+    """How many there are in a matrix (N, bins) of `gaps`: a confidence is above 0."""
+    return int((run < 0).any(axis=1).sum())
 
 
 def measured_error(gap: np.ndarray) -> np.ndarray:
@@ -136,12 +119,41 @@ def error_interval(bins: Bins) -> tuple[float, float]:
     For the upper end it is spread in proportion to the noise: of all ways this measures least, so
     that the end is high enough for any (the derivative of E|gap + noise| is then the same in all
     bins). The upper end is raised to the estimate where it falls below.
+
+    Where nearly all predictions are right, their gaps show hardly any noise. Then it is at least
+    that of a calibrated net, and the upper end at least what the accuracy's exact limits allow.
     """
     estimate = float(measured_error(bins.mean))
+    least = estimate
+    if bins.show_little:
+        least = max(estimate, error_by_accuracy(bins))
+        bins = with_noise_of_chance(bins)
+
     square = (bins.mean**2 - bins.sd**2).clip(min=0)
     low = true_error(bins, np.sign(bins.mean) * np.sqrt(square), estimate, 1 - TAIL)
     high = true_error(bins, bins.sd, estimate, TAIL)
-    return min(low, estimate), max(high, estimate)
+    return min(low, estimate), max(high, least)
+
+
+def with_noise_of_chance(bins: Bins) -> Bins:
+    """The same with noise that is no smaller in any bin than that of a calibrated net."""
+    ratio = np.divide(bins.chance, bins.sd, out=np.ones_like(bins.sd), where=bins.sd > 0)
+    ratio = ratio.clip(min=1)
+    return bins._replace(sd=ratio * bins.sd, noise=bins.noise * ratio.astype(np.float32))
+
+
+def error_by_accuracy(bins: Bins) -> float:
+    """The ECE that may be, for |accuracy - mean confidence| is at most the ECE: mean over runs.
+
+    By the limits of the accuracy of Clopper and Pearson (Biometrika, 1934), at 95 %.
+    """
+    largest = []
+    for wrong, gap in zip(bins.wrong, bins.mean.sum(axis=1), strict=True):
+        right = int(bins.images - wrong)
+        confidence = right / bins.images - gap
+        accuracy = binomtest(right, bins.images).proportion_ci(LEVEL, method="exact")
+        largest.append(max(confidence - accuracy.low, accuracy.high - confidence))
+    return float(np.mean(largest))
 
 
 def true_error(bins: Bins, profile: np.ndarray, estimate: float, quantile: float) -> float:
@@ -186,114 +198,8 @@ def debiased(gap: np.ndarray, sd: np.ndarray) -> np.ndarray:
     times gap has mean 0 where the true gap is 0, whatever the noise. This is the mean of that over
     all ways to split the images, in closed form for normal noise: with e standard normal,
     gap + sd e / 2 and gap - 2 sd e are independent. Where the true gap is far above the noise it is
-    |gap|; in between it is too low, at most by 0.37 sd of a bin. It can be negative.
+    |gap|; in between it is too low, at most by 0.38 sd of a bin. It can be negative.
     """
     score = gap / np.maximum(SPLIT * sd, TINY)
     density = np.exp(-(score**2) / 2) / math.sqrt(2 * math.pi)
     return (gap * (2 * ndtr(score) - 1) - 2 / SPLIT * sd * density).sum(axis=-1)
-
-
-class Difference(NamedTuple):
-    """Of two rows in one metric (fractions): first - second, its interval, two-sided p-value."""
-
-    value: float
-    low: float
-    high: float
-    p: float
-
-
-def paired_difference(
-    first: list[np.ndarray], second: list[np.ndarray], draws: int = 1000
-) -> Difference:
-    """Mean metric of the runs `first` minus that of the runs `second`, on the same test images.
-
-    A run is a matrix (N, columns) of PAIRED. Calibration errors are compared as `debiased` has
-    them, for the floors of two nets of unequal accuracy differ where both are calibrated.
-
-    The variance is that of two crossed factors, images and seeds: what images do to all runs alike
-    (the variance over images less each run's own part) plus s^2/n of each row's n seeds, s^2 the
-    variance between runs of a row, both rows' in one; t quantiles by Satterthwaite. Few runs
-    may agree by luck: with f degrees of freedom it is not less than 1/f of what images do. One
-    resampling over both factors would count twice what they do together (Owen, "The pigeonhole
-    bootstrap", Annals of Applied Statistics 2007). Where no row has two runs, it is the paired t
-    test over images, and speaks of these two nets, not of what training again would give.
-    """
-    runs = [*first, *second]
-    if runs[0].shape[1] == 1:
-        values, covariance = _means(runs)
-    else:
-        values, covariance = _errors(runs, draws)
-
-    # The difference of both rows' means, and its variance by the images.
-    weight = np.repeat([1 / len(first), -1 / len(second)], [len(first), len(second)])
-    value = float(weight @ values)
-    variance = max(weight @ covariance @ weight, 0.0)
-    freedom = len(runs[0]) - 1
-    if len(runs) > 2:
-        variance, freedom = _with_seeds(variance, values, covariance, len(first))
-
-    sd = max(math.sqrt(variance), 1e-300)  # 0 where the rows do not differ in any image
-    reach = float(sd * student_t.isf(TAIL, freedom))
-    return Difference(
-        value=value,
-        low=value - reach,
-        high=value + reach,
-        p=float(2 * student_t.sf(abs(value) / sd, freedom)),
-    )
-
-
-def _with_seeds(
-    by_images: float, values: np.ndarray, covariance: np.ndarray, count: int
-) -> tuple[float, float]:
-    """The variance of a difference by images and seeds, and its degrees of freedom.
-
-    What training again would change, the spread between the runs of a row, comes in the place of
-    what the images do to each run alone. `by_images`: the variance by these; of the runs' `values`
-    and their `covariance` the first `count` are one row, the others the second.
-    """
-    repeated = len(values) - 2
-    share = (1 / count + 1 / (len(values) - count)) / repeated
-    rows = (slice(0, count), slice(count, len(values)))
-    own = share * sum(_spread(covariance[row, row]) for row in rows)
-    between = share * sum(((values[row] - values[row].mean()) ** 2).sum() for row in rows)
-    alike = max(by_images - own, 0.0)  # what images do to all runs alike
-    variance = max(alike + between, by_images / repeated)  # few runs may agree by luck
-    freedom = repeated * (variance / between) ** 2 if between else math.inf
-    return variance, freedom
-
-
-def _means(runs: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean over images of each run, of matrices (N, 1), and the means' covariance."""
-    images = np.concatenate(runs, axis=1).astype(np.float64)
-    covariance = np.zeros((len(runs), len(runs)))
-    if len(images) > 1:  # one image has no spread
-        covariance = np.cov(images, rowvar=False)
-    return images.mean(axis=0), covariance / len(images)
-
-
-def _errors(runs: list[np.ndarray], draws: int) -> tuple[np.ndarray, np.ndarray]:
-    """Debiased calibration error of each run, of matrices (N, bins), and the errors' covariance.
-
-    The covariance is that of draws about gaps that are shrunk towards 0, or the noise would count
-    twice: once in the gaps that were measured, once in the draws (James and Stein, positive part).
-    """
-    bins = bins_of(runs, draws)
-    score = np.divide(bins.mean, bins.sd, out=np.zeros_like(bins.mean), where=bins.sd > 0)
-    used = (bins.sd > 0).sum(axis=1)
-    square = (score**2).sum(axis=1)
-    kept = (1 - used / np.maximum(square, TINY)).clip(min=0)
-    drawn = debiased(kept[:, None] * bins.mean + bins.noise, bins.sd)
-    return debiased(bins.mean, bins.sd), np.cov(drawn, rowvar=False)
-
-
-def _spread(covariance: np.ndarray) -> float:
-    """Expected sum of squares about their mean of values that have this covariance."""
-    return np.trace(covariance) - covariance.sum() / len(covariance)
-
-
-def holm(p_values: list[float]) -> list[float]:
-    """p-values adjusted for their number: those <= 0.05 hold jointly at 5 %. Holm, 1979."""
-    p = np.asarray(p_values, np.float64)
-    order = p.argsort()
-    raised = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
-    return raised[order.argsort()].tolist()
