@@ -139,8 +139,8 @@ def _with_seeds(
     spreads_by_images = [_spread(covariance[row, row]) for row in rows]
     repeated = sum(counts) - 2
 
-    # Of rows of unequal size each has a spread of its own (Welch, Biometrika 1947). In rows of one
-    # size both in one err as rarely, and two runs say more; a single run has none.
+    # Rows of unequal size have a spread each (Welch, Biometrika 1947). Of equal size, one for both
+    # errs no more often and is better known. A single run shows none: it gets the other row's.
     if counts[0] == counts[1] or 1 in counts:
         share = (1 / counts[0] + 1 / counts[1]) / repeated
         shares = [share, share]
