@@ -47,6 +47,11 @@
 # - At T = 1 the student has a temperature within 0.05 of 1 again, and a raw ECE below 2 %.
 # - It has at least 0.5 points of top-1 more than the net from scratch of the same seed.
 # - Raw, its NLL is lower than that net's.
+#
+# Said after the teacher trained with FL+MDCA (last epoch: 66.04 %, raw ECE 1.38 %, temperature 1.070)
+# and before its student. It teaches from its last epoch, as every table has it:
+# - The student has a raw ECE below 3 %, and at least the 56.10 % of the net from scratch with FL+MDCA.
+# - Raw, its NLL does not differ from that of the student at T = 1 by more than chance.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 root=${ROOT:-runs/published}
@@ -82,7 +87,7 @@ for row in ${*:-plain views undivided scratch scratch_calibrated teacher calibra
     scratch_calibrated) train --model resnet8 --checkpoint "$root/scratch" $calibrated ;;
     teacher) train --model resnet20 --checkpoint "$root/teachers" $calibrated ;;
     calibrated)
-        distil --T 4 --teacher_path "$root/teachers/cifar100/resnet20/FL+MDCA_gamma=1_beta=1_seed=$seed"
+        distil --T 4 --teacher_select last --teacher_path "$root/teachers/cifar100/resnet20/FL+MDCA_gamma=1_beta=1_seed=$seed"
         ;;
     *)
         echo "there is no row $row" >&2
