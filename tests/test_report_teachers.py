@@ -93,8 +93,19 @@ def test_both_epochs_of_a_run_may_teach(tmp_path, capsys):
             ("resnet8 KD T=5", "last", "resnet56 NLL"),
         }
     assert tables[0] == tables[1] and "resnet56 NLL best epoch" in tables[0]
+    assert "lacks" not in tables[0]  # its row of the last epoch has it, too
     with zipfile.ZipFile(tmp_path / "a.zip") as archive:
         assert len(archive.namelist()) == len(set(archive.namelist()))
+
+
+def test_a_row_says_which_of_its_runs_stand_at_the_epoch_that_taught(tmp_path):
+    for seed in (1, 2, 3):
+        write_teacher(tmp_path, seed)
+    for seed in (1, 2):
+        write_run(tmp_path, "KD", {"T": 4}, seed, teacher=taught_by("best", seed))
+    text = " ".join(shown(only_section(tmp_path, "--epoch", "last")).split())
+    assert "resnet56 NLL lacks 2 runs that taught: see resnet56 NLL best epoch." in text
+    assert "lacks" not in shown(only_section(tmp_path))
 
 
 @pytest.mark.parametrize("which", TAUGHT)

@@ -313,7 +313,7 @@ def test_a_signal_while_torch_is_imported(tmp_path, words, number):
     wait_for(tmp_path / "began")
     process.send_signal(number)
     _, error = process.communicate(timeout=30)
-    assert error == f"{program}: stopped by {number.name}; the same command goes on\n"
+    assert error == f"{program}: stopped by {number.name}; give the same command again\n"
     assert process.returncode == 128 + number
 
 

@@ -12,8 +12,8 @@ from utils.tasks import StepOutput
 
 MOST_SKIPPED = 100  # steps in a row
 LOWER_THE_RATE = (
-    "most likely the learning rate is too high: give a smaller --lr, --scheduler warmupcosine "
-    "or a smaller --beta, with --exp_name or --overwrite. The epochs before are kept"
+    "most likely the learning rate is too high: give a smaller --lr, --scheduler warmupcosine with "
+    "--warmup STEPS or, for a loss that reads it, a smaller --beta; with --exp_name or --overwrite"
 )
 
 STEP_SUMS = ("loss", "right", "images", "skipped")  # what every step has; the loss' parts follow

@@ -23,9 +23,14 @@ def alike(items: Iterable, key: Callable) -> list[list]:
     return list(families.values())
 
 
-def same_but_for_seed(record: Record) -> tuple:
-    """Equal for runs that differ only in the seed, their own and their teachers', or --exp_name."""
-    names = [*record.data, record.model, record.label, record.epoch]
+def same_but_for_seed(record: Record, any_epoch: bool = False) -> tuple:
+    """Equal for runs that differ only in the seed, their own and their teachers', or --exp_name.
+
+    At the same epoch, best or last, or at `any_epoch`.
+    """
+    names = [*record.data, record.model, record.label]
+    if not any_epoch:
+        names.append(record.epoch)
     settings = {
         key: value for key, value in record.settings.items() if key not in ("seed", "teacher")
     }

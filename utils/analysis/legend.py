@@ -1,12 +1,15 @@
 """What a reader needs to know of the main table: a sentence each, and only of what occurs in it."""
 
+from itertools import product
+
 from utils.analysis.columns import COLUMNS, NO_SCALED_ROW, SET_METRICS, printable
 from utils.analysis.conformal import ALPHA, LEAST_IMAGES
-from utils.analysis.groups import Group, seeds_of
+from utils.analysis.groups import Group, alike, same_but_for_seed, seeds_of
 from utils.analysis.record import LOGITS, Record
 from utils.analysis.rows import FEW
 from utils.analysis.splits import comparison
 from utils.analysis.statistics import Section, Sweep
+from utils.program.words import counted
 from utils.run_files import number_text
 
 TEMPERED = "tempered"
@@ -48,7 +51,7 @@ def about_rows(section: Section) -> list[str]:
 def about_columns(section: Section, has_chance: bool) -> list[str]:
     rows = [row for group in section.printed for row in group.rows.values()]
     sentences = []
-    if has_chance:
+    if has_chance and "ece" in section.columns:
         sentences.append(
             "95 % interval: of the true mean ECE of these n nets, over test images; it allows for "
             "the bias of the measured one. ECE of a calibrated net: what n nets of these "
@@ -110,6 +113,7 @@ def about_teachers(section: Section) -> list[str]:
             f"{OTHER_EPOCH[choice.epoch]} epoch: what taught the students below it; a teacher is "
             "always shown at the epoch that they were taught by."
         )
+        sentences += about_split_rows(section.printed)
     if choice.test_temperature:
         sentences.append(
             "T of test: what fits the test split best, and the ECE that it gives there. It has "
@@ -126,6 +130,27 @@ def about_teachers(section: Section) -> list[str]:
     if unprinted:
         sentences.append(f"{unprinted} further nets are in report.csv only (--nets prints more).")
     return sentences
+
+
+def about_split_rows(groups: list[Group]) -> list[str]:
+    """Where runs of a row stand in another one, at the epoch that taught: how many."""
+    sentences = []
+    for same in alike(groups, settings_of_row):
+        rows = [group for group in same if not group.first.note]
+        rows_that_taught = [group for group in same if group.first.note]
+        for group, taught in product(rows, rows_that_taught):
+            missing = len(taught.seeds - group.seeds)
+            if missing:
+                sentences.append(
+                    f"{printable(group.full_name)} lacks {counted(missing, 'run')} that taught: "
+                    f"see {printable(taught.full_name)}."
+                )
+    return sentences
+
+
+def settings_of_row(group: Group) -> tuple:
+    """Equal for rows that differ in the epoch alone, best or last."""
+    return same_but_for_seed(group.first, any_epoch=True), group.exp_name
 
 
 def about_confidence(students: list[Group]) -> list[str]:

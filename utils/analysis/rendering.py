@@ -155,7 +155,8 @@ FORMATS = {
         whole="## {title}\n\n{table}\n\n{notes}",
     ),
     "latex": Format(  # for \\input where booktabs is loaded
-        escape=lambda text: text.translate(str.maketrans(LATEX)),
+        # Two hyphens are a dash there.
+        escape=lambda text: text.translate(str.maketrans(LATEX)).replace("--", "-{}-"),
         marks={"best": r"\textbf{{{}}}", "close": r"{}$^\approx$", "chance": r"{}$^\circ$"},
         indent=r"\quad ",
         lay_out=latex_table,

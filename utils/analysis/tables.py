@@ -111,7 +111,8 @@ def paired_table(section: Section, against: Group) -> Table:
 def notes_on_tests(section: Section, against: Group, metrics: list[str]) -> list[str]:
     notes = [
         "95 % intervals: over test images, the same for both rows, and the spread of their runs; "
-        "of single runs the former alone."
+        "of single runs the former alone. They are not corrected for the number of rows; the mark "
+        "of a difference is (Holm)."
     ]
     if any(metric in BINNED for metric in metrics):
         notes.append(

@@ -1,6 +1,7 @@
 """The command line of every program: one-line errors, hints, and the values that flags take."""
 
 import argparse
+import math
 import os
 import re
 import sys
@@ -63,8 +64,12 @@ def number(kind: type, wanted: str, allowed: Callable[[float], bool]) -> Callabl
             value = kind(text)
         except ValueError:
             raise fault from None
-        if not (-LARGEST <= value <= LARGEST and allowed(value)):
+        if not (math.isfinite(value) and allowed(value)):
             raise fault
+        if abs(value) > LARGEST:
+            raise argparse.ArgumentTypeError(
+                f"{text[:80]!r} will not do; give a number of at most {LARGEST:g}"
+            )
         return value
 
     return convert

@@ -202,11 +202,12 @@ def say_device(accelerator: Accelerator) -> None:
     """On the terminal, before the first minutes are spent: what this run computes on."""
     device = accelerator.device
     name = hardware_name(device)
-    text = f"device: {device} ({name}), mixed precision: {accelerator.mixed_precision}"
-    if accelerator.num_processes > 1:
-        text += f", processes: {accelerator.num_processes}"
     if accelerator.is_main_process:
-        print(text, flush=True)
+        print(
+            f"device: {device} ({name}), mixed precision: {accelerator.mixed_precision}, "
+            f"processes: {accelerator.num_processes}",
+            flush=True,
+        )
 
 
 def check_launch(accelerator: Accelerator) -> None:

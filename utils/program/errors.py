@@ -32,7 +32,7 @@ class RunFailed(UserError):
 class Stopped(KeyboardInterrupt):
     """A signal has asked the program to end. No Exception: no handler of faults may take it."""
 
-    def __init__(self, number: int, advice: str = "the same command goes on"):
+    def __init__(self, number: int, advice: str = "give the same command again"):
         super().__init__(f"stopped by {signal.Signals(number).name}; {advice}")
         self.number = number
         self.exit_code = 128 + number  # as shells have it
