@@ -101,9 +101,9 @@ def matrices(group: Group, logits: str, metric: str) -> list[np.ndarray] | None:
             compared.append(PAIRED[metric](probs, labels))
         if not np.isfinite(compared[-1]).all():
             return None
-    if metric in BINNED:
-        few = [shows_little(wrong_predictions(run), len(run)) for run in compared]
-        return None if any(few) else compared
+    is_binned = metric in BINNED
+    if is_binned and any(shows_little(wrong_predictions(run), len(run)) for run in compared):
+        return None
     return compared
 
 

@@ -85,27 +85,26 @@ def paired_difference(
     counts as one run, unless it taught all of its row: the test then speaks of that teacher.
     """
     runs = [*first, *second]
-    if runs[0].shape[1] == 1:
-        values, covariance = _means(runs)
-    else:
-        values, covariance = _errors(runs, draws)
-
+    values, covariance = _measured(runs, draws)
     counts = len(first), len(second)
     if teachers is not None:
         means = [_means_by_teacher(row) for row in teachers]
-        counts = len(means[0]), len(means[1])
-        by_teacher = block_diag(*means)
+        by_teacher = block_diag(means[0], means[1])
         values = by_teacher @ values
         covariance = by_teacher @ covariance @ by_teacher.T
+        counts = len(means[0]), len(means[1])
 
     # The difference of both rows' means, and its variance by the images.
     weight = np.repeat([1 / counts[0], -1 / counts[1]], counts)
-    value = float(weight @ values)
     variance = max(weight @ covariance @ weight, 0.0)
     freedom = len(runs[0]) - 1
     if sum(counts) > 2:
         variance, freedom = _with_seeds(variance, values, covariance, counts)
+    return _t_test(float(weight @ values), variance, freedom)
 
+
+def _t_test(value: float, variance: float, freedom: float) -> Difference:
+    """Of a difference that has this variance, known by so many degrees of freedom."""
     sd = max(math.sqrt(variance), 1e-300)  # 0 where the rows do not differ in any image
     reach = float(sd * student_t.isf(TAIL, freedom))
     return Difference(
@@ -114,6 +113,13 @@ def paired_difference(
         high=value + reach,
         p=float(2 * student_t.sf(abs(value) / sd, freedom)),
     )
+
+
+def _measured(runs: list[np.ndarray], draws: int) -> tuple[np.ndarray, np.ndarray]:
+    """The metric of each run, of matrices (N, columns), and the covariance that images give it."""
+    if runs[0].shape[1] == 1:
+        return _means(runs)
+    return _errors(runs, draws)
 
 
 def _means_by_teacher(teachers: Sequence[Hashable]) -> np.ndarray:
