@@ -62,10 +62,11 @@ run_stages() {
     [ -z "$failed" ]
 }
 
-# Run what is not complete of the commands in the arguments. Says at the end what is complete,
-# failed and missing; fails where not all are complete.
+# Run what is not complete of the commands in the arguments. Says at the end how many are complete,
+# failed, stopped by a signal and missing; fails where not all are complete.
 run_commands() {
-    local gpus=${GPUS:-0} command log folder complete=0 failed=0 missing=0 pending=() finished=()
+    local gpus=${GPUS:-0} command log folder last pending=() finished=()
+    local complete=0 failed=0 stopped=0 missing=0
     gpus=(${gpus//,/ })
     mkdir -p "$root/logs"
     for command; do
@@ -91,21 +92,27 @@ run_commands() {
     say+=" $(quote "$ended") ${#pending[@]} $(date +%s)"
     for command in "${pending[@]}"; do
         echo "$command; $say"
-    done | simple_gpu_scheduler --gpus "${gpus[@]}" || true
+    done | ask schedule "${gpus[@]}" || true
     rm -f "$ended"
 
     for command; do
         log=$(log_of "$command")
         if is_complete "$log"; then
             complete=$((complete + 1))
-        elif [ -f "$log" ]; then
-            failed=$((failed + 1))
-            printf 'failed: %s\n    %s\n    %s\n' "$command" "$log" "$(grep . "$log" | tail -n 1)"
-        else
+            continue
+        elif [ ! -f "$log" ]; then
             missing=$((missing + 1))
+            continue
+        fi
+        last=$(grep . "$log" | tail -n 1)
+        if [[ $last = *": stopped by SIG"* ]]; then
+            stopped=$((stopped + 1))
+        else
+            failed=$((failed + 1))
+            printf 'failed: %s\n    %s\n    %s\n' "$command" "$log" "$last"
         fi
     done
-    echo "runs: $complete complete, $failed failed, $missing missing"
+    echo "runs: $complete complete, $failed failed, $stopped stopped, $missing missing"
     [ "$complete" -eq $# ]
 }
 

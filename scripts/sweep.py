@@ -5,6 +5,7 @@
     python -m scripts.sweep cifar10.sh folders cifar10 NET...   where runs of each net lie
     python -m scripts.sweep cifar10.sh check <COMMANDS          refuses commands that are not right
     python -m scripts.sweep cifar10.sh finished 102 FOLDER...   what is said of finished runs
+    python -m scripts.sweep cifar10.sh schedule GPU... <COMMANDS    runs them, one on each GPU
     python -m scripts.sweep cifar10.sh ended FILE 102 SECONDS   what is said where a run has ended
 
 They call it, with their own name first, which messages begin with.
@@ -107,6 +108,22 @@ def finished(total: str, *folders: str) -> None:
     print(sweep_lines([Path(folder) for folder in folders], int(total)))
 
 
+def schedule(*gpus: str) -> None:
+    """Run commands, one a line, by simple_gpu_scheduler; a GPU named twice has two at once.
+
+    Ctrl-C reaches the runs, too. They end in order, and nothing more is started.
+    """
+    try:
+        from simple_gpu_scheduler.scheduler import GPUManager, run_command_with_gpu
+    except ImportError as error:
+        raise UserError(f"{error}; pip install -r requirements.txt brings it") from None
+
+    manager = GPUManager(gpus)
+    threads = [run_command_with_gpu(line.rstrip(), manager.get_gpu()) for line in sys.stdin]
+    for thread in threads:
+        thread.join()
+
+
 def ended(file: str, total: str, began: str) -> None:
     """One more run has ended, well or not: a line in `file` for each. `began`: Unix time.
 
@@ -129,6 +146,7 @@ QUESTIONS = {
     "folders": folders,
     "check": check,
     "finished": finished,
+    "schedule": schedule,
     "ended": ended,
 }
 

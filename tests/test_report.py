@@ -804,11 +804,19 @@ def test_csv_has_every_digit_and_every_metric(written):
         runs = list(csv.DictReader(file))
     raw = [one for one in runs if one["net"] == "resnet20 NLL" and one["logits"] == "raw"]
     assert [(one["seeds"], float(one["top-1 %"])) for one in raw] == [("1", 90), ("2", 94)]
+    assert len({one["folder"] for one in raw}) == 2 and {one["T"] for one in raw} == {""}
+    for one in runs:
+        result = json.loads((Path(one["folder"]) / "result.json").read_text())
+        if one["logits"] == "scaled" and one["epoch"]:
+            temperature = result[one["epoch"]]["temperature"]
+            assert float(one["T"]) == pytest.approx(temperature)
 
 
 def test_latex_is_whole_tables(written):
     text = (written / "report.tex").read_text()
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 2
+    labels = re.findall(r"\\label{tab:([a-z0-9-]+)}", text)
+    assert len(set(labels)) == 2
     for table in re.findall(r"\\begin{tabular}.*?\\end{tabular}", text, re.DOTALL):
         columns = len(re.search(r"{(lr+)}", table)[1])
         rows = [line for line in table.splitlines() if line.endswith(r"\\")]

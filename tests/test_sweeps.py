@@ -5,18 +5,21 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run_script
+from conftest import ROOT, run_script, wait_for
 
 from losses import BASES, DISTILLATIONS, FEATURES, TERMS, loss_names
 from scripts import report
+from scripts.sweep import schedule
 from utils.data import dataset_label
 from utils.options import student_options, teacher_options
+from utils.program import UserError
 from utils.run_files import label_of
 
 pytestmark = pytest.mark.skipif(
@@ -27,6 +30,7 @@ pytestmark = pytest.mark.skipif(
 STAND_IN = """#!/usr/bin/env bash
 echo "$(date +%s%N) ${CUDA_VISIBLE_DEVICES:-none} $*" >>"$CALLS"
 echo "$OMP_NUM_THREADS" >>"$CALLS.threads"
+trap 'echo "script: stopped by SIGINT; give the same command again"; exit 130' INT
 sleep "${PAUSE:-0}"
 echo "$(date +%s%N) end" >>"$CALLS"
 [[ $* != *"--T 3 "* || -n ${MENDED:-} ]] || { echo started; echo "script: error: T is 3"; exit 2; }
@@ -231,14 +235,14 @@ class TestRuns:
         values = {"T": "1 3 4", "Lambda": "0.9 1"}
         first = sweep("students", "--", "--teacher_path", "t", **values)
         assert first.returncode == 1 and len(sweep.started()) == 6
-        assert "runs: 4 complete, 2 failed, 0 missing\n" in first.stdout
+        assert "runs: 4 complete, 2 failed, 0 stopped, 0 missing\n" in first.stdout
         assert first.stdout.count("script: error: T is 3") == 2
         second = sweep("students", "--", "--teacher_path", "t", **values)
         assert second.returncode == 1 and len(sweep.started()) == 2
         assert second.stderr.startswith("4 of 6 runs are complete from before: not trained again\n")
         third = sweep("students", "--", "--teacher_path", "t", MENDED="1", **values)
         assert third.returncode == 0 and len(sweep.started()) == 2
-        assert "runs: 6 complete, 0 failed, 0 missing" in third.stdout
+        assert "runs: 6 complete, 0 failed, 0 stopped, 0 missing" in third.stdout
         assert "scripts.report" in third.stdout
         fourth = sweep("students", "--", "--teacher_path", "t", **values)
         assert fourth.returncode == 0 and not sweep.started()
@@ -267,10 +271,29 @@ class TestRuns:
         threads = Path(f"{sweep.calls}.threads").read_text().split()
         assert threads == 2 * [str(max(1, len(os.sched_getaffinity(0)) // len(words)))]
 
-    def test_missing_where_the_scheduler_did_not_come_to_it(self, sweep, tmp_path):
-        done = sweep("NLL", "LS", PATH=path_with(tmp_path, "simple_gpu_scheduler", "exit 1"))
-        assert done.returncode == 1
-        assert "runs: 0 complete, 0 failed, 2 missing" in done.stdout
+    def test_without_the_scheduler(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "simple_gpu_scheduler.scheduler", None)
+        with pytest.raises(UserError, match="pip install -r requirements.txt"):
+            schedule("0")
+
+    def test_ctrl_c_stops_what_runs_and_starts_nothing_more(self, sweep):
+        """As a terminal does it: the signal goes to the sweep and to its runs."""
+        process = subprocess.Popen(
+            ["bash", ROOT / "scripts/hypersearch.sh", "NLL", "LS", "Brier"],
+            cwd=sweep.folder,
+            env=os.environ | sweep.environment | {"PAUSE": "30"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+        wait_for(Path(f"{sweep.calls}.threads"))
+        os.killpg(process.pid, signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+        assert process.returncode == 1 and len(sweep.started()) == 1
+        assert "runs: 0 complete, 0 failed, 1 stopped, 2 missing" in stdout
+        assert "hypersearch.sh: stopped by SIGINT" in stderr and "Traceback" not in stderr
 
     def test_slurm(self, sweep, tmp_path):
         """The list of what is missing and an array job over it."""
@@ -380,6 +403,6 @@ def test_a_failed_run_ends_no_grid(sweep, tmp_path):
     assert done.returncode == 1
     # The net is asked for as teacher and as student, and trained once.
     assert re.findall("runs: .*", done.stdout) == [
-        "runs: 14 complete, 1 failed, 0 missing",
-        "runs: 23 complete, 0 failed, 0 missing",
+        "runs: 14 complete, 1 failed, 0 stopped, 0 missing",
+        "runs: 23 complete, 0 failed, 0 stopped, 0 missing",
     ]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from utils.analysis.columns import COLUMNS, Column, printable
 from utils.analysis.groups import Group
 from utils.analysis.rows import Statistic, quick_rows_of
-from utils.analysis.splits import COLUMNS_OF_TEST, columns_of_test
+from utils.analysis.splits import COLUMNS_OF_TEST, columns_of_test, own_temperatures
 from utils.analysis.statistics import Section
 
 
@@ -23,7 +23,7 @@ def groups_csv(sections: list[Section]) -> str:
 
 
 def runs_csv(sections: list[Section]) -> str:
-    """A line for each run and kind of logits."""
+    """A line for each run and kind of logits, with the run's folder."""
     lines = []
     for section in sections:
         chosen = {sweep.chosen for sweep in section.sweeps}
@@ -31,7 +31,8 @@ def runs_csv(sections: list[Section]) -> str:
             for record in group.records:
                 alone = replace(group, records=[record], rows={})
                 alone.rows = quick_rows_of(alone)
-                lines += lines_of(section, alone, is_chosen=group in chosen)
+                for line in lines_of(section, alone, is_chosen=group in chosen):
+                    lines.append({**line, "folder": printable(record.folder)})
     return csv_text(lines)
 
 
@@ -64,8 +65,9 @@ def lines_of(section: Section, group: Group, is_chosen: bool) -> list[dict[str, 
             "seeds": " ".join(str(record.seed) for record in group.records),
             "chosen": "yes" if is_chosen else "",
         }
-        if logits == "scaled" and section.choice.test_temperature:
-            for key, values in columns_of_test(group.records).items():
+        if logits == "scaled":
+            measure = columns_of_test if section.choice.test_temperature else own_temperatures
+            for key, values in measure(group.records).items():
                 column = COLUMNS_OF_TEST[key]
                 line[column.head] = digits(values.mean(), column)
         for metric, value in row.cells.items():

@@ -39,7 +39,7 @@ class Table:
 class Format(NamedTuple):
     """`marks`: how a cell shows each. `blank`: a cell without one in a column that has some.
 
-    `whole` takes title, kind, table and notes.
+    `whole` takes title, slug (the title as a label), kind, table and notes.
     """
 
     escape: Callable[[str], str]
@@ -79,6 +79,7 @@ def render(table: Table, form: str) -> str:
             notes.append(f"{marks[mark].format(mark)}: {style.escape(meaning)}")
     return style.whole.format(
         title=style.escape(table.head[0]),
+        slug=re.sub("[^a-z0-9]+", "-", table.head[0].lower()).strip("-"),
         kind=table.kind,
         table=style.lay_out(texts[0], texts[1:]),
         notes="".join(style.note.format(note) for note in notes),
@@ -161,8 +162,8 @@ FORMATS = {
         indent=r"\quad ",
         lay_out=latex_table,
         note=" {}",
-        whole="\\begin{{table}}\n\\centering\n{table}\n\\caption{{{title}.{notes}}}\n"
-        "\\end{{table}}\n",
+        whole="\\begin{{table}}\n\\centering\n\\caption{{{title}}}\n\\label{{tab:{slug}}}\n{table}\n"
+        "\\par\\smallskip\\footnotesize{notes}\n\\end{{table}}\n",
     ),
     "html": Format(
         escape=html.escape,

@@ -47,9 +47,14 @@ def suited_to_test(record: Record) -> Suited | None:
     return Suited(temperature, at_bound, ece(probs, labels))
 
 
+def own_temperatures(records: list[Record]) -> dict[str, np.ndarray]:
+    """Under its key of COLUMNS_OF_TEST, the temperature of every run, fitted to validation."""
+    return {"T": np.array([record.measured["temperature"] for record in records])}
+
+
 def columns_of_test(records: list[Record]) -> dict[str, np.ndarray]:
     """By key of COLUMNS_OF_TEST, a value of every run; without predictions T alone."""
-    columns = {"T": np.array([record.measured["temperature"] for record in records])}
+    columns = own_temperatures(records)
     suited = [suited_to_test(record) for record in records]
     if None not in suited:
         columns["of_test"] = np.array([fit.temperature for fit in suited])
