@@ -27,7 +27,6 @@ from typing import NamedTuple
 
 import numpy as np
 from accelerate import Accelerator
-from tqdm import tqdm
 
 from scripts.contenders import (
     Job,
@@ -44,6 +43,7 @@ from scripts.runs_at_once import MODEL, SECONDS, runs_at_once
 from utils.analysis.columns import text_table
 from utils.data import Dataset
 from utils.program import UserError, one_line_errors
+from utils.program.bars import progress_bar
 from utils.program.command_line import CommandLine, count, positive, whole
 from utils.program.environment import environment, precision_note
 from utils.program.processes import start
@@ -166,7 +166,7 @@ def contest(accelerator: Accelerator, data: Dataset, args: Namespace) -> str:
     """The table of all rows, and under it how it was made."""
     device = device_rates(accelerator)
     lines = []
-    for row in tqdm(QUICK_ROWS if args.quick else ALL_ROWS, "rows", disable=None):
+    for row in progress_bar(QUICK_ROWS if args.quick else ALL_ROWS, "rows"):
         rates = measure(accelerator, data, row, args)
         cost = training_cost(row.model, None if row.cached else row.teacher)
         floor = floor_rate(device, cost, accelerator.mixed_precision)

@@ -17,7 +17,6 @@ if not __package__:  # started as `python scripts/cache_teacher.py`
 from argparse import Namespace
 
 import torch
-from tqdm import tqdm
 
 from utils.data import Split
 from utils.data.shared import load_data
@@ -26,6 +25,7 @@ from utils.evaluation import logits_of
 from utils.flags import add_data
 from utils.preflight import check_teacher
 from utils.program import RunFailed, one_line_errors
+from utils.program.bars import progress_bar
 from utils.program.command_line import CommandLine, count
 from utils.program.environment import precision_note
 from utils.program.processes import on_main, start
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
 
     windows = view_windows(data.train.images.to(accelerator.device))
     every_image = torch.arange(len(windows), device=windows.device)
-    for view in tqdm(missing, "views", disable=None if accelerator.is_main_process else True):
+    for view in progress_bar(missing, "views", shown=accelerator.is_main_process):
         images = take_views(windows, every_image, torch.full_like(every_image, view))
         split = Split(images, data.train.labels)
         logits = logits_of(teacher.logits, split, accelerator, args.batch_size)

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from utils.analysis.columns import COLUMNS
 from utils.analysis.record import Record
@@ -16,6 +15,7 @@ from utils.calibration.bootstrap import bins_of, error_interval, gaps
 from utils.data import Dataset
 from utils.evaluation import CPU_BATCH
 from utils.program import UserError
+from utils.program.bars import progress_bar
 from utils.split_metrics import metrics_of
 
 SET_LEVELS = (0.8, 0.9, 0.95, 0.99)
@@ -103,7 +103,7 @@ def evidence_of(logits_of: Callable[[Tensor], Tensor], data: Dataset, name: str)
     splits = {"val": data.val, "test": data.test}
     logits = {}
     for split, images in splits.items():
-        pieces = tqdm(images.images.split(CPU_BATCH), f"{name}, {split}", leave=False, disable=None)
+        pieces = progress_bar(images.images.split(CPU_BATCH), f"{name}, {split}")
         logits[split] = torch.cat([logits_of(piece.contiguous()) for piece in pieces])
     return Evidence(
         measured=metrics_of(logits, splits),

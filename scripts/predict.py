@@ -21,7 +21,6 @@ from argparse import Namespace
 from itertools import compress
 
 from torch import Tensor
-from tqdm import tqdm
 
 from scripts.predictors import LEVEL, Predictor, file_predictor, run_predictor
 from utils.analysis.columns import printable, text_table
@@ -29,6 +28,7 @@ from utils.analysis.csv_files import csv_text
 from utils.analysis.nets import add_own_nets, own_files
 from utils.data.given import GivenImages
 from utils.program import UserError, one_line_errors
+from utils.program.bars import progress_bar
 from utils.program.command_line import CommandLine, count, location, number
 from utils.program.files import atomic, check_not_input, check_writable
 from utils.program.words import counted
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
 
     rows: list[Row] = []
     rounded = 0
-    with tqdm(total=len(given), desc="images", leave=False, disable=None) as bar:
+    with progress_bar(title="images", total=len(given)) as bar:
         for piece in given.pieces(predictor.side):
             if piece.names:
                 logits = predictor.logits(piece.images).double()

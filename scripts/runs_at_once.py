@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from scripts.contenders import RATE
 from utils.analysis.columns import text_table
 from utils.data import Dataset
 from utils.program import RunFailed
+from utils.program.bars import progress_bar
 
 TRAIN_TEACHER = Path(__file__).parent.parent / "train_teacher.py"
 MODEL = "resnet8"
@@ -45,7 +45,7 @@ def runs_at_once(
         ]
         [alone] = histories([*command, "--epochs=3"], Path(folder, "alone"), 1)
         epochs = epochs_of(alone, seconds)
-        for number in tqdm(numbers, "runs at once", disable=None):
+        for number in progress_bar(numbers, "runs at once"):
             root = Path(folder, str(number))
             runs = histories([*command, f"--epochs={epochs}"], root, number)
             rows.append([str(number), f"{total_rate(runs):,.0f}"])

@@ -164,34 +164,36 @@ def mix(request):
 def test_a_mix_changes_neither_order_nor_views(mix):
     plain, mixed = TrainLoader(*LOADED), TrainLoader(*LOADED, mix=mix)
     for one, other in zip(plain.epoch(3), mixed.epoch(3), strict=True):
-        assert torch.equal(one.plan, other.plan[:3]) and len(other.plan) == 5
-        assert len(other.numbers) == MIXES[mixed.mix[0]].numbers
+        assert torch.equal(one.plan, other.plan) and len(other.partner_plan) == 2
+        assert len(other.mixture) == MIXES[mixed.mix[0]].numbers
         assert torch.equal(plain.batch(one).labels, mixed.batch(other).labels)
     assert plain.batch(one).partners is None and plain.batch(one).share is None
 
 
 def test_partners_are_views_of_the_epoch(mix):
-    def plan(epoch):
+    def partners(epoch):
         draws = TrainLoader(*LOADED, mix=mix).epoch(epoch)
-        return torch.cat([draw.plan for draw in draws], dim=1)
+        return torch.cat([draw.partner_plan for draw in draws], dim=1)
 
     # A permutation of the epoch: each image is a partner once, in its own view.
-    assert sorted(plan(3)[3:5].T.tolist()) == sorted(epoch_plan(50, 7, 3, True).T.tolist())
-    assert torch.equal(plan(3), plan(3)) and not torch.equal(plan(3)[3], plan(4)[3])
-    order = plan(3)[0]
-    assert not torch.equal(plan(3)[3], order[order])  # the draws that made the order once more
+    epoch_of_views = epoch_plan(50, 7, 3, True)
+    assert sorted(partners(3).T.tolist()) == sorted(epoch_of_views.T.tolist())
+    assert torch.equal(partners(3), partners(3)) and not torch.equal(partners(3), partners(4))
+    order, _ = epoch_of_views
+    assert not torch.equal(partners(3)[0], order[order])  # the draws that made the order once more
 
 
 def test_mixup_is_the_weighted_sum_of_both_views():
     loader = TrainLoader(*LOADED, mix=("mixup", 0.7))
     for draw in loader.epoch(1):
         batch = loader.batch(draw)
-        a, b = (take_views(loader.windows, *draw.plan[rows]).double() for rows in ([0, 1], [3, 4]))
-        share = draw.numbers.item()
+        a = take_views(loader.windows, draw.index, draw.views).double()
+        b = take_views(loader.windows, *draw.partner_plan).double()
+        share = draw.mixture.item()
         expected = share * a + (1 - share) * b
         torch.testing.assert_close(batch.images.double(), expected, rtol=0, atol=1e-3)
         assert batch.share == np.float32(share)
-        assert torch.equal(batch.partners, loader.labels[draw.plan[3]])
+        assert torch.equal(batch.partners, loader.labels[draw.partner_plan[0]])
 
 
 def test_cutmix_pastes_one_box_into_every_image_of_a_step():
@@ -199,8 +201,8 @@ def test_cutmix_pastes_one_box_into_every_image_of_a_step():
     for draw in loader.epoch(1):
         batch = loader.batch(draw)
         expected = take_views(loader.windows, *draw.plan[:2]).clone()
-        top, bottom, left, right = map(int, draw.numbers)
-        partner = take_views(loader.windows, *draw.plan[3:5])
+        top, bottom, left, right = map(int, draw.mixture)
+        partner = take_views(loader.windows, *draw.partner_plan)
         expected[:, :, top:bottom, left:right] = partner[:, :, top:bottom, left:right]
         assert torch.equal(batch.images, expected)
         area = (bottom - top) * (right - left) / 32**2
@@ -211,7 +213,7 @@ def numbers_of(kind, alpha):
     """What the 2,000 steps of an epoch draw, (steps, numbers)."""
     order, views = epoch_plan(64_000, 5, 2, True)
     plan = mix_plan(kind, alpha, order, views, images_per_step=32, side=32, seed=5, epoch=2)
-    assert torch.equal(plan.partners.sort().values, torch.arange(64_000))
+    assert torch.equal(plan.partner_plan[0].sort().values, torch.arange(64_000))
     return plan.numbers
 
 

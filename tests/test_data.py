@@ -49,7 +49,7 @@ def as_saved(images):
 def refused(name, data_dir="nowhere", source="--da"):
     """The message of the UserError that loading ends with: one line that names its source."""
     with pytest.raises(UserError) as caught:
-        load_dataset(name, data_dir, download=False)
+        load_dataset(name, data_dir, is_main=False)
     message = str(caught.value)
     assert "\n" not in message and source in message
     return message
@@ -294,7 +294,7 @@ def test_unknown_names_suggest_the_nearest():
 
 def test_an_npz_in_data_dir_serves_as_cifar(save, tmp_path):
     path = save(small_arrays(classes=10, size=32), name="cifar10.npz")
-    data = load_dataset("cifar10", tmp_path, download=False)
+    data = load_dataset("cifar10", tmp_path, is_main=False)
     assert (data.mean, data.std) == NORMALISATION["cifar10"]
     assert data.name == "cifar10" and data.num_classes == 10
     own = load_dataset(path, "nowhere")
@@ -578,7 +578,7 @@ def test_synthetic_blend_can_be_read_off_the_pixels(synthetic):
 
 
 def test_real_cifar10():
-    data = load_dataset("cifar10", given_file("KD_DATA", "cifar10.npz").parent, download=False)
+    data = load_dataset("cifar10", given_file("KD_DATA", "cifar10.npz").parent, is_main=False)
     assert len(data.train.labels) + len(data.val.labels) in (39_536, 50_000)
     assert data.test.labels.bincount().tolist() == [1000] * 10
     measured = pixel_statistics(data.train.images)

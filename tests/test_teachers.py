@@ -655,7 +655,7 @@ def test_a_student_in_the_teachers_root_is_not_its_teacher(tmp_path):
 
 @pytest.fixture(scope="module")
 def cifar10():
-    return load_dataset("cifar10", given_file("KD_DATA", "cifar10.npz").parent, download=False)
+    return load_dataset("cifar10", given_file("KD_DATA", "cifar10.npz").parent, is_main=False)
 
 
 def published(model: str, data: Dataset, norm: str) -> Teacher:

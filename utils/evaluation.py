@@ -6,10 +6,10 @@ from collections.abc import Callable
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from utils.data import Dataset, Split, Statistics
 from utils.data.views import normalise
+from utils.program.bars import progress_bar
 
 CPU_BATCH = 128  # images at once; more overflow its caches, at half the rate
 GPU_BATCH = 1000
@@ -59,8 +59,8 @@ def logits_of(
     places = accelerator.process_index * share + torch.arange(share)
     images = split.images[places.clamp(max=total - 1).to(split.images.device)]
 
-    hidden = title is None or not accelerator.is_main_process
-    batches = tqdm(images.split(batch_size), title, leave=False, disable=hidden or None)
+    is_shown = title is not None and accelerator.is_main_process
+    batches = progress_bar(images.split(batch_size), title, shown=is_shown)
     logits = []
     for batch in batches:
         with accelerator.autocast():

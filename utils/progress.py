@@ -4,16 +4,16 @@ from torch import nn
 from tqdm import tqdm
 
 from utils.data import Dataset
+from utils.program.bars import progress_bar
 from utils.sums import EpochSums
 
 
 def epoch_bar(epoch: int, epochs: int, steps: int, shown: bool) -> tqdm:
     """Its numbers are those of `show_progress`, which come less often than the steps."""
-    return tqdm(
-        desc=f"epoch {epoch}/{epochs}",
+    return progress_bar(
+        title=f"epoch {epoch}/{epochs}",
+        shown=shown,
         total=steps,
-        leave=False,
-        disable=None if shown else True,
         bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix}",
     )
 

@@ -9,11 +9,11 @@ from dataclasses import replace
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm import tqdm
 
 from utils.asked_teachers import AskedTeacher
 from utils.calibration.temperature import mean_confidence
 from utils.data import Dataset
+from utils.program.bars import progress_bar
 from utils.settings import Recipe
 from utils.training import train_loader
 
@@ -44,13 +44,11 @@ def view_logits(
 ) -> Tensor:
     """This process's logits (n, K), in the order of the first epoch."""
     loader = train_loader(data, replace(recipe, mix=None, cutout=None), accelerator)
-    hidden = None if accelerator.is_main_process else True
-    draws = tqdm(
+    draws = progress_bar(
         loader.epoch(1),
         "teacher: training views",
+        shown=accelerator.is_main_process,
         total=len(loader),
-        leave=False,
-        disable=hidden,
     )
     logits = []
     with ask.during_epoch(1):

@@ -208,9 +208,9 @@ class GraphedStep:
                 return self.step(draw)
 
         graph, sums = self.graphs[variant]
-        self.draw.plan.copy_(draw.plan)
-        if draw.numbers is not None:
-            self.draw.numbers.copy_(draw.numbers)
+        for place, value in zip(self.draw, draw, strict=True):
+            if isinstance(value, Tensor):
+                place.copy_(value)
         self.rate.fill_(self.optimizer.param_groups[0]["lr"])
         graph.replay()
         return sums

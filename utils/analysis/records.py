@@ -11,13 +11,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from utils.analysis.columns import printable
 from utils.analysis.logit_files import is_logit_file, read_logit_file
 from utils.analysis.record import Record, naming, net_of_run
 from utils.analysis.taught import find_teachers
 from utils.program import UserError, files
+from utils.program.bars import progress_bar
 from utils.run_files import is_complete
 
 MARKS = ("result.json", "config.json", ".lock")  # any of them makes a run folder
@@ -53,7 +52,7 @@ def read_runs(roots: Iterable[Path], epoch: str) -> tuple[list[Record], list[Lef
     finished = []
     left_out = []
     in_order = sorted(folders.values(), key=str)
-    for folder in tqdm(in_order, "reading runs", leave=False, disable=None):
+    for folder in progress_bar(in_order, "reading runs"):
         run = read_run(folder, epoch)
         if isinstance(run, Record):
             finished.append(run)

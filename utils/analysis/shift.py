@@ -13,7 +13,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torchvision.datasets import SVHN
-from tqdm import tqdm
 
 from utils.analysis import corruptions
 from utils.analysis.columns import COLUMNS, Column, metrics_table, printable
@@ -26,6 +25,7 @@ from utils.data import Dataset, Split, load_dataset
 from utils.data.npz import channels_last
 from utils.evaluation import DTYPES, logits_of
 from utils.program import UserError
+from utils.program.bars import progress_bar
 from utils.program.environment import check_gpu
 from utils.program.files import open_npz, refused
 
@@ -210,13 +210,7 @@ def under_corruptions(
         corrupted = corruptions.own_corruptions(test.images, names, seed)
 
     clean = Corrupted(CLEAN, severity=0, images=test.images)
-    bar = tqdm(
-        chain([clean], corrupted),
-        desc=on,
-        total=1 + len(names) * len(SEVERITIES),
-        leave=False,
-        disable=None,
-    )
+    bar = progress_bar(chain([clean], corrupted), on, total=1 + len(names) * len(SEVERITIES))
     measured = measure_stream(nets, bar, test.labels, batch_size)
     for by_corruption in measured:
         add_means(by_corruption, names)

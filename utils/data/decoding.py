@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, TiffTags, features
 from PIL import __version__ as pillow_version
-from tqdm import tqdm
 
+from utils.program.bars import progress_bar
 from utils.program.files import one_line, require_memory
 from utils.program.words import counted
 
@@ -85,7 +85,7 @@ def decode(files: list[str], image_size: int | None) -> Decoded:
     # Threads: Pillow decodes without holding Python's lock.
     with ThreadPool(os.cpu_count()) as pool:
         outcomes = pool.imap(decode_into_place, range(len(files)), chunksize=64)
-        bar = tqdm(outcomes, desc="decoding", total=len(files), disable=None, leave=False)
+        bar = progress_bar(outcomes, "decoding", total=len(files))
         faults, remarks = zip(*bar, strict=True)
     return Decoded(images, list(faults), list(remarks))
 

@@ -34,29 +34,30 @@ def load_dataset(
     name: str,
     data_dir: str | Path,
     split_seed: int = 0,
-    download: bool = True,
+    is_main: bool = True,
     flip: bool | None = None,
     image_size: int | None = None,
     skip_unreadable: bool = False,
 ) -> Dataset:
     """Load one of NAMES, or the .npz file or the folder of images that `name` is the path of.
 
-    A file `<name>.npz` in `data_dir` goes before torchvision's copy and its download. Of several
-    processes one may `download`, and reports. `flip`: whether mirrored views are drawn, by default
-    unless the images are digits. `image_size` and `skip_unreadable` are for folders of images.
-    Raises UserError, in one line, for everything that can be wrong with a name or a file.
+    A file `<name>.npz` in `data_dir` goes before torchvision's copy and its download. `is_main`: of
+    several processes the one that downloads, and says what is to be said. `flip`: whether mirrored
+    views are drawn, by default unless the images are digits. `image_size` and `skip_unreadable` are
+    for folders of images. Raises UserError, in one line, for everything that can be wrong with a
+    name or a file.
     """
     arrays = read_arrays(
         name,
         Path(data_dir),
-        download=download,
+        is_main=is_main,
         image_size=image_size,
         skip_unreadable=skip_unreadable,
     )
     train, val, test = splits_of(arrays, split_seed, name)
     num_classes = int(arrays["y_train"].max()) + 1
     names = class_names(name, arrays, num_classes)
-    if download:
+    if is_main:
         say_notes(name, arrays)
         seed = "" if has_validation(arrays) else f", --split-seed {split_seed}"
         say_absent_classes(train, val, names, where=f"--dataset {name}{seed}")
@@ -88,42 +89,54 @@ def statistics_of(name: str, train: Split) -> tuple[Statistics, Statistics]:
 
 
 def read_arrays(
-    name: str, data_dir: Path, download: bool, image_size: int | None, skip_unreadable: bool
+    name: str, data_dir: Path, is_main: bool, image_size: int | None, skip_unreadable: bool
 ) -> Arrays:
     """The arrays from wherever the name leads. Raises UserError."""
     where = f"--dataset {name}"  # begins every message
-    # A file called like a data set stands in for it.
-    is_stand_in = name in NAMES
-    path = data_dir / f"{name}.npz" if is_stand_in else Path(name)
+    if name == "synthetic":
+        refuse_folder_flags(image_size, skip_unreadable)
+        return make_synthetic()
+
+    is_known = name in NAMES
+    path = data_dir / f"{name}.npz" if is_known else Path(name)
     # os.path and not Path's methods: those raise for a name that is too long.
-    if name == "tiny_imagenet" and not os.path.isfile(path):
-        path = data_dir / "tiny-imagenet-200"
-        if not os.path.isdir(path):
-            raise UserError(
-                f"{where}: no {path.name} in --data_dir {data_dir}; unpack "
-                "http://cs231n.stanford.edu/tiny-imagenet-200.zip there"
-            )
+    if os.path.isfile(path):
+        refuse_folder_flags(image_size, skip_unreadable)
+        # A file called like a known data set stands in for it.
+        return read_npz(path, f"--data_dir {data_dir}, file {path.name}" if is_known else where)
+
+    if name == "tiny_imagenet":
+        path = tiny_imagenet_folder(data_dir, where)
     if os.path.isdir(path):
         return read_folder(path, data_dir, where, image_size, skip_unreadable)
-    if image_size or skip_unreadable:
-        flag = "--image_size" if image_size else "--skip_unreadable"
-        raise UserError(f"{flag}: has an effect on a folder of images only; leave it out")
 
-    if name == "synthetic":
-        return make_synthetic()
-    if os.path.isfile(path):
-        if is_stand_in:
-            where = f"--data_dir {data_dir}, file {path.name}"
-        return read_npz(path, where)
+    refuse_folder_flags(image_size, skip_unreadable)
     if name in SOURCES:
-        return from_torchvision(name, data_dir, download)
-
+        return from_torchvision(name, data_dir, download=is_main)
     close = difflib.get_close_matches(name.lower(), NAMES, n=1)
     hint = f"did you mean {close[0]}? It" if close else "check the path; it"
     raise UserError(
         f"{where}: there is none; {hint} is one of {', '.join(NAMES)}, or the path of an .npz file "
         "or of a folder of images"
     )
+
+
+def tiny_imagenet_folder(data_dir: Path, where: str) -> Path:
+    """Where its archive was unpacked. Raises UserError."""
+    folder = data_dir / "tiny-imagenet-200"
+    if not os.path.isdir(folder):
+        raise UserError(
+            f"{where}: no {folder.name} in --data_dir {data_dir}; unpack "
+            "http://cs231n.stanford.edu/tiny-imagenet-200.zip there"
+        )
+    return folder
+
+
+def refuse_folder_flags(image_size: int | None, skip_unreadable: bool) -> None:
+    """Raise UserError for a flag that was given and is read for a folder of images alone."""
+    if image_size or skip_unreadable:
+        flag = "--image_size" if image_size else "--skip_unreadable"
+        raise UserError(f"{flag}: has an effect on a folder of images only; leave it out")
 
 
 def splits_of(arrays: Arrays, split_seed: int, name: str) -> tuple[Split, Split, Split]:

@@ -29,8 +29,8 @@ class Mix(NamedTuple):
 class MixPlan(NamedTuple):
     """What an epoch's mixtures are made of, on the CPU."""
 
-    partners: Tensor  # int64 (N,): index into the training split, for each place of the epoch
-    partner_views: Tensor  # int64 (N,)
+    # int64 (2, N): index and view of the partner, for each place of the epoch
+    partner_plan: Tensor
     numbers: Tensor  # float64 (steps, numbers): what each step has drawn
 
 
@@ -92,7 +92,6 @@ def mix_plan(
     shares = rng.beta(alpha, alpha, steps)
     numbers = MIXES[kind].draw(shares, side, rng)
     return MixPlan(
-        partners=order[partner_places],
-        partner_views=views[partner_places],
+        partner_plan=torch.stack([order, views])[:, partner_places],
         numbers=torch.from_numpy(numbers),
     )

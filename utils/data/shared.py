@@ -14,12 +14,12 @@ def load_data(choice: DataChoice, accelerator: Accelerator) -> Dataset:
     """
     loaded = []
 
-    def load(download: bool) -> None:
+    def load(is_main: bool) -> None:
         data = load_dataset(
             choice.dataset,
             choice.data_dir,
             split_seed=choice.split_seed,
-            download=download,
+            is_main=is_main,
             flip=choice.flip,
             image_size=choice.image_size,
             skip_unreadable=choice.skip_unreadable,
@@ -27,7 +27,7 @@ def load_data(choice: DataChoice, accelerator: Accelerator) -> Dataset:
         loaded.append(data)
 
     # The data set itself stays where it is: what on_main returns would be sent to all.
-    on_main(accelerator, lambda: load(download=True))
+    on_main(accelerator, lambda: load(is_main=True))
     if not accelerator.is_main_process:
-        load(download=False)
+        load(is_main=False)
     return loaded[0]

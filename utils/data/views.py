@@ -32,12 +32,12 @@ class Draw(NamedTuple):
     The mean over processes of `weight` times the mean loss is the mean over the step's images.
     """
 
-    # int64 (3, B): for each image its index in the training split, its view, its place in the
-    # epoch; where images are mixed (5, B): its partner's index and view, too; with cutout (5, B):
-    # row and column of the square's centre
+    # int64 (3, B): for each image its index in the training split, its view, its place in the epoch
     plan: Tensor
     weight: float = 1.0  # another one only in a last step whose images do not divide evenly
-    numbers: Tensor | None = None  # float64 (n,): what the step's mixture has drawn
+    partner_plan: Tensor | None = None  # int64 (2, B): index and view of what is mixed in
+    mixture: Tensor | None = None  # float64 (n,): share or box of the step's mixture
+    centres: Tensor | None = None  # int64 (2, B): row and column of each blotted square's centre
 
     @property
     def index(self) -> Tensor:
@@ -50,18 +50,6 @@ class Draw(NamedTuple):
     @property
     def places(self) -> Tensor:
         return self.plan[2]
-
-    @property
-    def partners(self) -> Tensor:
-        return self.plan[3]
-
-    @property
-    def partner_views(self) -> Tensor:
-        return self.plan[4]
-
-    @property
-    def centres(self) -> Tensor:
-        return self.plan[3:]
 
 
 class Batch(NamedTuple):
@@ -170,14 +158,18 @@ class TrainLoader:
 
     def empty_draw(self) -> Draw:
         """A draw of a whole step, of zeros: the place for those that a captured step reads."""
+        size = self.images_per_process
         device = self.labels.device
-        rows = 5 if self.mix or self.cutout else 3
-        plan = torch.zeros(rows, self.images_per_process, dtype=torch.int64, device=device)
-        numbers = None
+        draw = Draw(torch.zeros(3, size, dtype=torch.int64, device=device))
         if self.mix:
             kind, _ = self.mix
-            numbers = torch.zeros(MIXES[kind].numbers, dtype=torch.float64, device=device)
-        return Draw(plan, numbers=numbers)
+            draw = draw._replace(
+                partner_plan=torch.zeros(2, size, dtype=torch.int64, device=device),
+                mixture=torch.zeros(MIXES[kind].numbers, dtype=torch.float64, device=device),
+            )
+        if self.cutout:
+            draw = draw._replace(centres=torch.zeros(2, size, dtype=torch.int64, device=device))
+        return draw
 
     def mixtures(self, epoch: int, order: Tensor, views: Tensor) -> MixPlan:
         """Partners of the images of an epoch, and what each step's mixture draws."""
@@ -197,16 +189,15 @@ class TrainLoader:
         """What this process takes in each step of an epoch, the first of which is 1."""
         images = len(self.labels)
         order, views = epoch_plan(images, self.seed, epoch, self.flip)
-        rows = [order, views, torch.arange(images)]
-        numbers = [None] * len(self)
+        # All of it is brought to the device once: a step then does nothing on the host but slice.
+        device = self.labels.device
+        plan = torch.stack([order, views, torch.arange(images)]).to(device)
         if self.mix:
             mixtures = self.mixtures(epoch, order, views)
-            rows += [mixtures.partners, mixtures.partner_views]
-            numbers = mixtures.numbers.to(self.labels.device)
+            partner_plan = mixtures.partner_plan.to(device)
+            numbers = mixtures.numbers.to(device)
         if self.cutout:
-            rows += [*centres(images, self.windows.shape[3], self.seed, epoch)]
-        # Brought to the device once: a step then does nothing on the host but slice.
-        plan = torch.stack(rows).to(self.labels.device)
+            all_centres = centres(images, self.windows.shape[3], self.seed, epoch).to(device)
 
         for step, start in enumerate(range(0, images, self.images_per_step)):
             size = min(self.images_per_step, images - start)
@@ -215,7 +206,14 @@ class TrainLoader:
             weight = (last - first) * self.world / size
             # A process without a share still has to take part in the step: with weight 0.
             last = max(last, first + 1)
-            yield Draw(plan[:, start + first : start + last], weight, numbers[step])
+
+            places = slice(start + first, start + last)
+            draw = Draw(plan[:, places], weight)
+            if self.mix:
+                draw = draw._replace(partner_plan=partner_plan[:, places], mixture=numbers[step])
+            if self.cutout:
+                draw = draw._replace(centres=all_centres[:, places])
+            yield draw
 
     def batch(self, draw: Draw) -> Batch:
         """The images of a draw in their views, mixed with their partners' or blotted out."""
@@ -227,13 +225,14 @@ class TrainLoader:
             return Batch(images, labels, draw.places, draw.weight)
 
         kind, _ = self.mix
-        partners = take_views(self.windows, draw.partners, draw.partner_views)
-        mixed, share = MIXES[kind].apply(images, partners, draw.numbers)
+        partner_index, partner_views = draw.partner_plan
+        partners = take_views(self.windows, partner_index, partner_views)
+        mixed, share = MIXES[kind].apply(images, partners, draw.mixture)
         return Batch(
             images=mixed,
             labels=labels,
             places=draw.places,
             weight=draw.weight,
-            partners=self.labels[draw.partners],
+            partners=self.labels[partner_index],
             share=share,
         )
