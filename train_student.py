@@ -12,21 +12,17 @@ import utils  # noqa: F401  before torch
 
 # isort: split
 import torch
-from accelerate import Accelerator
 
 from losses import build_distillation
 from models import build_model
-from utils.analysis.columns import result_table
 from utils.conclusion import conclude
-from utils.data import Dataset
 from utils.data.shared import load_data
 from utils.features import feature_term
 from utils.options import check_run, student_options
 from utils.preflight import check_net
 from utils.program import UserError, one_line_errors
 from utils.program.processes import start
-from utils.runs import Run, finished_note, finished_run
-from utils.settings import Experiment
+from utils.runs import Run, show_run_without_teacher
 from utils.tasks import DistillationTask
 from utils.teacher_files import load_teacher
 from utils.teaching import prepare_teacher
@@ -45,42 +41,28 @@ def main(argv: list[str] | None = None) -> dict:
         teacher = load_teacher(experiment.teacher, data)
     except UserError:
         # A finished run is shown wherever its teacher has gone.
-        result = show_finished(experiment, data, accelerator)
+        result = show_run_without_teacher(experiment, data, accelerator)
         if result is None:
             raise
         return result
 
     run = Run(experiment, data, accelerator, teacher)
-    result = None if experiment.run.overwrite else run.result()
-    if result is None:
-        # Before the run has a folder: the cache or the teacher may be refused.
-        loss = build_distillation(experiment.loss.name, **experiment.loss.parameters)
-        ask, about_teacher = prepare_teacher(teacher, loss, experiment, data, accelerator)
+    if run.is_finished():
+        return run.show_finished()
+
+    # Before the run has a folder: the cache or the teacher may be refused.
+    loss = build_distillation(experiment.loss.name, **experiment.loss.parameters)
+    ask, about_teacher = prepare_teacher(teacher, loss, experiment, data, accelerator)
 
     with run.opened():
-        if result is not None:
-            run.say(finished_note(run.folder, result))
-        else:
-            run.say(about_teacher)
-            torch.manual_seed(recipe.seed)
-            student = build_model(recipe.model, data.num_classes)
-            features = feature_term(experiment.loss, student, teacher, data, accelerator)
-            task = DistillationTask(student, loss, teacher, ask, data, features)
-            history = fit(run, accelerator, task, data, recipe)
-            conclude(run, accelerator, task.net, data, history, teacher)
-            result = run.result()
-        run.say(f"{run.folder}\n{result_table(result)}")
-    return result
-
-
-def show_finished(experiment: Experiment, data: Dataset, accelerator: Accelerator) -> dict | None:
-    """Print the result of the finished run that this very command made; None if there is none."""
-    finished = finished_run(experiment, data, accelerator)
-    if finished is None or experiment.run.overwrite:
-        return None
-    folder, result = finished
-    accelerator.print(f"{finished_note(folder, result)}\n{folder}\n{result_table(result)}")
-    return result
+        run.say(about_teacher)
+        torch.manual_seed(recipe.seed)
+        student = build_model(recipe.model, data.num_classes)
+        features = feature_term(experiment.loss, student, teacher, data, accelerator)
+        task = DistillationTask(student, loss, teacher, ask, data, features)
+        history = fit(run, accelerator, task, data, recipe)
+        conclude(run, accelerator, task.net, data, history, teacher)
+        return run.show_result()
 
 
 if __name__ == "__main__":

@@ -13,14 +13,13 @@ import torch
 
 from losses import build_loss
 from models import build_model
-from utils.analysis.columns import result_table
 from utils.conclusion import conclude
 from utils.data.shared import load_data
 from utils.options import check_run, teacher_options
 from utils.preflight import check_net
 from utils.program import one_line_errors
 from utils.program.processes import start
-from utils.runs import Run, finished_note
+from utils.runs import Run
 from utils.tasks import ClassificationTask
 from utils.training import fit
 
@@ -35,20 +34,17 @@ def main(argv: list[str] | None = None) -> dict:
     check_net(recipe, data, accelerator)
 
     run = Run(experiment, data, accelerator)
+    if run.is_finished():
+        return run.show_finished()
+
     with run.opened():
-        result = run.result()
-        if result is not None:
-            run.say(finished_note(run.folder, result))
-        else:
-            torch.manual_seed(recipe.seed)
-            net = build_model(recipe.model, data.num_classes)
-            loss = build_loss(experiment.loss.name, **experiment.loss.parameters)
-            task = ClassificationTask(net, loss, data)
-            history = fit(run, accelerator, task, data, recipe)
-            conclude(run, accelerator, task.net, data, history)
-            result = run.result()
-        run.say(f"{run.folder}\n{result_table(result)}")
-    return result
+        torch.manual_seed(recipe.seed)
+        net = build_model(recipe.model, data.num_classes)
+        loss = build_loss(experiment.loss.name, **experiment.loss.parameters)
+        task = ClassificationTask(net, loss, data)
+        history = fit(run, accelerator, task, data, recipe)
+        conclude(run, accelerator, task.net, data, history)
+        return run.show_result()
 
 
 if __name__ == "__main__":

@@ -22,11 +22,11 @@ from utils.asked_teachers import asked_teacher
 from utils.data import NORMALISATION, Dataset, Split
 from utils.data.views import Draw, TrainLoader, normalise
 from utils.settings import Recipe
-from utils.steps import Sums
+from utils.sums import Sums
 from utils.tasks import ClassificationTask, DistillationTask, Task
 from utils.teacher_weights import ready
 from utils.teachers import Member, Teacher
-from utils.training import Trainer, launched, launched_step, train_epoch, train_loader
+from utils.training import Trainer, prepare_step, train_epoch, train_loader, training_step
 
 CLASSES = 10
 SIDE = 32  # pixels
@@ -200,7 +200,8 @@ def prepared(job: Job) -> tuple[Trainer, TrainLoader]:
 def ours(job: Job, mode: str) -> Pass:
     """The steps of an epoch as `fit` runs them, launched as --step `mode` says."""
     trainer, loader = prepared(job)
-    step = launched_step(trainer, loader, mode, compiled=mode == "compile")
+    step = training_step(trainer, loader)
+    step = prepare_step(step, trainer, loader, mode=mode, compiled=mode == "compile")
 
     def train(steps: int) -> None:
         train_epoch(trainer, step, FewSteps(loader, steps), epoch=1, shown=False)
@@ -228,7 +229,7 @@ def bare(job: Job, mode: str) -> Pass:
         trainer.optimizer.zero_grad()
         return {}
 
-    step = launched(bare_step, trainer, loader, mode, compiled=mode == "compile")
+    step = prepare_step(bare_step, trainer, loader, mode=mode, compiled=mode == "compile")
 
     def train(steps: int) -> None:
         task.train()

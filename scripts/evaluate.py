@@ -112,7 +112,7 @@ def write(nets: list[Record], measured: list[dict], args: Namespace) -> None:
         name = f"evaluation_{dataset_label(args.on)}_{about['sha256'][:8]}.json"
     for net, metrics in zip(nets, measured, strict=True):
         content = {"temperature": net.measured.get("temperature"), **finite(metrics)}
-        print(f"written: {write_beside(net, name, about, content)}")
+        print(write_beside(net, name, about, content))
 
 
 def options(argv: list[str] | None) -> Namespace:

@@ -40,6 +40,7 @@ instead=(
     [seed]="give --seeds N in front of the --"
     [loss]="name its grid in front of the --"
     [distill]="name its grid in front of the --"
+    [checkpoint]="give ROOT=... in front"
 )
 while read -r _ kind flag default; do
     if [[ $kind = flag && -n ${!flag:-$default} ]]; then

@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
                 print(f"{method}: {note}")
         if args.write:
             finite = {method: without_infinite(fit) for method, fit in fits.items()}
-            print(f"written: {write_beside(net, FILE, {'folds': args.folds}, finite)}")
+            print(write_beside(net, FILE, {"folds": args.folds}, finite))
 
 
 def methods_of(args: Namespace) -> dict[str, Callable]:

@@ -7,7 +7,11 @@ root=${root/#\~\//$HOME/}
 python=${PYTHON:-python}
 
 quote() { # for a shell, where it needs that, as {a,b} and {1..3} do
-    [[ $1 =~ ^[A-Za-z0-9_.,/:=+{}@%-]+$ && ! $1 =~ \{.*(,|\.\.).*\} ]] && echo "$1" || echo "${1@Q}"
+    if [[ $1 =~ ^[A-Za-z0-9_.,/:=+{}@%-]+$ && ! $1 =~ \{.*(,|\.\.).*\} ]]; then
+        echo "$1"
+    else
+        printf "'%s'\n" "${1//\'/\'\\\'\'}" # as every shell reads it, in whatever locale
+    fi
 }
 script() { # an entry script, as seen from here
     [ "$PWD" = "$repository" ] && echo "$1" || quote "$repository/$1"
@@ -16,7 +20,8 @@ ask() { # what only the code knows: see sweep.py
     python "$repository/scripts/sweep.py" "$(basename "$0")" "$@"
 }
 
-# Flags that the sweep sets itself, and what to give instead of them.
+# Flags that the sweep sets itself, and what to give instead of them. --overwrite would start runs
+# from the first epoch also where a sweep that was killed goes on.
 declare -A instead=()
 refuse_set() {
     local word flag
@@ -24,6 +29,7 @@ refuse_set() {
         flag=${word%%=*}
         flag=${flag#--}
         flag=${flag//-/_}
+        [ "$word" != --overwrite ] || stop "$word: ROOT=... in front trains anew, and keeps what there is"
         if [[ $word = --?* && -n ${instead[$flag]:-} ]]; then
             stop "$word: the sweep sets this flag itself; ${instead[$flag]}"
         fi
@@ -68,7 +74,8 @@ run_commands() {
     local gpus=${GPUS:-0} command log folder last pending=() finished=()
     local complete=0 failed=0 stopped=0 missing=0
     gpus=(${gpus//,/ })
-    mkdir -p "$root/logs"
+    [ ${#gpus[@]} -gt 0 ] || stop "GPUS='$GPUS': give a number for each run that is to go on at once"
+    mkdir -p "$root/logs" || stop "ROOT=$root: its folder cannot be made; give another one"
     for command; do
         log=$(log_of "$command")
         if folder=$(finished_folder "$log"); then
@@ -87,7 +94,7 @@ run_commands() {
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 1 ? threads : 1))}
     trap 'interrupted=yes' INT # Ctrl-C ends the runs; what follows still says how far they are
     local ended say
-    ended=$(mktemp "$root/logs/ended-XXXXXX")
+    ended=$(mktemp "$root/logs/ended-XXXXXX") || stop "ROOT=$root: nothing can be written there"
     say="python $(quote "$repository/scripts/sweep.py") $(basename "$0") ended"
     say+=" $(quote "$ended") ${#pending[@]} $(date +%s)"
     for command in "${pending[@]}"; do
@@ -121,8 +128,9 @@ run_commands() {
 submit() {
     [ ${#pending[@]} -gt 0 ] || { echo "runs: all complete"; return; }
     local list
-    list=$(mktemp "$root/logs/commands-XXXXXX")
-    printf 'exec env %s\n' "${pending[@]}" >"$list" # env: a command may begin with a variable
+    list=$(mktemp "$root/logs/commands-XXXXXX") || stop "ROOT=$root: nothing can be written there"
+    # env: a command may begin with a variable
+    printf 'exec env %s\n' "${pending[@]}" >"$list" || stop "$list: it cannot be written"
     submitted=$(
         sbatch --parsable --job-name "$(basename "$0" .sh)" --array "1-${#pending[@]}" --requeue \
             --open-mode append --output "$root/logs/slurm-%A_%a.log" \

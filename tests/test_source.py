@@ -1,6 +1,7 @@
 """A run that is not trained says so, and by which code it was made."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -185,6 +186,18 @@ def test_an_edit_of_a_loss_is_seen(tmp_path, monkeypatch):
     assert source.changed_files(config) == ["losses/calibration.py", "models/plain.py"]
 
 
+def test_a_start_that_kept_no_epoch_leaves_no_settings_behind(finished, tiny_npz):
+    """What config.json says of code and commit is of the start that trains."""
+    folder = finished / NAME
+    other_code(folder / "config.json")
+    for file in folder.iterdir():
+        if file.name != "config.json":
+            file.unlink()
+    train_teacher.main(command(tiny_npz, finished))
+    config = json.loads((folder / "config.json").read_text())
+    assert config["training_code"] == source.training_code()
+
+
 def test_what_is_said_of_a_sweep(finished):
     folder = finished / NAME
     said = source.sweep_lines([folder, finished / "nowhere"], 5)
@@ -192,3 +205,10 @@ def test_what_is_said_of_a_sweep(finished):
     other_code(folder / "config.json")
     said = source.sweep_lines([folder], 5)
     assert "WARNING" in said and "since 1 of them began: losses/classification.py." in said
+    assert said.count("WARNING") == 1
+
+    config = json.loads((folder / "config.json").read_text())
+    data = Path(config["arguments"]["dataset"])
+    os.utime(folder / "config.json", (0, 0))
+    said = source.sweep_lines([folder], 5)
+    assert f"what 1 of them read was written after they began: {data}." in said

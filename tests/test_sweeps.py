@@ -137,9 +137,11 @@ class TestGrids:
         assert "my{0}runs/students" in command and command[-8:-4][1::2] == ["1", "42"]
 
     def test_what_follows_reaches_the_command_as_it_is_and_wins(self, tmp_path):
-        odd = "a b'c\"d$HOME;*"
-        [command] = printed("NLL", "--", "--checkpoint", "there", "--dataset", odd, cwd=tmp_path)
-        assert command[-1] == odd and teacher_options(command[2:-2]).run.checkpoint == "there"
+        odd = "a b'c\"d$HOME;*é"
+        for locale in ("C", "C.UTF-8"):
+            words = ("NLL", "--", "--wd", "0", "--dataset", odd)
+            [command] = printed(*words, cwd=tmp_path, LC_ALL=locale)
+            assert command[-1] == odd and teacher_options(command[2:-2]).recipe.weight_decay == 0
 
     @pytest.mark.parametrize(
         ("words", "said"),
@@ -156,6 +158,8 @@ class TestGrids:
             ("FL+MDCA -- --gamma 3", "--gamma: the sweep sets this flag itself.*gamma=..."),
             ("KD DKD -- --teacher_path t --T=4", "--T=4: the sweep sets this flag itself"),
             ("NLL -- --seed 3", "--seed: the sweep sets this flag itself.*--seeds N"),
+            ("NLL -- --checkpoint there", "--checkpoint: the sweep sets this.*ROOT="),
+            ("NLL -- --overwrite", "--overwrite: ROOT="),
             ("NLL NLL+MbLS -- --margin 3", "train_teacher.py: --margin 3 has no effect"),
         ],
     )
@@ -219,6 +223,7 @@ def test_no_script_takes_words_that_it_does_not_know(tmp_path, script):
         ("--dataset x", "--dataset.*DATASET="),
         ("--checkpoint x", "--checkpoint.*ROOT="),
         ("--teacher_select last", "'--teacher_select'.*train_student.py"),
+        ("--overwrite", "--overwrite.*ROOT="),
     ],
 )
 def test_flags_that_a_grid_sets_itself_or_no_script_has(tmp_path, words, said):
@@ -270,6 +275,17 @@ class TestRuns:
         assert {call[0] for call in sweep.started()} == set(words)
         threads = Path(f"{sweep.calls}.threads").read_text().split()
         assert threads == 2 * [str(max(1, len(os.sched_getaffinity(0)) // len(words)))]
+
+    @pytest.mark.parametrize("slurm", [{}, {"SBATCH": ""}])
+    def test_a_place_where_nothing_can_be_written(self, sweep, tmp_path, slurm):
+        (tmp_path / "runs").write_text("a file")
+        done = sweep("NLL", PATH=path_with(tmp_path, "sbatch", "echo 7"), **slurm)
+        assert done.returncode == 2 and "array job" not in done.stdout
+        assert f"ROOT={tmp_path}/runs: its folder cannot be made" in done.stderr
+
+    def test_gpus_without_a_number(self, sweep):
+        done = sweep("NLL", GPUS=" ")
+        assert done.returncode == 2 and "GPUS=' ': give a number" in done.stderr
 
     def test_without_the_scheduler(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "simple_gpu_scheduler.scheduler", None)

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from models.own import is_own, own_net
+from utils.analysis.columns import result_table
 from utils.data import Dataset
 from utils.program import RunFailed, Stopped, UserError, files
 from utils.program.environment import environment, precision_note
@@ -31,13 +32,25 @@ from utils.teachers import Teacher
 UNKNOWN_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # on Lustre, some NFS
 
 
-def finished_run(
+def show_run_without_teacher(
     experiment: Experiment, data: Dataset, accelerator: Accelerator
-) -> tuple[Path, dict] | None:
-    """Folder and result of the finished run that this very command made, if there is one.
+) -> dict | None:
+    """Print and return the result of the finished run that this very command made, if there is one.
 
     Its teacher is not looked at: it may have gone.
     """
+    finished = finished_run(experiment, data, accelerator)
+    if finished is None or experiment.run.overwrite:
+        return None
+    folder, result = finished
+    accelerator.print(f"{finished_note(folder, result)}\n{folder}\n{result_table(result)}")
+    return result
+
+
+def finished_run(
+    experiment: Experiment, data: Dataset, accelerator: Accelerator
+) -> tuple[Path, dict] | None:
+    """Folder and result of such a run, whoever taught it."""
     identity = identity_of(experiment, data, teacher=None)
     settings = without_teacher(settings_of(experiment, identity, accelerator, teacher=None))
     root = Path(experiment.run.checkpoint, identity["dataset"], identity["model"])
@@ -159,20 +172,21 @@ class Run:
                 "name a folder that you may write to"
             ) from None
 
+        path = self.folder / "config.json"
         has_checkpoint = (self.folder / "checkpoint.pth").exists()
-        if (self.folder / "config.json").exists():
-            before = self._refuse_other_settings()
-            is_finished = (self.folder / "result.json").exists()
-            if has_checkpoint and not is_finished:
-                changed = resumed_line(before)
-                if changed:
-                    self.say(changed)
-        elif has_checkpoint:
+        is_finished = (self.folder / "result.json").exists()
+        before = self._config_of_same_settings() if path.exists() else None
+        if has_checkpoint and before is None:
             raise UserError(
                 f"{self.folder} has a checkpoint but no config.json; --overwrite starts it anew"
             )
-        else:
-            files.write_json(self.folder / "config.json", config)
+        if has_checkpoint and not is_finished:
+            changed = resumed_line(before)
+            if changed:
+                self.say(changed)
+        # A start that has kept no epoch leaves nothing that its config.json would be true of.
+        if before is None or not (has_checkpoint or is_finished):
+            files.write_json(path, config)
         self._keep_own_net()
 
     def _keep_own_net(self) -> None:
@@ -210,8 +224,8 @@ class Run:
                 else:
                     path.unlink()
 
-    def _refuse_other_settings(self) -> dict:
-        """The run's config.json, where it was started with the settings of this command."""
+    def _config_of_same_settings(self) -> dict:
+        """The run's config.json. Raises UserError where this command has other settings."""
         path = self.folder / "config.json"
         way_out = "copy it from where it is whole, or --overwrite starts the run anew"
         config = files.read_json(path, way_out)
@@ -226,6 +240,25 @@ class Run:
                 "--exp_name NAME keeps both, --overwrite starts it anew"
             )
         return config
+
+    def is_finished(self) -> bool:
+        """Whether there is nothing to train: never with --overwrite. Raises as `result`."""
+        return not self.experiment.run.overwrite and self.result() is not None
+
+    def show_finished(self) -> dict:
+        """Say that the run is not trained again, and show and return its result."""
+        with self.opened():
+            self.say(finished_note(self.folder, self.result()))
+            tracker = self.experiment.run.log_with
+            if tracker:
+                self.say(f"--log_with {tracker}: it is told nothing of a run that is finished")
+            return self.show_result()
+
+    def show_result(self) -> dict:
+        """Say what the run has measured; the content of its result.json."""
+        result = self.result()
+        self.say(f"{self.folder}\n{result_table(result)}")
+        return result
 
     def result(self) -> dict | None:
         """Of a finished run; None before. Raises UserError where it is damaged."""

@@ -27,10 +27,10 @@ EAGER_STEPS = 3  # before a capture: cuDNN chooses its algorithms in them
 # Releases before 2.14 leave the allocator in the state of a capture when one fails, and torch then
 # asserts when memory runs out. There only --step graph captures.
 SURVIVES_A_FAILED_CAPTURE = torch.__version__ >= (2, 14)
-# The training views of a run from which --step auto compiles. To compile takes S = 20 to 40 s of
-# one thread. If a compiled step is a quarter faster, it takes four fifths of the time, and at R
-# images/s S is saved after 5 R S views: 70,000 (S = 20, R = 700) to 300,000 (S = 40, R = 1,500).
-# From here on a run saves three times what it spends, or more; or at least as much, up to 3 R.
+# --step auto compiles runs of at least so many training views. To compile takes 20 to 40 s of one
+# thread. A compiled step takes about four fifths of the time, so each view saves a fifth of its own.
+# At 700 to 1,500 images/s the cost is earned back after 70,000 to 300,000 views. A million leaves a
+# margin of three, for machines that are up to three times as fast.
 COMPILED_VIEWS = 1_000_000
 
 Step = Callable[[Draw], Sums]

@@ -83,7 +83,7 @@ def check_installed(name: str) -> None:
 def start_tracker(run: Run, history: list[dict]) -> None:
     """Begin to follow a run that has this history; without --log_with nothing happens.
 
-    TensorBoard goes on in the run's folder. The others begin anew and are told the epochs before.
+    TensorBoard goes on in the run's folder. The others begin anew and are told all epochs before.
     """
     name = run.experiment.run.log_with
     if name is None or not run.is_main:
@@ -99,9 +99,9 @@ def start_tracker(run: Run, history: list[dict]) -> None:
             config=None if goes_on else config(run),
             init_kwargs={name: options},
         )
-    if not goes_on:
-        for record in history:
-            track(run, record, record["epoch"])
+    # The epoch that was kept last may not have been told before the run ended: it is told again.
+    for record in history[-1:] if goes_on else history:
+        track(run, record, record["epoch"])
 
 
 def track(run: Run, values: dict[str, float], step: int) -> None:

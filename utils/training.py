@@ -82,8 +82,11 @@ def fit(
     step = step_of_run(run, trainer, loader)
     start_tracker(run, history)
 
-    with Keeper(run, recipe, data.val, history, best) as keeper:
-        for epoch in range(len(history) + 1, recipe.epochs + 1):
+    # From here on the history and the best epoch are the keeper's.
+    first = len(history) + 1
+    keeper = Keeper(run, recipe, data.val, history, best)
+    with keeper:
+        for epoch in range(first, recipe.epochs + 1):
             if keeper.is_stalled():
                 break
             started = time.perf_counter()
@@ -102,12 +105,13 @@ def fit(
             # while the next epoch trains.
             states = on_cpu(trainer.state_dict())
             weights = weights_of(trainer.evaluated)
-            keeper.settle()
+            keeper.settle()  # an epoch's seconds include the wait for the files of the one before
             record["seconds"] = time.perf_counter() - started
             keeper.keep(EpochEnd(record, logits, states, weights))
 
-    run.save_last(snapshot(run, history[-1], weights_of(trainer.evaluated)))
-    return history
+    # Leaving the block has waited for the last epoch.
+    run.save_last(snapshot(run, keeper.history[-1], weights_of(trainer.evaluated)))
+    return keeper.history
 
 
 class Trainer:
@@ -188,13 +192,15 @@ def step_of_run(run: Run, trainer: Trainer, loader: TrainLoader) -> Step:
     mode = run.experiment.run.step
     views = trainer.recipe.epochs * len(loader.labels)
     compiling = choose_compiling(mode, trainer.accelerator, trainer.task.net, views)
-    step = launched_step(trainer, loader, mode, compiling.chosen)
+    step = prepare_step(
+        training_step(trainer, loader), trainer, loader, mode=mode, compiled=compiling.chosen
+    )
     log_how_it_runs(run, trainer.accelerator, step, compiling)
     return step
 
 
-def launched_step(trainer: Trainer, loader: TrainLoader, mode: str, compiled: bool) -> Step:
-    """train_step on a draw of the loader, launched as --step says (one of steps.MODES)."""
+def training_step(trainer: Trainer, loader: TrainLoader) -> Step:
+    """train_step on a draw of the loader, and the averaging of weights that follows it."""
 
     def step(draw: Draw) -> Sums:
         batch = loader.batch(draw)
@@ -203,11 +209,13 @@ def launched_step(trainer: Trainer, loader: TrainLoader, mode: str, compiled: bo
             trainer.average.update(trainer.task.net)
         return sums
 
-    return launched(step, trainer, loader, mode, compiled)
+    return step
 
 
-def launched(step: Step, trainer: Trainer, loader: TrainLoader, mode: str, compiled: bool) -> Step:
-    """A step that changes the trainer's task; it becomes a graph where `mode` says so."""
+def prepare_step(
+    step: Step, trainer: Trainer, loader: TrainLoader, mode: str, compiled: bool
+) -> Step:
+    """A step that changes the trainer's task, launched as --step says (`mode`, of steps.MODES)."""
     if compiled:
         compile_net(trainer.task.net, loader.images_per_process, required=mode == "compile")
     if not is_captured(mode, trainer.accelerator):

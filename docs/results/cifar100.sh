@@ -15,60 +15,7 @@
 #   overconfident       its student
 # EPOCHS=6 ROOT=runs/trial makes the first trial of plain and views, and
 # EPOCHS=6 ROOT=runs/trial PUBLISHED=resnet56 the same of the ResNet-56. SEED=43 makes a second seed.
-#
-# Said before the first trial: the student of the divided logits has a temperature near 1, and at
-# most a point less top-1.
-#
-# Said before the 40 epochs of plain and views, after that trial (own temperatures 1.55 and 0.91,
-# 4.5 points lost):
-# - The student of the teacher as it is has a temperature of its own within 0.1 of the matched one.
-# - The student of the divided logits has one below 1, and a raw ECE below 4 %.
-# - It loses between 1 and 4 points of top-1: less than after six epochs, but not nothing.
-# - Scaled by its own temperature, the student of the teacher as it is has the lower NLL.
-#
-# Said before the other rows:
-# - From scratch the net has a raw ECE below 5 %, and less top-1 than the student of the teacher as
-#   it is, but more than the student of the divided logits.
-# - With FL+MDCA it is underconfident: a temperature below 1.
-# - At T = 1 the student's own temperature is within 0.1 of 1, its raw ECE is below that of both
-#   students at T = 4, and its top-1 is below that of the student of the teacher as it is.
-# - The teacher trained with FL+MDCA has a raw ECE below 4 %, its student a temperature within 0.1
-#   of the teacher's, and a raw ECE below that of both other students at T = 4. Gamma is 1 and beta
-#   is 1, as CIFAR-10's teachers needed it; no other gamma is tried.
-# - A rule, from plain and views (1.414 of 1.590, 0.853 of 1): a student's own temperature is 0.8 to
-#   0.95 times the one matched on its teacher's views, here too.
-# - Scaled, the lowest NLL of all students stays that of the student of the teacher as it is.
-#
-# Said before the six epochs of the ResNet-56, which knows its training images by heart:
-# - Its matched temperature is above 2, and its student's own one above 1.7, but below the matched.
-# - Divided, the student has a temperature below 1, and loses more than the 4.5 points of top-1 that
-#   the student of the ResNet-20 lost.
-#
-# Said before seed 43 of undivided and scratch, after seed 42 of all rows but the last two (the
-# student at T = 1 had 56.76 %, a raw ECE of 1.17 %, a temperature of 1.014; from scratch 55.50 %):
-# - At T = 1 the student has a temperature within 0.05 of 1 again, and a raw ECE below 2 %.
-# - It has at least 0.5 points of top-1 more than the net from scratch of the same seed.
-# - Raw, its NLL is lower than that net's.
-#
-# Said after the teacher trained with FL+MDCA (last epoch: 66.04 %, raw ECE 1.38 %, temperature 1.070)
-# and before its student. It teaches from its last epoch, as every table has it:
-# - The student has a raw ECE below 3 %, and at least the 56.10 % of the net from scratch with FL+MDCA.
-# - Raw, its NLL does not differ from that of the student at T = 1 by more than chance.
-# Said at its tenth epoch, from the students at T = 4 of both data sets until then:
-# - Its temperature is within 5 % of its teacher's, both fitted to test (the teacher's is 1.074).
-#
-# Said before seed 43 of plain (56.16 %, a raw ECE of 13.14 % and a temperature of 1.414 with seed 42):
-# - Its temperature is within 5 % of that its teacher needs on test, 1.46.
-# - It has between 0.5 points less and 0.5 points more than the 56.51 % of the student at T = 1 of its seed.
-# - Scaled, its NLL is at most that student's.
-#
-# Said before the teacher trained with NLL (a first run of it in bfloat16, on another processor, had
-# 65.67 %, a raw ECE of 5.57 % and a temperature of 1.205) and its student:
-# - The teacher has a raw ECE between 4 and 7 %, and at most a point more or less than FL+MDCA's 66.04 %.
-# - The student has a temperature within 5 % of its teacher's, both fitted to test, so a raw ECE
-#   between the 2.84 % of the calibrated teacher's and the 13.14 % of the published one's.
-# - It has more top-1 than the student of the calibrated teacher, by at most 1.5 points, and scaled
-#   the lower NLL.
+# cifar100_predictions.md has what was predicted before each row, and what came.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 root=${ROOT:-runs/published}

@@ -168,18 +168,23 @@ def finished_net(root: Path, epoch: str) -> Record:
     return nets[0]
 
 
-def write_beside(net: Record, name: str, about: dict, measured: dict) -> Path:
+def write_beside(net: Record, name: str, about: dict, measured: dict) -> str:
     """Write what was measured of a net into a JSON file in its run folder, atomically.
 
     What the file held of other owners (best, teacher, ...) is kept where it came from the same
-    predictions and `about` is the same.
+    predictions and `about` is the same. Returns what is to be said: the file, and what is gone.
     """
     path = net.folder / name
     about = {"predictions": files.sha256(net.predictions), **about}
-    kept = {}
+    before = {}
     with suppress(Exception):  # absent, or not as it is written here
-        before = json.loads(path.read_text())
-        if before.items() >= about.items():
-            kept = before
+        before = dict(json.loads(path.read_text()))
+    changed = {key for key in about if before.get(key) != about[key]}
+    kept = {} if changed else before
     files.write_json(path, {**kept, **about, net.owner: measured})
-    return path
+    if not before or not changed:
+        return f"written: {path}"
+    words = [f"{key} {before.get(key)}" for key in sorted(changed - {"predictions"})]
+    if "predictions" in changed:
+        words.append("other predictions")
+    return f"written: {path}, in place of what was measured with {', '.join(words)}"

@@ -63,7 +63,7 @@ def matching_temperature(
 
 
 def least_nll(logits: Tensor, labels: Tensor) -> tuple[float, float]:
-    """The same T, and its NLL, of checked logits and labels.
+    """The T that `fit_temperature` finds, and its NLL, of logits and labels that are checked.
 
     The NLL is convex in b = 1/T: Newton's method on its slope, which halves a bracket where its
     steps do not shrink.

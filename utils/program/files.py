@@ -63,6 +63,10 @@ def check_writable(file: Path, flag: str) -> None:
     """Raises UserError where the file that a flag names cannot be written."""
     if os.path.isdir(file) or not os.access(file.absolute().parent, os.W_OK):
         raise UserError(f"{flag} {file}: give a file in a folder that you may write to")
+    # What is written takes the place of what has the name: /dev/null would be gone.
+    is_device = os.path.exists(file) and not os.path.isfile(file)
+    if is_device or Path(os.path.abspath(file)).is_relative_to("/dev"):
+        raise UserError(f"{flag} {file}: this is no regular file; give another one")
 
 
 def check_not_input(file: Path, flag: str, inputs: Iterable[Path]) -> None:

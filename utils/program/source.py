@@ -130,18 +130,44 @@ def resumed_line(config: Mapping) -> str:
 
 def sweep_lines(folders: Sequence[Path], total: int) -> str:
     """What is said of the runs of a sweep that are complete before it starts."""
-    lines = f"{len(folders)} of {total} runs are complete from before: not trained again"
-    changed: dict[Path, list[str]] = {}
+    changed_code: dict[Path, list[str]] = {}
+    changed_inputs: dict[Path, list[str]] = {}
     for folder in folders:
         with suppress(OSError, ValueError, AttributeError):  # it is said when the run is read
             config = json.loads((folder / "config.json").read_text())
-            changed[folder] = changed_files(config) or []
-    files = sorted({file for of_run in changed.values() for file in of_run})
-    if not files:
-        return lines
-    number = len([folder for folder, of_run in changed.items() if of_run])
-    return (
-        f"{lines}\nWARNING: the training code has changed since {number} of them began: "
-        f"{listed(files)}. ROOT=... in front of the sweep, or --overwrite among the commands' "
-        "flags, trains them anew"
-    )
+            changed_code[folder] = changed_files(config) or []
+            changed_inputs[folder] = newer_inputs(folder, config)
+
+    lines = [f"{len(folders)} of {total} runs are complete from before: not trained again"]
+    way_out = "ROOT=... in front of the sweep trains them anew"
+    if any(changed_code.values()):
+        began, files = summary_of(changed_code)
+        lines.append(
+            f"WARNING: the training code has changed since {began} of them began: "
+            f"{files}. {way_out}"
+        )
+    if any(changed_inputs.values()):
+        began, files = summary_of(changed_inputs)
+        lines.append(
+            f"WARNING: what {began} of them read was written after they began: {files}. {way_out}"
+        )
+    return "\n".join(lines)
+
+
+def summary_of(changed: Mapping[Path, Sequence[str]]) -> tuple[int, str]:
+    """Of how many runs something has changed, and all that has."""
+    runs = [folder for folder, files in changed.items() if files]
+    return len(runs), listed(sorted({file for folder in runs for file in changed[folder]}))
+
+
+def newer_inputs(folder: Path, config: Mapping) -> list[str]:
+    """What a run's command reads, as the command has it, and was written after the run began."""
+    arguments = config["arguments"]
+    dataset = arguments["dataset"]
+    names = [dataset, arguments["model"].partition(":")[0], *(arguments.get("teacher_path") or ())]
+    paths = {name: Path(name) for name in names}
+    paths |= {name: path / "result.json" for name, path in paths.items() if path.is_dir()}
+    paths[f"{dataset}.npz"] = Path(arguments["data_dir"], f"{dataset}.npz")
+
+    began = (folder / "config.json").stat().st_mtime
+    return [name for name, path in paths.items() if path.is_file() and path.stat().st_mtime > began]
