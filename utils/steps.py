@@ -28,7 +28,7 @@ EAGER_STEPS = 3  # before a capture: cuDNN chooses its algorithms in them
 # asserts when memory runs out. There only --step graph captures.
 SURVIVES_A_FAILED_CAPTURE = torch.__version__ >= (2, 14)
 # --step auto compiles runs of at least so many training views. To compile takes 20 to 40 s of one
-# thread. A compiled step takes about four fifths of the time, so each view saves a fifth of its own.
+# thread. A compiled step takes about four fifths of the time: a view saves a fifth of its own.
 # At 700 to 1,500 images/s the cost is earned back after 70,000 to 300,000 views. A million leaves a
 # margin of three, for machines that are up to three times as fast.
 COMPILED_VIEWS = 1_000_000
