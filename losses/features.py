@@ -141,7 +141,7 @@ def relations(student: Maps, teacher: Maps) -> Tensor:
 
 
 def differences(maps: Tensor) -> Tensor:
-    """Of the features of all pairs of images: (B, B, C)."""
+    """f_i - f_j of the features of all pairs of images: (B, B, C)."""
     features = maps.flatten(1)
     return features.unsqueeze(0) - features.unsqueeze(1)
 

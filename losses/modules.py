@@ -86,7 +86,7 @@ class FeatureTerm(nn.Module):
         self.teacher_layers = [teacher for _, teacher in pairs]
 
     def forward(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
-        """Of maps by the names of the layers; in at least float32."""
+        """The weighted term of maps, by the names of their layers; in at least float32."""
         student_maps = [at_least_float32(student[layer]) for layer in self.student_layers]
         teacher_maps = [at_least_float32(teacher[layer]) for layer in self.teacher_layers]
         return self.weight * self.term(student_maps, teacher_maps)

@@ -308,7 +308,7 @@ def build_loss(name: str, **parameters: float) -> ClassificationLoss:
 
 
 def build_distillation(name: str, **parameters: float) -> DistillationLoss:
-    """The same for a distillation, without its term on features."""
+    """The loss on logits of a distillation, without its term on features."""
     base, _, _ = name.partition("+")
     entry = DISTILLATIONS[base]
     values = loss_parameters(name, parameters)

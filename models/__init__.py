@@ -129,7 +129,7 @@ def check_name(name: str) -> str:
 
 
 def check_own(name: str) -> str:
-    """The same of a net of the user's own alone."""
+    """The name itself, where it is a FILE.py:function that can be read. Raises ValueError."""
     if not is_own(name):
         raise ValueError(f"{name!r} is no {FORM}; other nets are found without it")
     return check_name(name)

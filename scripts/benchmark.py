@@ -156,7 +156,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def most_steps(accelerator: Accelerator, seconds: float) -> int:
-    """Of a pass that lasts so long."""
+    """How many steps a pass has that is to last so long."""
     if accelerator.device.type == "cuda":  # it would be through with a CPU's in no time
         return GPU_STEPS
     return max(WARM_UP, round(CPU_STEPS_PER_SECOND * min(CPU_SECONDS, seconds)))

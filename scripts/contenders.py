@@ -127,7 +127,7 @@ def conventional(job: Job, workers: int) -> Pass:
 
 
 def conventional_loss(job: Job) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Of logits (B, K), the images (B, 3, H, W) that they are of, and labels (B,).
+    """A function of logits (B, K), the images (B, 3, H, W) that they are of, and labels (B,).
 
     A teacher is run on the images.
     """

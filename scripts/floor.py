@@ -21,7 +21,7 @@ class DeviceRates(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Of one image."""
+    """What one image costs."""
 
     operations: int  # in a net's products
     numbers: int  # that these read and write
@@ -67,7 +67,7 @@ def floor_rate(rates: DeviceRates, cost: Cost, precision: str) -> float:
 
 
 def training_cost(model: str, teacher_model: str | None = None) -> Cost:
-    """Of a step; a teacher that is run adds its forward pass.
+    """What a step costs for each image; a teacher that is run adds its forward pass.
 
     Gradients of a layer's inputs and of its weights cost as much again as its forward pass.
     """

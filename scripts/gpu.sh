@@ -21,13 +21,22 @@ limit=${KD_SECONDS:-600}
 mkdir -p "$out"
 rm -rf "$own"
 mkdir "$own"
-failed=() slow=() undone=()
+failed=()
+slow=()
+undone=()
 
 if [ -n "$dry" ]; then
     export ACCELERATE_USE_CPU=true
-    data=$own/tiny.npz step=eager net=wrn_10_1 epochs=4 numbers=1
-    sizes=(--train-batch-size 16) small=(--seconds 0.01 --batch-size 4) workers=(--workers 0)
-    tests=(--collect-only) at_once=(--seconds 0.01 --batch-size 16)
+    data=$own/tiny.npz
+    step=eager
+    net=wrn_10_1
+    epochs=4
+    numbers=1
+    sizes=(--train-batch-size 16)
+    small=(--seconds 0.01 --batch-size 4)
+    workers=(--workers 0)
+    tests=(--collect-only)
+    at_once=(--seconds 0.01 --batch-size 16)
     $python -c '
 import sys
 import numpy as np
@@ -35,8 +44,16 @@ import numpy as np
 images, labels = np.zeros((80, 8, 8, 3), np.uint8), np.arange(80) % 4
 np.savez(sys.argv[1], x_train=images, y_train=labels, x_test=images, y_test=labels)' "$data"
 else
-    data=synthetic step=graph net=resnet56 epochs=160 numbers="1 4"
-    sizes=() small=() workers=() tests=(-p no:randomly) at_once=(--seconds 8)
+    data=synthetic
+    step=graph
+    net=resnet56
+    epochs=160
+    numbers="1 4"
+    sizes=()
+    small=()
+    workers=()
+    tests=(-p no:randomly)
+    at_once=(--seconds 8)
     [ ! -f "${KD_DATA:-data}/cifar10.npz" ] || data=cifar10
 fi
 

@@ -44,7 +44,8 @@ naming() { if [[ $1 == *.py:* ]]; then echo " --teacher $1"; fi; }
 
 train="$python $(script train_teacher.py) $common --checkpoint $(quote "$root/teachers")"
 distil="$python $(script train_student.py) $common --checkpoint $(quote "$root/students")"
-teaching=() learning=()
+teaching=()
+learning=()
 for seed in ${SEEDS:-42}; do
     for loss in "${losses[@]}"; do
         flags=$(xargs <<<"${loss#* }")

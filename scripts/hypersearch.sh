@@ -19,12 +19,25 @@ source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
 count() { [[ $2 =~ ^[1-9][0-9]*$ ]] || stop "$1 '$2': give a whole number of at least 1"; }
 doubled() { sed 's/[{}]/&&/g' <<<"$1"; } # braces, which simple_hypersearch makes single and leaves
 
-names=() seeds=1 sampling=(--sampling-mode grid --seed 0)
+names=()
+seeds=1
+sampling=(--sampling-mode grid --seed 0)
 while [ $# -gt 0 ] && [ "$1" != -- ]; do
     case $1 in
-        --seeds) seeds=${2:-}; count "$1" "$seeds"; shift ;;
-        --n-samples) count "$1" "${2:-}"; sampling+=("$1" "$2"); shift ;;
-        --sampling-mode) sampling+=("$1" "${2:-}"); [ $# -eq 1 ] || shift ;;
+        --seeds)
+            seeds=${2:-}
+            count "$1" "$seeds"
+            shift
+            ;;
+        --n-samples)
+            count "$1" "${2:-}"
+            sampling+=("$1" "$2")
+            shift
+            ;;
+        --sampling-mode)
+            sampling+=("$1" "${2:-}")
+            [ $# -eq 1 ] || shift
+            ;;
         --print) print=yes ;;
         -*) stop "$1 is none of its options; what goes to every command stands behind --" ;;
         teachers) names+=(NLL LS FL NLL+MDCA FL+MDCA NLL+MMCE) ;;

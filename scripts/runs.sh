@@ -68,13 +68,9 @@ run_stages() {
     [ -z "$failed" ]
 }
 
-# Run what is not complete of the commands in the arguments. Says at the end how many are complete,
-# failed, stopped by a signal and missing; fails where not all are complete.
+# Run what is not complete of the commands in the arguments; fails where not all are complete then.
 run_commands() {
-    local gpus=${GPUS:-0} command log folder last pending=() finished=()
-    local complete=0 failed=0 stopped=0 missing=0
-    gpus=(${gpus//,/ })
-    [ ${#gpus[@]} -gt 0 ] || stop "GPUS='$GPUS': give a number for each run that is to go on at once"
+    local command log folder pending=() finished=()
     mkdir -p "$root/logs" || stop "ROOT=$root: its folder cannot be made; give another one"
     for command; do
         log=$(log_of "$command")
@@ -86,22 +82,37 @@ run_commands() {
     done
     [ ${#finished[@]} -eq 0 ] || ask finished $# "${finished[@]}" >&2
     if [ -n "${SBATCH+given}" ]; then
-        submit
-        return
+        submit "${pending[@]}"
+    else
+        schedule "${pending[@]}"
+        count_outcomes "$@"
     fi
+}
+
+# Run the commands in the arguments, one on each of GPUS at a time.
+schedule() {
+    local gpus=${GPUS:-0} command threads ended say
+    gpus=(${gpus//,/ })
+    [ ${#gpus[@]} -gt 0 ] || stop "GPUS='$GPUS': give a number for each run that is to go on at once"
+
     # Runs at once share the cores: threads that are more than these wait for each other.
-    local threads=$(($(nproc) / ${#gpus[@]}))
+    threads=$(($(nproc) / ${#gpus[@]}))
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 1 ? threads : 1))}
-    trap 'interrupted=yes' INT # Ctrl-C ends the runs; what follows still says how far they are
-    local ended say
+
     ended=$(mktemp "$root/logs/ended-XXXXXX") || stop "ROOT=$root: nothing can be written there"
     say="python $(quote "$repository/scripts/sweep.py") $(basename "$0") ended"
-    say+=" $(quote "$ended") ${#pending[@]} $(date +%s)"
-    for command in "${pending[@]}"; do
+    say+=" $(quote "$ended") $# $(date +%s)"
+    trap 'interrupted=yes' INT # Ctrl-C ends the runs; what follows still says how far they are
+    for command; do
         echo "$command; $say"
     done | ask schedule "${gpus[@]}" || true
     rm -f "$ended"
+}
 
+# Say how many of the commands are complete, failed, stopped by a signal and missing; fails where
+# not all are complete.
+count_outcomes() {
+    local command log last complete=0 failed=0 stopped=0 missing=0
     for command; do
         log=$(log_of "$command")
         if is_complete "$log"; then
@@ -123,21 +134,22 @@ run_commands() {
     [ "$complete" -eq $# ]
 }
 
-# Submit what is pending as one array job, which starts when that of the stage before has ended.
-# A task that is requeued goes on after its last epoch, and its log with it.
+# Submit the commands in the arguments as one array job, which starts when that of the stage before
+# has ended. A task that is requeued goes on after its last epoch, and its log with it.
+previous_job= # of the stage before
 submit() {
-    [ ${#pending[@]} -gt 0 ] || { echo "runs: all complete"; return; }
-    local list
+    [ $# -gt 0 ] || { echo "runs: all complete"; return; }
+    local list after=()
     list=$(mktemp "$root/logs/commands-XXXXXX") || stop "ROOT=$root: nothing can be written there"
     # env: a command may begin with a variable
-    printf 'exec env %s\n' "${pending[@]}" >"$list" || stop "$list: it cannot be written"
-    submitted=$(
-        sbatch --parsable --job-name "$(basename "$0" .sh)" --array "1-${#pending[@]}" --requeue \
-            --open-mode append --output "$root/logs/slurm-%A_%a.log" \
-            ${submitted:+--dependency afterany:$submitted} $SBATCH <<SCRIPT
+    printf 'exec env %s\n' "$@" >"$list" || stop "$list: it cannot be written"
+    [ -z "$previous_job" ] || after=(--dependency "afterany:$previous_job")
+    previous_job=$(
+        sbatch --parsable --job-name "$(basename "$0" .sh)" --array "1-$#" --requeue \
+            --open-mode append --output "$root/logs/slurm-%A_%a.log" "${after[@]}" $SBATCH <<SCRIPT
 #!/usr/bin/env bash
 eval "\$(sed -n "\${SLURM_ARRAY_TASK_ID}p" $(quote "$list"))"
 SCRIPT
     ) || stop "SBATCH='$SBATCH': sbatch has submitted nothing"
-    echo "array job $submitted: ${#pending[@]} runs, in $list; squeue shows them"
+    echo "array job $previous_job: $# runs, in $list; squeue shows them"
 }

@@ -80,7 +80,7 @@ def without_teacher(settings: dict) -> dict:
 
 
 def finished_note(folder: Path, result: dict) -> str:
-    """Of a run that was finished before this command: when, and by which code."""
+    """When a run was finished before this command, and by which code."""
     config = files.read_json(folder / "config.json", "--overwrite starts the run anew")
     note = finished_line(folder, config, result)
     settings = result["settings"]
@@ -261,7 +261,7 @@ class Run:
         return result
 
     def result(self) -> dict | None:
-        """Of a finished run; None before. Raises UserError where it is damaged."""
+        """The content of result.json; None before. Raises UserError where it is damaged."""
         return on_main(self.accelerator, self._read_result)
 
     def _read_result(self) -> dict | None:

@@ -12,7 +12,7 @@ def is_better(record: dict, best: dict, select: str) -> bool:
 
 
 def is_stalled(history: list[dict], best: dict | None, recipe: Recipe) -> bool:
-    """Whether as many epochs as --patience says, which is given, were no better than the best."""
+    """Whether the last --patience epochs brought no better one. The recipe has a patience."""
     if best is None:  # before the first epoch
         return False
     return len(history) - best["epoch"] >= recipe.patience

@@ -47,7 +47,7 @@ class LossChoice:
 
     @property
     def has_features(self) -> bool:
-        """Of a distillation: whether it has a term on features."""
+        """Whether a distillation has a term on features."""
         return "+" in self.name
 
 

@@ -70,7 +70,7 @@ class EpochSums:
         self.rates.append(rate)
 
     def column(self, name: str) -> list[float]:
-        """Of each step so far. Waits for the device."""
+        """One sum, a number for each step so far. Waits for the device."""
         return self.table[: len(self.rates), self.names.index(name)].tolist()
 
     def totals(self) -> dict[str, float]:
@@ -92,7 +92,7 @@ class EpochSums:
         return means
 
     def over_processes(self, accelerator: Accelerator) -> "EpochSums":
-        """The same of all processes together."""
+        """The sums of all processes together."""
         together = EpochSums(self.steps, self.device, self.skipped_before)
         together.names = self.names
         together.rates = self.rates

@@ -50,7 +50,7 @@ class Task(nn.Module, ABC):
         """The loss of a batch, and what it is made of."""
 
     def logits(self, batch: Batch) -> Tensor:
-        """Of the net that is trained (B, K), at least float32: losses are computed in that."""
+        """The logits (B, K) of the net that is trained; at least float32, for the losses."""
         return at_least_float32(self.net(normalise(batch.images, self.mean, self.std)))
 
     def during_epoch(self, epoch: int) -> AbstractContextManager:

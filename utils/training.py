@@ -230,7 +230,10 @@ def prepare_step(
 
 
 def validation_logits(trainer: Trainer, val: Split, batch_size: int | None) -> Tensor:
-    """Of the whole validation split, on every process: a loss may learn from it (AdaFocal)."""
+    """The net's logits (N, K) of the whole validation split, on every process.
+
+    A loss may learn from them (AdaFocal).
+    """
     task = trainer.task
     share_buffers(trainer.accelerator, task.net)
     if trainer.average is not None:

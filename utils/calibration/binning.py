@@ -42,7 +42,7 @@ def equal_mass(ordered: Tensor, bins: int) -> Tensor:
 
 
 def binned(ordered: Tensor, edges: Tensor, hit_column: Tensor, hit_value: Tensor) -> Binned:
-    """Of columns (C, N) in rising order, with inner edges (C, bins - 1).
+    """The bins of columns (C, N) in rising order, with inner edges (C, bins - 1).
 
     Those that are right are named by their column and their value, both (hits,).
     """
@@ -71,7 +71,7 @@ def bins_of_confidence(
     bins: int,
     edges_of: Callable[[Tensor, int], Tensor] = equal_width,
 ) -> Binned:
-    """Of confidences (N,) in rising order, and whether each is right (N,): one column, C = 1."""
+    """One column, C = 1, of confidences (N,) in rising order, and whether each is right (N,)."""
     ordered = confidence.unsqueeze(0)
     hits = confidence[right]
     column = torch.zeros_like(hits).long()

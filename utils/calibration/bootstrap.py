@@ -69,7 +69,9 @@ class Bins(NamedTuple):
 
 
 def bins_of(runs: list[np.ndarray], draws: int = 1000) -> Bins:
-    """Of matrices (N, bins) of `gaps`, of runs on the same images; the draws are always the same.
+    """Gaps and their noise, from matrices (N, bins) of `gaps` of runs on the same images.
+
+    The draws are always the same.
 
     Second moments are taken about 0 and not about the mean. So they have no bias where the net is
     calibrated, however few images a bin holds.
@@ -139,7 +141,7 @@ def error_interval(bins: Bins) -> tuple[float, float]:
 
 
 def with_noise_of_chance(bins: Bins) -> Bins:
-    """The same with noise that is no smaller in any bin than that of a calibrated net."""
+    """These bins, with noise that is no smaller in any bin than that of a calibrated net."""
     ratio = np.divide(bins.chance, bins.sd, out=np.ones_like(bins.sd), where=bins.sd > 0)
     ratio = ratio.clip(min=1)
     return bins._replace(sd=ratio * bins.sd, noise=bins.noise * ratio.astype(np.float32))

@@ -195,7 +195,7 @@ def _confidence_of_probs(probs: Array, labels: Array) -> tuple[Tensor, Tensor]:
 
 
 class _Rows(NamedTuple):
-    """Of each image, float64 (N,): p_k is exp(z_k / T - top) / mass."""
+    """What is known of each image, float64 (N,); p_k is exp(z_k / T - top) / mass."""
 
     top: Tensor
     mass: Tensor
@@ -237,7 +237,7 @@ def _softmax_rows(logits: Tensor, labels: Tensor, temperature: float) -> _Rows:
 
 
 def _confidence_of_rows(rows: _Rows) -> tuple[Tensor, Tensor]:
-    """The same as `_confidence_of_probs`: the largest probability is exp(0) / mass."""
+    """What `_confidence_of_probs` gives: the largest probability is exp(0) / mass."""
     confidence, order = (1 / rows.mass).sort()
     right = (rows.rank == 0)[order]
     return confidence, right
@@ -252,7 +252,7 @@ def _removed_by_scaling(nll: float, logits: Tensor, labels: Tensor) -> float:
 
 
 def _bin_metrics(width: Binned) -> dict[str, float]:
-    """Of the bins of equal width that are not empty: the ECE's relatives."""
+    """The relatives of the ECE, from the bins of equal width that are not empty."""
     full = width.counts[0] > 0
     counts = width.counts[0, full]
     hits = width.hits[0, full]
@@ -287,7 +287,7 @@ def _class_errors(
 
 
 def _balanced_accuracy(correct: Tensor, labels: Tensor) -> float:
-    """Of predictions that are correct or not (N,), the mean over the classes among the labels."""
+    """The accuracy of each class among the labels, averaged; `correct`: of each prediction (N,)."""
     counts = torch.bincount(labels)
     hits = torch.bincount(labels, weights=correct.double())
     return (hits[counts > 0] / counts[counts > 0]).mean().item()

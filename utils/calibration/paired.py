@@ -54,7 +54,7 @@ BINNED = ("ece", "adaece")  # those of them whose measured value is biased, and 
 
 
 class Difference(NamedTuple):
-    """Of two rows in one metric (fractions): first - second, its interval, two-sided p-value."""
+    """First minus second row in one metric (fractions), its interval, its two-sided p-value."""
 
     value: float
     low: float
@@ -104,7 +104,7 @@ def paired_difference(
 
 
 def _t_test(value: float, variance: float, freedom: float) -> Difference:
-    """Of a difference that has this variance, known by so many degrees of freedom."""
+    """The t test of a difference with this variance, known by so many degrees of freedom."""
     sd = max(math.sqrt(variance), 1e-300)  # 0 where the rows do not differ in any image
     reach = float(sd * student_t.isf(TAIL, freedom))
     return Difference(

@@ -190,7 +190,7 @@ def _approved(fitted: Calibration, at_bound: bool, logits: Tensor, labels: Tenso
 
 
 def _held_out_samples(samples: int, folds: int) -> list[np.ndarray]:
-    """Of each fold, which samples it holds out; no fold where there is one sample alone."""
+    """Which samples each fold holds out; no fold where there is one sample alone."""
     if samples == 1:  # it cannot be held out from itself
         return []
     order = np.random.default_rng(0).permutation(samples)

@@ -64,7 +64,7 @@ def in_pieces(scores: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def rank_of(scores: Tensor, labels: Tensor) -> Tensor:
-    """Of rows (n, K), how many classes come before the label (n, 1): (n,) int64.
+    """How many classes come before the label (n, 1) in scores (n, K): (n,) int64.
 
     Equal scores rank by class number, so the order of samples does not matter.
     """

@@ -197,7 +197,7 @@ def _of_labels(
     randomised: bool,
     methods: Iterable[str] = METHODS,
 ) -> dict[str, Tensor]:
-    """Of each method, the conformity (N,) of the validation labels."""
+    """By method, the conformity (N,) of the validation labels."""
     logits, labels = checked(logits, labels)
     pieces = {method: [] for method in methods}
     for probs, left_out, place in _pieces(logits, labels, temperature, randomised):
@@ -210,7 +210,7 @@ def _of_labels(
 def _measured(
     logits: Array, labels: Array, temperature: float, randomised: bool, thresholds: dict[str, float]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Of each method, the sets' sizes (N,), and whether they hold the label (N,)."""
+    """By method, the sizes (N,) of the sets, and whether they hold the label (N,)."""
     logits, labels = checked(logits, labels)
     sizes = {method: [] for method in thresholds}
     covered = {method: [] for method in thresholds}
@@ -228,8 +228,8 @@ def _measured(
 def _pieces(
     logits: Tensor, labels: Tensor, temperature: float, randomised: bool
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Of pieces of rows: probabilities (n, K) in rising order, what is left out, and where in that
-    order the label is (n, 1)."""
+    """Piece by piece: probabilities (n, K) in rising order, what is left out, and the place of the
+    label in that order (n, 1)."""
     for z, y in in_pieces(logits, labels.unsqueeze(1)):
         place = z.shape[1] - 1 - rank_of(z, y)
         yield _rising_probs(z, temperature), _left_out(z, randomised), place.unsqueeze(1)

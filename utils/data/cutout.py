@@ -21,7 +21,7 @@ class Cutout(NamedTuple):
 
 
 def centres(images: int, side: int, seed: int, epoch: int) -> Tensor:
-    """Of the squares in an epoch's images, in their order: rows and columns, int64 (2, N)."""
+    """Rows and columns of the squares in an epoch's images, in their order: int64 (2, N)."""
     rng = np.random.default_rng([seed, epoch, STREAM])
     return torch.from_numpy(rng.integers(side, size=(2, images)))
 

@@ -95,7 +95,7 @@ def keep(cache: Path, arrays: Arrays, data_dir: Path) -> None:
 
 
 def content_key(folder: Path, listing: Listing, *settings) -> str:
-    """Of the files, of how they are read, and of what reads them."""
+    """A hash of the files, of how they are read, and of what reads them."""
     digest = hashlib.sha256(repr((decoder_version(), *settings)).encode())
     for name in ("train", "val", "test"):
         for label, file in getattr(listing, name):

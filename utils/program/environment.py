@@ -108,7 +108,7 @@ def command(accelerator: Accelerator) -> str:
 
 
 def hardware_name(device: torch.device) -> str:
-    """Of what a run computes on, which need not be the GPU that is there."""
+    """The name of what a run computes on, which need not be the GPU that is there."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
 
 

@@ -155,7 +155,7 @@ def sweep_lines(folders: Sequence[Path], total: int) -> str:
 
 
 def summary_of(changed: Mapping[Path, Sequence[str]]) -> tuple[int, str]:
-    """Of how many runs something has changed, and all that has."""
+    """For how many runs something has changed, and all that has."""
     runs = [folder for folder, files in changed.items() if files]
     return len(runs), listed(sorted({file for folder in runs for file in changed[folder]}))
 

@@ -44,7 +44,7 @@ def driver_version() -> int | None:
 
 
 def capabilities() -> list[int]:
-    """Of all GPUs, as nvidia-smi says them: 75 for 7.5. Empty where it cannot say."""
+    """The compute capabilities of all GPUs, 75 for 7.5. Empty where nvidia-smi cannot say."""
     query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, check=False, timeout=60)
