@@ -16,17 +16,21 @@ NO_MEMORY = re.compile("out of memory|can't allocate memory")  # torch on a GPU,
 NO_PEER = re.compile("gloo|NCCL|Connection (closed|reset)")
 
 
-class UserError(Exception):
-    """A mistake of the user's, the same on every process: printed as one line, exit code 2."""
+class OneLineError(Exception):
+    """What ends a program with its message as one line, and no traceback."""
 
-    exit_code = 2
+    exit_code = 1
     told = False  # by another process already
 
 
-class RunFailed(UserError):
-    """A run that cannot go on though the command was right: printed as one line, exit code 1."""
+class UserError(OneLineError):
+    """A mistake of the user's, which every process meets: exit code 2."""
 
-    exit_code = 1
+    exit_code = 2
+
+
+class RunFailed(OneLineError):
+    """A run that cannot go on though the command was right: exit code 1."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -79,9 +83,11 @@ def one_line_errors(program: str):
         except Stopped as stopped:
             fail(program, str(stopped), stopped.exit_code, told=not is_first())
         except UserError as error:
-            # A run fails on one process; a mistake is met by all of them.
-            told = error.told or not (isinstance(error, RunFailed) or is_first())
-            fail(program, f"error: {error}", error.exit_code, told)
+            # All processes meet it; the first one tells it.
+            fail(program, f"error: {error}", error.exit_code, told=error.told or not is_first())
+        except RunFailed as error:
+            # Whichever process has met it tells it, for the first may not know.
+            fail(program, f"error: {error}", error.exit_code, told=error.told)
         except (MemoryError, RuntimeError) as error:
             message = message_of(error)
             if message is None:

@@ -20,7 +20,7 @@ from utils.program.environment import (
     precision_asked,
     say_device,
 )
-from utils.program.errors import UserError
+from utils.program.errors import OneLineError
 from utils.program.files import refused
 
 # The others wait while the main process downloads, decodes or fits, for which NCCL would allow ten
@@ -86,14 +86,14 @@ def keep_freed_memory() -> None:
 
 
 def on_main(accelerator: Accelerator, work: Callable):
-    """Run `work` on the main process; its value, or its UserError, reaches every process."""
+    """Run `work` on the main process; its value, or its OneLineError, reaches every process."""
     value = None
     error = None
     if accelerator.is_main_process:
         try:
             value = work()
-        except UserError as mistake:
-            error = mistake
+        except OneLineError as raised:
+            error = raised
 
     outcome = [value, error]
     broadcast_object_list(outcome)  # in place
