@@ -149,11 +149,18 @@ def test_what_is_meant_exists(parser_of):
     assert {target for targets in MEANT.values() for target in targets} <= every
     training = {simple(flag) for p in ("train_teacher", "train_student") for flag in flags[p]}
     assert not training & MEANT.keys() and not training & ADVICE.keys()
-    for name, program in ELSEWHERE.items():
-        owner = program.removesuffix(".py")
-        [other] = {"train_teacher", "train_student"} - {owner}
-        assert f"--{name}" in flags[owner] and f"--{name}" not in flags[other]
     for text in ADVICE.values():
         named = set(re.findall(r"--[a-zA-Z][\w-]*", text))
         elsewhere = {"--mixed_precision", "--num_processes", "--seeds"}
         assert named <= every | elsewhere
+
+
+@pytest.mark.parametrize(
+    ("program", "other"), [("train_teacher", "train_student"), ("train_student", "train_teacher")]
+)
+def test_every_flag_of_the_other_script_is_known(parser_of, program, other):
+    """So that whoever types one is told which script has it."""
+    own = set(parser_of(program)._option_string_actions)
+    alone = set(parser_of(other)._option_string_actions) - own
+    named = {f"--{flag}" for flag, script in ELSEWHERE.items() if script == f"{other}.py"}
+    assert alone and named == alone

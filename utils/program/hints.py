@@ -16,6 +16,7 @@ MEANT = {
     "batchsize": ("--train-batch-size", "--test-batch-size"),
     "bs": ("--train-batch-size", "--test-batch-size"),
     "criterion": ("--loss", "--distill"),
+    "cutmix": ("--mix",),
     "data": ("--data_dir",),
     "data_path": ("--data_dir",),
     "data_root": ("--data_dir",),
@@ -37,7 +38,6 @@ MEANT = {
     "method": ("--distill", "--loss"),
     "milestones": ("--schedule-steps",),
     "mixup": ("--mix",),
-    "cutmix": ("--mix",),
     "model_ema": ("--ema",),
     "model_ema_decay": ("--ema",),
     "model_s": ("--model",),
@@ -50,6 +50,7 @@ MEANT = {
     "output": ("--checkpoint", "--out"),
     "output_dir": ("--checkpoint", "--out"),
     "path_t": ("--teacher_path",),
+    "report_to": ("--log_with",),
     "save": ("--checkpoint", "--out"),
     "save_dir": ("--checkpoint", "--out"),
     "schedule": ("--schedule-steps",),
@@ -59,29 +60,30 @@ MEANT = {
     "teacher_model": ("--teacher",),
     "temp": ("--T",),
     "temperature": ("--T",),
-    "report_to": ("--log_with",),
     "tensorboard": ("--log_with",),
     "tracker": ("--log_with",),
     "wandb": ("--log_with",),
     "warmup_epochs": ("--warmup",),
 }
-# The flags that only one of the entry scripts has.
+# The flags that only one of the entry scripts has, as its --help lists them.
 STUDENT = (
+    "teacher_path",
+    "teacher_logits",
+    "teacher",
+    "teacher_loss",
+    "teacher_select",
+    "teacher_norm",
+    "teacher_key",
+    "teacher_size",
+    "teacher_temperature",
+    "teacher_accuracy",
+    "teacher_cache",
+    "distill",
     "T",
     "Lambda",
     "ce_weight",
-    "distill",
     "feature_weight",
     "feature_layer",
-    "teacher",
-    "teacher_path",
-    "teacher_logits",
-    "teacher_loss",
-    "teacher_norm",
-    "teacher_cache",
-    "teacher_temperature",
-    "teacher_accuracy",
-    "teacher_select",
 )
 TEACHER = ("loss", "margin", "exclusion")
 ELSEWHERE = {
@@ -98,14 +100,15 @@ PRECISION = "start it with accelerate launch --mixed_precision fp16 (or bf16) in
 PROCESSES = "start it with accelerate launch --num_processes 4 instead of python"
 OPTIMISER = "--optimizer sgd or --optimizer adamw chooses it; see --lr, --momentum and --wd"
 LOADERS = "all images lie on the device, so there are no loader processes; leave it out"
+SETTINGS = "there are no files of settings; a run's config.json has the command that repeats it"
 RESUME = "type the same command again: it goes on after the last epoch"
 # What train_teacher.py and train_student.py have no flag for, and what to do instead.
 ADVICE = {
     "adam": OPTIMISER,
     "amp": PRECISION,
     "bf16": PRECISION,
-    "cfg": "there are no files of settings; a run's config.json has the command that repeats it",
-    "config": "there are no files of settings; a run's config.json has the command that repeats it",
+    "cfg": SETTINGS,
+    "config": SETTINGS,
     "cuda": GPU,
     "device": GPU,
     "distributed": PROCESSES,
