@@ -6,6 +6,7 @@ import hashlib
 import html
 import io
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -714,6 +715,32 @@ def test_unfinished_and_damaged_runs_are_listed(tmp_path, capsys):
         assert shown.count(f"  {file} is damaged (") == len(contents), (file, shown)
     for name in ("report.html", "report.md"):
         assert "train loss 0.3" in (tmp_path / "out" / name).read_text()
+
+
+def test_a_value_that_no_row_can_show_takes_its_run_out(tmp_path, capsys):
+    """Of two seeds the other one stays, whatever the values are."""
+    for number, temperature in enumerate((0, math.nan)):
+        write_predicted_run(tmp_path, loss=f"T{number}", seed=1)
+        folder = write_predicted_run(tmp_path, loss=f"T{number}", seed=2)
+        result = json.loads((folder / "result.json").read_text())
+        result["best"]["temperature"] = temperature
+        (folder / "result.json").write_text(json.dumps(result))
+    for method, test in {"vector": {"ece": "low"}, "raw": {"nll": 1}}.items():
+        write_predicted_run(tmp_path, loss=method, seed=1)
+        folder = write_predicted_run(tmp_path, loss=method, seed=2)
+        write_posthoc(folder)
+        posthoc = json.loads((folder / "posthoc.json").read_text())
+        posthoc["best"][method] = {"test": test, "notes": []}
+        (folder / "posthoc.json").write_text(json.dumps(posthoc))
+
+    report.main([str(tmp_path), "--resamples", "50"])
+    table, left_out = capsys.readouterr().out.split("Not in the tables")
+    for name in ("T0", "T1", "vector", "raw"):
+        [row] = [line for line in table.splitlines() if line.startswith(f"resnet8 {name} ")]
+        assert row.split()[2:4] == ["raw", "1"]
+        assert f"resnet8/{name}_seed=2" in left_out
+    assert "divided by the temperature 0 " in left_out
+    assert "the ECE of raw logits is absent" in left_out
 
 
 def test_nothing_finished_is_no_error(tmp_path, capsys):

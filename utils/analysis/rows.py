@@ -49,7 +49,8 @@ def statistic(values: np.ndarray) -> Statistic:
 def rows_of(group: Group, resamples: int, with_sets: bool = False) -> dict[str, Row]:
     """One row for each kind of logits that all runs of a group have, with all that takes time.
 
-    `resamples`: draws behind the interval of an ECE, 0 for none.
+    `resamples`: draws behind the interval of an ECE, 0 for none. `check_rows` has found the runs'
+    files sound.
     """
     tests = [record.tests for record in group.records]
     rows = rows_from(group.records, tests)
@@ -62,6 +63,21 @@ def rows_of(group: Group, resamples: int, with_sets: bool = False) -> dict[str, 
         if with_sets:
             cells.update(set_statistics(group.records, logits))
     return rows
+
+
+def check_rows(record: Record, with_gaps: bool, with_sets: bool) -> None:
+    """Read what `rows_of` needs of a run. Raises almost any Exception where that is damaged.
+
+    `with_gaps`: also what intervals are drawn from; nothing is drawn yet.
+    """
+    rows = rows_of(Group([record]), resamples=0, with_sets=with_sets)
+    for logits in LOGITS:
+        if logits not in rows:
+            continue
+        if "ece" not in rows[logits].cells:
+            raise ValueError(f"the ECE of {logits} logits is absent")
+        if with_gaps:
+            gaps_of(record, logits)
 
 
 def quick_rows_of(group: Group) -> dict[str, Row]:
@@ -96,10 +112,9 @@ def with_chance(cell: Statistic, records: list[Record], logits: str, draws: int)
 
     Without them where a run has no stored predictions.
     """
-    predicted = [record.probabilities(logits) for record in records]
-    if any(prediction is None for prediction in predicted):
+    gaps = [gaps_of(record, logits) for record in records]
+    if any(gap is None for gap in gaps):
         return cell
-    gaps = [bootstrap.gaps(probs, labels) for probs, labels in predicted]
     bins = bootstrap.bins_of(gaps, draws)
     calibrated = bootstrap.calibrated_error(bins)
     return cell._replace(
@@ -107,6 +122,21 @@ def with_chance(cell: Statistic, records: list[Record], logits: str, draws: int)
         interval=bootstrap.error_interval(bins),
         calibrated=calibrated,
     )
+
+
+def gaps_of(record: Record, logits: str) -> np.ndarray | None:
+    """The (N, bins) of `bootstrap.gaps`; None without stored predictions.
+
+    Raises UserError where these are damaged, ValueError where the temperature is.
+    """
+    predicted = record.probabilities(logits)
+    if predicted is None:
+        return None
+    gaps = bootstrap.gaps(*predicted)
+    if not np.isfinite(gaps).all():
+        temperature = record.temperatures[logits]
+        raise ValueError(f"logits divided by the temperature {temperature} are not finite")
+    return gaps
 
 
 def set_statistics(records: list[Record], logits: str) -> dict[str, Statistic]:

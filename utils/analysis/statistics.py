@@ -8,15 +8,14 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from utils.analysis.columns import COLUMNS, SET_METRICS
 from utils.analysis.groups import Group, alike, group_runs
 from utils.analysis.marks import mark_best
 from utils.analysis.record import Record
 from utils.analysis.records import LeftOut
-from utils.analysis.rows import MANY, quick_rows_of, rows_of
+from utils.analysis.rows import check_rows, quick_rows_of, rows_of
 from utils.analysis.splits import suited_to_test
+from utils.program.bars import progress_bar
 from utils.program.files import one_line
 
 SELECT = ("nll", "refinement", "ece", "sce", "adaece", "brier", "top1")
@@ -103,38 +102,47 @@ class Section:
 
 def sections_of(records: list[Record], choice: ReportChoice) -> tuple[list[Section], list[LeftOut]]:
     """One section for each data set; what cannot be read takes its run out of all of them."""
-    groups, repeated = group_runs(records)
-    by_data = alike(groups, lambda group: group.first.data)
-    names = [same[0].first.dataset for same in by_data]
-    sections = [section_of(same, names, choice) for same in by_data]
-
-    printed = dict.fromkeys(group for section in sections for group in section.printed)
-    unreadable = unreadable_runs(list(printed), choice)
-    if unreadable:  # others may be shown in their place
-        left_out = {run.folder for run in unreadable}
-        readable = [record for record in records if record.folder not in left_out]
-        sections, further = sections_of(readable, choice)
-        return sections, [*unreadable, *further]
+    sections, repeated = unmeasured_sections(records, choice)
+    left_out: list[LeftOut] = []
+    while unreadable := unreadable_runs(printed_groups(sections), choice):
+        left_out += unreadable
+        # Others may be shown in their place, and are read then.
+        folders = {run.folder for run in left_out}
+        readable = [record for record in records if record.folder not in folders]
+        sections, repeated = unmeasured_sections(readable, choice)
 
     for section in sections:
         for group in section.groups:
             group.rows = quick_rows_of(group)
-            if group in printed:
-                group.rows = rows_of(group, choice.resamples, choice.with_sets)
+    for group in progress_bar(printed_groups(sections), "measuring"):
+        group.rows = rows_of(group, choice.resamples, choice.with_sets)
+    for section in sections:
         mark_best(section.compared)
-    return sections, repeated
+    return sections, left_out + repeated
+
+
+def unmeasured_sections(
+    records: list[Record], choice: ReportChoice
+) -> tuple[list[Section], list[LeftOut]]:
+    """What each data set's tables will show, by the results alone; and the runs that repeat one."""
+    groups, repeated = group_runs(records)
+    by_data = alike(groups, lambda group: group.first.data)
+    names = [same[0].first.dataset for same in by_data]
+    return [section_of(same, names, choice) for same in by_data], repeated
+
+
+def printed_groups(sections: list[Section]) -> list[Group]:
+    return [group for section in sections for group in section.printed]
 
 
 def unreadable_runs(groups: list[Group], choice: ReportChoice) -> list[LeftOut]:
     """Runs of these groups of which a file that the report needs is damaged, each once."""
     unreadable: dict[Path, LeftOut] = {}
-    shown = [(group, run) for group in groups for run in group.records]
-    for group, run in tqdm(shown, "measuring", leave=False, disable=None):
+    runs = [run for group in groups for run in group.records]
+    for run in progress_bar(runs, "reading predictions"):
         try:
             run.read_history()
-            # Of many runs one stands for all: rows of so many have no interval.
-            if len(group.records) <= MANY or run is group.first:
-                rows_of(Group([run]), choice.resamples, choice.with_sets)
+            check_rows(run, with_gaps=choice.resamples > 0, with_sets=choice.with_sets)
             if choice.resamples or choice.test_temperature:
                 suited_to_test(run)
         except Exception as error:  # whatever it is, it concerns this run alone
