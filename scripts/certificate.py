@@ -157,7 +157,7 @@ def fitted_vector(net: Record) -> dict:
     if vector is None:
         raise UserError(
             f"--calibration vector: the run has none; python -m scripts.posthoc {net.folder} "
-            f"--write --epoch {net.owner} makes it"
+            f"--write --epoch {net.part} makes it"
         )
     return vector
 

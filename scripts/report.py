@@ -222,7 +222,7 @@ def printed_runs(sections: list[Section], records: list[Record]) -> list[Record]
     """
     printed = [group for section in sections for group in section.printed]
     nets = [record for group in printed for record in group.records]
-    runs = [net for net in nets if not net.borrowed]
+    runs = [net for net in nets if not net.measured_by_student]
     of_teachers_alone = {net.folder for net in nets} - {run.folder for run in runs}
     return runs + [record for record in records if record.folder in of_teachers_alone]
 

@@ -224,8 +224,8 @@ def change(path: Path, **what) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | what))
 
 
-def read(run, what, owner="best"):
-    return json.loads((run / f"evaluation_{what}.json").read_text())[owner]
+def read(run, what, part="best"):
+    return json.loads((run / f"evaluation_{what}.json").read_text())[part]
 
 
 def name_of(file: Path) -> str:

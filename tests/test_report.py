@@ -96,8 +96,8 @@ def write_predicted_run(root: Path, excess: float = 0.1, **options) -> Path:
     raw = classification_metrics(logits, labels)
     part = measured(raw, raw, classification_metrics(logits, labels, 1.5))
     folder = write_run(root, best=part, last=part, **options)
-    parts = product(("best", "last", "teacher"), ("val", "test"))
-    arrays = {f"{owner}_{split}_logits": logits for owner, split in parts}
+    parts_and_splits = product(("best", "last", "teacher"), ("val", "test"))
+    arrays = {f"{part}_{split}_logits": logits for part, split in parts_and_splits}
     np.savez(folder / "predictions.npz", test_labels=labels, val_labels=labels, **arrays)
     return folder
 

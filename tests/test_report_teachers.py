@@ -60,7 +60,7 @@ def test_the_row_above_a_student_is_the_net_that_taught_it(tmp_path, epoch, whic
     section = only_section(tmp_path, "--epoch", epoch)
     [teacher] = above(section)
     assert teacher.rows["raw"].cells["nll"].mean == TAUGHT[which]
-    assert not teacher.first.borrowed and len(section.groups) == 2
+    assert not teacher.first.measured_by_student and len(section.groups) == 2
     note = "" if which == epoch else f" {which} epoch"
     assert teacher.name == f"resnet56 NLL{note}"
     assert ("is always shown at the epoch" in shown(section)) == bool(note)
@@ -125,8 +125,8 @@ def test_what_taught_in_a_real_run(which, tmp_path, tiny_npz, teacher):
     # A command that is asked for an epoch of a run gets that, whatever taught.
     for epoch in TAUGHT:
         nets = finished_nets([folder_of(teacher), tmp_path], epoch, with_teacher=True)
-        assert [net.epoch for net in nets if not net.borrowed] == [epoch] * 2
-        assert [net.epoch for net in nets if net.borrowed] == [which] * (epoch != which)
+        assert [net.epoch for net in nets if not net.measured_by_student] == [epoch] * 2
+        assert [net.epoch for net in nets if net.measured_by_student] == [which] * (epoch != which)
 
 
 def test_a_run_that_measures_otherwise_did_not_teach(tmp_path):
@@ -135,7 +135,7 @@ def test_a_run_that_measures_otherwise_did_not_teach(tmp_path):
     other = taught_by("best", file="gone.pth") | measured(test={"nll": 0.4})
     write_run(tmp_path, "KD", {"T": 4}, 1, teacher=other)
     [teacher] = above(only_section(tmp_path))
-    assert teacher.first.borrowed and teacher.rows["raw"].cells["nll"].mean == 0.4
+    assert teacher.first.measured_by_student and teacher.rows["raw"].cells["nll"].mean == 0.4
 
 
 def test_a_student_of_a_damaged_run_keeps_a_teacher(tmp_path):
@@ -145,7 +145,7 @@ def test_a_student_of_a_damaged_run_keeps_a_teacher(tmp_path):
     write_run(tmp_path, "KD", {"T": 4}, 1, teacher=teacher)
     (folder / "predictions.npz").write_text("damaged")
     [teacher] = above(only_section(tmp_path, "--resamples", "50"))
-    assert teacher.first.borrowed
+    assert teacher.first.measured_by_student
 
 
 VIEWS = {"label": "NLL_Tcal=views", "teacher_temperature": "views"}

@@ -61,7 +61,7 @@ def distinct(section: Section, against: Group) -> list[Group]:
     A teacher whose logits were divided for its students is the same net as its run's row.
     """
     first: dict[frozenset, Group] = {nets_of(against): against}
-    for group in sorted(section.printed, key=lambda group: group.first.borrowed):
+    for group in sorted(section.printed, key=lambda group: group.first.measured_by_student):
         first.setdefault(nets_of(group), group)
     return [group for group in section.printed if group in first.values() and group is not against]
 
@@ -70,8 +70,8 @@ def nets_of(group: Group) -> frozenset:
     """The nets that a group's logits are of, whoever stores them."""
     nets = set()
     for record in group.records:
-        run = record.source or record
-        nets.add(run.measured["sha256"] if run.borrowed else (run.folder, run.owner))
+        run = record.run_with_logits or record
+        nets.add(run.measured["sha256"] if run.measured_by_student else (run.folder, run.part))
     return frozenset(nets)
 
 

@@ -15,7 +15,7 @@ from utils.analysis.records import LeftOut
 OPTIONAL = ("size", "key", "epoch")  # settings of a teacher that are there only if given
 
 
-def alike(items: Iterable, key: Callable) -> list[list]:
+def grouped_by(items: Iterable, key: Callable) -> list[list]:
     """Those of equal keys together, all in their order."""
     families: dict = {}
     for item in items:
@@ -42,7 +42,7 @@ def same_but_for_seed(record: Record, any_epoch: bool = False) -> tuple:
 
 def seeds_of(record: Record) -> tuple:
     """What tells a run from the others of its group: its own seed and its teachers'."""
-    if record.borrowed:
+    if record.measured_by_student:
         return record.seed, record.measured["sha256"]
     return record.seed, seeds_of_teacher(record)
 
@@ -60,7 +60,7 @@ def alike_in_weights(records: list[Record]) -> list[list[Record]]:
     """
     pairs = {absent_teacher(record) for record in records}
     seeds = {seed for seed, _ in pairs}
-    return [records] if len(seeds) == len(pairs) else alike(records, absent_teacher)
+    return [records] if len(seeds) == len(pairs) else grouped_by(records, absent_teacher)
 
 
 def absent_teacher(record: Record) -> tuple:
@@ -68,7 +68,7 @@ def absent_teacher(record: Record) -> tuple:
 
     (None, None) where all are runs.
     """
-    if record.borrowed:
+    if record.measured_by_student:
         return record.seed, record.measured["sha256"]
     return (None, None) if record.teacher is None else absent_teacher(record.teacher)
 
@@ -147,7 +147,7 @@ def group_runs(records: list[Record]) -> tuple[list[Group], list[LeftOut]]:
     repeated: list[LeftOut] = []
     for runs, exp_name in runs_of_groups(nets):
         group = Group([], exp_name)
-        for first, *others in alike(runs, seeds_of):
+        for first, *others in grouped_by(runs, seeds_of):
             group.records.append(first)
             repeated += [LeftOut(run.folder, f"repeats {first.folder}") for run in others]
         group_of.update(dict.fromkeys(runs, group))
@@ -161,10 +161,10 @@ def group_runs(records: list[Record]) -> tuple[list[Group], list[LeftOut]]:
 
 def runs_of_groups(nets: list[Record]) -> Iterator[tuple[list[Record], str | None]]:
     """The runs of each group, and the --exp_name that sets them apart, where one does."""
-    for family in alike(nets, same_but_for_seed):
+    for family in grouped_by(nets, same_but_for_seed):
         for same in alike_in_weights(family):
             if named_apart(same):
-                for runs in alike(same, attrgetter("exp_name")):
+                for runs in grouped_by(same, attrgetter("exp_name")):
                     yield runs, runs[0].exp_name
             else:
                 yield same, None
@@ -176,14 +176,14 @@ def nets_to_show(records: list[Record]) -> list[Record]:
     Students of one such teacher get one record of it, the first that measured it.
     """
     shown = {record.folder for record in records}
-    borrowed: dict[str, Record] = {}
+    without_run: dict[str, Record] = {}
     trained: dict[Path, list[Record]] = {}  # the runs that taught, at the epochs that did
     for student in with_teachers(records):
-        if student.teacher.borrowed or student.teacher.folder not in shown:
+        if student.teacher.measured_by_student or student.teacher.folder not in shown:
             measured = student.taught_by
             recorded = [measured.fingerprint, measured.epoch, student.settings["teacher"]]
             key = json.dumps(recorded, sort_keys=True)
-            student.teacher = borrowed.setdefault(key, measured)
+            student.teacher = without_run.setdefault(key, measured)
         else:
             epochs = trained.setdefault(student.teacher.folder, [])
             if student.teacher not in epochs:
@@ -192,7 +192,7 @@ def nets_to_show(records: list[Record]) -> list[Record]:
     nets = []
     for record in records:
         nets += trained.get(record.folder, [record])
-    return [*nets, *borrowed.values()]
+    return [*nets, *without_run.values()]
 
 
 def with_teachers(records: list[Record]) -> list[Record]:
@@ -211,7 +211,7 @@ def with_teachers(records: list[Record]) -> list[Record]:
 
 def tell_apart(groups: Iterable[Group]) -> None:
     """Where groups of one teacher share a name, add the settings that differ between them."""
-    for same in alike(groups, lambda group: (*group.first.data, group.teacher, group.name)):
+    for same in grouped_by(groups, lambda group: (*group.first.data, group.teacher, group.name)):
         settings = [group.first.settings for group in same]
         keys = sorted({key for values in settings for key in values} - {"seed", "teacher"})
         of_all = [
@@ -235,7 +235,7 @@ def are_told_apart(groups: list[Group]) -> bool:
 def add_weights(groups: list[Group]) -> None:
     """The beginning of the SHA-256 of a teacher's weights, added to its name."""
     for group in groups:
-        if group.first.borrowed:
+        if group.first.measured_by_student:
             sha256 = group.first.measured["sha256"][:12]
             group.difference = f"{group.difference} sha256={sha256}".strip()
 
@@ -259,7 +259,7 @@ def add_difference(groups: list[Group], key: str) -> None:
 
 def in_order(groups: list[Group]) -> list[Group]:
     """By data set; nets that teach first, each before its students; then by name."""
-    students = {same[0].teacher: same for same in alike(groups, attrgetter("teacher"))}
+    students = {same[0].teacher: same for same in grouped_by(groups, attrgetter("teacher"))}
 
     def rank(group: Group) -> tuple:
         run = group.first

@@ -4,7 +4,7 @@ from itertools import product
 
 from utils.analysis.columns import COLUMNS, NO_SCALED_ROW, SET_METRICS, printable
 from utils.analysis.conformal import ALPHA, LEAST_IMAGES
-from utils.analysis.groups import Group, alike, same_but_for_seed, seeds_of
+from utils.analysis.groups import Group, grouped_by, same_but_for_seed, seeds_of
 from utils.analysis.record import LOGITS, Record
 from utils.analysis.rows import FEW
 from utils.analysis.splits import comparison
@@ -119,7 +119,7 @@ def about_teachers(section: Section) -> list[str]:
             "T of test: what fits the test split best, and the ECE that it gives there. It has "
             "seen the labels: no result, but what the transfer of T from validation costs."
         )
-    if any(net.borrowed for net in nets):
+    if any(net.measured_by_student for net in nets):
         sentences.append("A teacher without a run here is shown as its students' runs measured it.")
     if any(net.third_party for net in nets):
         sentences.append(f"A third party's teacher has no scaled row. {NO_SCALED_ROW}")
@@ -135,7 +135,7 @@ def about_teachers(section: Section) -> list[str]:
 def about_split_rows(groups: list[Group]) -> list[str]:
     """Where runs of a row stand in another one, at the epoch that taught: how many."""
     sentences = []
-    for same in alike(groups, settings_of_row):
+    for same in grouped_by(groups, settings_of_row):
         rows = [group for group in same if not group.first.note]
         rows_that_taught = [group for group in same if group.first.note]
         for group, taught in product(rows, rows_that_taught):

@@ -33,7 +33,7 @@ class FileRecord(Record):
         return self.folder
 
     @property
-    def calibrated(self) -> dict:
+    def posthoc_content(self) -> dict:
         return {}
 
     def stored(self, split: str) -> tuple[Tensor, Tensor]:
@@ -77,9 +77,9 @@ def read_logit_file(path: Path, epoch: str, runs: Iterable[Record]) -> FileRecor
         folder=path,
         result={"dataset": dataset, "fingerprint": fingerprint, "num_classes": classes},
         config={},
-        owner=STORED,
+        part=STORED,
         epoch=None,
-        asked=epoch,
+        asked_epoch=epoch,
         identity={"model": STORED, "label": path.stem, "seed": None},
         settings={"sha256": files.sha256(path)},
         loss=path.stem,

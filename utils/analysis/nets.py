@@ -70,7 +70,7 @@ def forward_of(net: Record, device: torch.device) -> Callable[[Tensor], Tensor]:
 
     Raises UserError where its weights are gone or damaged.
     """
-    if net.borrowed:
+    if net.measured_by_student:
         return load_teacher(net).to(device).logits
 
     module, saved = load_net(net)
@@ -84,7 +84,7 @@ def forward_of(net: Record, device: torch.device) -> Callable[[Tensor], Tensor]:
 
 def load_net(net: Record) -> tuple[nn.Module, dict]:
     """A run's own net in eval mode, and what else its file holds. Raises UserError."""
-    path = net.folder / f"model_{net.owner}.pth"
+    path = net.folder / f"model_{net.part}.pth"
     saved = files.read_torch(path, "copy it again or train the run again")
     with naming(path):
         name = name_of_saved(saved, flag="--model")

@@ -31,7 +31,7 @@ def pack(records: list[Record], file) -> None:
     runs: dict[Path, list[Record]] = {}
     for record in records:
         runs.setdefault(record.folder, []).append(record)
-    stored = {(record.folder, record.owner) for record in records}
+    stored = {(record.folder, record.part) for record in records}
 
     with zipfile.ZipFile(file, "w", zipfile.ZIP_BZIP2) as archive:
         for nets in runs.values():
@@ -45,7 +45,7 @@ def contents_of_run(
 ) -> dict[str, bytes | str]:
     """By name, the files that a pack keeps of a run with these nets.
 
-    `stored`: folder and owner of all nets whose logits the pack holds.
+    `stored`: folder and part of all nets whose logits the pack holds.
     """
     contents = {}
     for name in COPIED:
@@ -60,17 +60,18 @@ def contents_of_run(
         if net is None:
             continue
         # A teacher with a run of its own is in that.
-        if net.source and (net.source.folder, net.source.owner) in stored:
+        run_of_teacher = net.run_with_logits
+        if run_of_teacher and (run_of_teacher.folder, run_of_teacher.part) in stored:
             continue
         logits, _ = net.stored("test")
-        arrays[f"{net.owner}_test_logits"] = half_precision(logits)
+        arrays[f"{net.part}_test_logits"] = half_precision(logits)
     predictions = io.BytesIO()
     np.savez(predictions, test_labels=labels.numpy(), **arrays)
     contents["predictions.npz"] = predictions.getvalue()
 
     # Post-hoc rows belong to the predictions that lie beside them: now to these.
     digest = hashlib.sha256(predictions.getvalue()).hexdigest()
-    contents["posthoc.json"] = json.dumps({**run.calibrated, "predictions": digest})
+    contents["posthoc.json"] = json.dumps({**run.posthoc_content, "predictions": digest})
     return contents
 
 

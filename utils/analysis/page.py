@@ -155,12 +155,12 @@ def reliability(group: Group) -> str:
 
 def commands(sections: list[Section]) -> str:
     """A table of every run's command, folded up."""
-    # A run is shown once, whatever its epochs; a borrowed teacher has no command of its own.
+    # A run is shown once, whatever its epochs; a teacher without a run has no command.
     runs: dict[Path, Record] = {}
     for section in sections:
         for group in section.groups:
             for record in group.records:
-                if not record.borrowed:
+                if not record.measured_by_student:
                     runs[record.folder] = record
 
     rows = []

@@ -35,40 +35,40 @@ NOT_VALIDATED = {"val": {}, "temperature_at_bound": False}
 class Record:
     """What one net measured in a finished run. `net_of_run` and `teacher_of_run` make it.
 
-    `owner` is the part of result.json and predictions.npz that is this net's: best, last, or
-    teacher. A teacher's record has the folder, result and config of its student's run.
+    `part` is that of result.json and predictions.npz which is this net's: best, last, or teacher. A
+    teacher's record has the folder, result and config of its student's run.
 
-    `epoch` is the one that its weights are of, None where no one knows; `asked` the one that the
-    user asked for, where a run is shown at another one because that taught.
+    `epoch` is the one that its weights are of, None where no one knows; `asked_epoch` the one that
+    the user asked for, where a run is shown at another one because that taught.
 
     A student has `taught_by`, its teacher as this run measured it; and `teacher`, which is the run
-    that trained the teacher, where one is found, else the same as `taught_by`. The `source` of a
-    teacher is the run that stores the same logits (see utils/analysis/taught.py).
+    that trained the teacher, where one is found, else the same as `taught_by`. A teacher has
+    `run_with_logits`, the run that stores the same logits (see utils/analysis/taught.py).
     """
 
     folder: Path
     result: dict
     config: dict
-    owner: str
+    part: str
     epoch: str | None
-    asked: str
+    asked_epoch: str
     # As result.json names the net; of a teacher also where its weights lay, and their hash.
     identity: dict
     settings: dict
     loss: str
     parameters: dict[str, float]  # of the loss
-    measured: dict  # the owner's part of the result, without what a third party's net has not
+    measured: dict  # this part of the result, without what a third party's net has not
     exp_name: str | None = None
     origin: str = ""  # of a student whose teacher was not measured: `from logits people`
     title: str = ""  # the folder, without what those of the other runs share
     taught_by: "Record | None" = None
     teacher: "Record | None" = None
-    source: "Record | None" = None
+    run_with_logits: "Record | None" = None
 
     @property
-    def borrowed(self) -> bool:
-        """Whether it is a teacher, of whom the student's run speaks."""
-        return self.owner == "teacher"
+    def measured_by_student(self) -> bool:
+        """Whether it is a teacher as a student's run speaks of it, and not a run."""
+        return self.part == "teacher"
 
     @property
     def model(self) -> str:
@@ -107,7 +107,7 @@ class Record:
     @property
     def note(self) -> str:
         """`best epoch` or `last epoch`, where the user asked for the other one, else nothing."""
-        return "" if self.epoch in (None, self.asked) else f"{self.epoch} epoch"
+        return "" if self.epoch in (None, self.asked_epoch) else f"{self.epoch} epoch"
 
     @property
     def third_party(self) -> bool:
@@ -138,7 +138,7 @@ class Record:
         return tests
 
     @cached_property
-    def calibrated(self) -> dict:
+    def posthoc_content(self) -> dict:
         """What scripts/posthoc.py wrote beside the run; empty if the predictions changed since."""
         path = self.folder / "posthoc.json"
         if not (path.exists() and self.predictions.exists()):
@@ -150,10 +150,10 @@ class Record:
 
     @property
     def posthoc(self) -> dict[str, dict]:
-        """Of `calibrated`, by method, what is this net's and not in its result already."""
+        """Of `posthoc_content`, by method, what is this net's and not in its result already."""
         if self.third_party:
             return {}
-        fits = self.calibrated.get(self.owner, {})
+        fits = self.posthoc_content.get(self.part, {})
         return {name: fits[name] for name in fits if name not in ("none", "temperature")}
 
     @cached_property
@@ -164,7 +164,7 @@ class Record:
     def read_history(self) -> list[dict]:
         """The lines of its epochs; none of a teacher. Raises UserError where they are damaged."""
         path = self.folder / "metrics.jsonl"
-        if self.borrowed or not path.exists():
+        if self.measured_by_student or not path.exists():
             return []
         with naming(path):
             return [numbers_of_epoch(line) for line in path.read_text().splitlines()]
@@ -177,11 +177,11 @@ class Record:
 
     def stored(self, split: str) -> tuple[Tensor, Tensor]:
         """Logits, float32 (N, K), and labels (N,), of val or test. Raises UserError."""
-        name = f"{self.owner}_{split}_logits"
+        name = f"{self.part}_{split}_logits"
         with naming(self.predictions), self.predictions.open("rb") as file:
             arrays = files.open_npz(file)
-            if self.source and name not in arrays:  # a pack has a teacher's logits once
-                return self.source.stored(split)
+            if self.run_with_logits and name not in arrays:  # a pack has a teacher's logits once
+                return self.run_with_logits.stored(split)
             logits = arrays[name]
             labels = arrays[f"{split}_labels"]
             fits = logits.shape == (len(labels), self.result["num_classes"]) and len(labels) > 0
@@ -195,9 +195,9 @@ class Record:
         if not self.predictions.exists():
             return False
         with naming(self.predictions), self.predictions.open("rb") as file:
-            if f"{self.owner}_{split}_logits" in files.open_npz(file):
+            if f"{self.part}_{split}_logits" in files.open_npz(file):
                 return True
-        return self.source is not None and self.source.has_stored(split)
+        return self.run_with_logits is not None and self.run_with_logits.has_stored(split)
 
     def probabilities(self, logits: str) -> tuple[Tensor, Tensor] | None:
         """Of the test split: softmax, float64 (N, K), and labels (N,).
@@ -217,7 +217,9 @@ class Record:
 
     def at(self, epoch: str) -> "Record":
         """The net that the same run measured at its other epoch."""
-        other = net_of_run(self.folder, self.result, self.config, epoch, asked=self.asked)
+        other = net_of_run(
+            self.folder, self.result, self.config, epoch, asked_epoch=self.asked_epoch
+        )
         other.title = self.title
         return other
 
@@ -231,7 +233,7 @@ class Record:
 
 
 def net_of_run(
-    folder: Path, result: dict, config: dict, epoch: str, asked: str | None = None
+    folder: Path, result: dict, config: dict, epoch: str, asked_epoch: str | None = None
 ) -> Record:
     """The net that a run trained, at its best or last epoch, and below it the run's teacher.
 
@@ -248,9 +250,9 @@ def net_of_run(
         folder=folder,
         result=result,
         config=config,
-        owner=epoch,
+        part=epoch,
         epoch=epoch,
-        asked=asked or epoch,
+        asked_epoch=asked_epoch or epoch,
         identity=result,
         settings=result["settings"],
         loss=result["loss"],
@@ -296,9 +298,9 @@ def teacher_of_run(student: Record) -> Record:
         folder=student.folder,
         result=student.result,
         config=student.config,
-        owner="teacher",
+        part="teacher",
         epoch=epoch_of_files(identity),
-        asked=student.asked,
+        asked_epoch=student.asked_epoch,
         identity=identity,
         settings=teacher_settings(identity, student.result["settings"]["teacher"]),
         loss=identity["label"].replace("_", " "),

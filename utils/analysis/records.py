@@ -155,7 +155,7 @@ def finished_nets(
     for record in records:
         nets[record.folder] = record
         teacher = record.taught_by
-        if with_teacher and teacher and teacher.source not in records:
+        if with_teacher and teacher and teacher.run_with_logits not in records:
             nets.setdefault((teacher.measured["sha256"], teacher.fingerprint), teacher)
     return list(nets.values())
 
@@ -171,7 +171,7 @@ def finished_net(root: Path, epoch: str) -> Record:
 def write_beside(net: Record, name: str, about: dict, measured: dict) -> str:
     """Write what was measured of a net into a JSON file in its run folder, atomically.
 
-    What the file held of other owners (best, teacher, ...) is kept where it came from the same
+    What the file held of other parts (best, teacher, ...) is kept where it came from the same
     predictions and `about` is the same. Returns what is to be said: the file, and what is gone.
     """
     path = net.folder / name
@@ -181,7 +181,7 @@ def write_beside(net: Record, name: str, about: dict, measured: dict) -> str:
         before = dict(json.loads(path.read_text()))
     changed = {key for key in about if before.get(key) != about[key]}
     kept = {} if changed else before
-    files.write_json(path, {**kept, **about, net.owner: measured})
+    files.write_json(path, {**kept, **about, net.part: measured})
     if not before or not changed:
         return f"written: {path}"
     words = [f"{key} {before.get(key)}" for key in sorted(changed - {"predictions"})]

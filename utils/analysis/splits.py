@@ -67,7 +67,7 @@ def comparison(records: list[Record], with_temperatures: bool) -> list[str]:
 
     Third parties' teachers may have been trained on what validates here, and do not count.
     """
-    nets = [net for net in records if net.seed is not None and net.source not in records]
+    nets = [net for net in records if net.seed is not None and net.run_with_logits not in records]
     gap = top1_gap(nets)
     sentences = [gap] if gap else []
 

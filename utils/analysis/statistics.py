@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.analysis.columns import COLUMNS, SET_METRICS
-from utils.analysis.groups import Group, alike, group_runs
+from utils.analysis.groups import Group, group_runs, grouped_by
 from utils.analysis.marks import mark_best
 from utils.analysis.record import Record
 from utils.analysis.records import LeftOut
@@ -126,7 +126,7 @@ def unmeasured_sections(
 ) -> tuple[list[Section], list[LeftOut]]:
     """What each data set's tables will show, by the results alone; and the runs that repeat one."""
     groups, repeated = group_runs(records)
-    by_data = alike(groups, lambda group: group.first.data)
+    by_data = grouped_by(groups, lambda group: group.first.data)
     names = [same[0].first.dataset for same in by_data]
     return [section_of(same, names, choice) for same in by_data], repeated
 
@@ -212,7 +212,7 @@ def find_sweeps(groups: list[Group], select: str) -> list[Sweep]:
     `select`: the metric that it prefers by.
     """
     sweeps = []
-    for same in alike(groups, same_but_for_numbers):
+    for same in grouped_by(groups, same_but_for_numbers):
         numbers = {group: numbers_of(group) for group in same}
         varied = [
             name

@@ -45,7 +45,7 @@ def find_teacher(student: Record, runs: Runs) -> None:
     members = teacher.identity.get("members") or [teacher.identity]
     trained = [runs.find(member, teacher) for member in members]
     if len(members) == 1 and trained[0] is not None:
-        teacher.source = source_of(teacher, trained[0])
+        teacher.run_with_logits = run_with_logits_of(teacher, trained[0])
     if taught_as_trained(teacher, trained):
         student.teacher = trained[0]
     else:
@@ -60,7 +60,7 @@ def taught_as_trained(teacher: Record, trained: list[Record | None]) -> bool:
     return "size" not in teacher.identity and "teacher_temperature" not in teacher.identity
 
 
-def source_of(teacher: Record, run: Record) -> Record | None:
+def run_with_logits_of(teacher: Record, run: Record) -> Record | None:
     """The run, where its predictions stand for those that its student measured."""
     is_same = run.nll_distance(teacher, run.epoch) <= SAME_LOGITS
     return run if is_same and run.predictions.exists() else None
