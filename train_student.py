@@ -18,8 +18,8 @@ from models import build_model
 from utils.conclusion import conclude
 from utils.data.shared import load_data
 from utils.features import feature_term
-from utils.options import check_run, student_options
-from utils.preflight import check_net
+from utils.options import student_options
+from utils.preflight import check_net, check_run
 from utils.program import UserError, one_line_errors
 from utils.program.processes import start
 from utils.runs import Run, show_run_without_teacher

@@ -15,8 +15,8 @@ from losses import build_loss
 from models import build_model
 from utils.conclusion import conclude
 from utils.data.shared import load_data
-from utils.options import check_run, teacher_options
-from utils.preflight import check_net
+from utils.options import teacher_options
+from utils.preflight import check_net, check_run
 from utils.program import one_line_errors
 from utils.program.processes import start
 from utils.runs import Run

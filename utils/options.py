@@ -6,11 +6,8 @@ one is chosen: no flag is accepted that nothing reads.
 """
 
 import argparse
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import fields
-
-from accelerate import Accelerator
 
 from losses import (
     BASES,
@@ -22,7 +19,6 @@ from losses import (
     loss_flags,
     loss_parameters,
 )
-from utils.data import Dataset
 from utils.data.mixing import MIXES
 from utils.flags import (
     add_data,
@@ -35,8 +31,6 @@ from utils.flags import (
 from utils.optimizers import OPTIMIZERS, SCHEDULES
 from utils.program import UserError
 from utils.program.command_line import CommandLine, checked
-from utils.program.environment import compiler_fault
-from utils.program.words import counted
 from utils.settings import (
     DataChoice,
     Experiment,
@@ -45,13 +39,12 @@ from utils.settings import (
     RunChoice,
     TeacherSource,
 )
-from utils.steps import can_capture
 from utils.teacher_flags import add_teacher
 from utils.trackers import check_installed
 
-# The paper's page has a command with both flags for whichever of these losses.
-PAGE_LOSSES = ("NLL", "NLL+MDCA", "FL", "FL+MDCA")
-PAGE_FLAGS = ("gamma", "beta")
+# The commands that the paper's authors published give both flags with each of these losses.
+PUBLISHED_LOSSES = ("NLL", "NLL+MDCA", "FL", "FL+MDCA")
+PUBLISHED_FLAGS = ("gamma", "beta")
 # What says how a teacher's net is read and run, with the defaults: a file of logits has no net.
 FLAGS_OF_NETS = {
     "teacher": None,
@@ -86,7 +79,7 @@ def teacher_options(argv: list[str] | None = None) -> Experiment:
             f"--mix {args.mix}: {term} compares a batch's confidences with its labels, and "
             "mixtures have two; leave out one of them"
         )
-    notes = unread_loss_flags(args, "loss", BASES | TERMS)
+    notes = notes_on_loss_flags(args, "loss", BASES | TERMS)
     return experiment_of(args, args.loss, notes)
 
 
@@ -106,7 +99,7 @@ def student_options(argv: list[str] | None = None) -> Experiment:
     check_cutout(args)
     check_accuracy(args)
     check_feature_flags(args)
-    notes = unread_loss_flags(args, "distill", DISTILLATIONS | FEATURES)
+    notes = notes_on_loss_flags(args, "distill", DISTILLATIONS | FEATURES)
     return experiment_of(args, args.distill, notes, TeacherSource.of(vars(args)))
 
 
@@ -286,72 +279,40 @@ def refuse_unread(
             )
 
 
-def unread_loss_flags(
+def notes_on_loss_flags(
     args: argparse.Namespace, chooser: str, entries: Mapping[str, LossEntry]
 ) -> list[str]:
     """Refuse a given flag that the chosen loss or distillation does not read, but others do.
 
-    The paper's page gives two flags with four losses, whether these read them or not: there the
-    lines are returned that say so. Raises UserError.
+    Where the paper's published commands give such a flag, the lines that say so instead. Raises
+    UserError.
     """
     chosen = getattr(args, chooser)
-    read = {flag.name for flag in loss_flags(chosen)}
-    readers: dict[str, list[str]] = {}
-    for loss, entry in entries.items():
-        for flag in entry.flags:
-            is_term = loss in TERMS or loss in FEATURES
-            readers.setdefault(flag.name, []).append(f"+{loss}" if is_term else loss)
-
     notes = []
-    for flag, losses in readers.items():
-        value = getattr(args, flag)
-        if flag in read or value is None:
-            continue
-        fault = f"--{flag} {value:g} has no effect with --{chooser} {chosen}"
-        if chosen in PAGE_LOSSES and flag in PAGE_FLAGS:
-            notes.append(f"{fault} (read by {', '.join(losses)})")
+    for flag, readers in unread_loss_flags(args, chosen, entries).items():
+        fault = f"--{flag} {getattr(args, flag):g} has no effect with --{chooser} {chosen}"
+        if chosen in PUBLISHED_LOSSES and flag in PUBLISHED_FLAGS:
+            notes.append(f"{fault} (read by {', '.join(readers)})")
             continue
         # Many call the distillation's weight so.
         is_weight = chooser == "distill" and flag == "alpha"
         weight_hint = "; the weight of the distillation is --Lambda" if is_weight else ""
         raise UserError(
             f"{fault}; leave it out or give another --{chooser} "
-            f"(read by {', '.join(losses)}){weight_hint}"
+            f"(read by {', '.join(readers)}){weight_hint}"
         )
     return notes
 
 
-def check_run(experiment: Experiment, data: Dataset, accelerator: Accelerator) -> None:
-    """Refuse what does not fit the data or the device: steps, warm-up, ways to launch.
-
-    Raises UserError.
-    """
-    recipe = experiment.recipe
-    processes = accelerator.num_processes
-    images = len(data.train.labels)
-    if recipe.train_batch_size > images // processes:
-        raise UserError(
-            f"--train-batch-size {recipe.train_batch_size}: the training split has only "
-            f"{counted(images // processes, 'image')} per process; give at most that"
-        )
-    steps = recipe.epochs * math.ceil(images / (recipe.train_batch_size * processes))
-    if recipe.warmup >= steps:
-        raise UserError(
-            f"--warmup {recipe.warmup}: the run has only {counted(steps, 'step')}; give fewer"
-        )
-    side = data.train.images.shape[3]
-    if recipe.cutout is not None and recipe.cutout >= side:
-        raise UserError(
-            f"--cutout {recipe.cutout}: the images have {side} x {side} pixels; give fewer"
-        )
-    if experiment.run.step == "graph" and not can_capture(accelerator):
-        raise UserError(
-            "--step graph: needs one GPU, one process and no --deterministic; leave it out"
-        )
-    on_cpu = accelerator.device.type == "cpu"
-    if experiment.run.step == "compile" and on_cpu:
-        fault = compiler_fault()
-        if fault is not None:
-            raise UserError(f"--step compile: {fault}; leave it out")
-    if recipe.sync_bn and (processes == 1 or on_cpu):
-        raise UserError("--sync_bn: has an effect on several GPUs only; leave it out")
+def unread_loss_flags(
+    args: argparse.Namespace, chosen: str, entries: Mapping[str, LossEntry]
+) -> dict[str, list[str]]:
+    """The given flags that a loss does not read, each with those of `entries` that do."""
+    read = {flag.name for flag in loss_flags(chosen)}
+    unread: dict[str, list[str]] = {}
+    for name, entry in entries.items():
+        is_term = name in TERMS or name in FEATURES
+        for flag in entry.flags:
+            if flag.name not in read and getattr(args, flag.name) is not None:
+                unread.setdefault(flag.name, []).append(f"+{name}" if is_term else name)
+    return unread

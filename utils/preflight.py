@@ -1,10 +1,12 @@
-"""Before a run has a folder: whether its nets can take the images, and every step its batch.
+"""Before a run has a folder: what does not fit the data or the device is refused.
 
-Each check runs a net a few times on the CPU, on random images or those of the data. No random state
-and no batch-norm statistics of a net that is used later change by it.
+Whether nets can take the images, and every step its batch, is seen by running them a few times on
+the CPU, on random images or those of the data. No random state and no batch-norm statistics of a
+net that is used later change by it.
 """
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,8 +19,11 @@ from utils.data import Dataset
 from utils.data.views import normalise
 from utils.features import feature_term
 from utils.program import UserError
+from utils.program.environment import compiler_fault
 from utils.program.files import refused
-from utils.settings import LossChoice, Recipe
+from utils.program.words import counted
+from utils.settings import Experiment, LossChoice, Recipe
+from utils.steps import can_capture
 from utils.teachers import Teacher
 
 REPEATED = 1e-3  # by what logits may differ that a net gives twice, relative and absolute
@@ -69,6 +74,42 @@ class Trial:
             raise UserError(
                 f"{self.named}: gives probabilities where logits are wanted; leave its softmax out"
             )
+
+
+def check_run(experiment: Experiment, data: Dataset, accelerator: Accelerator) -> None:
+    """Refuse what does not fit the data or the device: steps, warm-up, ways to launch.
+
+    Raises UserError.
+    """
+    recipe = experiment.recipe
+    processes = accelerator.num_processes
+    images = len(data.train.labels)
+    if recipe.train_batch_size > images // processes:
+        raise UserError(
+            f"--train-batch-size {recipe.train_batch_size}: the training split has only "
+            f"{counted(images // processes, 'image')} per process; give at most that"
+        )
+    steps = recipe.epochs * math.ceil(images / (recipe.train_batch_size * processes))
+    if recipe.warmup >= steps:
+        raise UserError(
+            f"--warmup {recipe.warmup}: the run has only {counted(steps, 'step')}; give fewer"
+        )
+    side = data.train.images.shape[3]
+    if recipe.cutout is not None and recipe.cutout >= side:
+        raise UserError(
+            f"--cutout {recipe.cutout}: the images have {side} x {side} pixels; give fewer"
+        )
+    if experiment.run.step == "graph" and not can_capture(accelerator):
+        raise UserError(
+            "--step graph: needs one GPU, one process and no --deterministic; leave it out"
+        )
+    on_cpu = accelerator.device.type == "cpu"
+    if experiment.run.step == "compile" and on_cpu:
+        fault = compiler_fault()
+        if fault is not None:
+            raise UserError(f"--step compile: {fault}; leave it out")
+    if recipe.sync_bn and (processes == 1 or on_cpu):
+        raise UserError("--sync_bn: has an effect on several GPUs only; leave it out")
 
 
 def check_net(recipe: Recipe, data: Dataset, accelerator: Accelerator) -> None:
