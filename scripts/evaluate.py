@@ -13,7 +13,6 @@ if not __package__:  # started as `python scripts/evaluate.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
     import scripts  # noqa: F401  before torch
 
-import math
 import os
 from argparse import Namespace
 
@@ -29,6 +28,7 @@ from utils.data import dataset_label
 from utils.program import UserError, one_line_errors
 from utils.program.command_line import CommandLine, checked, count, location, path, whole
 from utils.program.files import atomic, check_writable, sha256
+from utils.split_metrics import finite_only
 
 # The corruptions that each of these targets has.
 CORRUPTIONS = {"cifar10c": PUBLISHED, "cifar100c": PUBLISHED, "corruptions": tuple(OWN)}
@@ -91,17 +91,6 @@ def evaluate(nets: list[Record], args: Namespace) -> tuple[str, list[dict]]:
     )
 
 
-def finite(metrics: dict) -> dict:
-    """Without what is infinite, which JSON has not: the NLL of a net that rules a label out."""
-    kept = {}
-    for name, value in metrics.items():
-        if isinstance(value, dict):
-            kept[name] = finite(value)
-        elif math.isfinite(value):
-            kept[name] = value
-    return kept
-
-
 def write(nets: list[Record], measured: list[dict], args: Namespace) -> None:
     """evaluation_*.json into the run folders."""
     about = {"on": args.on, "corruptions": args.corruptions, "seed": args.seed}
@@ -111,7 +100,7 @@ def write(nets: list[Record], measured: list[dict], args: Namespace) -> None:
         about["sha256"] = sha256(Path(args.on).expanduser())
         name = f"evaluation_{dataset_label(args.on)}_{about['sha256'][:8]}.json"
     for net, metrics in zip(nets, measured, strict=True):
-        content = {"temperature": net.measured.get("temperature"), **finite(metrics)}
+        content = {"temperature": net.measured.get("temperature"), **finite_only(metrics)}
         print(write_beside(net, name, about, content))
 
 

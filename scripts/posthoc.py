@@ -14,7 +14,6 @@ if not __package__:  # started as `python scripts/posthoc.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
     import scripts  # noqa: F401  before torch
 
-import math
 from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
@@ -29,6 +28,7 @@ from utils.calibration.posthoc import FOLDS, METHODS, Calibration, dirichlet_cal
 from utils.program import UserError, one_line_errors
 from utils.program.command_line import CommandLine, location, number, short_text
 from utils.program.files import refused
+from utils.split_metrics import finite_only
 
 FILE = "posthoc.json"
 RULED_OUT = (
@@ -107,8 +107,7 @@ def main(argv: list[str] | None = None) -> None:
             for note in fit["notes"]:
                 print(f"{method}: {note}")
         if args.write:
-            finite = {method: without_infinite(fit) for method, fit in fits.items()}
-            print(write_beside(net, FILE, {"folds": args.folds}, finite))
+            print(write_beside(net, FILE, {"folds": args.folds}, finite_only(fits)))
 
 
 def methods_of(args: Namespace) -> dict[str, Callable]:
@@ -159,15 +158,6 @@ def measure(calibration: Calibration | PackagedMap, val: tuple, test: tuple) -> 
         "val": classification_metrics(calibration(val_logits), val_labels),
         "test": classification_metrics(calibrated, test_labels),
     }
-
-
-def without_infinite(fit: dict) -> dict:
-    """The same for a file of JSON, which has no infinity: a report leaves that cell empty."""
-    finite = dict(fit)
-    for split in ("val", "test"):
-        metrics = fit[split].items()
-        finite[split] = {name: value for name, value in metrics if math.isfinite(value)}
-    return finite
 
 
 def table(fits: dict[str, dict]) -> str:

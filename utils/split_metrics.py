@@ -13,12 +13,12 @@ from utils.data import Split
 def evaluate(logits: Tensor, split: Split, temperature: float = 1.0) -> dict[str, float]:
     """Every metric of a split's logits (fractions), those against a known posterior included.
 
-    One that is infinite is left out, as the NLL of a teacher that rules a label out.
+    One that is infinite is left out.
     """
     metrics = classification_metrics(logits, split.labels.cpu(), temperature)
     if split.posterior is not None:
         metrics |= posterior_metrics(logits, split.posterior, temperature)
-    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+    return finite_only(metrics)
 
 
 def metrics_of(logits: dict[str, Tensor], splits: dict[str, Split]) -> dict:
@@ -30,7 +30,7 @@ def metrics_of(logits: dict[str, Tensor], splits: dict[str, Split]) -> dict:
     metrics = {}
     if "val" in logits:
         val = splits["val"]
-        temperature, at_bound = fit_temperature(without_infinity(logits["val"]), val.labels)
+        temperature, at_bound = fit_temperature(with_finite_logits(logits["val"]), val.labels)
         metrics["temperature"] = temperature
         metrics["temperature_at_bound"] = at_bound
         metrics["val"] = evaluate(logits["val"], val)
@@ -42,6 +42,20 @@ def metrics_of(logits: dict[str, Tensor], splits: dict[str, Split]) -> dict:
     return metrics
 
 
-def without_infinity(logits: Tensor) -> Tensor:
+def finite_only(values: dict) -> dict:
+    """Without numbers that are infinite, which JSON has not; so of the mappings within, too.
+
+    Such is the NLL of a net that rules a label out: a report leaves that cell empty.
+    """
+    kept = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            kept[name] = finite_only(value)
+        elif not isinstance(value, float) or math.isfinite(value):
+            kept[name] = value
+    return kept
+
+
+def with_finite_logits(logits: Tensor) -> Tensor:
     """For a fit: -inf, a class that a teacher rules out, as a number of the same probability, 0."""
     return logits.clamp_min(torch.finfo(logits.dtype).min)

@@ -20,7 +20,7 @@ from utils.data import NORMALISATION, Dataset, Split, Statistics
 from utils.evaluation import logits_of
 from utils.program import UserError
 from utils.seen_views import SeenViews
-from utils.split_metrics import evaluate, without_infinity
+from utils.split_metrics import evaluate, with_finite_logits
 from utils.stored_teacher import StoredTeacher
 from utils.tasks import cannot_teach
 from utils.teachers import Member, Teacher
@@ -137,7 +137,7 @@ def confidence_line(teacher: Teacher, seen: SeenViews) -> str:
 
 def suiting_temperature(logits: Tensor, val: Split) -> float:
     """The T of --teacher_temperature auto. Raises UserError where it lies at its bound."""
-    temperature, at_bound = fit_temperature(without_infinity(logits), val.labels)
+    temperature, at_bound = fit_temperature(with_finite_logits(logits), val.labels)
     if not at_bound:
         return temperature
     if temperature == T_MIN:

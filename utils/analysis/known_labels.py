@@ -14,7 +14,7 @@ from utils.calibration.distributions import entropy, label_distribution_metrics,
 from utils.data import load_dataset
 from utils.program import UserError
 
-COLUMNS = {
+COLUMNS_OF_SHARES = {
     "kl": Column("KL", 1, 4),
     "tv": Column("total variation %", 100, 2),
     "calibration_error": Column("cal. error %", 100, 2),
@@ -65,7 +65,7 @@ def against_shares(
         measured.append(by_logits)
     title += " (cal. error: mean |confidence - its true share|; entropy in nats, gap: net - truth)"
     rows = [[Measurement(metrics)] for metrics in measured]
-    return table(title, nets, rows, COLUMNS), measured
+    return table(title, nets, rows, COLUMNS_OF_SHARES), measured
 
 
 def correlation_with_teacher(net: Record) -> dict[str, float]:

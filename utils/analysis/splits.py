@@ -14,7 +14,7 @@ from utils.analysis.columns import Column
 from utils.analysis.record import Record
 from utils.calibration.metrics import ece
 from utils.calibration.temperature import fit_temperature
-from utils.split_metrics import without_infinity
+from utils.split_metrics import with_finite_logits
 
 NEGLIGIBLE = 0.02  # of a ratio of temperatures
 NOISE = 2  # standard errors: a difference of the splits below that may be luck
@@ -42,7 +42,7 @@ def suited_to_test(record: Record) -> Suited | None:
     if not record.predictions.exists():
         return None
     logits, labels = record.stored("test")
-    temperature, at_bound = fit_temperature(without_infinity(logits), labels)
+    temperature, at_bound = fit_temperature(with_finite_logits(logits), labels)
     probs = (logits.double() / temperature).softmax(dim=1)
     return Suited(temperature, at_bound, ece(probs, labels))
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .binning import Binned, bins_of_confidence, class_errors, equal_mass
-from .scores import Array, checked, checked_probs, checked_scores, in_pieces, rank_of
+from .scores import Array, checked_pair, checked_probs, checked_scores, in_pieces, rank_of
 from .selective import augrc, aurc, coverage_at_risk, risk_at_coverage
 from .temperature import least_nll
 
@@ -36,7 +36,7 @@ def adaece(probs: Array, labels: Array, bins: int = 15) -> float:
 
 def sce(probs: Array, labels: Array, bins: int = 15) -> float:
     """Static calibration error: the mean over all classes, as `classification_metrics` has it."""
-    probs, labels = checked(checked_probs(probs), labels)
+    probs, labels = checked_pair(checked_probs(probs), labels)
 
     def columns_of(first: int, end: int) -> Tensor:
         # A copy: what is given is not sorted in place.
@@ -87,7 +87,7 @@ def classification_metrics(
     refine, then calibrate", 2025).
     Raises ValueError also where the softmax is NaN (a logit of +inf) or T is not positive.
     """
-    logits, labels = checked(logits, labels)
+    logits, labels = checked_pair(logits, labels)
     if not temperature > 0:
         raise ValueError(f"the temperature should be positive, got {temperature}")
     rows = _softmax_rows(logits, labels, temperature)
@@ -188,7 +188,7 @@ def posterior_metrics(
 
 def _confidence_of_probs(probs: Array, labels: Array) -> tuple[Tensor, Tensor]:
     """Confidences, float64 (N,) in rising order, and whether each prediction is right (N,)."""
-    probs, labels = checked(checked_probs(probs), labels)
+    probs, labels = checked_pair(checked_probs(probs), labels)
     confidence, order = probs.amax(dim=1).double().sort()
     right = (probs.argmax(dim=1) == labels)[order]
     return confidence, right

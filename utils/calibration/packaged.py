@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .scores import Array, checked, checked_probs
+from .scores import Array, checked_pair, checked_probs
 
 PACKAGE = "probmetrics"
 
@@ -66,7 +66,7 @@ def packaged_map(method: str, logits: Array, labels: Array) -> PackagedMap:
     Logits (N, K), labels (N,). Raises ValueError as the metrics do, where a logit is infinite, and
     where the map cannot be fitted; ImportError as `calibrator`.
     """
-    logits, labels = checked(logits, labels)
+    logits, labels = checked_pair(logits, labels)
     # Some of the maps take these as they come.
     if not logits.isfinite().all():
         raise ValueError("logits hold infinite values")

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from .scores import Array, checked
+from .scores import Array, checked_pair
 from .temperature import fit_temperature
 
 # Of the gradient where the curvature is about 1, so half its square is the distance to the minimum:
@@ -123,7 +123,7 @@ def dirichlet_calibration(logits: Array, labels: Array, folds: int = FOLDS) -> C
     A class without a label keeps its temperature-scaled log probability, as in `vector_scaling`.
     Kull et al., "Beyond temperature scaling", NeurIPS 2019, Sections 3 and 4.
     """
-    logits, labels = checked(logits, labels)
+    logits, labels = checked_pair(logits, labels)
     logits = logits.double()
 
     # Which strengths hold best on samples that were held out?

@@ -32,7 +32,7 @@ def checked_scores(scores: Array) -> Tensor:
     return scores if scores.is_floating_point() else scores.double()
 
 
-def checked(scores: Array, labels: Array) -> tuple[Tensor, Tensor]:
+def checked_pair(scores: Array, labels: Array) -> tuple[Tensor, Tensor]:
     """Scores as they are and labels as int64, both on the CPU, or ValueError."""
     scores = checked_scores(scores)
     labels = as_tensor(labels)

@@ -38,7 +38,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .scores import Array, as_tensor, checked, checked_scores, in_pieces, rank_of
+from .scores import Array, as_tensor, checked_pair, checked_scores, in_pieces, rank_of
 
 ALPHA = 0.1
 PENALTY = 0.01  # lambda of RAPS
@@ -198,7 +198,7 @@ def _of_labels(
     methods: Iterable[str] = METHODS,
 ) -> dict[str, Tensor]:
     """By method, the conformity (N,) of the validation labels."""
-    logits, labels = checked(logits, labels)
+    logits, labels = checked_pair(logits, labels)
     pieces = {method: [] for method in methods}
     for probs, left_out, place in _pieces(logits, labels, temperature, randomised):
         for method, of_method in pieces.items():
@@ -211,7 +211,7 @@ def _measured(
     logits: Array, labels: Array, temperature: float, randomised: bool, thresholds: dict[str, float]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """By method, the sizes (N,) of the sets, and whether they hold the label (N,)."""
-    logits, labels = checked(logits, labels)
+    logits, labels = checked_pair(logits, labels)
     sizes = {method: [] for method in thresholds}
     covered = {method: [] for method in thresholds}
     for probs, left_out, place in _pieces(logits, labels, temperature, randomised):

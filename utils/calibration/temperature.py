@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .scores import Array, checked, in_pieces
+from .scores import Array, checked_pair, in_pieces
 
 T_MIN = 0.05
 T_MAX = 20.0
@@ -22,7 +22,7 @@ def fit_temperature(logits: Array, labels: Array) -> tuple[float, bool]:
     depend on T. Raises ValueError as the metrics do, and where a logit is infinite.
     Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, Section 4.2.
     """
-    logits, labels = checked(logits, labels)
+    logits, labels = checked_pair(logits, labels)
     if logits.amin().isinf() or logits.amax().isinf():
         raise ValueError("logits hold infinite values")
     temperature, _ = least_nll(logits, labels)

@@ -123,7 +123,7 @@ def check_known(split: SplitFolder, train: SplitFolder) -> None:
     if not absent:
         return
     label = absent[0]
-    alike = [other for other in train.labels if plain(other) == plain(label)]
+    alike = [other for other in train.labels if folded(other) == folded(label)]
     if alike:
         way_out = f"train/ has {alike[0]!r}: give both one name"
     else:
@@ -134,7 +134,7 @@ def check_known(split: SplitFolder, train: SplitFolder) -> None:
     )
 
 
-def plain(label: str) -> str:
+def folded(label: str) -> str:
     """What is left of a name where blanks around it and capitals do not count."""
     return label.strip().casefold()
 

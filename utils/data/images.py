@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from utils.data.decoding import counted_remarks, decode, decoder_version
 from utils.data.folders import Listing, list_folder
-from utils.data.npz import Arrays, checked, read_npz
+from utils.data.npz import Arrays, checked_arrays, read_npz
 from utils.program import RunFailed, UserError
 from utils.program.files import atomic, one_line, open_npz, safe_name
 
@@ -21,7 +21,7 @@ from utils.program.files import atomic, one_line, open_npz, safe_name
 def read_folder(
     folder: Path, data_dir: Path, where: str, image_size: int | None, skip_unreadable: bool
 ) -> Arrays:
-    """The arrays of a folder of images, as `checked` makes them, and `notes`, lines to be said.
+    """The arrays of a folder of images, as `checked_arrays` makes them, and `notes` to be said.
 
     With `image_size` the shorter side is resized to it and the middle cut out; without, all are
     squares of one size. They are kept in `data_dir`, under a name that depends on the files' paths,
@@ -81,7 +81,7 @@ def decoded(
     untrained = np.setdiff1d(np.arange(len(classes)), arrays["y_train"])
     if len(untrained):
         raise ValueError(f"class {classes[untrained[0]]}: none of its training images can be read")
-    return checked(arrays, where) | {"classes": np.array(classes)}, notes
+    return checked_arrays(arrays, where) | {"classes": np.array(classes)}, notes
 
 
 def keep(cache: Path, arrays: Arrays, data_dir: Path) -> None:

@@ -25,7 +25,7 @@ from utils.data.published import SOURCES, from_torchvision
 from utils.data.synthetic import make_synthetic
 from utils.program import UserError
 
-DIGITS = {"svhn", "svhn_extra"}  # whose mirror images are no digits
+DATA_OF_DIGITS = {"svhn", "svhn_extra"}  # whose mirror images are no digits
 NAMES = (*SOURCES, "tiny_imagenet", "synthetic")
 MOST_NAMED = 10  # classes in a message
 
@@ -64,7 +64,7 @@ def load_dataset(
 
     mean, std = statistics_of(name, train)
     if flip is None:
-        flip = name not in DIGITS
+        flip = name not in DATA_OF_DIGITS
     return Dataset(
         name=dataset_label(name),
         num_classes=num_classes,

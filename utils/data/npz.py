@@ -16,7 +16,7 @@ CLASSES = "classes"  # the names of the classes
 
 
 def read_npz(path: Path, where: str) -> Arrays:
-    """The arrays of an .npz file, as `checked` makes them. `where` begins every message.
+    """The arrays of an .npz file, as `checked_arrays` makes them. `where` begins every message.
 
     Beside them `notes`, lines to be said; and `classes`, their names, where the file has a text for
     each class. Raises UserError.
@@ -35,7 +35,7 @@ def read_npz(path: Path, where: str) -> Arrays:
         names = texts(archive, CLASSES) if CLASSES in archive.files else None
         unread = sorted(set(archive.files).difference(keys, [CLASSES]))
 
-    arrays = checked(stored, where)
+    arrays = checked_arrays(stored, where)
     notes = []
     if has_validation(arrays):
         images = counted(
@@ -67,7 +67,7 @@ def texts(archive: np.lib.npyio.NpzFile, key: str) -> np.ndarray:
     return array if array.dtype.kind == "U" else no_texts
 
 
-def checked(arrays: Arrays, where: str) -> Arrays:
+def checked_arrays(arrays: Arrays, where: str) -> Arrays:
     """The arrays as images uint8 (N, H, W, 3) and labels int64 (N,), else a UserError.
 
     Images may come as `channels_last` takes them, labels as (N, 1).

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.data.npz import ARRAYS, Arrays, checked
+from utils.data.npz import ARRAYS, Arrays, checked_arrays
 from utils.program.files import refused, unmade_on_failure
 
 
@@ -66,4 +66,4 @@ def from_torchvision(name: str, data_dir: Path, download: bool) -> Arrays:
         "x_test": images[-1],
         "y_test": labels[-1],
     }
-    return checked(arrays, where=f"--dataset {name}")
+    return checked_arrays(arrays, where=f"--dataset {name}")
