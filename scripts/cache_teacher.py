@@ -30,7 +30,7 @@ from utils.program.command_line import CommandLine, count
 from utils.program.environment import precision_note
 from utils.program.processes import on_main, start
 from utils.settings import DataChoice, TeacherSource
-from utils.teacher_cache import LogitFiles
+from utils.teacher_cache import open_cache
 from utils.teacher_files import load_teacher
 from utils.teacher_flags import add_teacher
 
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     teacher = load_teacher(TeacherSource.of(vars(args)), data)
     check_teacher(teacher, data)
     teacher.to(accelerator.device, accelerator.mixed_precision)
-    files = LogitFiles(args.teacher_cache, teacher, data, accelerator)
+    files = open_cache(args.teacher_cache, teacher, data, accelerator)
 
     views = view_numbers(data.flip)
     missing = on_main(

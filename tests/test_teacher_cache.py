@@ -24,7 +24,7 @@ from utils.data.views import NUM_VIEWS, TrainLoader, epoch_plan
 from utils.program import RunFailed, UserError
 from utils.program.files import atomic
 from utils.settings import TeacherSource
-from utils.teacher_cache import LogitFiles
+from utils.teacher_cache import open_cache
 from utils.teacher_files import load_teacher
 from utils.teachers import Teacher
 
@@ -130,12 +130,12 @@ def test_several_processes_read_and_keep_no_part_of_an_epoch(parts, tmp_path, ke
     teacher, data = parts
     plan, logits = epoch_plan(135, 42, 1, True), torch.randn(135, 4)
     if kept:
-        files = LogitFiles(tmp_path, teacher, data, ONE_PROCESS)
+        files = open_cache(tmp_path, teacher, data, ONE_PROCESS)
         files.write(f"seed=42_epoch=1_plan={zlib.crc32(plan.numpy()):08x}", logits)
     two = Namespace(**vars(ONE_PROCESS) | {"num_processes": 2})
     for rank in range(2):
-        files = LogitFiles(tmp_path, teacher, data, two)
-        cached = CachedTeacher(lambda batch: teacher.logits(batch.images), files, 42)
+        files = open_cache(tmp_path, teacher, data, two)
+        cached = CachedTeacher(lambda batch: teacher.logits(batch.images), files, two, 42)
         loader = TrainLoader(data.train, 16, 42, "cpu", rank, 2)
         with cached.during_epoch(1):
             assert cached.reads_cache is kept
@@ -226,7 +226,7 @@ def test_whatever_the_logits_depend_on_names_the_folder(parts, tmp_path):
     teacher, data = parts
 
     def folder(of=teacher, data=data, **facts) -> Path:
-        return LogitFiles(tmp_path, of, data, Namespace(**vars(ONE_PROCESS) | facts)).folder
+        return open_cache(tmp_path, of, data, Namespace(**vars(ONE_PROCESS) | facts)).folder
 
     facts = {"sha256": "0" * 64, "mean": (0.5,) * 3, "std": (0.5,) * 3, "model": "resnet20"}
     others = [changed(teacher, **{name: fact}) for name, fact in [*facts.items(), ("size", 16)]]
@@ -243,7 +243,7 @@ def test_what_changes_the_last_bits_names_the_folder(parts, tmp_path, monkeypatc
     teacher, data = parts
 
     def folder(of=teacher) -> Path:
-        return LogitFiles(tmp_path, of, data, ONE_PROCESS).folder
+        return open_cache(tmp_path, of, data, ONE_PROCESS).folder
 
     first = folder()
     assert folder() == first and not capsys.readouterr().out
@@ -294,7 +294,7 @@ def test_a_net_that_leaves_half_precision_at_its_end_is_kept_exactly(parts, tmp_
 
     own = changed(teacher, net=Float32())
     bf16 = Namespace(**vars(ONE_PROCESS) | {"mixed_precision": "bf16"})
-    files = LogitFiles(tmp_path, own, data, bf16)
+    files = open_cache(tmp_path, own, data, bf16)
     with torch.autocast("cpu", torch.bfloat16):
         logits = own.logits(data.train.images)
     files.write("view=0", logits)
@@ -304,8 +304,8 @@ def test_a_net_that_leaves_half_precision_at_its_end_is_kept_exactly(parts, tmp_
 
 def test_other_views_and_another_plan_are_other_files(parts, tmp_path, monkeypatch):
     def kept() -> Path:
-        files = LogitFiles(tmp_path, *parts, ONE_PROCESS)
-        with CachedTeacher(None, files, 42).during_epoch(1):
+        files = open_cache(tmp_path, *parts, ONE_PROCESS)
+        with CachedTeacher(None, files, ONE_PROCESS, 42).during_epoch(1):
             pass
         return max(files.folder.glob("*.bin"), key=lambda path: path.stat().st_mtime_ns)
 

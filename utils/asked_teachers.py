@@ -12,7 +12,7 @@ from torch import Tensor
 from utils.data import Dataset
 from utils.data.views import Batch, epoch_plan
 from utils.stored_teacher import StoredTeacher
-from utils.teacher_cache import LogitFiles
+from utils.teacher_cache import LogitFiles, open_cache
 from utils.teachers import Teacher
 
 
@@ -57,12 +57,14 @@ class LiveTeacher:
 class CachedTeacher:
     """From the files where they have an epoch; else it runs, and what it says is kept."""
 
-    def __init__(self, live: LiveTeacher, files: LogitFiles, seed: int):
+    def __init__(self, live: LiveTeacher, files: LogitFiles, accelerator: Accelerator, seed: int):
         self.live = live
         self.files = files
         self.seed = seed
+        # Of several processes each sees a part of an epoch.
+        self.sees_whole_epochs = accelerator.num_processes == 1
         # Of one epoch, in the order of its plan; a captured step needs it in the same place always.
-        self.logits = torch.empty(files.shape, dtype=files.dtype, device=files.device)
+        self.logits = torch.empty(files.shape, dtype=files.dtype, device=accelerator.device)
         self.reads_cache = False
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -83,7 +85,7 @@ class CachedTeacher:
         if self.reads_cache:
             self.logits.copy_(logits)
         yield
-        if not self.reads_cache and files.complete:
+        if not self.reads_cache and self.sees_whole_epochs:
             files.keep(name, self.logits)
 
 
@@ -122,4 +124,5 @@ def asked_teacher(
     live = LiveTeacher(teacher, accelerator)
     if cache is None:
         return live
-    return CachedTeacher(live, LogitFiles(cache, teacher, data, accelerator), seed)
+    files = open_cache(cache, teacher, data, accelerator)
+    return CachedTeacher(live, files, accelerator, seed)

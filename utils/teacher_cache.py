@@ -69,7 +69,7 @@ def teacher_facts(teacher: Teacher, data: Dataset, precision: str, device: torch
     }
 
 
-def sample_logits(teacher: Teacher, data: Dataset, precision: str) -> torch.Tensor:
+def probe(teacher: Teacher, data: Dataset, precision: str) -> torch.Tensor:
     """Logits (64, K) of the first training images on the CPU, computed as in a student's step."""
     images = data.train.images[:PIECE].cpu()
     half = torch.autocast("cpu", DTYPES[precision], enabled=precision != "no")
@@ -77,90 +77,130 @@ def sample_logits(teacher: Teacher, data: Dataset, precision: str) -> torch.Tens
         return teacher.logits(images)
 
 
-def arithmetic_facts(teacher: Teacher, device: torch.device, sample: torch.Tensor | None) -> dict:
-    """What a logit's last bits depend on besides, ready for JSON; `sample`: logits on a CPU."""
+def arithmetic_facts(
+    teacher: Teacher, device: torch.device, probe_logits: torch.Tensor | None
+) -> dict:
+    """What a logit's last bits depend on besides, ready for JSON; `probe_logits`: on a CPU."""
     facts = {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "folded": [member.folded for member in teacher.members],
     }
-    if sample is not None:
+    if probe_logits is not None:
         facts["processor"] = processor()
-        bits = sample.contiguous().view(torch.uint8).numpy().tobytes()
+        bits = probe_logits.contiguous().view(torch.uint8).numpy().tobytes()
         facts["logits"] = hashlib.sha256(bits).hexdigest()
     elif torch.cuda.is_available():
         facts["processor"] = torch.cuda.get_device_capability(device)
     return facts
 
 
-class LogitFiles:
-    """The files of one teacher, data set, split, precision and arithmetic."""
+def open_cache(
+    root: str | Path, teacher: Teacher, data: Dataset, accelerator: Accelerator
+) -> "LogitFiles":
+    """The files of a teacher's logits, in a folder below --teacher_cache that is made if missing.
 
-    def __init__(self, root: str, teacher: Teacher, data: Dataset, accelerator: Accelerator):
-        precision = accelerator.mixed_precision
-        self.device = accelerator.device
-        on_cpu = self.device.type == "cpu"
-        sample = sample_logits(teacher, data, precision) if on_cpu else None
-        facts = teacher_facts(teacher, data, precision, self.device)
-        name = f"{teacher.model}_{digest_of(facts)}"
-        bits = arithmetic_facts(teacher, self.device, sample)
-        arithmetic = f"torch={bits['torch']}_threads={bits['threads']}_{digest_of(bits)}"
-        self.folder = Path(root, data.name, f"{name}_{arithmetic}")
-        self.say_others(name)
-        self.fault = self.make()  # why nothing can be kept, or None
-        self.given_up = False
-        self.shape = (len(data.train.labels), data.num_classes)
+    On a CPU the teacher is run on a few images. Says where logits of its own lie that are not read.
+    Raises UserError where `root` is no folder and cannot become one.
+    """
+    precision = accelerator.mixed_precision
+    device = accelerator.device
+    probe_logits = probe(teacher, data, precision) if device.type == "cpu" else None
+    facts = teacher_facts(teacher, data, precision, device)
+    teacher_name = f"{teacher.model}_{digest_of(facts)}"
+    arithmetic = arithmetic_facts(teacher, device, probe_logits)
+    folder = Path(
+        root,
+        data.name,
+        f"{teacher_name}_torch={arithmetic['torch']}_threads={arithmetic['threads']}_"
+        f"{digest_of(arithmetic)}",
+    )
+
+    say_what_is_not_read(folder, teacher_name)
+    return LogitFiles(
+        folder,
+        fault=fault_of_folder(folder),
+        shape=(len(data.train.labels), data.num_classes),
         # On a CPU the bits are kept as they are: a net may leave autocast before its end.
-        self.dtype = DTYPES[precision] if sample is None else sample.dtype
-        self.flip = data.flip
-        # Each process sees a part of an epoch only.
-        self.complete = accelerator.num_processes == 1
-        self.sound: dict[str, np.memmap] = {}  # by name, those whose checksum was found right
+        dtype=DTYPES[precision] if probe_logits is None else probe_logits.dtype,
+        flip=data.flip,
+    )
 
-    def say_others(self, name: str) -> None:
-        """Where this teacher's logits lie in other folders alone, say why they are not read."""
-        if self.folder.exists():
-            return
-        older = sorted(path.name for path in self.folder.parent.glob(f"{name}*"))
-        if older and is_first():
-            tqdm.write(
-                f"--teacher_cache: this teacher's logits in {', '.join(older)} (in "
-                f"{self.folder.parent}) are not read. They were made by another version of torch "
-                "or of this program, with another number of threads or on another processor, and "
-                f"would differ in their last bits from those of {self.folder.name}. Delete what "
-                "you do not need"
-            )
 
-    def make(self) -> str | None:
-        """Make the folder; None, or why nothing can be kept in it.
+def say_what_is_not_read(folder: Path, teacher_name: str) -> None:
+    """A line where this teacher's logits lie in other folders alone."""
+    if folder.exists():
+        return
+    older = sorted(path.name for path in folder.parent.glob(f"{teacher_name}*"))
+    if older and is_first():
+        tqdm.write(
+            f"--teacher_cache: this teacher's logits in {', '.join(older)} (in "
+            f"{folder.parent}) are not read. They were made by another version of torch "
+            "or of this program, with another number of threads or on another processor, and "
+            f"would differ in their last bits from those of {folder.name}. Delete what "
+            "you do not need"
+        )
 
-        Raises UserError where --teacher_cache is no folder and cannot become one.
-        """
-        try:
-            make_folder(self.folder, "--teacher_cache")
-        except UserError as error:
-            reason = error.__cause__  # make_folder's OSError
-            root_exists = os.path.isdir(self.folder.parents[1])
-            if not root_exists and reason.errno not in DISK_FULL:
-                raise
-            return reason.strerror
-        return None if os.access(self.folder, os.W_OK) else "no permission"
+
+def fault_of_folder(folder: Path) -> str | None:
+    """Make the folder; None, or why nothing can be kept in it.
+
+    Raises UserError where --teacher_cache is no folder and cannot become one.
+    """
+    try:
+        make_folder(folder, "--teacher_cache")
+    except UserError as error:
+        reason = error.__cause__  # make_folder's OSError
+        root_exists = os.path.isdir(folder.parents[1])
+        if not root_exists and reason.errno not in DISK_FULL:
+            raise
+        return reason.strerror
+    return None if os.access(folder, os.W_OK) else "no permission"
+
+
+class LogitFiles:
+    """The files of one teacher, data set, split, precision and arithmetic, in a folder of theirs.
+
+    Each holds, under its name, logits of one `shape` (N, K) and `dtype`. `fault`: why nothing can
+    be kept there, or None. `flip`: whether all views of an image are 162, or 81 without a flip.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        fault: str | None,
+        shape: tuple[int, int],
+        dtype: torch.dtype,
+        flip: bool,
+    ):
+        self.folder = folder
+        self.fault = fault
+        self.shape = shape
+        self.dtype = dtype
+        self.flip = flip
+        self.given_up = False  # whether `keep` has said that it keeps no more
+        self.verified: dict[str, np.memmap] = {}  # by name, those whose checksum was found right
 
     def keep(self, name: str, logits: torch.Tensor) -> None:
         """`write` for a run that can do without: where it fails, say so once, and keep no more."""
         if self.given_up:
             return
-        if self.fault is None:
-            try:
-                self.write(name, logits)
-                return
-            except RunFailed as failure:
-                self.fault = failure.__cause__.strerror
+        fault = self.fault or self.fault_of_writing(name, logits)
+        if fault is None:
+            return
         self.given_up = True
         tqdm.write(
-            f"--teacher_cache: {name} cannot be kept in {self.folder}: {self.fault}. The run goes "
+            f"--teacher_cache: {name} cannot be kept in {self.folder}: {fault}. The run goes "
             "on without: what is not there is computed, and no more is kept"
         )
+
+    def fault_of_writing(self, name: str, logits: torch.Tensor) -> str | None:
+        """`write`; None, or why the disk does not take it."""
+        try:
+            self.write(name, logits)
+        except RunFailed as failure:
+            return failure.__cause__.strerror  # of the OSError
+        return None
 
     def write(self, name: str, logits: torch.Tensor) -> None:
         """Keep logits (N, K) under that name. Raises RunFailed where the disk does not take it."""
@@ -170,22 +210,22 @@ class LogitFiles:
 
     def rows(self, name: str, index=slice(None)) -> torch.Tensor:
         """Logits (len(index), K) of a name that the folder has."""
-        return torch.from_numpy(np.array(self.sound[name][index])).view(self.dtype)
+        return torch.from_numpy(np.array(self.verified[name][index])).view(self.dtype)
 
     def has(self, name: str) -> bool:
         """Whether its logits can be read. Removes a file of the wrong size or checksum."""
-        if name in self.sound:
+        if name in self.verified:
             return True
         for path in self.folder.glob(f"{name}_*.bin"):
             try:
-                mapped = self.map(path)
+                mapped = self.memory_map(path)
             except FileNotFoundError:  # another run has just removed it
                 continue
             except OSError as error:
                 tqdm.write(f"{path} cannot be read ({error.strerror}): computed anew")
                 continue
             if mapped is not None:
-                self.sound[name] = mapped
+                self.verified[name] = mapped
                 return True
             with suppress(OSError):  # removed by another run, or we may not
                 path.unlink()
@@ -193,7 +233,7 @@ class LogitFiles:
             tqdm.write(f"{path} is damaged: {state}, and computed anew")
         return False
 
-    def map(self, path: Path) -> np.memmap | None:
+    def memory_map(self, path: Path) -> np.memmap | None:
         """What a file holds; None where its size or its checksum is wrong. Raises OSError."""
         size = self.dtype.itemsize
         if path.stat().st_size != math.prod(self.shape) * size:
