@@ -31,7 +31,7 @@ from utils.program.environment import precision_note
 from utils.program.processes import on_main, start
 from utils.settings import DataChoice, TeacherSource
 from utils.teacher_cache import open_cache
-from utils.teacher_files import load_teacher
+from utils.teacher_files import load_nets
 from utils.teacher_flags import add_teacher
 
 
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
         accelerator.print(note)
     data = load_data(DataChoice.of(vars(args)), accelerator)
     # What is kept are the logits before any temperature.
-    teacher = load_teacher(TeacherSource.of(vars(args)), data)
+    teacher = load_nets(TeacherSource.of(vars(args)), data)
     check_teacher(teacher, data)
     teacher.to(accelerator.device, accelerator.mixed_precision)
     files = open_cache(args.teacher_cache, teacher, data, accelerator)

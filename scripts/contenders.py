@@ -25,7 +25,7 @@ from utils.settings import Recipe
 from utils.sums import Sums
 from utils.tasks import ClassificationTask, DistillationTask, Task
 from utils.teacher_weights import ready
-from utils.teachers import Member, Teacher
+from utils.teachers import Member, NetTeacher
 from utils.training import Trainer, prepare_step, train_epoch, train_loader, training_step
 
 CLASSES = 10
@@ -41,7 +41,7 @@ class Job:
     accelerator: Accelerator
     data: Dataset
     recipe: Recipe
-    teacher: Teacher | None = None
+    teacher: NetTeacher | None = None
     cache: str | None = None  # folder of the teacher's logits; the conventional loop asks anew
 
 
@@ -67,7 +67,7 @@ def random_data(images: int) -> Dataset:
     )
 
 
-def random_teacher(model: str, data: Dataset, accelerator: Accelerator) -> Teacher:
+def random_teacher(model: str, data: Dataset, accelerator: Accelerator) -> NetTeacher:
     """A net that has learned nothing: it takes as long as any other."""
     member = Member(
         net=ready(build_model(model, data.num_classes), model),
@@ -78,7 +78,7 @@ def random_teacher(model: str, data: Dataset, accelerator: Accelerator) -> Teach
         sha256="random",
         path=Path(model),
     )
-    return Teacher([member]).to(accelerator.device, accelerator.mixed_precision)
+    return NetTeacher([member]).to(accelerator.device, accelerator.mixed_precision)
 
 
 def build_task(job: Job) -> Task:

@@ -25,7 +25,7 @@ from utils.data.views import Batch
 from utils.features import feature_term
 from utils.settings import LossChoice
 from utils.tasks import DistillationTask
-from utils.teachers import Member, Teacher
+from utils.teachers import Member, NetTeacher
 
 # ---- the formulas, one number at a time, of one pair of maps ------------------------------------
 
@@ -306,9 +306,9 @@ def noise_data(side: int, images: int = 4) -> Dataset:
     )
 
 
-def teacher_of(net, model="teacher") -> Teacher:
+def teacher_of(net, model="teacher") -> NetTeacher:
     statistics = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
-    return Teacher([Member(net.eval(), model, label="NLL", sha256="0", path="t", **statistics)])
+    return NetTeacher([Member(net.eval(), model, label="NLL", sha256="0", path="t", **statistics)])
 
 
 def learning_task(student, teacher, data, name) -> DistillationTask:

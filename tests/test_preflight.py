@@ -19,7 +19,7 @@ from utils.data.views import TrainLoader
 from utils.preflight import check_net, check_teacher, other_batch_sizes, shares
 from utils.program import UserError
 from utils.settings import Recipe
-from utils.teachers import Member, Teacher
+from utils.teachers import Member, NetTeacher
 
 STATISTICS = {"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
 
@@ -120,7 +120,7 @@ def test_a_teacher_that_gives_no_logits_is_refused(data_of, outputs, said):
     member = Member(net, "odd", label="own", sha256="0", path="own.pth", **STATISTICS)
     net.eval()
     with pytest.raises(UserError, match=said):
-        check_teacher(Teacher([member]), data)
+        check_teacher(NetTeacher([member]), data)
 
 
 def test_a_net_may_draw_lots_while_it_is_trained_and_work_in_place(data_of, monkeypatch):
@@ -187,7 +187,7 @@ def test_checks_leave_random_states_and_statistics(data_of):
     np.random.seed(0)
     state, numbers = torch.get_rng_state(), np.random.get_state()[1].tolist()
     check_net(args, data, accelerator)
-    check_teacher(Teacher([member]), data)
+    check_teacher(NetTeacher([member]), data)
     assert torch.equal(torch.get_rng_state(), state)
     assert np.random.get_state()[1].tolist() == numbers
     assert all(torch.equal(net.state_dict()[name], value) for name, value in before.items())

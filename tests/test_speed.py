@@ -23,7 +23,7 @@ from utils.features import feature_term
 from utils.program import RunFailed
 from utils.settings import LossChoice, Recipe
 from utils.tasks import ClassificationTask, DistillationTask
-from utils.teachers import Teacher
+from utils.teachers import NetTeacher
 
 WAITS = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__")
 
@@ -148,7 +148,7 @@ def test_no_step_of_a_student_waits(data, monkeypatch, tmp_path, distill, cached
     if cached:
         some_epochs(learning_task(), data, monkeypatch, watch=iter)  # to write an epoch waits
         task = learning_task()
-        monkeypatch.setattr(Teacher, "logits", None)
+        monkeypatch.setattr(NetTeacher, "logits", None)
     else:
         task = learning_task()
     some_epochs(task, data, monkeypatch)
@@ -229,7 +229,7 @@ def test_a_bare_step_trains_and_is_captured_like_ours(monkeypatch, tmp_path, cac
     assert list(passes) == ["conventional", "ours", "bare step", "bare step, eager"]
     passes["ours"](5)
     if cached:
-        monkeypatch.setattr(Teacher, "logits", None)
+        monkeypatch.setattr(NetTeacher, "logits", None)
         passes["ours"](5)
     graphs.clear()
     passes["bare step"](5)

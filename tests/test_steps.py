@@ -28,7 +28,7 @@ from utils.data.mixing import MIXES
 from utils.program import RunFailed, environment
 from utils.program.processes import start
 from utils.runs import Run
-from utils.teachers import Teacher
+from utils.teachers import NetTeacher
 
 # 135 images: four steps of 32 and one of 7. Learning rates are powers of 2, which float32 holds. At
 # 2^-7, what cuDNN's algorithms differ by (1e-6 a convolution) does not grow from step to step.
@@ -176,14 +176,14 @@ def test_a_captured_student_and_its_cache(tiny_npz, tmp_path, graphs, teacher, m
     assert_agree(eager, student_run(tiny_npz, tmp_path / "graph", teacher))
     cache = ("--teacher_cache", str(tmp_path / "cache"))
     assert_agree(eager, student_run(tiny_npz, tmp_path / "filling", teacher, *cache))
-    logits = Teacher.logits
+    logits = NetTeacher.logits
 
     def only_evaluated(self, images):
         assert torch.is_inference_mode_enabled(), "the teacher runs in training"
         return logits(self, images)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Teacher, "logits", only_evaluated)
+        patch.setattr(NetTeacher, "logits", only_evaluated)
         assert_agree(eager, student_run(tiny_npz, tmp_path / "reading", teacher, *cache))
     # The first epoch is kept before the training, and read in it; the others are filled.
     assert [graph.replays for graph in graphs] == [13, 4 - 3, 12 - 3, 13]

@@ -14,7 +14,7 @@ from scipy.special import log_softmax, softmax
 import train_student
 from utils.analysis.records import read_runs
 from utils.analysis.statistics import ReportChoice, sections_of
-from utils.asked_teachers import asked_teacher
+from utils.asked_teachers import ReadTeacher
 from utils.calibration.temperature import fit_temperature
 from utils.data import load_dataset, split_indices
 from utils.data.views import NUM_VIEWS, TrainLoader, epoch_plan, take_views, view_windows
@@ -56,7 +56,7 @@ def test_every_image_of_a_step_gets_its_own_row(tmp_path, data, views, with_vali
     logits = logits_for(IMAGES, views)
     np.save(tmp_path / "a.npy", logits if with_validation else logits[..., training, :])
     teacher = load(tmp_path / "a.npy", data)
-    ask = asked_teacher(teacher, data, Accelerator(cpu=True), seed=5)
+    ask = ReadTeacher(teacher, data, Accelerator(cpu=True), seed=5)
     loader = TrainLoader(data.train, batch_size=64, seed=5, device=torch.device("cpu"))
 
     for epoch in range(1, 5):

@@ -9,7 +9,7 @@ from utils.data import Dataset, Split
 from utils.data.views import Batch
 from utils.program import UserError
 from utils.tasks import DistillationTask
-from utils.teachers import Teacher
+from utils.teachers import NetTeacher
 
 IMAGES = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
 LABELS = torch.tensor([0, 0, 0, 0])
@@ -42,7 +42,7 @@ class SameAnswer:
 def distillation(name: str, *logits: float) -> DistillationTask:
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 3))
     loss = build_distillation(name)
-    return DistillationTask(net, loss, Teacher(members=[]), SameAnswer(*logits), DATA)
+    return DistillationTask(net, loss, NetTeacher(members=[]), SameAnswer(*logits), DATA)
 
 
 def test_a_task_owns_what_is_trained_and_what_its_loss_keeps():

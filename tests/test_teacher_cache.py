@@ -26,7 +26,7 @@ from utils.program.files import atomic
 from utils.settings import TeacherSource
 from utils.teacher_cache import open_cache
 from utils.teacher_files import load_teacher
-from utils.teachers import Teacher
+from utils.teachers import NetTeacher
 
 LONE = ("--train-batch-size", "67")  # 135 = 2 x 67 + 1: the last step has one image
 ONE_PROCESS = Namespace(mixed_precision="no", device=torch.device("cpu"), num_processes=1)
@@ -79,14 +79,14 @@ def fill_command(data: Path, teacher: Path, cache: Path) -> list[str]:
 @pytest.fixture
 def calls(monkeypatch) -> list[int]:
     """How many images the teacher has been given in training, call by call."""
-    logits, calls = Teacher.logits, []
+    logits, calls = NetTeacher.logits, []
 
     def count(self, images):
         if not torch.is_inference_mode_enabled():  # as a split is evaluated
             calls.append(len(images))
         return logits(self, images)
 
-    monkeypatch.setattr(Teacher, "logits", count)
+    monkeypatch.setattr(NetTeacher, "logits", count)
     return calls
 
 
@@ -218,8 +218,8 @@ def test_a_view_that_is_not_there_is_no_view_at_all(train, filled, students, tmp
 # Never stale, never damaged
 
 
-def changed(teacher: Teacher, **facts) -> Teacher:
-    return Teacher([dataclasses.replace(member, **facts) for member in teacher.members])
+def changed(teacher: NetTeacher, **facts) -> NetTeacher:
+    return NetTeacher([dataclasses.replace(member, **facts) for member in teacher.members])
 
 
 def test_whatever_the_logits_depend_on_names_the_folder(parts, tmp_path):
@@ -230,13 +230,13 @@ def test_whatever_the_logits_depend_on_names_the_folder(parts, tmp_path):
 
     facts = {"sha256": "0" * 64, "mean": (0.5,) * 3, "std": (0.5,) * 3, "model": "resnet20"}
     others = [changed(teacher, **{name: fact}) for name, fact in [*facts.items(), ("size", 16)]]
-    found = {folder(of) for of in (teacher, *others, Teacher(teacher.members * 2))}
+    found = {folder(of) for of in (teacher, *others, NetTeacher(teacher.members * 2))}
     found |= {folder(mixed_precision="bf16"), folder(device=torch.device("cuda"))}
     for fact in ({"split_seed": 1}, {"fingerprint": "0" * 64}):
         found.add(folder(data=dataclasses.replace(data, **fact)))
     assert len(found) == 11
     moved = changed(teacher, path=Path("moved.pth"), loss="NLL")
-    assert folder(moved) == folder(Teacher(teacher.members, 2)) == folder()
+    assert folder(moved) == folder(NetTeacher(teacher.members, temperature=2)) == folder()
 
 
 def test_what_changes_the_last_bits_names_the_folder(parts, tmp_path, monkeypatch, capsys):
@@ -260,8 +260,8 @@ def test_what_changes_the_last_bits_names_the_folder(parts, tmp_path, monkeypatc
         patch.setattr(teacher_cache, "processor", lambda: "another processor")
         found.add(folder())
     with monkeypatch.context() as patch:  # the code of a net, say
-        logits = Teacher.logits
-        patch.setattr(Teacher, "logits", lambda self, images: logits(self, images) * 1.0000001)
+        logits = NetTeacher.logits
+        patch.setattr(NetTeacher, "logits", lambda self, images: logits(self, images) * 1.0000001)
         found.add(folder())
     teacher.to(torch.device("cpu"))
     assert teacher.members[0].folded

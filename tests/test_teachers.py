@@ -35,9 +35,9 @@ from utils.program.files import read_torch
 from utils.settings import TeacherSource
 from utils.split_metrics import evaluate
 from utils.teacher_files import load_teacher
-from utils.teacher_inspection import inspect_teacher
+from utils.teacher_inspection import inspect_nets
 from utils.teacher_weights import ready
-from utils.teachers import Member, Teacher, in_half
+from utils.teachers import Member, NetTeacher, in_half
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 LABEL = "FL+MDCA_gamma=3_beta=1"
@@ -84,7 +84,7 @@ def renamed(*changes):
     return change
 
 
-def load_all(*paths, dataset=None, split_seed=3, model=None, **flags) -> Teacher:
+def load_all(*paths, dataset=None, split_seed=3, model=None, **flags) -> NetTeacher:
     source = TeacherSource(paths=paths, models=(model,), **flags)
     dataset = dataclasses.replace(dataset or make_dataset(), split_seed=split_seed)
     return load_teacher(source, dataset)
@@ -255,7 +255,7 @@ def in_use(net: nn.Module) -> nn.Module:
 def test_a_net_that_folding_would_change_stays_as_it_is(net):
     """Bit for bit, and the member does not say that it is folded."""
     images = torch.randint(256, (5, 3, 16, 16), dtype=torch.uint8)
-    teacher = Teacher([Member(in_use(net), "own", MEAN, STD, "x", "x", Path("x"))])
+    teacher = NetTeacher([Member(in_use(net), "own", MEAN, STD, "x", "x", Path("x"))])
     before = teacher.logits(images)
     assert torch.equal(teacher.to(torch.device("cpu")).logits(images), before)
     assert not teacher.members[0].folded
@@ -264,7 +264,7 @@ def test_a_net_that_folding_would_change_stays_as_it_is(net):
 def test_a_net_of_one_size_is_folded_at_its_own():
     for size, folds in ((None, False), (16, True)):
         member = Member(in_use(OfOneSize()), "own", MEAN, STD, "x", "x", Path("x"), size=size)
-        Teacher([member]).to(torch.device("cpu"))
+        NetTeacher([member]).to(torch.device("cpu"))
         assert member.folded is folds
 
 
@@ -477,7 +477,7 @@ def test_under_autocast_a_teacher_is_cast_once(model):
     logits, casts = [], []
     for precision in ("no", "bf16"):
         member = Member(copy.deepcopy(net), model, MEAN, STD, "x", "x", Path("x"))
-        teacher = Teacher([member]).to(torch.device("cpu"), precision)
+        teacher = NetTeacher([member]).to(torch.device("cpu"), precision)
         with torch.autocast("cpu", torch.bfloat16), Casts() as counter:
             logits.append(teacher.logits(images))
         casts.append(counter.count)
@@ -524,7 +524,7 @@ def test_temperature(tmp_path):
     labels[:9] = (labels[:9] + 1) % 10  # it is wrong now and then
     data = make_dataset(val=Split(IMAGES.repeat(9, 1, 1, 1), labels))
     seen = SureOf(lambda temperature: 0.9 - temperature / 10)
-    line, confidences = inspect_teacher(auto, data, Accelerator(cpu=True), seen).splitlines()
+    line, confidences = inspect_nets(auto, data, Accelerator(cpu=True), seen).splitlines()
     assert auto.temperature == fit_temperature(logits.repeat(9, 1), data.val.labels)[0]
     assert f"with T = {auto.temperature:.4g}" in line
     own = 100 * mean_confidence(logits)
@@ -546,7 +546,7 @@ def test_a_temperature_at_its_bound_teaches_nobody(tmp_path, right, bound):
     data = make_dataset(val=Split(IMAGES, labels))
     words = f"--teacher_temperature auto: .* bound of its range, {bound} .*give a number"
     with pytest.raises(UserError, match=words):
-        inspect_teacher(auto, data, Accelerator(cpu=True), SureOf())
+        inspect_nets(auto, data, Accelerator(cpu=True), SureOf())
 
 
 def test_a_teacher_at_the_bound_leaves_no_run_behind(tiny_npz, teacher, tmp_path, monkeypatch):
@@ -569,9 +569,11 @@ class Fixed(nn.Module):
         return self.row.expand(len(pixels), -1)
 
 
-def fixed_teacher(*rows, temperature=1.0) -> Teacher:
+def fixed_teacher(*rows, temperature=1.0) -> NetTeacher:
     members = [Member(Fixed(*row), "fixed", MEAN, STD, "NLL", str(row), Path("x")) for row in rows]
-    return Teacher([dataclasses.replace(member, seed=1) for member in members], temperature)
+    return NetTeacher(
+        [dataclasses.replace(member, seed=1) for member in members], temperature=temperature
+    )
 
 
 def test_an_ensemble_and_a_temperature_keep_what_is_ruled_out():
@@ -596,7 +598,7 @@ def test_a_teacher_that_rules_classes_out_is_measured_and_refused_where_it_must(
 
     def inspect(distill):
         loss = build_distillation(distill)
-        return inspect_teacher(teacher, data, accelerator, SureOf(), loss=loss)
+        return inspect_nets(teacher, data, accelerator, SureOf(), loss=loss)
 
     for distill in ("KD", "DKD", "DIST"):
         assert "validation top-1 60.00 %" in inspect(distill)
@@ -631,7 +633,7 @@ def test_a_larger_view(tmp_path):
 @pytest.mark.parametrize("model", ["resnet56_bottleneck", "wrn_10_2"])
 def test_a_logit_has_the_same_bits_in_any_batch(model, tmp_path):
     net = build_model(model, 100).eval().to(memory_format=torch.channels_last)
-    teacher = Teacher([Member(net, model, MEAN, STD, "x", "x", Path("x"))])
+    teacher = NetTeacher([Member(net, model, MEAN, STD, "x", "x", Path("x"))])
     images = torch.randint(0, 256, (100, 3, 8, 8), dtype=torch.uint8)
     together, order = teacher.logits(images), torch.randperm(100)
     assert torch.equal(teacher.logits(images[order]), together[order])
@@ -658,7 +660,7 @@ def cifar10():
     return load_dataset("cifar10", given_file("KD_DATA", "cifar10.npz").parent, is_main=False)
 
 
-def published(model: str, data: Dataset, norm: str) -> Teacher:
+def published(model: str, data: Dataset, norm: str) -> NetTeacher:
     file = given_file("KD_CHECKPOINTS", f"{model}-*.th")
     return load_all(file, dataset=data, model=model, norm=norm)
 
@@ -678,10 +680,10 @@ def test_a_teacher_that_is_fed_wrongly_is_said_to_be(cifar10):
     data = dataclasses.replace(cifar10, val=few)
     accelerator = Accelerator(cpu=True)
     teacher = published("resnet20", data, "imagenet")
-    right, _ = inspect_teacher(teacher, data, accelerator, SureOf()).splitlines()
+    right, _ = inspect_nets(teacher, data, accelerator, SureOf()).splitlines()
     assert re.fullmatch(r"teacher resnet20 resnet20-\w+: validation top-1 9.* %, ECE .* %", right)
     wrong = published("resnet20", data, "0,0,0/1,1,1")
-    _, _, advice = inspect_teacher(wrong, data, accelerator, SureOf()).splitlines()
+    _, _, advice = inspect_nets(wrong, data, accelerator, SureOf()).splitlines()
     own, other = map(float, re.findall(r"([\d.]+) %", advice))
     assert own < 60 < 90 < other and "400 validation images" in advice
     assert re.search("--teacher_norm (imagenet|cifar)", advice)

@@ -13,7 +13,7 @@ from utils.data import Dataset
 from utils.data.views import Batch, epoch_plan
 from utils.stored_teacher import StoredTeacher
 from utils.teacher_cache import LogitFiles, open_cache
-from utils.teachers import Teacher
+from utils.teachers import NetTeacher
 
 
 class AskedTeacher(Protocol):
@@ -35,7 +35,7 @@ class LiveTeacher:
 
     reads_cache = False
 
-    def __init__(self, teacher: Teacher, accelerator: Accelerator):
+    def __init__(self, teacher: NetTeacher, accelerator: Accelerator):
         self.teacher = teacher
         self.accelerator = accelerator
 
@@ -113,16 +113,18 @@ class ReadTeacher:
 
 
 def asked_teacher(
-    teacher: Teacher, data: Dataset, accelerator: Accelerator, seed: int, cache: str | None = None
+    teacher: NetTeacher,
+    data: Dataset,
+    accelerator: Accelerator,
+    seed: int,
+    cache: str | None = None,
 ) -> AskedTeacher:
-    """Live, or with the folder `cache` for its logits, or read from the file that a teacher is.
+    """Nets that run, with the folder `cache` for their logits if there is one.
 
-    Raises UserError where the cache cannot be one.
+    Raises UserError where it cannot be one.
     """
-    if isinstance(teacher, StoredTeacher):
-        return ReadTeacher(teacher, data, accelerator, seed)
     live = LiveTeacher(teacher, accelerator)
     if cache is None:
         return live
     files = open_cache(cache, teacher, data, accelerator)
-    return CachedTeacher(live, files, accelerator, seed)
+    return CachedTeacher(live, files, accelerator, seed=seed)

@@ -13,7 +13,7 @@ from utils.data import Dataset
 from utils.data.views import normalise
 from utils.program import UserError
 from utils.settings import LossChoice
-from utils.teachers import Member, Teacher
+from utils.teachers import Member, NetTeacher
 
 EXAMPLES = 2  # images whose maps a term is made for
 
@@ -21,7 +21,7 @@ EXAMPLES = 2  # images whose maps a term is made for
 def feature_term(
     choice: LossChoice,
     student: nn.Module,
-    teacher: Teacher,
+    teacher: NetTeacher,
     data: Dataset,
     accelerator: Accelerator,
 ) -> FeatureTerm | None:
@@ -43,7 +43,7 @@ def feature_term(
     return build_features(choice.name, pairs, student_maps, teacher_maps, **choice.parameters)
 
 
-def teaching_member(choice: LossChoice, teacher: Teacher) -> Member:
+def teaching_member(choice: LossChoice, teacher: NetTeacher) -> Member:
     """The one net whose maps are compared. Raises UserError."""
     nets = len(teacher.members)
     if nets != 1:

@@ -24,7 +24,7 @@ from utils.program.files import refused
 from utils.program.words import counted
 from utils.settings import Experiment, LossChoice, Recipe
 from utils.steps import can_capture
-from utils.teachers import Teacher
+from utils.teachers import NetTeacher
 
 REPEATED = 1e-3  # by what logits may differ that a net gives twice, relative and absolute
 ROUNDING = 1e-3  # by how much probabilities of an image may miss 1
@@ -155,7 +155,7 @@ def check_single_images(net: nn.Module, recipe: Recipe, data: Dataset, processes
         net(torch.zeros(1, 3, side, side))
 
 
-def check_teacher(teacher: Teacher, data: Dataset) -> None:
+def check_teacher(teacher: NetTeacher, data: Dataset) -> None:
     """Refuse a teacher that cannot take the images as it gets them. Raises UserError."""
     images = data.train.images[:1]
     side = images.shape[2]
@@ -181,7 +181,7 @@ def check_teacher(teacher: Teacher, data: Dataset) -> None:
 
 
 def check_features(
-    choice: LossChoice, recipe: Recipe, teacher: Teacher, data: Dataset, accelerator: Accelerator
+    choice: LossChoice, recipe: Recipe, teacher: NetTeacher, data: Dataset, accelerator: Accelerator
 ) -> None:
     """Refuse a term on features that the maps of --model and of its teacher do not suit.
 

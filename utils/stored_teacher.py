@@ -4,6 +4,7 @@ docs/teachers.md describes the file. How its teacher's answers reach a student's
 utils/asked_teachers.py.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,37 +16,24 @@ from utils.data.views import NUM_VIEWS
 from utils.program import UserError
 from utils.program.files import safe_name, sha256
 from utils.program.words import counted
-from utils.run_files import STORED, temperature_suffix
+from utils.run_files import STORED
 from utils.settings import TeacherSource
 from utils.stored_logits import Arrays, labels_in, logits_in, read_stored
 from utils.teachers import RULES, Teacher
 
 
+@dataclass
 class StoredTeacher(Teacher):
     """Logits of the training split, and of validation and test where the file has them.
 
-    `training`: float32 (V, N, K), N in the order of the training split, for V stored views.
-    `val_and_test`: by split, or one of the two, or none, float32 (N, K) in its order. It has no net
-    that could be run on other images.
+    It has no net that could be run on other images.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        sha256: str,
-        training: Tensor,
-        val_and_test: dict[str, Tensor],
-        temperature: float | None = 1.0,
-        rule: str | None = None,
-        accuracy: float | None = None,
-        loss: str | None = None,
-    ):
-        super().__init__(members=(), temperature=temperature, rule=rule, accuracy=accuracy)
-        self.path = path
-        self.sha256 = sha256
-        self.training = training
-        self.val_and_test = val_and_test
-        self.loss = loss
+    path: Path
+    sha256: str
+    training: Tensor  # float32 (V, N, K): V stored views, N in the order of the training split
+    val_and_test: dict[str, Tensor]  # of both, one or none of them, float32 (N, K) in its order
+    loss: str | None = None  # what --teacher_loss says
 
     def epoch_logits(self, epoch: int, order: Tensor, views: Tensor) -> Tensor:
         """Logits (N, K) of an epoch's images in its order; the first epoch is 1.
@@ -68,10 +56,11 @@ class StoredTeacher(Teacher):
         return STORED
 
     @property
-    def label(self) -> str:
-        return safe_name(self.path.stem) + temperature_suffix(self.given_temperature)
+    def own_label(self) -> str:
+        return safe_name(self.path.stem)
 
-    def single_identity(self) -> dict:
+    @property
+    def own_identity(self) -> dict:
         return {
             "seed": None,
             "sha256": self.sha256,

@@ -43,7 +43,7 @@ from utils.program import RunFailed, UserError
 from utils.program.environment import processor
 from utils.program.errors import is_first
 from utils.program.files import atomic, make_folder
-from utils.teachers import PIECE, Teacher
+from utils.teachers import PIECE, NetTeacher
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -52,7 +52,7 @@ def digest_of(facts: dict) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def teacher_facts(teacher: Teacher, data: Dataset, precision: str, device: torch.device) -> dict:
+def teacher_facts(teacher: NetTeacher, data: Dataset, precision: str, device: torch.device) -> dict:
     """What its logits of the training images are a function of, ready for JSON."""
     members = []
     for member in teacher.members:
@@ -69,7 +69,7 @@ def teacher_facts(teacher: Teacher, data: Dataset, precision: str, device: torch
     }
 
 
-def probe(teacher: Teacher, data: Dataset, precision: str) -> torch.Tensor:
+def probe(teacher: NetTeacher, data: Dataset, precision: str) -> torch.Tensor:
     """Logits (64, K) of the first training images on the CPU, computed as in a student's step."""
     images = data.train.images[:PIECE].cpu()
     half = torch.autocast("cpu", DTYPES[precision], enabled=precision != "no")
@@ -78,7 +78,7 @@ def probe(teacher: Teacher, data: Dataset, precision: str) -> torch.Tensor:
 
 
 def arithmetic_facts(
-    teacher: Teacher, device: torch.device, probe_logits: torch.Tensor | None
+    teacher: NetTeacher, device: torch.device, probe_logits: torch.Tensor | None
 ) -> dict:
     """What a logit's last bits depend on besides, ready for JSON; `probe_logits`: on a CPU."""
     facts = {
@@ -96,7 +96,7 @@ def arithmetic_facts(
 
 
 def open_cache(
-    root: str | Path, teacher: Teacher, data: Dataset, accelerator: Accelerator
+    root: str | Path, teacher: NetTeacher, data: Dataset, accelerator: Accelerator
 ) -> "LogitFiles":
     """The files of a teacher's logits, in a folder below --teacher_cache that is made if missing.
 

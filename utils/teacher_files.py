@@ -20,7 +20,7 @@ from utils.program.files import files_below, read_json, read_torch, refused, saf
 from utils.settings import TeacherSource
 from utils.stored_teacher import load_stored
 from utils.teacher_weights import find_state, fitting_net, ready, refusal
-from utils.teachers import RULES, Member, Teacher
+from utils.teachers import RULES, Member, NetTeacher, Teacher
 
 # What a checkpoint of ours holds, and no third party's.
 OUR_KEYS = {
@@ -44,6 +44,11 @@ def load_teacher(source: TeacherSource, dataset: Dataset) -> Teacher:
     """The teacher that a source describes, of nets or a file of logits. Raises UserError."""
     if source.logits is not None:
         return load_stored(source, dataset)
+    return load_nets(source, dataset)
+
+
+def load_nets(source: TeacherSource, dataset: Dataset) -> NetTeacher:
+    """The nets at --teacher_path, checked together. Raises UserError."""
     models = source.models
     if len(models) == 1:
         models = models * len(source.paths)
@@ -71,7 +76,9 @@ def load_teacher(source: TeacherSource, dataset: Dataset) -> Teacher:
                     "the images that validate its student, which say nothing of its temperature "
                     f"then; give {RULES[source.rule]}"
                 )
-    return Teacher(members, temperature=source.number, rule=source.rule, accuracy=source.accuracy)
+    return NetTeacher(
+        members, temperature=source.number, rule=source.rule, accuracy=source.accuracy
+    )
 
 
 def load_member(path: str, model: str | None, source: TeacherSource, dataset: Dataset) -> Member:

@@ -23,28 +23,26 @@ from utils.seen_views import SeenViews
 from utils.split_metrics import evaluate, with_finite_logits
 from utils.stored_teacher import StoredTeacher
 from utils.tasks import cannot_teach
-from utils.teachers import Member, Teacher
+from utils.teachers import Member, NetTeacher, Teacher
 
 TRIED_IMAGES = 1000  # on which other normalisations are tried
 
 
-def inspect_teacher(
-    teacher: Teacher,
+def inspect_nets(
+    teacher: NetTeacher,
     data: Dataset,
     accelerator: Accelerator,
     seen: SeenViews,
     batch_size: int | None = None,
     loss: DistillationLoss | None = None,
 ) -> str:
-    """What a teacher is worth on the validation split, in lines to be read before training.
+    """What nets are worth on the validation split, in lines to be read before training.
 
     `seen` is what it says of the training images. Its temperature is found where a rule is asked
     for. Third parties' teachers are also tried with every known normalisation: with a wrong one
     they are silently worse. Raises UserError where it cannot teach: its logits are not finite, no
     temperature suits it, or it rules classes out and the `loss` has no value for that.
     """
-    if isinstance(teacher, StoredTeacher):
-        return inspect_stored(teacher, data, seen, loss)
     logits = logits_of(teacher.logits, data.val, accelerator, batch_size, title="teacher")
     view_confidence = seen.confidence()
     if not (logits.amax(dim=1).isfinite().all() and math.isfinite(view_confidence)):
@@ -180,7 +178,7 @@ def norm_advice(member: Member, sample: Split, accelerator: Accelerator) -> list
     """A line where another normalisation makes a teacher right far more often, else none."""
 
     def percent_right(mean: Statistics, std: Statistics) -> float:
-        teacher = Teacher([replace(member, mean=mean, std=std)])
+        teacher = NetTeacher([replace(member, mean=mean, std=std)])
         predictions = logits_of(teacher.logits, sample, accelerator).argmax(dim=1)
         return 100 * (predictions == sample.labels.cpu()).double().mean().item()
 

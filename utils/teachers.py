@@ -1,11 +1,13 @@
-"""What a teacher is: a net ready to teach, or several that teach together, and their temperature.
+"""What a teacher is, and the kind that has nets: one ready to teach, or several together.
 
-utils/teacher_files.py makes them from runs and from weights of third parties.
+utils/teacher_files.py makes these from runs and from weights of third parties. The other kind, a
+file of logits, stands in utils/stored_teacher.py.
 """
 
 import copy
 import hashlib
 import math
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -36,30 +38,81 @@ RULES = {
 }
 
 
+@dataclass(kw_only=True)
+class Teacher(ABC):
+    """What has logits of the training images, from nets or a file, and what divides these."""
+
+    temperature: float | None = 1.0  # None until a rule has found it
+    # The rule, if any: `auto` fits the temperature to validation logits, `views` makes the teacher
+    # as sure of training views as it is right on validation (utils/teacher_inspection.py).
+    rule: str | None = None
+    accuracy: float | None = None  # a fraction: for `views`, in place of that on validation
+    # How sure it is of training views and of validation; found at the same time, for the result.
+    confidences: dict[str, float] | None = None
+
+    @property
+    @abstractmethod
+    def model(self) -> str:
+        """The name of its architecture, or what stands for one."""
+
+    @property
+    @abstractmethod
+    def own_label(self) -> str:
+        """Where its logits come from, whatever divides them."""
+
+    @property
+    @abstractmethod
+    def own_identity(self) -> dict:
+        """What decides its logits, and where it lies; ready for JSON, with seed, path and loss."""
+
+    @abstractmethod
+    def logits_of_splits(
+        self, data: Dataset, accelerator: Accelerator, batch_size: int | None = None
+    ) -> dict[str, Tensor]:
+        """By split, val and test as far as known, logits (N, K) untempered, on the CPU."""
+
+    def tempered(self, logits: Tensor) -> Tensor:
+        """What the student learns from: this teacher's logits (B, K) over its temperature."""
+        return logits if self.temperature == 1 else logits.float() / self.temperature
+
+    @property
+    def given_temperature(self) -> float | str:
+        """As the command line says it: the name of a rule, or a number."""
+        return self.rule or self.temperature
+
+    @property
+    def label(self) -> str:
+        """Where its logits come from, and their temperature."""
+        return self.own_label + temperature_suffix(self.given_temperature)
+
+    @property
+    def identity(self) -> dict:
+        """What a student's result says of its teacher, ready for JSON."""
+        identity = self.own_identity
+        if self.given_temperature != 1:
+            identity["teacher_temperature"] = self.given_temperature
+        if self.accuracy is not None:
+            identity["teacher_accuracy"] = self.accuracy
+        return identity | {"model": self.model, "label": self.label}
+
+
 @dataclass
 class Member:
-    """A net ready to teach (eval mode, no gradients), and where it comes from.
-
-    Its inputs are pixels / 255, normalised with `mean` and `std` and then enlarged to `size` pixels
-    a side, if given. `model_sha256` is that of the file of --teacher FILE.py:function. `label` says
-    how it was trained, or is the file's stem and the `key` of the weights in it; of third parties'
-    files `seed` is None, and `loss` what --teacher_loss says.
-    `folded`: its batch norms lie in its convolutions, which changes a logit's last bits.
-    """
+    """A net ready to teach (eval mode, no gradients), and where it comes from."""
 
     net: nn.Module
     model: str
-    mean: Statistics
+    mean: Statistics  # its inputs are pixels / 255, normalised with these two
     std: Statistics
-    label: str
+    label: str  # how it was trained; of a third party's file its stem and `key`
     sha256: str
     path: Path
-    model_sha256: str | None = None
-    loss: str | None = None
-    seed: int | None = None
-    size: int | None = None
-    key: str | None = None
-    folded: bool = False
+    model_sha256: str | None = None  # of the file of --teacher FILE.py:function
+    loss: str | None = None  # of a third party's file what --teacher_loss says
+    seed: int | None = None  # None for a third party's file
+    size: int | None = None  # pixels a side that its normalised inputs are enlarged to
+    key: str | None = None  # of the weights in a third party's file
+    folded: bool = False  # batch norms lie in convolutions, which changes a logit's last bits
 
     def logits(self, images: Tensor) -> Tensor:
         """(B, K) of images uint8 (B, 3, H, W)."""
@@ -93,20 +146,10 @@ class Member:
 
 
 @dataclass
-class Teacher:
-    """One net or several that teach together, and the temperature that divides their logits.
-
-    A `rule` finds that temperature, which is None until then (utils/teacher_inspection.py): `auto`
-    fits it to validation logits, `views` makes the teacher as sure of training views as it is right
-    on validation, or as right as `accuracy` (a fraction) says. `confidences`, which the result
-    keeps, are how sure the teacher is of both, found at the same time.
-    """
+class NetTeacher(Teacher):
+    """One net or several that teach together, on any images."""
 
     members: Sequence[Member]
-    temperature: float | None = 1.0
-    rule: str | None = None
-    accuracy: float | None = None
-    confidences: dict[str, float] | None = None
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
@@ -141,14 +184,9 @@ class Teacher:
     def logits_of_splits(
         self, data: Dataset, accelerator: Accelerator, batch_size: int | None = None
     ) -> dict[str, Tensor]:
-        """By split, val and test, logits (N, K) before the temperature, on the CPU."""
         return logits_of_splits(self.logits, data, accelerator, batch_size, name="teacher")
 
-    def tempered(self, logits: Tensor) -> Tensor:
-        """What the student learns from: this teacher's logits (B, K) over its temperature."""
-        return logits if self.temperature == 1 else logits.float() / self.temperature
-
-    def to(self, device: torch.device, precision: str = "no", fold: bool = True) -> "Teacher":
+    def to(self, device: torch.device, precision: str = "no", fold: bool = True) -> "NetTeacher":
         """Move its nets there, ready to be run often: with their batch norms folded.
 
         `precision`: no, fp16 or bf16, of the autocast that they are run in. A net that is folded
@@ -171,27 +209,14 @@ class Teacher:
         return safe_name("+".join(names))
 
     @property
-    def given_temperature(self) -> float | str:
-        """As the command line says it: the name of a rule, or a number."""
-        return self.rule or self.temperature
+    def own_label(self) -> str:
+        """How its members were trained, whatever their seeds."""
+        return safe_name("_and_".join(sorted({member.label for member in self.members})))
 
     @property
-    def label(self) -> str:
-        """How its members were trained, whatever their seeds, and their temperature."""
-        label = safe_name("_and_".join(sorted({member.label for member in self.members})))
-        return label + temperature_suffix(self.given_temperature)
-
-    @property
-    def identity(self) -> dict:
-        """What a student's result says of its teacher, ready for JSON."""
-        identity = self.joint_identity() if len(self.members) > 1 else self.single_identity()
-        if self.given_temperature != 1:
-            identity["teacher_temperature"] = self.given_temperature
-        if self.accuracy is not None:
-            identity["teacher_accuracy"] = self.accuracy
-        return identity | {"model": self.model, "label": self.label}
-
-    def single_identity(self) -> dict:
+    def own_identity(self) -> dict:
+        if len(self.members) > 1:
+            return self.joint_identity()
         member = self.members[0]
         return member.identity | {"path": str(member.path), "loss": member.loss}
 

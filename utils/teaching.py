@@ -3,18 +3,22 @@
 What a teacher is stands in utils/teachers.py, how its student asks it in utils/asked_teachers.py.
 """
 
+from functools import singledispatch
+
 from accelerate import Accelerator
 
 from losses import DistillationLoss
-from utils.asked_teachers import AskedTeacher, asked_teacher
+from utils.asked_teachers import AskedTeacher, ReadTeacher, asked_teacher
 from utils.data import Dataset
 from utils.preflight import check_features, check_teacher
 from utils.seen_views import SeenViews
 from utils.settings import Experiment
-from utils.teacher_inspection import inspect_teacher
-from utils.teachers import Teacher
+from utils.stored_teacher import StoredTeacher
+from utils.teacher_inspection import inspect_nets, inspect_stored
+from utils.teachers import NetTeacher, Teacher
 
 
+@singledispatch
 def prepare_teacher(
     teacher: Teacher,
     loss: DistillationLoss,
@@ -24,9 +28,21 @@ def prepare_teacher(
 ) -> tuple[AskedTeacher, str]:
     """The teacher as a step asks it, and lines on what it is worth, to be read before training.
 
-    Its nets are moved to the device, and its temperature is found where a rule is asked for. Raises
-    UserError where it cannot teach this student, or its cache cannot be one.
+    Each kind of teacher has a function of its own below. Its temperature is found where a rule is
+    asked for. Raises UserError where it cannot teach this student.
     """
+    raise NotImplementedError(type(teacher).__name__)
+
+
+@prepare_teacher.register
+def prepare_nets(
+    teacher: NetTeacher,
+    loss: DistillationLoss,
+    experiment: Experiment,
+    data: Dataset,
+    accelerator: Accelerator,
+) -> tuple[AskedTeacher, str]:
+    """Nets, which are moved to the device. Raises UserError, also where no cache can be made."""
     recipe = experiment.recipe
     check_teacher(teacher, data)
     check_features(experiment.loss, recipe, teacher, data, accelerator)
@@ -34,8 +50,10 @@ def prepare_teacher(
     is_folded = not experiment.loss.has_features
     teacher.to(accelerator.device, accelerator.mixed_precision, fold=is_folded)
 
-    ask = asked_teacher(teacher, data, accelerator, recipe.seed, experiment.teacher.cache)
-    about_teacher = inspect_teacher(
+    ask = asked_teacher(
+        teacher, data, accelerator, seed=recipe.seed, cache=experiment.teacher.cache
+    )
+    about_teacher = inspect_nets(
         teacher,
         data,
         accelerator,
@@ -44,3 +62,18 @@ def prepare_teacher(
         loss=loss,
     )
     return ask, about_teacher
+
+
+@prepare_teacher.register
+def prepare_stored(
+    teacher: StoredTeacher,
+    loss: DistillationLoss,
+    experiment: Experiment,
+    data: Dataset,
+    accelerator: Accelerator,
+) -> tuple[AskedTeacher, str]:
+    """A file of logits, which is read."""
+    recipe = experiment.recipe
+    ask = ReadTeacher(teacher, data, accelerator, seed=recipe.seed)
+    seen = SeenViews(ask, data, recipe, accelerator)
+    return ask, inspect_stored(teacher, data, seen=seen, loss=loss)

@@ -16,7 +16,7 @@ from utils.program import UserError, files
 from utils.program.command_line import CommandLine, checked
 from utils.run_files import STORED
 from utils.settings import TeacherSource
-from utils.teachers import Teacher
+from utils.teachers import NetTeacher
 
 # What a teacher needs of config.json and earlier versions did not write, at its default.
 OLDER_ARGUMENTS = {
@@ -107,7 +107,7 @@ def named_again(net: Record, models: list[str] | None) -> list[str | None] | Non
     return [names.get(net_label(model)) if is_own(model) else model for model in models]
 
 
-def load_teacher(net: Record) -> Teacher:
+def load_teacher(net: Record) -> NetTeacher:
     """A student's teacher, from where its command found it; checked by its hash.
 
     Raises UserError.
@@ -138,7 +138,7 @@ def load_teacher(net: Record) -> Teacher:
     way_out = "put it back, run where the student was trained, or leave out --with-teacher"
     fault = f"{net.folder}: its teacher is not where its command found it"
     with files.refused(fault, way_out):  # also where config.json is of another version
-        teacher = teacher_files.load_teacher(TeacherSource.of(arguments), data)
+        teacher = teacher_files.load_nets(TeacherSource.of(arguments), data)
         if teacher.identity["sha256"] != net.measured["sha256"]:
             raise ValueError(f"{arguments['teacher_path']} is no longer what it learned from")
     return teacher
