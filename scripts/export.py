@@ -12,68 +12,27 @@ if not __package__:  # started as `python scripts/export.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
     import scripts  # noqa: F401  before torch
 
-import json
 import os
 from argparse import Namespace
-from collections.abc import Callable
-from functools import partial
 from importlib.util import find_spec
 
 import torch
-from torch import Tensor
 
 from scripts.card import card_of
-from scripts.certificate import (
-    AT_BOUND,
-    SET_LEVEL,
-    Certificate,
-    Softmax,
-    certify,
-    evidence_of,
-    stored_evidence,
-)
+from scripts.certificate import AT_BOUND, SET_LEVEL, Certificate, certify, stored_evidence
+from scripts.exported_file import SMALLER, File, Source, float32_file, precision_of, smaller_file
 from scripts.exported_net import FORMATS, ONNX_PACKAGES, ONNX_TORCH, CalibratedNet, with_sets
-from scripts.half_net import half_safetensors, round_to_half
-from scripts.int8_net import int8_model, logits_of_model, with_softmax
 from utils.analysis.nets import add_own_nets, check_own_nets, load_net, own_files
 from utils.analysis.record import Record
 from utils.analysis.records import finished_net
 from utils.analysis.shift import data_of
-from utils.data import Dataset
 from utils.program import UserError, one_line_errors
 from utils.program.command_line import CommandLine, location, path
 from utils.program.files import atomic, check_not_input, check_writable
 from utils.run_files import files_of_run
 
-CHECKED = 256  # images
-# The largest difference of a probability at T of 1 or more, see `allowed_difference`.
-EXACT = 1e-5
-COARSE = 0.2
-OTHER_NET = 0.9  # some probability of another net's, or of other images, differs by more
 # The one format that has what a flag asks for.
 ONLY_IN = {"int8": "onnx", "with_sets": "onnx", "half": "safetensors"}
-
-Logits = Callable[[Tensor], Tensor]  # (N, K) of images uint8 (N, 3, H, W)
-Writer = Callable[[Softmax, dict[str, str]], bytes]  # a softmax and metadata -> a file
-
-
-def in_int8(calibrated: CalibratedNet, data: Dataset) -> tuple[Logits, Writer]:
-    """The net in 8-bit integers."""
-    model = int8_model(calibrated, data.val.images)
-    return logits_of_model(model), partial(with_softmax, model)
-
-
-def in_half(calibrated: CalibratedNet, data: Dataset) -> tuple[Logits, Writer]:
-    """The net itself, each weight rounded to half precision."""
-    round_to_half(calibrated.net)
-
-    def write(softmax: Softmax, metadata: dict[str, str]) -> bytes:
-        return half_safetensors(calibrated, metadata)  # whose files keep the softmax in metadata
-
-    return calibrated.logits, write
-
-
-SMALLER = {"int8": in_int8, "half": in_half}  # by flag
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -87,34 +46,34 @@ def main(argv: list[str] | None = None) -> None:
         check_sets(net, certificate)
 
     own, saved = load_net(net)
-    softmax = certificate.softmax
-    calibrated = CalibratedNet(own, saved["mean"], saved["std"], softmax.weight, softmax.bias)
-    metadata = metadata_of(net, saved, data, args, certificate)
-    content, differences = checked_file(net, calibrated, softmax, data, args.format, metadata)
-    lines = [f"{net.title}: ECE {certificate.eces()}; probabilities differ by up to {differences}"]
+    weight, bias = certificate.softmax
+    calibrated = CalibratedNet(own, mean=saved["mean"], std=saved["std"], weight=weight, bias=bias)
+    source = Source(net, calibrated=calibrated, saved=saved, data=data, args=args)
+    in_float32 = float32_file(source, certificate)
+    # That file shows that weights and images are right. Now its net may be made smaller.
+    is_smaller = precision_of(args) in SMALLER
+    file = smaller_file(source, in_float32) if is_smaller else in_float32
+    save(file, net, args)
 
-    # That file shows that weights and images are right. Now its net is made smaller.
-    precision = precision_of(args)
-    if precision in SMALLER:
-        lines.append(f"float32: {certificate.line()}")
-        logits_of_images, write_smaller = SMALLER[precision](calibrated, data)
-        evidence = evidence_of(logits_of_images, data, name=precision)
-        certificate = certify(net, args.calibration, evidence)
-        metadata = metadata_of(net, saved, data, args, certificate)
-        content = write_smaller(certificate.softmax, metadata)
-        lines.append(f"{precision}:    {certificate.line()}")
+
+def save(file: File, net: Record, args: Namespace) -> None:
+    """The file on disk, its card if one is asked for, and what is said of both."""
+    content = file.content
     if args.with_sets:
-        content = with_sets(content, SET_LEVEL, certificate.thresholds[SET_LEVEL])
-
-    if certificate.at_bound:
+        content = with_sets(content, SET_LEVEL, file.certificate.thresholds[SET_LEVEL])
+    lines = list(file.lines)
+    if file.certificate.at_bound:
         lines.append(AT_BOUND)
 
-    with atomic(args.out) as file:
-        file.write(content)
+    with atomic(args.out) as out:
+        out.write(content)
     lines.append(f"written: {args.out}, {len(content) / 1e6:.2f} MB")
     if args.card is not None:
-        with atomic(args.card, "w") as file:
-            file.write(card_of(net.title, args.out, args.format, content, metadata))
+        card = card_of(
+            net.title, file=args.out, form=args.format, content=content, about=file.metadata
+        )
+        with atomic(args.card, "w") as out:
+            out.write(card)
         lines.append(f"written: {args.card}")
     print("\n".join(lines))
 
@@ -243,105 +202,6 @@ def check_sets(net: Record, certificate: Certificate) -> None:
             f"--with-sets: {net.predictions} has no validation logits, or too few for sets at "
             f"{SET_LEVEL}; leave it out"
         )
-
-
-def precision_of(args: Namespace) -> str:
-    """In which the file holds its weights: a key of SMALLER, or float32."""
-    for precision in SMALLER:  # one at most is asked for: each has a format of its own
-        if getattr(args, precision):
-            return precision
-    return "float32"
-
-
-def metadata_of(
-    net: Record, saved: dict, data: Dataset, args: Namespace, certificate: Certificate
-) -> dict[str, str]:
-    """What a file says of itself: texts as they are, all else as JSON.
-
-    `saved`: what the run's weights file holds beside the weights.
-    """
-    checkpoint = saved | {"softmax": certificate.softmax._asdict()}
-    splits = {"train": data.train, "val": data.val, "test": data.test}
-    images = {name: len(split.labels) for name, split in splits.items()}
-    return {
-        "calibration": args.calibration,
-        "precision": precision_of(args),
-        **certificate.metadata(),
-        "classes": json.dumps(net.result["num_classes"]),
-        "class_names": json.dumps(net.config.get("class_names")),
-        "image_side": json.dumps(data.test.images.shape[-1]),
-        "images": json.dumps(images),
-        "dataset": net.dataset,
-        "command": net.config.get("command", ""),
-        "checkpoint": json.dumps(checkpoint),
-    }
-
-
-def checked_file(
-    net: Record,
-    calibrated: CalibratedNet,
-    softmax: Softmax,
-    data: Dataset,
-    form: str,
-    metadata: dict[str, str],
-) -> tuple[bytes, str]:
-    """The content of a file in float32, and what `check` says of it, read back."""
-    images = data.test.images[:CHECKED].contiguous()
-    write, reopen = FORMATS[form]
-    content = write(calibrated, images, metadata)
-    probabilities = reopen(content)(images)
-    return content, check(net, calibrated, softmax, images, probabilities)
-
-
-def check(
-    net: Record, calibrated: CalibratedNet, softmax: Softmax, images: Tensor, probabilities: Tensor
-) -> str:
-    """Hold the file's probabilities (N, K) of the images against the net's and the run's own.
-
-    How far they are from either, in words. Raises UserError where that is too far.
-    """
-    logits, _ = net.stored("test")
-    stored = softmax(logits[:CHECKED])
-
-    # Half precision, and TF32 in a GPU's convolutions, are coarser than the file. A run of an older
-    # version does not say where it was computed.
-    in_float32 = net.settings["mixed_precision"] == "no" and net.config.get("device") == "cpu"
-    exact = allowed_difference(EXACT, softmax)
-    coarse = allowed_difference(COARSE, softmax)
-    texts = [
-        difference(net, probabilities, calibrated(images), exact, "the net in float32"),
-        difference(
-            net,
-            probabilities,
-            stored,
-            exact if in_float32 else coarse,
-            "the run's stored predictions",
-        ),
-    ]
-    return " and ".join(texts)
-
-
-def allowed_difference(at_one: float, softmax: Softmax) -> float:
-    """What a probability may differ by, where it may differ by `at_one` with weights of 1.
-
-    Larger weights, as those of T < 1, multiply what the logits differ by through rounding.
-    """
-    largest = max(1.0, *map(abs, softmax.weight))
-    return min(at_one * largest, OTHER_NET)
-
-
-def difference(
-    net: Record, probabilities: Tensor, expected: Tensor, allowed: float, name: str
-) -> str:
-    """The largest difference, in words. Raises UserError where it is more than allowed, or NaN."""
-    largest = (probabilities - expected).abs().max().item()
-    text = f"{largest:.1e} from {name}"
-    if not largest <= allowed:
-        raise UserError(
-            f"{net.folder}: not written, a probability would differ by {text}, {allowed:g} is "
-            "allowed; copy the run or its data again, or train it again"
-        )
-    return text
 
 
 if __name__ == "__main__":

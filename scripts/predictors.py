@@ -168,7 +168,9 @@ def file_predictor(
 
     def logits(images: Tensor) -> Tensor:
         pieces = images.split(batch_size or CPU_BATCH)
-        return torch.cat([net.logits(piece.contiguous()) for piece in pieces]) * temperature
+        calibrated = torch.cat([net.logits(piece.contiguous()) for piece in pieces])
+        # Uncalibrated again, as those of a run are: `Predictor.temperature` divides them.
+        return calibrated * temperature
 
     return Predictor(
         files=[file],
