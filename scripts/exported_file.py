@@ -120,7 +120,7 @@ def metadata_of(source: Source, certificate: Certificate) -> dict[str, str]:
         **certificate.metadata(),
         "classes": json.dumps(net.result["num_classes"]),
         "class_names": json.dumps(net.config.get("class_names")),
-        "image_side": json.dumps(data.test.images.shape[-1]),
+        "image_side": json.dumps(data.side),
         "images": json.dumps(images),
         "dataset": net.dataset,
         "command": net.config.get("command", ""),

@@ -41,7 +41,7 @@ class Trial:
     way_out: str
 
     def logits(self, net: Callable[[Tensor], Tensor]) -> Tensor:
-        """Of the images, (N, K). Raises UserError where the net gives anything else."""
+        """Logits (N, K) of the images. Raises UserError where the net gives anything else."""
         with refused(self.fault, self.way_out):
             logits = net(self.images.clone())  # it may work in place
         if not isinstance(logits, Tensor):
@@ -94,7 +94,7 @@ def check_run(experiment: Experiment, data: Dataset, accelerator: Accelerator) -
         raise UserError(
             f"--warmup {recipe.warmup}: the run has only {counted(steps, 'step')}; give fewer"
         )
-    side = data.train.images.shape[3]
+    side = data.side
     if recipe.cutout is not None and recipe.cutout >= side:
         raise UserError(
             f"--cutout {recipe.cutout}: the images have {side} x {side} pixels; give fewer"
@@ -119,7 +119,7 @@ def check_net(recipe: Recipe, data: Dataset, accelerator: Accelerator) -> None:
     net is made for this and thrown away. Raises UserError.
     """
     named = f"--model {recipe.model}"
-    side = data.train.images.shape[2]
+    side = data.side
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
             net = build_model(recipe.model, data.num_classes)
@@ -142,7 +142,7 @@ def check_net(recipe: Recipe, data: Dataset, accelerator: Accelerator) -> None:
 
 def check_single_images(net: nn.Module, recipe: Recipe, data: Dataset, processes: int) -> None:
     """Refuse steps of one image where the net, in training mode, cannot take them. UserError."""
-    side = data.train.images.shape[2]
+    side = data.side
     images = len(data.train.labels)
     batch_size = recipe.train_batch_size
     if 1 not in shares(images, batch_size, processes, together=recipe.sync_bn):
@@ -158,7 +158,7 @@ def check_single_images(net: nn.Module, recipe: Recipe, data: Dataset, processes
 def check_teacher(teacher: NetTeacher, data: Dataset) -> None:
     """Refuse a teacher that cannot take the images as it gets them. Raises UserError."""
     images = data.train.images[:1]
-    side = images.shape[2]
+    side = data.side
     for member in teacher.members:
         if member.size is None:
             fault = (

@@ -129,7 +129,7 @@ class Run:
             "settings": self.settings,
             "arguments": self.experiment.arguments,
             "images": sizes,
-            "image_side": self.data.train.images.shape[2],
+            "image_side": self.data.side,
             "class_names": self.data.class_names,
             **environment(self.accelerator),
         }

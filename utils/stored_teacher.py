@@ -144,7 +144,7 @@ def training_logits(arrays: Arrays, data: Dataset, where: str) -> tuple[Tensor, 
 
 
 def labels_in_own_order(data: Dataset) -> Tensor:
-    """Of all training images, int64 (N,): with the validation split where it is drawn from them."""
+    """The labels of all training images, int64 (N,), those drawn for validation included."""
     if data.train.rows is None:
         return data.train.labels
     labels = torch.empty(len(data.train.rows) + len(data.val.rows), dtype=torch.int64)

@@ -69,7 +69,7 @@ def inspect_nets(
 def inspect_stored(
     teacher: StoredTeacher, data: Dataset, seen: SeenViews, loss: DistillationLoss | None = None
 ) -> str:
-    """The same of stored logits; they are also held against the labels that they teach."""
+    """What stored logits are worth as a teacher. They are also compared with the labels."""
     val_logits = teacher.val_and_test.get("val")
     temper(teacher, val_logits, data.val, seen)
     teacher.confidences = confidences_of(teacher, val_logits, seen.confidence())

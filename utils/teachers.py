@@ -177,7 +177,7 @@ class NetTeacher(Teacher):
     def logits_and_maps(
         self, images: Tensor, layers: Sequence[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Of a single net that is not folded: `logits`, and maps by the names of its layers."""
+        """`logits` of a single net that is not folded, and its maps by the names of its layers."""
         [member] = self.members
         return member.net(member.inputs(images), keep=layers)
 
@@ -221,7 +221,7 @@ class NetTeacher(Teacher):
         return member.identity | {"path": str(member.path), "loss": member.loss}
 
     def joint_identity(self) -> dict:
-        """Of several, which have one seed, `42+43+44`, and no normalisation in common."""
+        """Several nets have one seed, `42+43+44`, and no normalisation in common."""
         seeds = [member.seed for member in self.members]
         losses = {member.loss for member in self.members} - {None}
         hashes = "".join(member.sha256 for member in self.members)

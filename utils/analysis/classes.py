@@ -30,7 +30,7 @@ NOTES = [
 
 @dataclass(frozen=True)
 class Classes:
-    """Of the runs of a group, on test.
+    """What the runs of a group measured of each class of test.
 
     `values`: by kind of logits, then by a key of NAMES, (runs, K): fractions, NaN of a class
     without images.
@@ -154,7 +154,7 @@ def class_table(group: Group) -> Table:
 
 
 def text_of(values: np.ndarray) -> str:
-    """Of one value for each run, in percent."""
+    """Mean and spread of one value for each run, in percent."""
     runs = statistic(values)
     if math.isnan(runs.mean):  # a class without images
         return "–"

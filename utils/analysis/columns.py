@@ -32,7 +32,7 @@ class Column(NamedTuple):
 
 
 def set_columns(key: str, name: str) -> dict[str, Column]:
-    """Of the conformal sets of one method at 90 %; what their keys and heads begin with."""
+    """Columns of one method's conformal sets at 90 %, whose keys and heads begin with these."""
     return {
         f"{key}coverage": Column(f"{name}coverage %", 100, 2, "", usual=False),
         # Small sets are worth nothing where they do not cover, so none of these is the best.

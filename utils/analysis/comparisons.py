@@ -81,7 +81,7 @@ def can_be_tested(metric: str) -> bool:
 
 
 def matrices(group: Group, logits: str, metric: str) -> list[np.ndarray] | None:
-    """Of each run what is compared, (N, columns).
+    """What is compared of each run, (N, columns).
 
     None where a run does not store it, has an infinite value (the NLL of a label ruled out), or of
     a calibration error is wrong too rarely.
@@ -119,7 +119,7 @@ def shares_teachers(group: Group) -> bool:
 
 
 def differences(section: Section, against: Group) -> dict[tuple[Group, str, str], Difference]:
-    """Of each printed group from another: by group, kind of logits and metric (fractions).
+    """How each printed group differs from another: by group, kind of logits, metric (fractions).
 
     p-values are Holm's, for all groups in one metric and kind of logits. A metric that is no mean
     over images or bins, a run without stored predictions, a calibration error of a net that is

@@ -40,7 +40,7 @@ def sets_of(record: Record, logits: str) -> dict[str, float] | None:
 
 
 def values_of_images(record: Record, logits: str, metric: str) -> Tensor | None:
-    """Of each test image (N,) a metric of PAIRED_SETS: is its label in its set, or how large is it.
+    """A metric of PAIRED_SETS of each test image (N,): is its label in its set, or how large is it.
 
     None where the run has no sets, or no such logits.
     """

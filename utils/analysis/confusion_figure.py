@@ -13,7 +13,7 @@ WRITTEN = 12  # classes whose cells have room for a number
 
 
 def confusion_matrix(classes: Classes, file) -> None:
-    """Of the images of each class (rows), the share that was taken for which (columns), as SVG.
+    """Which share of the images of a class (rows) was taken for which class (columns), as SVG.
 
     Darker is more. A class without images is an empty row.
     """

@@ -178,7 +178,7 @@ def published_corruptions(
 
 
 def by_severity(arrays: dict[str, np.ndarray]) -> Iterator[Corrupted]:
-    """Of arrays (5 N, H, W, 3), by the name of their corruption: first all images of severity 1."""
+    """Images of arrays (5 N, H, W, 3), by their corruption's name: first all of severity 1."""
     for name, array in arrays.items():
         stacks = np.split(array, len(SEVERITIES))
         for severity, stack in zip(SEVERITIES, stacks, strict=True):

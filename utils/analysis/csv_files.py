@@ -47,7 +47,7 @@ def csv_text(lines: list[dict[str, str | int]]) -> str:
 
 
 def lines_of(section: Section, group: Group, is_chosen: bool) -> list[dict[str, str | int]]:
-    """Of each kind of logits the values by head, which holds the unit.
+    """A line for each kind of logits: values by head, which holds the unit.
 
     `is_chosen`: whether its sweep's validation values have chosen it.
     """

@@ -259,7 +259,7 @@ class Box(NamedTuple):
     measured: dict  # by corruption and severity, as `shift.under_corruptions` gives it
 
     def values(self, metric: str, severity: str) -> list[float]:
-        """Of all corruptions; `severity` may be CLEAN."""
+        """One value for each corruption; `severity` may be CLEAN."""
         if severity == CLEAN:
             points = list(self.measured[CLEAN].values())
         else:

@@ -101,7 +101,7 @@ class Group:
 
     @property
     def seeds(self) -> set[tuple]:
-        """Of its runs, see `seeds_of`."""
+        """What `seeds_of` gives for its runs."""
         return {seeds_of(record) for record in self.records}
 
     @property

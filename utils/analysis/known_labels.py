@@ -69,7 +69,7 @@ def against_shares(
 
 
 def correlation_with_teacher(net: Record) -> dict[str, float]:
-    """Of the entropies of a student and its teacher, for each kind of logits that both have."""
+    """How the entropies of student and teacher correlate, by kind of logits that both have."""
     teacher = net.taught_by
     if teacher is None:
         return {}

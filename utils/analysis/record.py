@@ -150,7 +150,7 @@ class Record:
 
     @property
     def posthoc(self) -> dict[str, dict]:
-        """Of `posthoc_content`, by method, what is this net's and not in its result already."""
+        """By method, what `posthoc_content` has of this net and its result has not."""
         if self.third_party:
             return {}
         fits = self.posthoc_content.get(self.part, {})
@@ -200,7 +200,7 @@ class Record:
         return self.run_with_logits is not None and self.run_with_logits.has_stored(split)
 
     def probabilities(self, logits: str) -> tuple[Tensor, Tensor] | None:
-        """Of the test split: softmax, float64 (N, K), and labels (N,).
+        """Probabilities, float64 (N, K), and labels (N,) of the test split.
 
         None without the file, and of the scaled logits of a third party's teacher.
         """
@@ -270,7 +270,7 @@ def net_of_run(
 
 
 def name_unmeasured_teacher(student: Record, teacher: dict) -> None:
-    """Of stored logits that say nothing of test: a part of the student's name, and no row."""
+    """A teacher whose stored logits lack test has no row: the student's name has it."""
     check_texts(teacher, ("label", "sha256"))
     student.origin = f"from {STORED} {teacher['label'].replace('_', ' ')}"
     student.settings = {**student.settings, "logits": teacher["sha256"]}
@@ -313,7 +313,7 @@ def teacher_of_run(student: Record) -> Record:
 
 
 def numbers_of_epoch(line: str) -> dict:
-    """Of a line of metrics.jsonl the epoch, the validation NLL, and whatever else is a float.
+    """What a line of metrics.jsonl says: epoch, validation NLL, and whatever else is a float.
 
     Raises almost any Exception where the line is not one of a run.
     """

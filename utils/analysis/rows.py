@@ -41,7 +41,7 @@ class Row:
 
 
 def statistic(values: np.ndarray) -> Statistic:
-    """Of one value for each run."""
+    """Mean and spread of one value for each run."""
     sd = values.std(ddof=1) if len(values) > 1 else math.nan
     return Statistic(mean=values.mean(), sd=sd)
 

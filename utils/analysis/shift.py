@@ -248,7 +248,7 @@ def add_means(by_corruption: ByCorruption, names: list[str]) -> None:
 def corruption_table(
     title: str, nets: list[Record], measured: list[ByCorruption], names: list[str]
 ) -> str:
-    """Of the corruptions that are named, a row for each severity."""
+    """A table of the corruptions that are named: a row for each of their severities."""
     measurements = []
     for by_corruption in measured:
         of_net = []
@@ -260,7 +260,7 @@ def corruption_table(
 
 
 def mean(values: list):
-    """Of numbers, or of dictionaries with the same keys, key by key."""
+    """The mean of numbers, or of dictionaries with the same keys, key by key."""
     if isinstance(values[0], dict):
         return {key: mean([value[key] for value in values]) for key in values[0]}
     return sum(values) / len(values)

@@ -64,7 +64,7 @@ class Sweep:
 
     @property
     def values(self) -> list[list[float]]:
-        """Of each parameter those that it takes, in order."""
+        """The values that each parameter takes, in order."""
         return [
             sorted({place[number] for place in self.places.values()})
             for number in range(len(self.parameters))
@@ -89,7 +89,7 @@ class Section:
 
     @property
     def compared(self) -> list[Group]:
-        """Of a sweep only the chosen group."""
+        """The printed groups; of each sweep the chosen one alone."""
         beaten = set()
         for sweep in self.sweeps:
             beaten.update(group for group in sweep.places if group is not sweep.chosen)

@@ -67,7 +67,7 @@ def run_with_logits_of(teacher: Record, run: Record) -> Record | None:
 
 
 def joined_settings(runs: list[Record | None]) -> dict:
-    """Of the runs that were found: a setting's value, or all that differ in one text."""
+    """The settings of the runs that were found: a value, or all that differ in one text."""
     settings_of_runs = [run.settings for run in runs if run is not None]
     keys = {key for settings in settings_of_runs for key in settings}
     joined = {}
@@ -203,7 +203,7 @@ def teacher_settings(identity: dict, recorded: dict) -> dict:
 
 
 def in_json(value) -> str:
-    """The same text for equal values."""
+    """One text for all equal values."""
     return json.dumps(value, sort_keys=True)
 
 

@@ -49,6 +49,11 @@ class Dataset:
     flip: bool = True  # whether mirrored views are drawn
     class_names: tuple[str, ...] | None = None  # in the order of the labels, where they are known
 
+    @property
+    def side(self) -> int:
+        """The side of an image in pixels: all are squares of one size."""
+        return self.train.images.shape[2]
+
 
 def normalisation(text: str) -> tuple[Statistics, Statistics]:
     """(mean, std) of a name in NORMALISATION or of six numbers, "0.5,0.5,0.5/0.2,0.2,0.2".
