@@ -842,6 +842,7 @@ def test_csv_has_every_digit_and_every_metric(written):
 def test_latex_is_whole_tables(written):
     text = (written / "report.tex").read_text()
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 2
+    assert latex_text("– of --T") == "-- of -{}-T"
     labels = re.findall(r"\\label{tab:([a-z0-9-]+)}", text)
     assert len(set(labels)) == 2
     for table in re.findall(r"\\begin{tabular}.*?\\end{tabular}", text, re.DOTALL):

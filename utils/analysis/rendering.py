@@ -115,6 +115,11 @@ LATEX = {
 }
 
 
+def latex_text(text: str) -> str:
+    """Escaped; the hyphens of a flag are kept apart, for two in a row become a dash there."""
+    return "-{}-".join(part.translate(str.maketrans(LATEX)) for part in text.split("--"))
+
+
 def latex_table(head: list[str], rows: list[list[str]]) -> str:
     first, *others = [" & ".join(line) + r" \\" for line in [head, *rows]]
     alignment = "l" + "r" * (len(head) - 1)
@@ -156,8 +161,7 @@ FORMATS = {
         whole="## {title}\n\n{table}\n\n{notes}",
     ),
     "latex": Format(  # for \\input where booktabs is loaded
-        # Two hyphens are a dash there.
-        escape=lambda text: text.translate(str.maketrans(LATEX)).replace("--", "-{}-"),
+        escape=latex_text,
         marks={"best": r"\textbf{{{}}}", "close": r"{}$^\approx$", "chance": r"{}$^\circ$"},
         indent=r"\quad ",
         lay_out=latex_table,

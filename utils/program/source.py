@@ -133,7 +133,8 @@ def sweep_lines(folders: Sequence[Path], total: int) -> str:
     changed_code: dict[Path, list[str]] = {}
     changed_inputs: dict[Path, list[str]] = {}
     for folder in folders:
-        with suppress(OSError, ValueError, AttributeError):  # it is said when the run is read
+        # What is wrong with a config.json is said when the run is read. Old ones lack arguments.
+        with suppress(OSError, ValueError, AttributeError, LookupError):
             config = json.loads((folder / "config.json").read_text())
             changed_code[folder] = changed_files(config) or []
             changed_inputs[folder] = newer_inputs(folder, config)
