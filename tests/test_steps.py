@@ -23,7 +23,7 @@ from losses import FEATURES, ClassificationLoss
 from losses.classification import nll
 from models import build_model
 from models.blocks import Chain, Pool
-from utils import options, steps, training
+from utils import preflight, steps, training
 from utils.data.mixing import MIXES
 from utils.program import RunFailed, environment
 from utils.program.processes import start
@@ -283,7 +283,7 @@ def test_what_cannot_be_captured(tiny_npz, tmp_path, graphs, teacher, capsys, mo
     # The cause, and not that the capture could not be ended properly.
     assert "stream is capturing" in out and "previous error" not in out
     assert [graph.replays for graph in graphs] == [0]
-    monkeypatch.setattr(options, "can_capture", lambda accelerator: True)
+    monkeypatch.setattr(preflight, "can_capture", lambda accelerator: True)
     with pytest.raises(RunFailed, match="cannot be captured.*--step eager"):
         teacher_run(tiny_npz, tmp_path / "graph", "--step", "graph")
 
@@ -292,7 +292,7 @@ def test_where_a_failed_capture_is_not_undone_only_graph_captures(
     tiny_npz, tmp_path, graphs, monkeypatch
 ):
     monkeypatch.setattr(steps, "SURVIVES_A_FAILED_CAPTURE", False)
-    monkeypatch.setattr(options, "can_capture", lambda accelerator: True)
+    monkeypatch.setattr(preflight, "can_capture", lambda accelerator: True)
     auto = teacher_run(tiny_npz, tmp_path / "auto")
     assert not graphs and "steps: kernel by kernel" in (auto / "train_log.txt").read_text()
     teacher_run(tiny_npz, tmp_path / "graph", "--step", "graph")
@@ -356,7 +356,7 @@ def compilations(monkeypatch):
         return function
 
     monkeypatch.setattr(torch, "compile", note)
-    for module in (steps, options):
+    for module in (steps, preflight):
         monkeypatch.setattr(module, "compiler_fault", lambda: None)
     return asked
 
