@@ -19,7 +19,7 @@ from utils.calibration.temperature import (
     matching_temperature,
     mean_confidence,
 )
-from utils.data import load_dataset
+from utils.data import load_dataset, synthetic
 from utils.data.views import TrainLoader
 from utils.program import UserError
 from utils.settings import TeacherSource
@@ -116,24 +116,19 @@ def test_the_confidences_of_every_teacher_are_recorded(train):
 
 
 @pytest.mark.long
-def test_views_by_the_accuracy_on_validation(tmp_path, synthetic_pair):
-    teacher, student = synthetic_pair
+def test_views_by_the_accuracy_on_validation(tmp_path, monkeypatch):
+    """Teacher and student of an epoch on images with noisy labels, a thousand of each split."""
+    monkeypatch.setattr(synthetic, "IMAGES", dict.fromkeys(("train", "val", "test"), 1000))
+    common = f"--dataset synthetic --model resnet8 --epochs 1 --lr 0.05 --checkpoint {tmp_path}"
+    train_teacher.main(f"{common}/teacher".split())
+    teacher = folder_of(tmp_path / "teacher")
+    views = f"--teacher_temperature views --teacher_path {teacher}"
+    train_student.main(f"{common}/student {views}".split())
+    student = folder_of(tmp_path / "student")
     result = json.loads((student / "result.json").read_text())["teacher"]
     metrics = json.loads((teacher / "result.json").read_text())["best"]["val"]
     assert result["val"]["top1"] == metrics["top1"]
     assert result["seen"]["temperature"] != 1 and "tempered" in result["test"]
-
-
-@pytest.fixture(scope="module")
-def synthetic_pair(tmp_path_factory):
-    """Teacher and student of an epoch on images with noisy labels."""
-    root = tmp_path_factory.mktemp("pair")
-    common = f"--dataset synthetic --model resnet8 --epochs 1 --lr 0.05 --checkpoint {root}"
-    train_teacher.main(f"{common}/teacher".split())
-    teacher = folder_of(root / "teacher")
-    views = f"--teacher_temperature views --teacher_path {teacher}"
-    train_student.main(f"{common}/student {views}".split())
-    return teacher, folder_of(root / "student")
 
 
 @pytest.mark.parametrize(

@@ -249,8 +249,6 @@ class TestRuns:
         assert third.returncode == 0 and len(sweep.started()) == 2
         assert "runs: 6 complete, 0 failed, 0 stopped, 0 missing" in third.stdout
         assert "scripts.report" in third.stdout
-        fourth = sweep("students", "--", "--teacher_path", "t", **values)
-        assert fourth.returncode == 0 and not sweep.started()
 
     def test_it_says_how_many_have_ended_and_when_the_last_may(self, sweep):
         done = sweep("students", "--", "--teacher_path", "t", T="1 3 4", Lambda="1", PAUSE="0.2")
