@@ -117,9 +117,11 @@ def test_the_confidences_of_every_teacher_are_recorded(train):
 
 @pytest.mark.long
 def test_views_by_the_accuracy_on_validation(tmp_path, monkeypatch):
-    """Teacher and student of an epoch on images with noisy labels, a thousand of each split."""
-    monkeypatch.setattr(synthetic, "IMAGES", dict.fromkeys(("train", "val", "test"), 1000))
-    common = f"--dataset synthetic --model resnet8 --epochs 1 --lr 0.05 --checkpoint {tmp_path}"
+    """Teacher and student on images with noisy labels, 500 of each split."""
+    monkeypatch.setattr(synthetic, "BLOCK", 500)
+    monkeypatch.setattr(synthetic, "IMAGES", dict.fromkeys(("train", "val", "test"), 500))
+    words = "--dataset synthetic --model resnet8 --epochs 2 --lr 0.05 --train-batch-size 32"
+    common = f"{words} --checkpoint {tmp_path}"
     train_teacher.main(f"{common}/teacher".split())
     teacher = folder_of(tmp_path / "teacher")
     views = f"--teacher_temperature views --teacher_path {teacher}"
