@@ -32,7 +32,7 @@ from utils.analysis.statistics import SELECT, ReportChoice, Section, sections_of
 from utils.analysis.tables import main_table, paired_table
 from utils.program import UserError, one_line_errors
 from utils.program.command_line import CommandLine, count, location, number
-from utils.program.files import atomic, make_folder
+from utils.program.files import atomic, check_writable, make_folder
 from utils.program.words import counted
 
 
@@ -72,8 +72,10 @@ def options(argv: list[str] | None) -> Namespace:
             f"--pack: {logit_files[0]} is no run, and a pack holds runs; leave it out, and name it "
             "beside the pack"
         )
-    if args.pack is not None and isfile(args.pack) and not is_pack(args.pack):
-        raise UserError(f"--pack {args.pack}: this file is no pack; give another name")
+    if args.pack is not None:
+        check_writable(args.pack, "--pack")
+        if isfile(args.pack) and not is_pack(args.pack):
+            raise UserError(f"--pack {args.pack}: this file is no pack; give another name")
     return args
 
 

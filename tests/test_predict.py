@@ -420,6 +420,7 @@ run text.npz --out f | IMAGES text.npz: no images in it
 run floats.npy --out f | IMAGES floats.npy.*is float64; images are grey levels from 0 to 255
 run other.npz --out f | IMAGES other.npz.*it has a, b
 run photos --out nowhere/f | --out nowhere/f.*may write
+run photos --out /dev/null | --out /dev/null: this is no regular file
 run photos --out photos | --out photos.*give a file
 run images.npy --out images.npy | --out images.npy: would write over what is read
 run images.npy --out link.npy | --out link.npy: would write over what is read
