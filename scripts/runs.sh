@@ -8,7 +8,7 @@ python=${PYTHON:-python}
 
 quote() { # for a shell, where it needs that, as {a,b} and {1..3} do
     if [[ $1 =~ ^[A-Za-z0-9_.,/:=+{}@%-]+$ && ! $1 =~ \{.*(,|\.\.).*\} ]]; then
-        echo "$1"
+        printf '%s\n' "$1"
     else
         printf "'%s'\n" "${1//\'/\'\\\'\'}" # as every shell reads it, in whatever locale
     fi
@@ -122,7 +122,9 @@ count_outcomes() {
             missing=$((missing + 1))
             continue
         fi
-        last=$(grep . "$log" | tail -n 1)
+        # A launcher of several processes prints its own traceback behind the run's line.
+        last=$(tail -n 60 "$log" | grep -E '^train_(teacher|student)\.py: ' | tail -n 1) ||
+            last=$(grep . "$log" | tail -n 1)
         if [[ $last = *": stopped by SIG"* ]]; then
             stopped=$((stopped + 1))
         else

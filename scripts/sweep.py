@@ -86,7 +86,10 @@ def check() -> None:
     programs = {"train_teacher.py": teacher_options, "train_student.py": student_options}
     runs: dict[str, str] = {}
     for line in dict.fromkeys(sys.stdin.read().splitlines()):
-        words = shlex.split(line)
+        try:
+            words = shlex.split(line)
+        except ValueError as error:  # a line break within a word
+            raise UserError(f"{line!r} is no command of one line: {error}") from None
         places = [i for i, word in enumerate(words) if os.path.basename(word) in programs]
         if not places:
             raise UserError(f"no command of train_teacher.py or train_student.py: {line!r}")
@@ -120,8 +123,9 @@ def schedule(*gpus: str) -> None:
 
     manager = GPUManager(gpus)
     threads = [run_command_with_gpu(line.rstrip(), manager.get_gpu()) for line in sys.stdin]
-    for thread in threads:
-        thread.join()
+    # A signal that meets a join would leave the run behind: Python then takes its thread for ended.
+    while any(thread.is_alive() for thread in threads):
+        time.sleep(0.2)
 
 
 def ended(file: str, total: str, began: str) -> None:

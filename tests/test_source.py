@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, command, run_script
+from conftest import ROOT, command, fails, run_script
 
 import train_student
 import train_teacher
@@ -190,12 +190,22 @@ def test_a_start_that_kept_no_epoch_leaves_no_settings_behind(finished, tiny_npz
     """What config.json says of code and commit is of the start that trains."""
     folder = finished / NAME
     other_code(folder / "config.json")
+    change(folder / "config.json", settings={"lr": 1e9})
     for file in folder.iterdir():
         if file.name != "config.json":
             file.unlink()
     train_teacher.main(command(tiny_npz, finished))
     config = json.loads((folder / "config.json").read_text())
     assert config["training_code"] == source.training_code()
+
+
+def test_a_result_without_its_settings_is_no_run(finished, tiny_npz, capsys):
+    folder = finished / NAME
+    (folder / "config.json").unlink()
+    (folder / "checkpoint.pth").unlink()
+    error = fails(capsys, finished, train_teacher.main, command(tiny_npz, finished))
+    assert f"{folder} has a result but no config.json; --overwrite starts it anew" in error
+    assert not (folder / "config.json").exists()
 
 
 def test_what_is_said_of_a_sweep(finished):
@@ -212,3 +222,26 @@ def test_what_is_said_of_a_sweep(finished):
     os.utime(folder / "config.json", (0, 0))
     said = source.sweep_lines([folder], 5)
     assert f"what 1 of them read was written after they began: {data}." in said
+
+
+def test_inputs_that_were_written_since(finished, tmp_path, monkeypatch):
+    folder = finished / NAME
+    monkeypatch.chdir(tmp_path)
+    for name in ("images/train/cat", "teachers/cifar10/resnet8/NLL_seed=42"):
+        Path(name).mkdir(parents=True)
+    written = ("net.py", "logits.npz", "teachers/cifar10/resnet8/NLL_seed=42/result.json")
+    for name in written:
+        Path(name).write_text("")
+    os.utime(folder / "config.json", (0, 0))
+    arguments = {
+        "dataset": "images",
+        "data_dir": "data",
+        "model": "resnet8",
+        "teacher": "net.py:tiny",
+        "teacher_path": ["teachers", "absent.pth"],
+        "teacher_logits": "logits.npz",
+    }
+    newer = source.newer_inputs(folder, {"arguments": arguments})
+    assert sorted(newer) == ["images", "logits.npz", "net.py", "teachers"]
+    os.utime(folder / "config.json")
+    assert not source.newer_inputs(folder, {"arguments": arguments})

@@ -30,10 +30,11 @@ pytestmark = pytest.mark.skipif(
 STAND_IN = """#!/usr/bin/env bash
 echo "$(date +%s%N) ${CUDA_VISIBLE_DEVICES:-none} $*" >>"$CALLS"
 echo "$OMP_NUM_THREADS" >>"$CALLS.threads"
-trap 'echo "script: stopped by SIGINT; give the same command again"; exit 130' INT
+trap 'sleep 1; echo "train_teacher.py: stopped by SIGINT; the same command goes on"; exit 130' INT
 sleep "${PAUSE:-0}"
 echo "$(date +%s%N) end" >>"$CALLS"
-[[ $* != *"--T 3 "* || -n ${MENDED:-} ]] || { echo started; echo "script: error: T is 3"; exit 2; }
+[[ $* != *"--T 3 "* || -n ${MENDED:-} ]] || { echo started; echo "train_student.py: error: T is 3"
+    echo "CalledProcessError: as a launcher says it"; exit 2; }
 folder="$ROOT/$(cksum <<<"$*" | tr ' ' -)"
 mkdir -p "$folder"
 echo '{}' >"$folder/result.json"
@@ -160,6 +161,7 @@ class TestGrids:
             ("NLL -- --seed 3", "--seed: the sweep sets this flag itself.*--seeds N"),
             ("NLL -- --checkpoint there", "--checkpoint: the sweep sets this.*ROOT="),
             ("NLL -- --overwrite", "--overwrite: ROOT="),
+            ("NLL -- -n", "'-n'"),
             ("NLL NLL+MbLS -- --margin 3", "train_teacher.py: --margin 3 has no effect"),
         ],
     )
@@ -167,6 +169,11 @@ class TestGrids:
         done = hypersearch(*words.split(), cwd=tmp_path, check=False)
         assert done.returncode == 2 and not done.stdout
         assert all(part in done.stderr for part in said.split(".*"))
+
+    def test_a_line_break(self, tmp_path):
+        done = hypersearch("NLL", "--", "--exp_name", "a\nb", cwd=tmp_path, check=False)
+        assert done.returncode == 2 and "is no command of one line" in done.stderr
+        assert "Traceback" not in done.stderr
 
     def test_settings_that_are_the_same_run(self, tmp_path):
         words = ("students", "--", "--teacher_path", "t")
@@ -241,7 +248,7 @@ class TestRuns:
         first = sweep("students", "--", "--teacher_path", "t", **values)
         assert first.returncode == 1 and len(sweep.started()) == 6
         assert "runs: 4 complete, 2 failed, 0 stopped, 0 missing\n" in first.stdout
-        assert first.stdout.count("script: error: T is 3") == 2
+        assert first.stdout.count("train_student.py: error: T is 3") == 2
         second = sweep("students", "--", "--teacher_path", "t", **values)
         assert second.returncode == 1 and len(sweep.started()) == 2
         assert second.stderr.startswith("4 of 6 runs are complete from before: not trained again\n")
@@ -290,10 +297,11 @@ class TestRuns:
         with pytest.raises(UserError, match="pip install -r requirements.txt"):
             schedule("0")
 
-    def test_ctrl_c_stops_what_runs_and_starts_nothing_more(self, sweep):
+    @pytest.mark.parametrize("names", [["NLL"], ["NLL", "LS", "Brier"]])
+    def test_ctrl_c_stops_what_runs_and_starts_nothing_more(self, sweep, names):
         """As a terminal does it: the signal goes to the sweep and to its runs."""
         process = subprocess.Popen(
-            ["bash", ROOT / "scripts/hypersearch.sh", "NLL", "LS", "Brier"],
+            ["bash", ROOT / "scripts/hypersearch.sh", *names],
             cwd=sweep.folder,
             env=os.environ | sweep.environment | {"PAUSE": "30"},
             stdout=subprocess.PIPE,
@@ -306,7 +314,8 @@ class TestRuns:
         os.killpg(process.pid, signal.SIGINT)
         stdout, stderr = process.communicate(timeout=60)
         assert process.returncode == 1 and len(sweep.started()) == 1
-        assert "runs: 0 complete, 0 failed, 1 stopped, 2 missing" in stdout
+        missing = len(names) - 1
+        assert f"runs: 0 complete, 0 failed, 1 stopped, {missing} missing" in stdout
         assert "hypersearch.sh: stopped by SIGINT" in stderr and "Traceback" not in stderr
 
     def test_slurm(self, sweep, tmp_path):

@@ -12,6 +12,7 @@ class WeightAverage(nn.Module):
     After step t the weights are (1 - d) / (1 - d^t) times the sum over the steps i up to t of
     d^(t - i) w_i, with d the `decay`: an average from the first step on, in which the initial
     weights have no part (as Adam corrects its own averages: Kingma and Ba, ICLR 2015, Section 3).
+    A step that fp16's scaler has left out counts with the weights as they were.
     Buffers, such as batch norm's statistics, are the net's own when they were last copied.
     """
 

@@ -175,18 +175,19 @@ class Run:
         path = self.folder / "config.json"
         has_checkpoint = (self.folder / "checkpoint.pth").exists()
         is_finished = (self.folder / "result.json").exists()
-        before = self._config_of_same_settings() if path.exists() else None
-        if has_checkpoint and before is None:
+        if not (has_checkpoint or is_finished):
+            # A start that has kept no epoch leaves nothing that its config.json would be true of.
+            files.write_json(path, config)
+        elif not path.exists():
+            kept = "a checkpoint" if has_checkpoint else "a result"
             raise UserError(
-                f"{self.folder} has a checkpoint but no config.json; --overwrite starts it anew"
+                f"{self.folder} has {kept} but no config.json; --overwrite starts it anew"
             )
-        if has_checkpoint and not is_finished:
-            changed = resumed_line(before)
+        else:
+            before = self._config_of_same_settings()
+            changed = "" if is_finished else resumed_line(before)
             if changed:
                 self.say(changed)
-        # A start that has kept no epoch leaves nothing that its config.json would be true of.
-        if before is None or not (has_checkpoint or is_finished):
-            files.write_json(path, config)
         self._keep_own_net()
 
     def _keep_own_net(self) -> None:

@@ -1,6 +1,7 @@
 """Cutout: a square of every training image is blotted out. DeVries and Taylor, arXiv 1708.04552.
 
 As in the paper's own code, the square's centre is any pixel and the square is cut off at the edge.
+(Of an odd size that code blots out a pixel less a side.)
 The draws have a stream of their own: order and views are as without it.
 """
 

@@ -1,6 +1,7 @@
 """mixup and CutMix: each image of a step is mixed with a partner, drawn as all views are.
 
-As in both papers' own code, every step is mixed, by one share, Beta(a, a), and in CutMix one box.
+Every step is mixed, by one share, Beta(a, a), and in CutMix one box, as in both papers' own code;
+but that of CutMix leaves half of the steps of CIFAR as they are (--cutmix_prob 0.5).
 The partner is any image of the epoch in its view of that epoch, so mixtures are the same on any
 number of processes. The draws have a stream of their own: order and views are as without a mix.
 """

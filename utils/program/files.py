@@ -65,7 +65,8 @@ def check_writable(file: Path, flag: str) -> None:
         raise UserError(f"{flag} {file}: give a file in a folder that you may write to")
     # What is written takes the place of what has the name: /dev/null would be gone.
     is_device = os.path.exists(file) and not os.path.isfile(file)
-    if is_device or Path(os.path.abspath(file)).is_relative_to("/dev"):
+    is_stream = os.path.islink(file) and os.path.dirname(os.path.abspath(file)) == "/dev"
+    if is_device or is_stream:
         raise UserError(f"{flag} {file}: this is no regular file; give another one")
 
 

@@ -162,13 +162,27 @@ def summary_of(changed: Mapping[Path, Sequence[str]]) -> tuple[int, str]:
 
 
 def newer_inputs(folder: Path, config: Mapping) -> list[str]:
-    """What a run's command reads, as the command has it, and was written after the run began."""
+    """What a run's command reads, as the command has it, and was written after the run began.
+
+    Of a folder of images it is seen where one has come or gone, not where one was written over.
+    """
     arguments = config["arguments"]
     dataset = arguments["dataset"]
-    names = [dataset, arguments["model"].partition(":")[0], *(arguments.get("teacher_path") or ())]
-    paths = {name: Path(name) for name in names}
-    paths |= {name: path / "result.json" for name, path in paths.items() if path.is_dir()}
-    paths[f"{dataset}.npz"] = Path(arguments["data_dir"], f"{dataset}.npz")
+    teachers = arguments.get("teacher_path") or ()
+    # A net of the user's own is named as FILE.py:function.
+    nets = [str(arguments.get(flag)).partition(":")[0] for flag in ("model", "teacher")]
+    names = [dataset, *nets, *teachers, arguments.get("teacher_logits")]
+    paths = {name: [Path(name)] for name in names if name}
+    for name in teachers:
+        if Path(name).is_dir():
+            paths[name] = list(Path(name).rglob("result.json"))
+    if Path(dataset).is_dir():
+        paths[dataset] += [*Path(dataset).glob("*/"), *Path(dataset).glob("*/*/")]
+    paths[f"{dataset}.npz"] = [Path(arguments["data_dir"], f"{dataset}.npz")]
 
     began = (folder / "config.json").stat().st_mtime
-    return [name for name, path in paths.items() if path.is_file() and path.stat().st_mtime > began]
+    return [
+        name
+        for name, read in paths.items()
+        if any(path.exists() and path.stat().st_mtime > began for path in read)
+    ]
