@@ -3,8 +3,6 @@
 What a teacher is stands in utils/teachers.py, how its student asks it in utils/asked_teachers.py.
 """
 
-from functools import singledispatch
-
 from accelerate import Accelerator
 
 from losses import DistillationLoss
@@ -15,10 +13,9 @@ from utils.seen_views import SeenViews
 from utils.settings import Experiment
 from utils.stored_teacher import StoredTeacher
 from utils.teacher_inspection import inspect_nets, inspect_stored
-from utils.teachers import NetTeacher, Teacher
+from utils.teachers import Teacher
 
 
-@singledispatch
 def prepare_teacher(
     teacher: Teacher,
     loss: DistillationLoss,
@@ -28,22 +25,15 @@ def prepare_teacher(
 ) -> tuple[AskedTeacher, str]:
     """The teacher as a step asks it, and lines on what it is worth, to be read before training.
 
-    Each kind of teacher has a function of its own below. Its temperature is found where a rule is
-    asked for. Raises UserError where it cannot teach this student.
+    Nets are moved to the device. The temperature is found where a rule is asked for. Raises
+    UserError where it cannot teach this student, or no cache can be made.
     """
-    raise NotImplementedError(type(teacher).__name__)
-
-
-@prepare_teacher.register
-def prepare_nets(
-    teacher: NetTeacher,
-    loss: DistillationLoss,
-    experiment: Experiment,
-    data: Dataset,
-    accelerator: Accelerator,
-) -> tuple[AskedTeacher, str]:
-    """Nets, which are moved to the device. Raises UserError, also where no cache can be made."""
     recipe = experiment.recipe
+    if isinstance(teacher, StoredTeacher):
+        ask = ReadTeacher(teacher, data, accelerator, seed=recipe.seed)
+        seen = SeenViews(ask, data, recipe, accelerator)
+        return ask, inspect_stored(teacher, data, seen=seen, loss=loss)
+
     check_teacher(teacher, data)
     check_features(experiment.loss, recipe, teacher, data, accelerator)
     # Maps are those of a net's layers, which a folded one no longer has.
@@ -62,18 +52,3 @@ def prepare_nets(
         loss=loss,
     )
     return ask, about_teacher
-
-
-@prepare_teacher.register
-def prepare_stored(
-    teacher: StoredTeacher,
-    loss: DistillationLoss,
-    experiment: Experiment,
-    data: Dataset,
-    accelerator: Accelerator,
-) -> tuple[AskedTeacher, str]:
-    """A file of logits, which is read."""
-    recipe = experiment.recipe
-    ask = ReadTeacher(teacher, data, accelerator, seed=recipe.seed)
-    seen = SeenViews(ask, data, recipe, accelerator)
-    return ask, inspect_stored(teacher, data, seen=seen, loss=loss)

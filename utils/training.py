@@ -83,10 +83,8 @@ def fit(
     start_tracker(run, history)
 
     # From here on the history and the best epoch are the keeper's.
-    first = len(history) + 1
-    keeper = Keeper(run, recipe, data.val, history, best)
-    with keeper:
-        for epoch in range(first, recipe.epochs + 1):
+    with Keeper(run, recipe, data.val, history, best) as keeper:
+        for epoch in range(len(history) + 1, recipe.epochs + 1):
             if keeper.is_stalled():
                 break
             started = time.perf_counter()
