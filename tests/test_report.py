@@ -693,12 +693,14 @@ def test_the_temperature_that_test_would_choose_is_shown_on_request(tmp_path, ca
 
 def test_unfinished_and_damaged_runs_are_listed(tmp_path, capsys):
     """Whatever is wrong with one run, the others are in the table."""
-    write_run(tmp_path, seed=1)
+    whole = write_run(tmp_path, seed=1)
+    result = json.loads((whole / "result.json").read_text())
+    result["best"]["temperature"] = 10**400  # JSON allows it, and no float holds it
     stopped = write_run(tmp_path, seed=2)
     (stopped / "result.json").unlink()
     (stopped / "train_log.txt").write_text("epoch 1/2\nepoch 2/2 \033[1mtrain loss 0.3\n\n")
     damage = {
-        "result.json": ['{"answer"', '{"answer": 42}', "[]", "[" * 10**5],
+        "result.json": ['{"answer"', '{"answer": 42}', "[]", "[" * 10**5, json.dumps(result)],
         "config.json": ['{"arguments": null}', "[1]", "\x80"],
         "metrics.jsonl": ['{"epoch": 1}\n{"epoch"', '{"loss": 1}', "[]"],
         "predictions.npz": ["PK\3\4 nonsense", ""],
@@ -837,6 +839,9 @@ def test_csv_has_every_digit_and_every_metric(written):
         if one["logits"] == "scaled" and one["epoch"]:
             temperature = result[one["epoch"]]["temperature"]
             assert float(one["T"]) == pytest.approx(temperature)
+        elif one["logits"] == "raw" and one["epoch"]:
+            nll = result[one["epoch"]]["val"]["nll"]
+            assert float(one["validation NLL"]) == pytest.approx(nll)
 
 
 def test_latex_is_whole_tables(written):

@@ -39,7 +39,8 @@ def check_measured(measured: dict, is_validated: bool = True) -> None:
 
 
 def check_numbers(values: dict, keys: tuple[str, ...]) -> None:
-    """Raises KeyError, ValueError."""
+    """Raises KeyError, ValueError, OverflowError."""
     for key in keys:
         if not isinstance(values[key], int | float):
             raise ValueError(f"the {key} is {values[key]!r}, and no number")
+        float(values[key])  # JSON has integers that are too large for it

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from utils.analysis.columns import COLUMNS, Column, printable
 from utils.analysis.groups import Group
+from utils.analysis.record import Record
 from utils.analysis.rows import Statistic, quick_rows_of
 from utils.analysis.splits import COLUMNS_OF_TEST, columns_of_test, own_temperatures
 from utils.analysis.statistics import Section
@@ -23,7 +24,10 @@ def groups_csv(sections: list[Section]) -> str:
 
 
 def runs_csv(sections: list[Section]) -> str:
-    """A line for each run and kind of logits, with the run's folder."""
+    """A line for each run and kind of logits, with the run's folder.
+
+    Those of raw logits also have the metrics on validation, by which settings are chosen.
+    """
     lines = []
     for section in sections:
         chosen = {sweep.chosen for sweep in section.sweeps}
@@ -32,7 +36,10 @@ def runs_csv(sections: list[Section]) -> str:
                 alone = replace(group, records=[record], rows={})
                 alone.rows = quick_rows_of(alone)
                 for line in lines_of(section, alone, is_chosen=group in chosen):
-                    lines.append({**line, "folder": printable(record.folder)})
+                    line["folder"] = printable(record.folder)
+                    if line["logits"] == "raw":
+                        line.update(validation_entries(record))
+                    lines.append(line)
     return csv_text(lines)
 
 
@@ -74,6 +81,16 @@ def lines_of(section: Section, group: Group, is_chosen: bool) -> list[dict[str, 
             line.update(entries_of(value, COLUMNS[metric]))
         lines.append(line)
     return lines
+
+
+def validation_entries(record: Record) -> dict[str, str]:
+    """By head: what a run measured on validation; nothing of a file of logits without it."""
+    measured = record.measured["val"]
+    return {
+        f"validation {column.head}": digits(measured[metric], column)
+        for metric, column in COLUMNS.items()
+        if metric in measured
+    }
 
 
 def entries_of(value: Statistic, column: Column) -> dict[str, str]:
