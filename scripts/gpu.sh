@@ -18,6 +18,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python}
 limit=${KD_SECONDS:-600}
 [ -z "$dry" ] || limit=1800
+[ ! -e "$out/performance.md" ] || [ -d "$own" ] ||
+    stop "$out/performance.md: another hand has written it; give another FOLDER"
 mkdir -p "$out"
 rm -rf "$own"
 mkdir "$own"

@@ -286,6 +286,15 @@ def test_the_day_of_a_gpu_deletes_only_runs_of_its_own(tmp_path):
     assert all(file.exists() for file in theirs) and not former.exists()
 
 
+def test_the_day_of_a_gpu_writes_over_no_page_of_another_hand(tmp_path):
+    page = tmp_path / "performance.md"
+    page.write_text("mine")
+    command = ["bash", ROOT / "scripts/gpu.sh", "--dry", tmp_path]
+    done = run_script(*command, cwd=tmp_path, check=False)
+    assert done.returncode == 2 and "performance.md: another hand has written it" in done.stderr
+    assert page.read_text() == "mine" and list(tmp_path.iterdir()) == [page]
+
+
 @pytest.mark.long
 def test_the_day_of_a_gpu_rehearsed(tmp_path):
     """Every part of gpu.sh, made small, on the CPU; the benchmark trains as `fit` does."""
