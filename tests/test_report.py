@@ -244,6 +244,7 @@ def test_what_is_fitted_on_images_that_a_teacher_may_know_is_not_shown(tmp_path,
     report.main([str(tmp_path / "runs"), *out, "--against", name])
     printed = capsys.readouterr().out
     assert "A third party's teacher has no scaled row." in printed and "†" not in printed
+    assert "Students of a third party's teacher may know something" in printed
     section = only_section(tmp_path / "runs", "--resamples", "50")
     rows = {group.first.model: group.rows for group in section.groups if not group.teachers}
     assert list(rows["foreign"]) == ["raw"]

@@ -35,7 +35,7 @@ from utils.program.files import read_torch
 from utils.settings import TeacherSource
 from utils.split_metrics import evaluate
 from utils.teacher_files import load_teacher
-from utils.teacher_inspection import inspect_nets
+from utils.teacher_inspection import MAY_KNOW_VALIDATION, inspect_nets
 from utils.teacher_weights import ready
 from utils.teachers import Member, NetTeacher, in_half
 
@@ -680,10 +680,11 @@ def test_a_teacher_that_is_fed_wrongly_is_said_to_be(cifar10):
     data = dataclasses.replace(cifar10, val=few)
     accelerator = Accelerator(cpu=True)
     teacher = published("resnet20", data, "imagenet")
-    right, _ = inspect_nets(teacher, data, accelerator, SureOf()).splitlines()
+    right, _, known = inspect_nets(teacher, data, accelerator, SureOf()).splitlines()
+    assert known == MAY_KNOW_VALIDATION
     assert re.fullmatch(r"teacher resnet20 resnet20-\w+: validation top-1 9.* %, ECE .* %", right)
     wrong = published("resnet20", data, "0,0,0/1,1,1")
-    _, _, advice = inspect_nets(wrong, data, accelerator, SureOf()).splitlines()
+    *_, advice = inspect_nets(wrong, data, accelerator, SureOf()).splitlines()
     own, other = map(float, re.findall(r"([\d.]+) %", advice))
     assert own < 60 < 90 < other and "400 validation images" in advice
     assert re.search("--teacher_norm (imagenet|cifar)", advice)

@@ -27,6 +27,12 @@ from utils.teachers import Member, NetTeacher, Teacher
 
 TRIED_IMAGES = 1000  # on which other normalisations are tried
 
+# Measured: see docs/teachers.md.
+MAY_KNOW_VALIDATION = (
+    "it may have been trained on the validation images: its student then does better there than on "
+    "test, and the student's temperature comes out too small"
+)
+
 
 def inspect_nets(
     teacher: NetTeacher,
@@ -57,12 +63,15 @@ def inspect_nets(
         check_loss(loss, teacher.tempered(logits), data.val.labels.cpu())
 
     lines = [quality_line(teacher, logits, data.val), confidence_line(teacher, seen)]
+
+    # The checkpoints of our own runs say what they were trained on, and how inputs were normalised.
+    third_parties = [member for member in teacher.members if member.seed is None]
+    if third_parties:
+        lines.append(MAY_KNOW_VALIDATION)
     step = math.ceil(len(data.val.labels) / TRIED_IMAGES)
     sample = Split(data.val.images[::step], data.val.labels[::step])
-    for member in teacher.members:
-        # The checkpoints of our own runs say how their inputs were normalised.
-        if member.seed is None:
-            lines += norm_advice(member, sample, accelerator)
+    for member in third_parties:
+        lines += norm_advice(member, sample, accelerator)
     return "\n".join(lines)
 
 

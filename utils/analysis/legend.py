@@ -123,6 +123,11 @@ def about_teachers(section: Section) -> list[str]:
         sentences.append("A teacher without a run here is shown as its students' runs measured it.")
     if any(net.third_party for net in nets):
         sentences.append(f"A third party's teacher has no scaled row. {NO_SCALED_ROW}")
+    if any(net.taught_by and net.taught_by.third_party for net in nets):
+        sentences.append(
+            "Students of a third party's teacher may know something of the validation images from "
+            "it: their T, and sets that are fitted there, are then too small for test."
+        )
     if any("temperature" not in net.measured and not net.third_party for net in nets):
         sentences.append("A file of logits without those of validation has no scaled row.")
     sentences += about_confidence(section.printed)
