@@ -18,7 +18,7 @@ from utils.analysis.classes import values_by_class
 from utils.calibration.metrics import ece
 from utils.calibration.sets import set_metrics
 
-SETS = ["--columns", "top1", "coverage", "set_size", "aps_set_size"]
+SETS = ["--columns", "top1", "coverage", "set_size", "aps_set_size", "set_size_matched"]
 
 
 def arrays_of(folder: Path) -> dict[str, np.ndarray]:
@@ -57,6 +57,7 @@ def test_the_columns_are_what_the_stored_logits_give(tmp_path):
                 assert row[metric].sd == pytest.approx(np.std(values, ddof=1), abs=1e-12)
     text = shown(section)
     assert "conformal sets at 90 %" in text and "A row has none" not in text
+    assert "Size at 90 % of test: with the threshold" in text
     assert "coverage" not in cells(only_section(tmp_path), "resnet8 NLL")  # not asked for
 
 

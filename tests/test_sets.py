@@ -48,8 +48,11 @@ def score_loop(method, probs, k, counted):
     return mass + (PENALTY * max(0, rank - FREE_RANKS) if method == "RAPS" else 0)
 
 
-def sets_loop(method, val_logits, val_labels, test_logits, alpha, randomised):
-    """Sets of classes at T = 2, with the randomness that the code under test draws."""
+def sets_loop(method, val_logits, val_labels, test_logits, alpha, randomised, extra=1):
+    """Sets of classes at T = 2, with the randomness that the code under test draws.
+
+    `extra`: 1 where the next image is new, 0 where the level is that of these images themselves.
+    """
     val_part, test_part = (
         1 - sets._left_out(torch.from_numpy(logits), randomised).squeeze(1).numpy()
         for logits in (val_logits, test_logits)
@@ -59,7 +62,7 @@ def sets_loop(method, val_logits, val_labels, test_logits, alpha, randomised):
         score_loop(method, probs, y, part)
         for probs, y, part in zip(val.tolist(), val_labels, val_part, strict=True)
     )
-    quantile = scores[math.ceil((len(scores) + 1) * (1 - alpha) - 1e-9) - 1]
+    quantile = scores[math.ceil((len(scores) + extra) * (1 - alpha) - 1e-9) - 1]
     return [
         {k for k in range(len(p)) if score_loop(method, p, k, part) <= quantile + 1e-12}
         for p, part in zip(test.tolist(), test_part, strict=True)
@@ -104,7 +107,12 @@ def test_sets_and_metrics_match_the_loops(n, classes, scale, alpha, randomised):
         assert [set(np.flatnonzero(row)) for row in members.numpy()] == expected
         for name, value in metrics_loop(expected, labels, alpha).items():
             assert measured[PREFIX[method] + name] == pytest.approx(value, abs=1e-12)
-    assert len(measured) == 7 * len(NAMES)
+        matched = sets_loop(method, test, labels, test, alpha, randomised, extra=0)
+        size = np.mean([len(members) for members in matched])
+        assert measured[PREFIX[method] + "set_size_matched"] == pytest.approx(size, abs=1e-12)
+        covered = sum(y in found for y, found in zip(labels, matched, strict=True))
+        assert covered >= len(labels) * (1 - alpha) - 1e-9
+    assert len(measured) == 8 * len(NAMES)
 
 
 # ---- MAPIE -------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ def set_columns(key: str, name: str) -> dict[str, Column]:
         f"{key}coverage": Column(f"{name}coverage %", 100, 2, "", usual=False),
         # Small sets are worth nothing where they do not cover, so none of these is the best.
         f"{key}set_size": Column(f"{name}set size", 1, 2, "", usual=False),
+        f"{key}set_size_matched": Column(f"{name}size at 90 % of test", 1, 2, "min", usual=False),
         f"{key}set_singletons": Column(f"{name}singletons %", 100, 2, "", usual=False),
         f"{key}set_empty": Column(f"{name}empty sets %", 100, 2, "", usual=False),
         f"{key}set_worst_class_coverage": Column(

@@ -80,6 +80,11 @@ def about_sets(section: Section) -> str:
         f"Coverage and set size: of conformal sets at {100 * (1 - ALPHA):g} %, fitted on the "
         "validation split, of the LAC method where no other is named."
     )
+    if any(metric.endswith("set_size_matched") for metric in section.columns):
+        sentence += (
+            f" Size at {100 * (1 - ALPHA):g} % of test: with the threshold at which these cover "
+            "that share of test. It has seen the labels: no result, but the same coverage for all."
+        )
     metric = next(metric for metric in section.columns if metric in SET_METRICS)
     for group in section.printed:
         if any(metric not in row.cells for logits, row in group.rows.items() if logits in LOGITS):

@@ -123,7 +123,8 @@ def notes_on_tests(section: Section, against: Group, metrics: list[str]) -> list
     if any(metric in PAIRED_SETS for metric in metrics):
         notes.append(
             "Coverage and set size: the sets are taken as they were fitted; what another "
-            "validation split would change is not in the intervals."
+            "validation split would change is not in the intervals. A row that covers less has "
+            f"smaller sets by that alone: compare {COLUMNS['set_size_matched'].head}."
         )
     tested = [against, *distinct(section, against)]
     if any(shares_teachers(group) for group in tested):

@@ -123,6 +123,9 @@ def set_metrics(
 
     The keys, without a prefix for LAC, with aps_ and raps_ for the others (shares are fractions):
     coverage: share of sets that hold the label. set_size: mean number of classes.
+    set_size_matched: the same with the threshold at which 1 - alpha of the test sets hold their
+    label. It has seen these labels, and so is no result of the net; but a net that covers less than
+    another has smaller sets by that alone, and here all nets cover the same.
     set_singletons, set_empty: shares of sets with one class and with none.
     set_worst_class_coverage: the least coverage of the images of a class, over classes with images.
     set_stratified_violation: the largest |coverage - (1 - alpha)| over sets of about the same size,
@@ -141,10 +144,16 @@ def set_metrics(
         method: conformal_threshold(values, alpha) for method, values in conformity.items()
     }
     sizes, covered = _measured(test_logits, test_labels, temperature, randomised, thresholds)
+    matched = {
+        method: covering_threshold(values, alpha)
+        for method, values in _of_labels(test_logits, test_labels, temperature, randomised).items()
+    }
+    matched_sizes, _ = _measured(test_logits, test_labels, temperature, randomised, matched)
     labels = as_tensor(test_labels).long()
     metrics = {}
     for method in METHODS:
         worth = _worth(sizes[method], covered[method], labels, alpha)
+        worth["set_size_matched"] = matched_sizes[method].double().mean().item()
         for name, value in worth.items():
             metrics[PREFIX[method] + name] = value
     return metrics
@@ -163,6 +172,15 @@ def conformal_threshold(conformity: Tensor, alpha: float) -> float:
             f"sets at level {1 - alpha:g} need {needed} validation samples or more, got {samples}: "
             "with fewer, each set would hold every class; take a lower level"
         )
+    return conformity.sort(descending=True).values[rank - 1].item()
+
+
+def covering_threshold(conformity: Tensor, alpha: float) -> float:
+    """At which a share of 1 - alpha of these labels, or just above, is in its set.
+
+    `conformity` (N,) is that of the labels themselves; `conformal_threshold` is for new ones.
+    """
+    rank = math.ceil(round(len(conformity) * (1 - alpha), 9))
     return conformity.sort(descending=True).values[rank - 1].item()
 
 
