@@ -147,6 +147,17 @@ def test_other_settings_or_names_are_another_row_that_says_so(tmp_path):
     assert names == ["resnet8 NLL lr=0.1", "resnet8 NLL lr=0.2", "resnet8 NLL try"]
 
 
+def test_a_setting_that_only_some_runs_name_is_its_default_elsewhere(tmp_path):
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", settings={"lr": 0.001, "optimizer": "adamw"})
+    write_run(tmp_path / "c", settings={"cutout": 4, "ema": 0.9})
+    assert {group.name for group in read(tmp_path)[0]} == {
+        "resnet8 NLL lr=0.001 optimizer=adamw",
+        "resnet8 NLL cutout=4 ema=0.9 lr=0.1 optimizer=sgd",
+        "resnet8 NLL lr=0.1 optimizer=sgd",
+    }
+
+
 @pytest.mark.parametrize("exp_name", ["t{}", "same", ""])
 def test_seeds_of_the_teacher_are_seeds(tmp_path, exp_name):
     """Also where --exp_name had to tell the students' folders apart."""

@@ -249,6 +249,13 @@ def test_a_name_of_several_rows_is_refused_with_names_that_tell_them_apart(tmp_p
     assert "Difference from resnet8 NLL" in capsys.readouterr().out
 
 
+def test_a_name_without_what_sets_rows_apart_is_refused_with_all_of_them(tmp_path):
+    for lr in (0.1, 0.2):
+        write_run(tmp_path / str(lr), settings={"lr": lr})
+    with pytest.raises(Exception, match="give one of 'resnet8 NLL lr=0.1', 'resnet8 NLL lr=0.2'"):
+        report.main([str(tmp_path), "--against", "resnet8 NLL"])
+
+
 # Tests
 
 

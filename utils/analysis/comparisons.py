@@ -51,8 +51,13 @@ def short_name(section: Section, group: Group) -> str:
     return group.name
 
 
+def bare_name(section: Section, group: Group) -> str:
+    """Without what sets it apart from others."""
+    return group.first.name
+
+
 # What --against takes. The longest first: it is some row's own.
-NAMES_OF_ROWS = (name_with_data, full_name, short_name)
+NAMES_OF_ROWS = (name_with_data, full_name, short_name, bare_name)
 
 
 def distinct(section: Section, against: Group) -> list[Group]:

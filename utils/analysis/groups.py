@@ -11,6 +11,7 @@ import numpy as np
 
 from utils.analysis.record import Record
 from utils.analysis.records import LeftOut
+from utils.settings import NEWER, Recipe
 
 OPTIONAL = ("size", "key", "epoch")  # settings of a teacher that are there only if given
 
@@ -212,7 +213,7 @@ def with_teachers(records: list[Record]) -> list[Record]:
 def tell_apart(groups: Iterable[Group]) -> None:
     """Where groups of one teacher share a name, add the settings that differ between them."""
     for same in grouped_by(groups, lambda group: (*group.first.data, group.teacher, group.name)):
-        settings = [group.first.settings for group in same]
+        settings = [settings_of(group) for group in same]
         keys = sorted({key for values in settings for key in values} - {"seed", "teacher"})
         of_all = [
             key for key in keys if key in OPTIONAL or all(key in values for values in settings)
@@ -226,6 +227,14 @@ def tell_apart(groups: Iterable[Group]) -> None:
         # Teachers without a run here that agree in all that is known of them.
         if not are_told_apart(same):
             add_weights(same)
+
+
+def settings_of(group: Group) -> dict:
+    """By name; a run of before a setting was known, or without it, had its default."""
+    record = group.first
+    if record.measured_by_student:
+        return record.settings
+    return {name: getattr(Recipe, name) for name in NEWER} | record.settings
 
 
 def are_told_apart(groups: list[Group]) -> bool:
@@ -245,7 +254,7 @@ def add_difference(groups: list[Group], key: str) -> None:
 
     A group without that setting keeps its name.
     """
-    values = [group.first.settings.get(key) for group in groups]
+    values = [settings_of(group).get(key) for group in groups]
     texts = ["" if value is None else str(value).replace(" ", "") for value in values]
     if len(set(texts)) == 1:
         return
