@@ -16,6 +16,10 @@ instead=(
     [Lambda]="give Lambda=... in front"
 )
 refuse_set "$@"
+for name in T Lambda; do
+    words=(${!name:-})
+    [ ${#words[@]} -le 1 ] || stop "$name='${!name}': this sweep takes one value, hypersearch.sh several"
+done
 common="--dataset $(quote "$dataset") $recipe"
 for word; do
     case $word in

@@ -136,6 +136,8 @@ def check_options(args: Namespace) -> None:
 
 def predictor_of(args: Namespace) -> Predictor:
     """Raises UserError where RUN is neither a finished run nor an exported net."""
+    if not os.path.exists(args.run):
+        raise UserError(f"{args.run}: it is not there; name a run folder or an exported net")
     if os.path.isfile(args.run):
         return file_predictor(args.run, args.level, args.test_batch_size, own_nets=args.model or ())
     return run_predictor(

@@ -23,6 +23,7 @@ from utils.program import UserError, one_line_errors
 
 RUN = "teachers/tiny/resnet8/NLL_seed=42"
 TAUGHT = f"--teacher_path {RUN}"
+AGAIN = "--model resnet8 --train-batch-size 64 --checkpoint teachers"
 # A right command, which a test adds its mistake to.
 PROGRAMS = {
     "train_teacher": (train_teacher.main, "--dataset tiny.npz"),
@@ -182,6 +183,8 @@ MISTAKES = {
         (f"--checkpoint new/{LONG}", "--checkpoint.*may write"),
         ("--dataset cifar10 --data_dir nowhere/below", "--data_dir nowhere/below.*cifar10.npz"),
         ("--sync_bn", "--sync_bn.*several GPUs.*leave it out"),
+        (f"{AGAIN} --epochs 4", r"other settings \(epochs was 3 and is 4\)"),
+        (f"{AGAIN} --epochs 3 --split-seed 1", r"other settings \(split_seed was 0 and is 1\)"),
     ],
     "train_student": [
         ("--teacher_path nowhere", "--teacher_path nowhere.*give a run folder"),
@@ -211,7 +214,7 @@ MISTAKES = {
         ("--on cifar100c --data_dir file", "--on cifar100c.*not CIFAR-100's; evaluate a run on"),
         ("--on svhn --out boxes.png", "--out has no effect"),
         ("--out boxes.pdf", "--out boxes.pdf.*png"),
-        ("--out nowhere/boxes.png", "--out nowhere/boxes.png.*may write to"),
+        ("--out nowhere/boxes.png", "--out nowhere/boxes.png: its folder is not there"),
         ("--dataset other.npz", "other.npz|other data"),
     ],
     "posthoc": [

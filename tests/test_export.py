@@ -274,7 +274,7 @@ def test_only_a_run_that_says_it_was_on_the_cpu_is_held_to_every_digit(run, tmp_
 
 BAD = """
 run | required: --out
-run --out nowhere/f | --out nowhere/f.*may write
+run --out nowhere/f | --out nowhere/f: its folder is not there
 run --out run | --out run.*give a file
 run --out f --format pickle | --format.*'pickle'.*onnx
 run --out f --dataset other.npz | trained on other data.*other.npz

@@ -304,7 +304,7 @@ def test_an_ensemble_and_a_cache(root, tiny_npz, tmp_path, capsys):
     names = ("--teacher", f"{root}/mynet.py:tiny", "resnet8")
     one_name = line(tiny_npz, tmp_path / "students", "resnet8", *paths, *names[:2])
     error = fails(capsys, tmp_path, train_student.main, one_name)
-    assert "give one for each path, resnet8 for this" in error
+    assert error.endswith("give one for each path, resnet8 for this\n")
     train_student.main(line(tiny_npz, tmp_path / "students", "resnet8", *paths, *names))
     result = json.loads((folder_of(tmp_path / "students") / "result.json").read_text())
     assert result["teacher"]["model"] == "mynet.tiny+resnet8"

@@ -419,7 +419,7 @@ run void --out f | IMAGES: no image among them; the folders are empty; name imag
 run text.npz --out f | IMAGES text.npz: no images in it
 run floats.npy --out f | IMAGES floats.npy.*is float64; images are grey levels from 0 to 255
 run other.npz --out f | IMAGES other.npz.*it has a, b
-run photos --out nowhere/f | --out nowhere/f.*may write
+run photos --out nowhere/f | --out nowhere/f: its folder is not there
 run photos --out /dev/null | --out /dev/null: this is no regular file
 run photos --out photos | --out photos.*give a file
 run images.npy --out images.npy | --out images.npy: would write over what is read
@@ -435,7 +435,7 @@ text.npz photos --out f | text.npz: no ONNX or safetensors file of python -m scr
 bare.safetensors photos --out f | bare.safetensors: no ONNX or safetensors file of python -m
 run/model_best.pth photos --out f | model_best.pth: holds weights or .* not read here; give a run
 text.npz photos --epoch best | --epoch has no effect with text.npz
-nothing photos --out f | nothing: no such folder
+nothing photos --out f | nothing: it is not there; name a run folder or an exported net
 unfinished photos --out f | unfinished.*no finished run.*train it first
 . photos --out f | 2 finished runs lie there; name one
 run | IMAGES

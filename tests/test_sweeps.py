@@ -241,6 +241,13 @@ def test_flags_that_a_grid_sets_itself_or_no_script_has(tmp_path, words, said):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_grid_of_the_paper_takes_one_temperature(tmp_path):
+    line = ("bash", ROOT / "scripts/cifar10.sh", "--print")
+    done = run_script(*line, cwd=tmp_path, check=False, T="1 4")
+    assert done.returncode == 2
+    assert "T='1 4': this sweep takes one value, hypersearch.sh several" in done.stderr
+
+
 class TestRuns:
     @pytest.mark.long
     def test_it_says_what_failed_and_repeats_only_that(self, sweep):

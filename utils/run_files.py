@@ -86,12 +86,25 @@ def is_third_party(measured: dict) -> bool:
     return "seed" in measured and measured["seed"] is None
 
 
+# Settings that follow from others, if a user does not set them.
+FOLLOWS_FROM = {
+    "mean": ("split_seed", "fingerprint"),
+    "std": ("split_seed", "fingerprint"),
+    "schedule_steps": ("epochs",),
+}
+
+
 def differences(before: Mapping, now: Mapping, owner: str = "") -> list[str]:
-    """`lr was 0.1 and is 0.05`, `teacher's seed was 1 and is 2`: what two settings differ in."""
+    """`lr was 0.1 and is 0.05`, `teacher's seed was 1 and is 2`: what two settings differ in.
+
+    Not what may follow from another one that differs.
+    """
     differing = []
     for key in sorted(before.keys() | now.keys()):
         old = before.get(key)
         new = now.get(key)
+        if any(before.get(cause) != now.get(cause) for cause in FOLLOWS_FROM.get(key, ())):
+            continue
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             differing += differences(old, new, owner=f"{key}'s ")
         elif old != new and key == "fingerprint":

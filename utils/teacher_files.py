@@ -13,7 +13,7 @@ from pathlib import Path
 
 from losses import canonical_loss
 from models import build_model
-from models.own import identity_of_net, name_of_saved
+from models.own import identity_of_net, is_own, name_of_saved
 from utils.data import Dataset, normalisation
 from utils.program import UserError
 from utils.program.files import files_below, read_json, read_torch, refused, safe_name, sha256
@@ -237,8 +237,9 @@ def check_claims(file: Path, content: Mapping, model: str | None, source: Teache
         if value is not None and value not in agreeing:
             way_out = f"leave {flag} out"
             if flag == "--teacher" and len(source.paths) > 1:
-                # The others may need it.
-                way_out = f"give one for each path, {content['model']} for this, or {way_out}"
+                one_each = f"give one for each path, {content['model']} for this"
+                # An own net's code runs only where it is named.
+                way_out = one_each if is_own(model) else f"{one_each}, or {way_out}"
             raise refusal(
                 file,
                 f"holds one {content['model']}, trained with {content['label']} and its own "

@@ -61,6 +61,8 @@ def make_folder(path: Path, flag: str) -> None:
 
 def check_writable(file: Path, flag: str) -> None:
     """Raises UserError where the file that a flag names cannot be written."""
+    if not os.path.exists(file.absolute().parent):
+        raise UserError(f"{flag} {file}: its folder is not there; make it, or give another file")
     if os.path.isdir(file) or not os.access(file.absolute().parent, os.W_OK):
         raise UserError(f"{flag} {file}: give a file in a folder that you may write to")
     # What is written takes the place of what has the name: /dev/null would be gone.
