@@ -13,12 +13,16 @@
 #   calibrated          its student
 #   teacher_nll         a ResNet-20 trained with NLL, and nothing else changed
 #   overconfident       its student
-# EPOCHS=6 ROOT=runs/trial makes the first trial of plain and views, and
+#   overconfident_undivided   its student at T = 1
+#   overconfident_divided     its student, its logits divided by the temperature of validation
+# PYTHON="accelerate launch --cpu --mixed_precision bf16" trains in bfloat16, as seed 44 was, and the
+# last four rows. EPOCHS=6 ROOT=runs/trial makes the first trial of plain and views, and
 # EPOCHS=6 ROOT=runs/trial PUBLISHED=resnet56 the same of the ResNet-56. SEED=43 makes a second seed.
 # cifar100_predictions.md has what was predicted before each row, and what came.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 root=${ROOT:-runs/published}
+python=${PYTHON:-python}
 seed=${SEED:-42}
 published=${PUBLISHED:-resnet20}
 declare -A accuracy=([resnet20]=0.6883 [resnet56]=0.7263)
@@ -28,12 +32,12 @@ calibrated="--loss FL+MDCA --gamma 1 --beta 1"
 
 train() { # a net and its loss
     # shellcheck disable=SC2086
-    python train_teacher.py $common "$@"
+    $python train_teacher.py $common "$@"
 }
 
 distil() { # from which teacher, at which T
     # shellcheck disable=SC2086
-    python train_student.py $common --model resnet8 --checkpoint "$root/students" --Lambda 0.9 "$@"
+    $python train_student.py $common --model resnet8 --checkpoint "$root/students" --Lambda 0.9 "$@"
 }
 
 of_published() { # at which T, and what divides its logits before
@@ -41,11 +45,16 @@ of_published() { # at which T, and what divides its logits before
         --teacher_path "${TEACHERS:-.}/cifar100_$published-chenyaofo.pth" "$@"
 }
 
-of_ours() { # by its loss
-    distil --T 4 --teacher_select last --teacher_path "$root/teachers/cifar100/resnet20/$1_seed=$seed"
+of_ours() { # by its loss, and flags
+    local loss=$1
+    shift
+    distil --teacher_select last --teacher_path "$root/teachers/cifar100/resnet20/${loss}_seed=$seed" \
+        --teacher_cache "$root/cache" "$@"
 }
 
-for row in ${*:-plain views undivided scratch scratch_calibrated teacher calibrated teacher_nll overconfident}; do
+all="plain views undivided scratch scratch_calibrated teacher calibrated"
+all+=" teacher_nll overconfident overconfident_undivided overconfident_divided"
+for row in ${*:-$all}; do
     # shellcheck disable=SC2086
     case $row in
     plain) of_published --T 4 ;;
@@ -54,9 +63,11 @@ for row in ${*:-plain views undivided scratch scratch_calibrated teacher calibra
     scratch) train --model resnet8 --checkpoint "$root/scratch" --loss NLL ;;
     scratch_calibrated) train --model resnet8 --checkpoint "$root/scratch" $calibrated ;;
     teacher) train --model resnet20 --checkpoint "$root/teachers" $calibrated ;;
-    calibrated) of_ours FL+MDCA_gamma=1_beta=1 ;;
+    calibrated) of_ours FL+MDCA_gamma=1_beta=1 --T 4 ;;
     teacher_nll) train --model resnet20 --checkpoint "$root/teachers" --loss NLL ;;
-    overconfident) of_ours NLL ;;
+    overconfident) of_ours NLL --T 4 ;;
+    overconfident_undivided) of_ours NLL --T 1 ;;
+    overconfident_divided) of_ours NLL --T 4 --teacher_temperature auto ;;
     *)
         echo "there is no row $row" >&2
         exit 2
