@@ -213,7 +213,7 @@ def with_teachers(records: list[Record]) -> list[Record]:
 def tell_apart(groups: Iterable[Group]) -> None:
     """Where groups of one teacher share a name, add the settings that differ between them."""
     for same in grouped_by(groups, lambda group: (*group.first.data, group.teacher, group.name)):
-        settings = [settings_of(group) for group in same]
+        settings = [full_settings(group) for group in same]
         keys = sorted({key for values in settings for key in values} - {"seed", "teacher"})
         of_all = [
             key for key in keys if key in OPTIONAL or all(key in values for values in settings)
@@ -229,8 +229,11 @@ def tell_apart(groups: Iterable[Group]) -> None:
             add_weights(same)
 
 
-def settings_of(group: Group) -> dict:
-    """By name; a run of before a setting was known, or without it, had its default."""
+def full_settings(group: Group) -> dict:
+    """By name, with the defaults of those that a run leaves out.
+
+    A teacher whose run is not here lacks most.
+    """
     record = group.first
     if record.measured_by_student:
         return record.settings
@@ -254,7 +257,7 @@ def add_difference(groups: list[Group], key: str) -> None:
 
     A group without that setting keeps its name.
     """
-    values = [settings_of(group).get(key) for group in groups]
+    values = [full_settings(group).get(key) for group in groups]
     texts = ["" if value is None else str(value).replace(" ", "") for value in values]
     if len(set(texts)) == 1:
         return
