@@ -14,9 +14,10 @@
 #   teacher_nll         a ResNet-20 trained with NLL, and nothing else changed
 #   overconfident       its student
 #   overconfident_undivided   its student at T = 1
-#   overconfident_divided     its student, its logits divided by the temperature of validation
+#   overconfident_divided     its student, its logits divided by the temperature of validation;
+#                             not trained yet
 # PYTHON="accelerate launch --cpu --mixed_precision bf16" trains in bfloat16, as seed 44 was, and the
-# last four rows. EPOCHS=6 ROOT=runs/trial makes the first trial of plain and views, and
+# rows from teacher_nll on. EPOCHS=6 ROOT=runs/trial makes the first trial of plain and views, and
 # EPOCHS=6 ROOT=runs/trial PUBLISHED=resnet56 the same of the ResNet-56. SEED=43 makes a second seed.
 # cifar100_predictions.md has what was predicted before each row, and what came.
 set -euo pipefail
