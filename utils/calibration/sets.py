@@ -144,16 +144,12 @@ def set_metrics(
         method: conformal_threshold(values, alpha) for method, values in conformity.items()
     }
     sizes, covered = _measured(test_logits, test_labels, temperature, randomised, thresholds)
-    matched = {
-        method: covering_threshold(values, alpha)
-        for method, values in _of_labels(test_logits, test_labels, temperature, randomised).items()
-    }
-    matched_sizes, _ = _measured(test_logits, test_labels, temperature, randomised, matched)
+    matched_sizes = _matched_sizes(test_logits, test_labels, temperature, alpha, randomised)
     labels = as_tensor(test_labels).long()
     metrics = {}
     for method in METHODS:
         worth = _worth(sizes[method], covered[method], labels, alpha)
-        worth["set_size_matched"] = matched_sizes[method].double().mean().item()
+        worth["set_size_matched"] = matched_sizes[method]
         for name, value in worth.items():
             metrics[PREFIX[method] + name] = value
     return metrics
@@ -175,13 +171,18 @@ def conformal_threshold(conformity: Tensor, alpha: float) -> float:
     return conformity.sort(descending=True).values[rank - 1].item()
 
 
-def covering_threshold(conformity: Tensor, alpha: float) -> float:
-    """At which a share of 1 - alpha of these labels, or just above, is in its set.
-
-    `conformity` (N,) is that of the labels themselves; `conformal_threshold` is for new ones.
-    """
-    rank = math.ceil(round(len(conformity) * (1 - alpha), 9))
-    return conformity.sort(descending=True).values[rank - 1].item()
+def _matched_sizes(
+    logits: Array, labels: Array, temperature: float, alpha: float, randomised: bool
+) -> dict[str, float]:
+    """By method, the mean size of sets of which a share of 1 - alpha, or just above, holds these
+    labels."""
+    thresholds = {}
+    for method, values in _of_labels(logits, labels, temperature, randomised).items():
+        # Of these labels themselves; that of `conformal_threshold` is for new ones.
+        rank = math.ceil(round(len(values) * (1 - alpha), 9))
+        thresholds[method] = values.sort(descending=True).values[rank - 1].item()
+    sizes, _ = _measured(logits, labels, temperature, randomised, thresholds)
+    return {method: values.double().mean().item() for method, values in sizes.items()}
 
 
 def _worth(sizes: Tensor, covered: Tensor, labels: Tensor, alpha: float) -> dict[str, float]:
