@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT, run_script
 from scipy.special import softmax
 
+from docs.results import cifar100_tables
 from scripts import report
 
 IMPORTS = {
@@ -112,3 +113,11 @@ def test_the_published_tables_come_from_the_published_logits(tmp_path, monkeypat
     report.main([*flags, "--out", str(tmp_path)])
     tables = [line for line in (tmp_path / "report.md").read_text().splitlines() if line[:1] == "|"]
     assert len(tables) > 20 and not set(tables) - shown
+
+
+def test_the_tables_of_cifar100_come_from_its_csv():
+    runs = cifar100_tables.read_runs()
+    page = (ROOT / "docs/results/cifar100.md").read_text()
+    for table in cifar100_tables.tables_of_page(runs):
+        assert table in page
+    assert cifar100_tables.table_of_readme(runs) in (ROOT / "README.md").read_text()

@@ -1,4 +1,4 @@
-"""Whether the nets of weights/ do better on validation than on test: what their teachers know.
+"""Validation against test, and conformal sets, of the nets of weights/: what their teachers know.
 
     python -m docs.results.cifar100_validation DATA_DIR      from the repository's root
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from scripts.certificate import evidence_of
 from scripts.exported_net import open_safetensors
 from utils.analysis.columns import text_table
-from utils.calibration import fit_sets, fit_temperature
+from utils.calibration import fit_temperature, set_metrics
 from utils.data import load_dataset
 
 REFERENCE = "cifar100_resnet8"  # no teacher, NLL
@@ -33,6 +33,7 @@ class Net(NamedTuple):
     temperature: float
     test_temperature: float
     coverage: float  # of sets at 90 %
+    set_size: float  # their mean number of classes, with the threshold that covers 90 % of test
 
 
 def main() -> None:
@@ -49,7 +50,7 @@ def main() -> None:
         nets[file.stem] = measure(splits)
 
     heads = ["net", "top-1 % on validation", "on test", "NLL: validation - test"]
-    heads += ["less that of the net from scratch", "T / T of test", "coverage %"]
+    heads += ["less that of the net from scratch", "T / T of test", "coverage %", "size at 90 %"]
     print(text_table(heads, [row(name, net, nets) for name, net in nets.items()]))
 
 
@@ -72,10 +73,15 @@ def measure(splits: dict[str, tuple[Tensor, Tensor]]) -> Net:
         nll[split] = -log_probs.gather(1, labels[:, None]).squeeze(1).numpy()
         top1[split] = (logits.argmax(dim=1) == labels).double().mean().item()
 
-    test_logits, test_labels = splits["test"]
-    sets = fit_sets(*splits["val"], temperature=temperature)(test_logits)
-    coverage = sets.gather(1, test_labels[:, None]).double().mean().item()
-    return Net(nll, top1, temperature, test_temperature, coverage)
+    sets = set_metrics(*splits["val"], *splits["test"], temperature=temperature)
+    return Net(
+        nll=nll,
+        top1=top1,
+        temperature=temperature,
+        test_temperature=test_temperature,
+        coverage=sets["coverage"],
+        set_size=sets["set_size_matched"],
+    )
 
 
 def row(name: str, net: Net, nets: dict[str, Net]) -> list[str]:
@@ -88,6 +94,7 @@ def row(name: str, net: Net, nets: dict[str, Net]) -> list[str]:
         "" if name == reference else gap_beyond(net, nets[reference]),
         f"{net.temperature / net.test_temperature:.3f}",
         f"{100 * net.coverage:.1f}",
+        f"{net.set_size:.2f}",
     ]
 
 
