@@ -50,6 +50,13 @@ class Flag(NamedTuple):
     grid: Sequence[float] = ()  # values in the literature; empty: the default alone
     range: tuple[str, Callable[[float], bool]] = NOT_NEGATIVE
 
+    def checked(self, value: float) -> float:
+        """The value itself. Raises ValueError outside of the range."""
+        wanted, allowed = self.range
+        if not allowed(value):
+            raise ValueError(f"--{self.name}: '{value:g}' will not do; give {wanted}")
+        return value
+
 
 class LossEntry(NamedTuple):
     """What computes a loss, a term or a distillation, and what it reads."""
@@ -177,6 +184,23 @@ FEATURES = {  # added to a distillation; weights as in RepDistiller's scripts
     "RKD": LossEntry(relations, (feature_weight(1.0),), pairing=pooled_features),
     "PKT": LossEntry(probabilities, (feature_weight(30000.0),), pairing=pooled_features),
 }
+
+
+def refuse_shared_flags(bases: Mapping[str, LossEntry], terms: Mapping[str, LossEntry]) -> None:
+    """A base and its term get their numbers by name, so that each needs names of its own."""
+    of_terms = {flag.name: term for term, entry in terms.items() for flag in entry.flags}
+    for base, entry in bases.items():
+        for flag in entry.flags:
+            if flag.name in of_terms:
+                raise ValueError(
+                    f"{base} and {of_terms[flag.name]} both read --{flag.name}, and "
+                    f"{base}+{of_terms[flag.name]} could not tell whose it is; name one otherwise"
+                )
+
+
+refuse_shared_flags(BASES, TERMS)
+refuse_shared_flags(DISTILLATIONS, FEATURES)
+
 ALIASES = {"cross_entropy": "NLL", "focal_loss": "FL"}
 for term in TERMS:
     ALIASES[term] = f"NLL+{term}"
@@ -256,20 +280,20 @@ def loss_parameters(name: str, choices: Mapping[str, float | None]) -> dict[str,
     """The {flag: value}, in order, that name a run of this loss or distillation and build it.
 
     What is not among the choices, or None there, takes its default. What the loss does not read is
-    left out, and so is ce_weight at its default. ValueError if the name is unknown or a 1 - Lambda
-    is negative.
+    left out, and so is ce_weight at its default. ValueError, with the flag, if the name is unknown,
+    a choice is out of range or a 1 - Lambda is negative.
     """
     values = {}
     for flag in loss_flags(name):
         choice = choices.get(flag.name)
-        values[flag.name] = flag.default if choice is None else choice
+        values[flag.name] = flag.default if choice is None else flag.checked(choice)
     if not is_distillation(name):
         return values
 
     ce_weight = values.pop("ce_weight")
     usual = usual_ce_weight(name, values["Lambda"])
     if ce_weight is None and usual < 0:
-        raise ValueError("where Lambda is above 1, ce_weight must be given")
+        raise ValueError(f"--Lambda {values['Lambda']:g}: above 1, --ce_weight must be given")
     if ce_weight is not None and not math.isclose(ce_weight, usual):
         values["ce_weight"] = ce_weight
     return values
@@ -299,7 +323,7 @@ def build_loss(name: str, **parameters: float) -> ClassificationLoss:
     """Its module; `parameters` as the choices of `loss_parameters`."""
     base, _, term = canonical_loss(name).partition("+")
     values = loss_parameters(name, parameters)
-    beta = values.pop("beta", 0.0)  # is the module's, and no term's own
+    beta = values.pop("beta", 0.0)  # no base reads it (refuse_shared_flags)
     return ClassificationLoss(
         base=build(BASES[base], values),
         term=build(TERMS[term], values) if term else None,

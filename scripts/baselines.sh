@@ -19,6 +19,8 @@ T=${T:-4} ensemble="42 43 44"
 source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
 registered=$(ask losses) || exit 2
 mapfile -t losses <<<"$registered"
+imitations=$(ask imitations) || exit 2
+{ read -r distillations && read -r features; } <<<"$imitations"
 source "$repository/scripts/grid.sh"
 
 for teacher in $teachers; do
@@ -33,14 +35,15 @@ for teacher in $teachers; do
         teacher_run=$(quote "$run$seed")
         for model in $students; do
             for taught in \
-                "$teacher_run --distill DKD" \
-                "$teacher_run --distill LSKD" \
-                "$teacher_run --distill DIST" \
                 "$teacher_run --T $T --teacher_temperature auto" \
                 "${members# } --T $T"; do
                 learning+=("$distil --model $model --seed $seed --teacher_path $taught$(naming "$teacher")")
             done
-            for term in ${FEATURES-FitNet AT SP RKD PKT}; do
+            for distillation in $distillations; do
+                learning+=("$distil --model $model --seed $seed --teacher_path $teacher_run \
+--distill $distillation$(naming "$teacher")")
+            done
+            for term in ${FEATURES-$features}; do
                 learning+=("$distil --model $model --seed $seed --teacher_path $teacher_run \
 --distill KD+$term --T $T$(naming "$teacher")")
             done

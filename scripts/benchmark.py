@@ -40,7 +40,7 @@ from scripts.contenders import (
 )
 from scripts.floor import device_rates, floor_rate, seconds_of, training_cost
 from scripts.runs_at_once import MODEL, SECONDS, runs_at_once
-from utils.analysis.columns import text_table
+from utils.columns import text_table
 from utils.data import Dataset
 from utils.program import UserError, one_line_errors
 from utils.program.bars import progress_bar

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from scripts.certificate import AT_BOUND, SET_LEVEL
-from utils.analysis.columns import COLUMNS
+from utils.columns import COLUMNS
 
 JSON_TEXTS = (
     "classes",

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from utils.analysis.columns import COLUMNS
 from utils.analysis.record import Record
 from utils.calibration import fit_sets
 from utils.calibration.bootstrap import bins_of, error_interval, gaps
+from utils.columns import COLUMNS
 from utils.data import Dataset
 from utils.evaluation import CPU_BATCH
 from utils.program import UserError

@@ -20,11 +20,11 @@ from functools import partial
 
 from torch import Tensor
 
-from utils.analysis.columns import COLUMNS, NO_SCALED_ROW, metrics_table
 from utils.analysis.records import finished_nets, write_beside
 from utils.calibration.metrics import classification_metrics
 from utils.calibration.packaged import PACKAGE, PackagedMap, calibrator, is_installed, packaged_map
 from utils.calibration.posthoc import FOLDS, METHODS, Calibration, dirichlet_calibration
+from utils.columns import COLUMNS, NO_SCALED_ROW, metrics_table
 from utils.program import UserError, one_line_errors
 from utils.program.command_line import CommandLine, location, number, short_text
 from utils.program.files import refused

@@ -23,9 +23,9 @@ from itertools import compress
 from torch import Tensor
 
 from scripts.predictors import LEVEL, Predictor, file_predictor, run_predictor
-from utils.analysis.columns import printable, text_table
 from utils.analysis.csv_files import csv_text
 from utils.analysis.nets import add_own_nets, own_files
+from utils.columns import printable, text_table
 from utils.data.given import GivenImages
 from utils.program import UserError, one_line_errors
 from utils.program.bars import progress_bar

@@ -14,12 +14,12 @@ from torch import Tensor
 from models.own import name_of_saved
 from scripts.certificate import AT_BOUND, SET_LEVELS
 from scripts.exported_net import logits_from, onnx_session, open_safetensors
-from utils.analysis.columns import printable
 from utils.analysis.nets import check_own_nets
 from utils.analysis.record import Record
 from utils.analysis.records import finished_net
 from utils.analysis.shift import logits_in_precision
 from utils.calibration import ConformalSets, fit_sets
+from utils.columns import printable
 from utils.evaluation import CPU_BATCH
 from utils.program import UserError
 from utils.program.files import is_safetensors, refused, safetensors_metadata

@@ -24,7 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from models import check_name
 from scripts.contenders import Job, ours, random_data, recipe_of
-from utils.analysis.columns import text_table
+from utils.columns import text_table
 from utils.program import one_line_errors
 from utils.program.command_line import CommandLine, checked, count
 from utils.program.processes import start

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.analysis.columns import COLUMNS
+from utils.columns import COLUMNS
 from utils.program import UserError, one_line_errors
 from utils.program.command_line import CommandLine, location
 from utils.program.files import files_below, read_json

@@ -20,7 +20,6 @@ from argparse import Namespace
 from os.path import isfile
 
 from utils.analysis.classes import class_tables, classes_csv
-from utils.analysis.columns import COLUMNS, printable
 from utils.analysis.comparisons import find_group
 from utils.analysis.csv_files import groups_csv, runs_csv
 from utils.analysis.logit_files import is_logit_file
@@ -28,8 +27,9 @@ from utils.analysis.pack import is_pack, pack
 from utils.analysis.record import Record
 from utils.analysis.records import LeftOut, read_runs
 from utils.analysis.rendering import Table, TableCell, render
-from utils.analysis.statistics import SELECT, ReportChoice, Section, sections_of
+from utils.analysis.sections import SELECT, ReportChoice, Section, sections_of
 from utils.analysis.tables import main_table, paired_table
+from utils.columns import COLUMNS, printable
 from utils.program import UserError, one_line_errors
 from utils.program.command_line import CommandLine, count, location, number
 from utils.program.files import atomic, check_writable, make_folder

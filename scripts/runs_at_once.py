@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from scripts.contenders import RATE
-from utils.analysis.columns import text_table
+from utils.columns import text_table
 from utils.data import Dataset
 from utils.program import RunFailed
 from utils.program.bars import progress_bar

@@ -2,6 +2,7 @@
 
     python -m scripts.sweep hypersearch.sh grids FL+MDCA KD     the flags that they read, with grids
     python -m scripts.sweep baselines.sh losses                 every loss, as grid.sh wants it
+    python -m scripts.sweep baselines.sh imitations             what there is beside KD
     python -m scripts.sweep cifar10.sh folders cifar10 NET...   where runs of each net lie
     python -m scripts.sweep cifar10.sh check <COMMANDS          refuses commands that are not right
     python -m scripts.sweep cifar10.sh finished 102 FOLDER...   what is said of finished runs
@@ -67,6 +68,14 @@ def losses() -> None:
         parameters = loss_parameters(name, chosen)
         flags = [f"--{flag} {value:g}" for flag, value in parameters.items()]
         print(label_of(name, parameters), "--loss", name, *flags)
+
+
+def imitations() -> None:
+    """In a line every distillation but KD, then in a line every term on features."""
+    from losses import DISTILLATIONS, FEATURES
+
+    print(*(name for name in DISTILLATIONS if name != "KD"))
+    print(*FEATURES)
 
 
 def folders(dataset: str, *nets: str) -> None:
@@ -147,6 +156,7 @@ def ended(file: str, total: str, began: str) -> None:
 QUESTIONS = {
     "grids": grids,
     "losses": losses,
+    "imitations": imitations,
     "folders": folders,
     "check": check,
     "finished": finished,

@@ -12,7 +12,7 @@ from utils.data import Split
 from utils.evaluation import logits_of
 from utils.options import student_options, teacher_options
 from utils.program.command_line import CommandLine
-from utils.program.hints import ADVICE, ELSEWHERE, MEANT, simple
+from utils.program.hints import ADVICE, MEANT, flags_of_one_script, simple
 
 PROGRAMS = {
     "train_teacher": teacher_options,
@@ -162,5 +162,6 @@ def test_every_flag_of_the_other_script_is_known(parser_of, program, other):
     """So that whoever types one is told which script has it."""
     own = set(parser_of(program)._option_string_actions)
     alone = set(parser_of(other)._option_string_actions) - own
-    named = {f"--{flag}" for flag, script in ELSEWHERE.items() if script == f"{other}.py"}
+    scripts = flags_of_one_script()
+    named = {f"--{flag}" for flag, script in scripts.items() if script == f"{other}.py"}
     assert alone and named == alone

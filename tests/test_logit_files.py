@@ -11,7 +11,7 @@ from scipy.special import softmax
 
 from scripts import evaluate, posthoc, report
 from utils.analysis.records import finished_nets, read_runs
-from utils.analysis.statistics import ReportChoice, sections_of
+from utils.analysis.sections import ReportChoice, sections_of
 from utils.calibration.metrics import classification_metrics
 from utils.calibration.posthoc import temperature_scaling
 from utils.calibration.temperature import fit_temperature

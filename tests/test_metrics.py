@@ -11,10 +11,10 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from torchmetrics.functional.classification import multiclass_accuracy as torchs_accuracy
 from torchmetrics.functional.classification import multiclass_calibration_error as torchs_error
 
-from utils.analysis.columns import COLUMNS
 from utils.calibration import metrics, selective
 from utils.calibration.metrics import classification_metrics, ece, reliability_bins
 from utils.calibration.temperature import fit_temperature
+from utils.columns import COLUMNS
 
 BINS = 15
 

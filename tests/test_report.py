@@ -22,14 +22,14 @@ from scipy.special import log_softmax
 
 from scripts import report
 from utils.analysis import taught
-from utils.analysis.columns import result_table
 from utils.analysis.figures import is_grid
 from utils.analysis.groups import group_runs
 from utils.analysis.records import read_runs
 from utils.analysis.rendering import Table, TableCell, latex_text, render
-from utils.analysis.statistics import sections_of
+from utils.analysis.sections import sections_of
 from utils.analysis.tables import main_table
 from utils.calibration.metrics import classification_metrics
+from utils.columns import result_table
 from utils.run_files import label_of
 
 CLASSES = 3

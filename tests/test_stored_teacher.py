@@ -13,7 +13,7 @@ from scipy.special import log_softmax, softmax
 
 import train_student
 from utils.analysis.records import read_runs
-from utils.analysis.statistics import ReportChoice, sections_of
+from utils.analysis.sections import ReportChoice, sections_of
 from utils.asked_teachers import ReadTeacher
 from utils.calibration.temperature import fit_temperature
 from utils.data import load_dataset, split_indices

@@ -7,9 +7,9 @@ is seen whether it was given. Those of a teacher stand in utils/teacher_flags.py
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
-from losses import DISTILLATIONS, FEATURES, LossEntry, check_distillation
+from losses import DISTILLATIONS, FEATURES, Flag, LossEntry, check_distillation
 from models import FORM, MODELS, WRN_PATTERN, check_name
 from utils.data import NAMES
 from utils.data.mixing import MIXES
@@ -92,7 +92,7 @@ def add_model(parser: CommandLine) -> None:
 
 def add_loss_flags(group: argparse._ArgumentGroup, entries: Mapping[str, LossEntry]) -> None:
     """Each flag that a loss reads, once, with what it means to which loss."""
-    readers: dict[str, list] = {}
+    readers: dict[str, list[tuple[str, Flag]]] = {}
     for loss, entry in entries.items():
         for flag in entry.flags:
             readers.setdefault(flag.name, []).append((loss, flag))
@@ -103,10 +103,17 @@ def add_loss_flags(group: argparse._ArgumentGroup, entries: Mapping[str, LossEnt
             default = "1 - Lambda" if flag.default is None else number_text(flag.default)
             meanings.setdefault(flag.help, []).append(f"{loss} {default}")
         texts = [f"{text} (default: {', '.join(losses)})" for text, losses in meanings.items()]
-        # What a flag may be is the same for all losses of one script that read it.
-        _, first = pairs[0]
-        wanted, allowed = first.range
-        group.add_argument(f"--{name}", type=number(float, wanted, allowed), help="; ".join(texts))
+        group.add_argument(f"--{name}", type=value_of_any(pairs), help="; ".join(texts))
+
+
+def value_of_any(readers: Sequence[tuple[str, Flag]]) -> Callable[[str], float]:
+    """An argparse type: what some loss takes for this flag. The chosen loss checks it again."""
+    ranges = dict(flag.range for _, flag in readers)
+    return number(
+        float,
+        wanted=", or ".join(ranges),
+        allowed=lambda value: any(allowed(value) for allowed in ranges.values()),
+    )
 
 
 def add_distillation(parser: CommandLine) -> None:

@@ -2,7 +2,8 @@
 
 Flags (utils/flags.py) become the frozen values of utils/settings.py. One that belongs to a loss, a
 distillation, an optimiser or a schedule is named in its registry entry and refused where another
-one is chosen: no flag is accepted that nothing reads.
+one is chosen: no flag is accepted that nothing reads, but for gamma and beta in the published
+commands, where a line says so.
 """
 
 import argparse
@@ -202,15 +203,15 @@ def experiment_of(
     refuse_unread(args, "mix", {name: ("mix_alpha",) for name in MIXES})
     if args.cutout and args.mix:
         raise UserError(
-            f"--cutout {args.cutout}: images are blotted out or mixed, not both; leave it or "
-            "--mix out"
+            f"--cutout {args.cutout}: images are blotted out or mixed, not both; leave out "
+            "--cutout or --mix"
         )
     if args.log_with:
         check_installed(args.log_with)
     try:
         parameters = loss_parameters(loss, vars(args))
     except ValueError as error:
-        raise UserError(f"--Lambda {args.Lambda:g}: {error}") from None
+        raise UserError(str(error)) from None
     recipe = recipe_of(args)
     return Experiment(
         data=DataChoice.of(vars(args)),
@@ -252,11 +253,12 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
             f"--schedule-steps {' '.join(map(str, steps))}: must rise and stay below "
             f"--epochs {recipe.epochs}"
         )
-    # The first epoch is always the best so far.
-    if recipe.patience is not None and recipe.patience > recipe.epochs - 2:
+    longest_patience = recipe.epochs - 2  # the first epoch is always the best so far
+    if recipe.patience is not None and recipe.patience > longest_patience:
+        fewer = f"give at most {longest_patience} or " if longest_patience > 0 else ""
         raise UserError(
             f"--patience {recipe.patience}: cannot stop a run of --epochs {recipe.epochs} before "
-            "its end; give fewer or leave it out"
+            f"its end; {fewer}leave it out"
         )
     return recipe
 

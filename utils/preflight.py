@@ -63,8 +63,13 @@ class Trial:
         Raises UserError.
         """
         logits = self.logits(net)
+        # A class may be ruled out, by -inf. An image without any other logit has no answer.
+        if not logits.amax(dim=1).isfinite().all():
+            raise UserError(
+                f"{self.named}: gives NaN or infinite logits; give a net whose logits are finite"
+            )
         again = self.logits(net)
-        if not torch.allclose(logits, again, rtol=REPEATED, atol=REPEATED, equal_nan=True):
+        if not torch.allclose(logits, again, rtol=REPEATED, atol=REPEATED):
             raise UserError(
                 f"{self.named}: answers the same images differently in evaluation mode; where it "
                 "calls F.dropout, pass training=self.training"

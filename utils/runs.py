@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from models.own import is_own, own_net
-from utils.analysis.columns import result_table
+from utils.columns import result_table
 from utils.data import Dataset
 from utils.program import RunFailed, Stopped, UserError, files
 from utils.program.environment import environment, precision_note

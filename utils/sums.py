@@ -12,8 +12,8 @@ from utils.tasks import StepOutput
 
 MOST_SKIPPED = 100  # steps in a row
 LOWER_THE_RATE = (
-    "most likely the learning rate is too high: give a smaller --lr, --scheduler warmupcosine with "
-    "--warmup STEPS or, for a loss that reads it, a smaller --beta; with --exp_name or --overwrite"
+    "most likely the learning rate is too high; give a smaller --lr, or --scheduler warmupcosine "
+    "--warmup STEPS, or a smaller --beta where the loss reads it; and add --exp_name or --overwrite"
 )
 
 STEP_SUMS = ("loss", "right", "images", "skipped")  # what every step has; the loss' parts follow
@@ -119,12 +119,18 @@ class EpochSums:
             for loss, images in zip(self.column("loss"), self.column("images"), strict=True)
         ]
         for step, mean in enumerate(means):
-            if not math.isfinite(mean):
-                before = f"{means[step - 1]:.3g} a step before, " if step else ""
+            if math.isfinite(mean):
+                continue
+            if epoch == 1 and step == 0:
                 raise RunFailed(
-                    f"the loss is {mean} in epoch {epoch}, step {step + 1}, {before}at a learning "
-                    f"rate of {self.rates[step]:.3g}; {LOWER_THE_RATE}"
+                    f"the loss is {mean} in the first step, before any weight has changed, so it "
+                    "has no value for these logits; look at the loss, the net and the teacher"
                 )
+            before = f"{means[step - 1]:.3g} a step before, " if step else ""
+            raise RunFailed(
+                f"the loss is {mean} in epoch {epoch}, step {step + 1}, {before}at a learning rate "
+                f"of {self.rates[step]:.3g}; {LOWER_THE_RATE}"
+            )
         for step, in_a_row in enumerate(self.skipped_in_a_row()):
             if in_a_row >= MOST_SKIPPED:
                 raise RunFailed(

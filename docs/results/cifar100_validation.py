@@ -16,8 +16,8 @@ from torch import Tensor
 
 from scripts.certificate import evidence_of
 from scripts.exported_net import open_safetensors
-from utils.analysis.columns import text_table
 from utils.calibration import fit_temperature, set_metrics
+from utils.columns import text_table
 from utils.data import load_dataset
 
 REFERENCE = "cifar100_resnet8"  # no teacher, NLL

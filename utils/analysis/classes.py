@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.analysis.columns import Column, printable
 from utils.analysis.csv_files import csv_text
 from utils.analysis.groups import Group
 from utils.analysis.record import LOGITS, Record
 from utils.analysis.rendering import Table, TableCell
 from utils.analysis.rows import statistic
-from utils.analysis.statistics import Section
+from utils.analysis.sections import Section
+from utils.columns import Column, printable
 
 BINS = 15
 PERCENT = Column("%", 100, 2)

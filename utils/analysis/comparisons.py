@@ -8,7 +8,7 @@ import numpy as np
 from utils.analysis.conformal import PAIRED_SETS, values_of_images
 from utils.analysis.groups import Group, seeds_of_teacher
 from utils.analysis.record import LOGITS
-from utils.analysis.statistics import Section
+from utils.analysis.sections import Section
 from utils.calibration.bootstrap import shows_little, wrong_predictions
 from utils.calibration.paired import BINNED, PAIRED, Difference, holm, paired_difference
 from utils.program import UserError

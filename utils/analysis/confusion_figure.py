@@ -4,8 +4,8 @@ import numpy as np
 from matplotlib import rc_context
 
 from utils.analysis.classes import Classes
-from utils.analysis.columns import printable
 from utils.calibration.diagram import STYLE, new_figure
+from utils.columns import printable
 
 MOST_CLASSES = 100  # more cannot be told apart
 NAMED = 40  # classes: of more, every second or fifth name would have to go

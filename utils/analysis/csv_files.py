@@ -5,12 +5,12 @@ import io
 import math
 from dataclasses import replace
 
-from utils.analysis.columns import COLUMNS, Column, printable
 from utils.analysis.groups import Group
 from utils.analysis.record import Record
 from utils.analysis.rows import Statistic, quick_rows_of
+from utils.analysis.sections import Section
 from utils.analysis.splits import COLUMNS_OF_TEST, columns_of_test, own_temperatures
-from utils.analysis.statistics import Section
+from utils.columns import COLUMNS, Column, printable
 
 
 def groups_csv(sections: list[Section]) -> str:

@@ -11,12 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from utils.analysis.columns import COLUMNS, Column, printable
 from utils.analysis.corruptions import CLEAN, MEAN, SEVERITIES
 from utils.analysis.groups import Group
 from utils.analysis.record import LOGITS
-from utils.analysis.statistics import Section, Sweep
+from utils.analysis.sections import Section, Sweep
 from utils.calibration.diagram import BLUE, GREY, RED, STYLE, new_figure
+from utils.columns import COLUMNS, Column, printable
 from utils.run_files import number_text
 
 COLOURS = [BLUE, "#e08a1e", "#3a9d6e", RED, "#7d5ba6", "#8c6d4f", "#c6699f", "#6b7280"]

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from utils.analysis import corruptions
-from utils.analysis.columns import Column
 from utils.analysis.record import Record
 from utils.analysis.shift import ByLogits, Measurement, table, trained_on
 from utils.calibration.distributions import entropy, label_distribution_metrics, rank_correlation
+from utils.columns import Column
 from utils.data import load_dataset
 from utils.program import UserError
 

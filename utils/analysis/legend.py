@@ -2,13 +2,13 @@
 
 from itertools import product
 
-from utils.analysis.columns import COLUMNS, NO_SCALED_ROW, SET_METRICS, printable
 from utils.analysis.conformal import ALPHA, LEAST_IMAGES
 from utils.analysis.groups import Group, grouped_by, same_but_for_seed, seeds_of
 from utils.analysis.record import LOGITS, Record
 from utils.analysis.rows import FEW
+from utils.analysis.sections import Section, Sweep
 from utils.analysis.splits import comparison
-from utils.analysis.statistics import Section, Sweep
+from utils.columns import COLUMNS, NO_SCALED_ROW, SET_METRICS, printable
 from utils.program.words import counted
 from utils.run_files import number_text
 

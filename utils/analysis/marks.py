@@ -2,9 +2,9 @@
 
 import math
 
-from utils.analysis.columns import COLUMNS
 from utils.analysis.groups import Group
 from utils.analysis.rows import Statistic
+from utils.columns import COLUMNS
 
 
 def mark_best(groups: list[Group]) -> None:

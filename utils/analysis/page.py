@@ -9,7 +9,6 @@ from html import escape
 from pathlib import Path
 
 from utils.analysis.classes import classes_of
-from utils.analysis.columns import COLUMNS, printable
 from utils.analysis.confusion_figure import MOST_CLASSES, confusion_matrix
 from utils.analysis.figures import (
     TRAINING,
@@ -23,8 +22,9 @@ from utils.analysis.figures import (
 from utils.analysis.groups import Group
 from utils.analysis.record import Record
 from utils.analysis.rendering import Table, TableCell, render
-from utils.analysis.statistics import Section, Sweep
+from utils.analysis.sections import Section, Sweep
 from utils.calibration.diagram import reliability_diagrams
+from utils.columns import COLUMNS, printable
 from utils.program.words import counted
 
 

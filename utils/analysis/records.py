@@ -11,10 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.analysis.columns import printable
 from utils.analysis.logit_files import is_logit_file, read_logit_file
 from utils.analysis.record import Record, naming, net_of_run
 from utils.analysis.taught import find_teachers
+from utils.columns import printable
 from utils.program import UserError, files
 from utils.program.bars import progress_bar
 from utils.run_files import is_complete

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from utils.analysis.columns import text_table
+from utils.columns import text_table
 
 # What a mark says, where a table has it.
 MEANING = {

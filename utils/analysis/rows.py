@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.analysis.columns import COLUMNS, SET_METRICS
 from utils.analysis.conformal import sets_of
 from utils.analysis.groups import Group
 from utils.analysis.record import LOGITS, Record
 from utils.calibration import bootstrap
+from utils.columns import COLUMNS, SET_METRICS
 
 MANY = 30  # runs: above, the spread between them says more than an interval of each
 FEW = 20  # test images: the value of a bin with fewer is mostly chance

@@ -15,12 +15,12 @@ from torch import Tensor
 from torchvision.datasets import SVHN
 
 from utils.analysis import corruptions
-from utils.analysis.columns import COLUMNS, Column, metrics_table, printable
 from utils.analysis.corruptions import CLEAN, MEAN, SEVERITIES, Corrupted
 from utils.analysis.nets import forward_of
 from utils.analysis.record import Record
 from utils.calibration.distributions import ood_metrics
 from utils.calibration.metrics import classification_metrics
+from utils.columns import COLUMNS, Column, metrics_table, printable
 from utils.data import Dataset, Split, load_dataset
 from utils.data.npz import channels_last
 from utils.evaluation import DTYPES, logits_of

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.analysis.columns import Column
 from utils.analysis.record import Record
 from utils.calibration.metrics import ece
 from utils.calibration.temperature import fit_temperature
+from utils.columns import Column
 from utils.split_metrics import with_finite_logits
 
 NEGLIGIBLE = 0.02  # of a ratio of temperatures

@@ -2,7 +2,6 @@
 
 from itertools import product
 
-from utils.analysis.columns import COLUMNS, Column, printable
 from utils.analysis.comparisons import can_be_tested, differences, distinct, shares_teachers
 from utils.analysis.conformal import PAIRED_SETS
 from utils.analysis.groups import Group
@@ -10,10 +9,11 @@ from utils.analysis.legend import legend
 from utils.analysis.record import LOGITS
 from utils.analysis.rendering import Table, TableCell
 from utils.analysis.rows import Row, Statistic, statistic
+from utils.analysis.sections import Section
 from utils.analysis.splits import COLUMNS_OF_TEST, columns_of_test
-from utils.analysis.statistics import Section
 from utils.calibration.bootstrap import FEW_WRONG
 from utils.calibration.paired import BINNED, Difference
+from utils.columns import COLUMNS, Column, printable
 
 UNKNOWN = TableCell("–")
 

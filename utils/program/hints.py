@@ -65,7 +65,7 @@ MEANT = {
     "wandb": ("--log_with",),
     "warmup_epochs": ("--warmup",),
 }
-# The flags that only one of the entry scripts has, as its --help lists them.
+# The flags that only one of the entry scripts has, but for those of losses, which are registered.
 STUDENT = (
     "teacher_path",
     "teacher_logits",
@@ -79,17 +79,9 @@ STUDENT = (
     "teacher_accuracy",
     "teacher_cache",
     "distill",
-    "T",
-    "Lambda",
-    "ce_weight",
-    "feature_weight",
     "feature_layer",
 )
-TEACHER = ("loss", "margin", "exclusion")
-ELSEWHERE = {
-    **dict.fromkeys(STUDENT, "train_student.py"),
-    **dict.fromkeys(TEACHER, "train_teacher.py"),
-}
+TEACHER = ("loss",)
 
 SEEDS = (
     'a run has one seed; SEEDS="1 2 3" bash scripts/cifar10.sh runs several, and so does '
@@ -144,6 +136,20 @@ def simple(flag: str) -> str:
     return flag.partition("=")[0].lstrip("-").replace("-", "_").lower()
 
 
+def flags_of_one_script() -> dict[str, str]:
+    """Each flag that only one of the entry scripts has, with that script."""
+    from losses import BASES, DISTILLATIONS, FEATURES, TERMS  # not for programs without torch
+
+    losses = (BASES | TERMS).values()
+    of_losses = {flag.name for entry in losses for flag in entry.flags}
+    distillations = (DISTILLATIONS | FEATURES).values()
+    of_students = {flag.name for entry in distillations for flag in entry.flags}
+    return {
+        **dict.fromkeys((*TEACHER, *sorted(of_losses - of_students)), "train_teacher.py"),
+        **dict.fromkeys((*STUDENT, *sorted(of_students - of_losses)), "train_student.py"),
+    }
+
+
 def flag_hint(word: str, flags: Collection[str]) -> str:
     """What to do instead of a flag that the program, which has these `flags`, does not have."""
     typed = simple(word)
@@ -159,11 +165,12 @@ def flag_hint(word: str, flags: Collection[str]) -> str:
     trains = "--epochs" in flags
     if trains and typed in ADVICE:
         return ADVICE[typed]
-    others = {flag.lower(): flag for flag in ELSEWHERE}
+    elsewhere = flags_of_one_script() if trains else {}
+    others = {flag.lower(): flag for flag in elsewhere}
     for name in (typed, *map(simple, targets)):
-        if trains and name in others:
+        if name in others:
             other = others[name]
-            return f"--{other} is a flag of {ELSEWHERE[other]}; --help lists those of this program"
+            return f"--{other} is a flag of {elsewhere[other]}; --help lists those of this program"
 
     # What is spelt nearly so. A beginning that many flags share says nothing.
     nearest = [name for name in own if name.startswith(typed) and len(typed) >= SHORTEST]

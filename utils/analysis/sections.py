@@ -8,13 +8,13 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.analysis.columns import COLUMNS, SET_METRICS
 from utils.analysis.groups import Group, group_runs, grouped_by
 from utils.analysis.marks import mark_best
 from utils.analysis.record import Record
 from utils.analysis.records import LeftOut
 from utils.analysis.rows import check_rows, quick_rows_of, rows_of
 from utils.analysis.splits import suited_to_test
+from utils.columns import COLUMNS, SET_METRICS
 from utils.program.bars import progress_bar
 from utils.program.files import one_line
 
