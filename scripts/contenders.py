@@ -22,6 +22,7 @@ from utils.asked_teachers import asked_teacher
 from utils.data import NORMALISATION, Dataset, Split
 from utils.data.views import Draw, TrainLoader, normalise
 from utils.settings import Recipe
+from utils.steps import uncounted
 from utils.sums import Sums
 from utils.tasks import ClassificationTask, DistillationTask, Task
 from utils.teacher_weights import ready
@@ -233,7 +234,7 @@ def bare(job: Job, mode: str) -> Pass:
 
     def train(steps: int) -> None:
         task.train()
-        with task.during_epoch(1):
+        with task.during_epoch(1), uncounted(task.net, steps=steps):
             for _ in range(steps):
                 step(draw)
 

@@ -25,7 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 from models import check_name
 from scripts.contenders import Job, ours, random_data, recipe_of
 from utils.columns import text_table
-from utils.program import one_line_errors
+from utils.program import RunFailed, one_line_errors
 from utils.program.command_line import CommandLine, checked, count
 from utils.program.processes import start
 from utils.steps import MODES
@@ -66,7 +66,10 @@ def main(argv: list[str] | None = None) -> None:
     activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
     with profile(activities=[activity]) as profiled:
         train(STEPS)
-    print(report(spans_of(profiled.events(), on_gpu), STEPS))
+    spans = spans_of(profiled.events(), on_gpu)
+    if not spans:
+        raise RunFailed("the profiler has recorded no kernel: this user may not read the counters")
+    print(report(spans, STEPS))
 
 
 def spans_of(events, on_gpu: bool) -> list[Span]:

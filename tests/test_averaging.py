@@ -160,7 +160,8 @@ def end_of(records: list[dict], metric: str, sign: int, patience: int) -> int:
 
 
 @pytest.mark.parametrize(
-    ("select", "metric", "sign"), [("top1", "val_top1", 1), ("nll", "val_nll", -1)]
+    ("select", "metric", "sign"),
+    [("top1", "val_top1", 1), ("nll", "val_nll", -1), ("refinement", "val_refinement", -1)],
 )
 def test_a_run_stops_where_nothing_gets_better(
     all_epochs, tiny_npz, tmp_path, capsys, select, metric, sign

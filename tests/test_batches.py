@@ -13,7 +13,7 @@ from torchvision.transforms import functional as TF
 import train_teacher
 from losses import build_loss
 from utils.data import NORMALISATION, Dataset, Split
-from utils.data.mixing import MIXES, mix_plan
+from utils.data.mixing import MIXES, draw_cutmix, mix_plan
 from utils.data.views import (
     NUM_VIEWS,
     Batch,
@@ -25,7 +25,7 @@ from utils.data.views import (
     view_windows,
 )
 from utils.tasks import ClassificationTask, step_output
-from utils.training import train_step
+from utils.training import train_loader, train_step
 
 
 def random_images(n, size=32, seed=0):
@@ -142,7 +142,7 @@ def test_what_a_seed_reaches(tiny_npz, tmp_path, monkeypatch):
     seen = []
 
     def stop(run, accelerator, task, data, recipe):
-        draws = TrainLoader(data.train, 64, recipe.seed, "cpu").epoch(1)
+        draws = train_loader(data, recipe, accelerator).epoch(1)
         plan, split = [draw.plan.tolist() for draw in draws], data.val.images.sum((1, 2, 3))
         seen.append((task.net.state_dict()["conv1.weight"].tolist(), plan, split.tolist()))
         raise InterruptedError
@@ -225,6 +225,12 @@ def test_shares_follow_their_distribution():
     inside = (top > 0) & (left > 0) & (bottom < 32) & (right < 32)  # boxes that no edge cuts
     height, width = (bottom - top)[inside], (right - left)[inside]
     assert torch.equal(height, width)
+
+    # A quarter of the area is half a side.
+    boxes = draw_cutmix(np.full(500, 0.75), side=32, rng=np.random.default_rng(1))
+    top, bottom, left, right = boxes.T
+    inside = (top > 0) & (left > 0) & (bottom < 32) & (right < 32)
+    assert set((bottom - top)[inside]) == {16}
 
 
 def test_the_loss_of_a_mix_is_the_weighted_sum(mix):

@@ -451,6 +451,19 @@ def test_a_loss_that_is_not_finite_stops_at_once(teacher, tiny_npz, tmp_path, mo
     assert [json.loads(record)["epoch"] for record in records] == [1, 2, 3]
 
 
+def test_a_loss_without_a_first_value_is_not_blamed_on_the_rate(tiny_npz, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        losses.ClassificationLoss,
+        "parts",
+        lambda self, logits, labels: {"NLL": logits.sum() * float("nan")},
+    )
+    with pytest.raises(
+        RunFailed, match="the loss is nan in the first step.*look at the loss"
+    ) as error:
+        train_teacher.main(command(tiny_npz, tmp_path))
+    assert "--lr" not in str(error.value)
+
+
 def test_it_is_seen_at_the_end_of_the_epoch_at_the_latest(tiny_npz, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "REPORT_SECONDS", 1e9)
     with pytest.raises(RunFailed, match=r"nan|inf.* in epoch 1, step \d, .*learning rate"):

@@ -8,8 +8,10 @@ import torch
 from matplotlib.figure import Figure
 
 from utils.analysis.corruptions import CLEAN, MEAN, SEVERITIES
-from utils.analysis.figures import BOXES, severity_boxes
+from utils.analysis.figures import BOXES, draw_cells, severity_boxes
+from utils.calibration import reliability_bins
 from utils.calibration.diagram import reliability_diagrams
+from utils.columns import COLUMNS
 
 
 @pytest.fixture
@@ -69,3 +71,26 @@ def test_a_histogram_is_as_wide_as_the_diagram_above_it(saved, panels):
         assert (above.x0, above.x1) == pytest.approx((below.x0, below.x1), abs=0.5)
         assert above.width == pytest.approx(above.height)  # so the diagonal has 45 degrees
         assert diagram.get_xlim() == histogram.get_xlim()
+
+
+def test_bars_are_as_high_as_the_accuracy(saved):
+    """And reach, with the hatched part, up to the mean confidence."""
+    rng = np.random.default_rng(3)
+    probs = torch.from_numpy(rng.dirichlet([2, 1, 1], size=400))
+    labels = torch.from_numpy(rng.integers(3, size=400))
+    reliability_diagrams([("net", probs, labels)], io.BytesIO())
+    counts, accuracy, confidence = reliability_bins(probs, labels)
+    full = counts > 0
+    heights, gaps = saved[0].axes[0].containers
+    assert [bar.get_height() for bar in heights] == pytest.approx(accuracy[full].tolist())
+    tops = [bar.get_y() + bar.get_height() for bar in gaps]
+    assert tops == pytest.approx(confidence[full].tolist())
+
+
+@pytest.mark.parametrize(("metric", "best"), [("top1", 0.9), ("nll", 0.1)])
+def test_the_best_cell_of_a_heat_map_is_the_darkest(metric, best):
+    panel = Figure().subplots()
+    values = np.array([[0.9, 0.5], [0.1, 0.3]])
+    draw_cells(panel, values, COLUMNS[metric])
+    shade = panel.images[0].get_array()
+    assert values.flat[shade.argmax()] == best  # Blues: the more, the darker

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from conftest import ROOT, run_script
 
 import losses
-from losses import BASES, DISTILLATIONS, TERMS, build_distillation, build_loss
+from losses import BASES, DISTILLATIONS, TERMS, Flag, LossEntry, build_distillation, build_loss
 from losses.calibration import cpc, dca, mbls, mdca, mmce
 from losses.classification import AdaFocal, focal, label_smoothing, nll
 from losses.distillation import Undefined, dist, divergence, dkd, kd, lskd
+from losses.registry import refuse_shared_flags
 
 NAMES = [*BASES, *(f"NLL+{term}" for term in TERMS), *DISTILLATIONS]  # every part of a loss
 
@@ -501,6 +502,13 @@ RUN_NAMES = [  # what is asked for and given, what names the run
     ("KD Lambda=2 ce_weight=1 gamma=3", "KD T=4 Lambda=2 ce_weight=1"),
     ("DKD ce_weight=1.0 beta=2", "DKD T=4 Lambda=1 alpha=1 beta=2"),
     ("LSKD", "LSKD T=2 Lambda=9"),
+    ("LSKD ce_weight=0.1", "LSKD T=2 Lambda=9"),
+    ("LSKD ce_weight=1", "LSKD T=2 Lambda=9 ce_weight=1"),
+    ("CPC", "NLL+CPC beta=0.1 exclusion=10"),
+    ("KD+FitNet", "KD+FitNet T=4 Lambda=0.9 feature_weight=100"),
+    ("KD+SP", "KD+SP T=4 Lambda=0.9 feature_weight=3000"),
+    ("KD+RKD", "KD+RKD T=4 Lambda=0.9 feature_weight=1"),
+    ("KD+PKT", "KD+PKT T=4 Lambda=0.9 feature_weight=30000"),
     ("DIST ce_weight=0.5", "DIST T=1 Lambda=1 beta=1 gamma=1 ce_weight=0.5"),
     ("KD+AT Lambda=0 ce_weight=1", "KD+AT T=4 Lambda=0 feature_weight=1000"),
     ("LSKD+SP feature_weight=2", "LSKD+SP T=2 Lambda=9 feature_weight=2"),
@@ -535,3 +543,18 @@ def test_a_loss_is_imported_without_accelerate_and_without_a_command_line():
     assert "losses.registry" in loaded
     packages = {module.partition(".")[0] for module in loaded}
     assert not packages & {"accelerate", "argparse", "utils", "models", "scripts"}
+
+
+def test_a_loss_has_ranges_of_its_own(monkeypatch):
+    """Though another one reads a flag of the same name."""
+    anything = ("any number", lambda value: True)
+    monkeypatch.setitem(BASES, "Own", LossEntry(nll, (Flag("alpha", -2.0, "", range=anything),)))
+    assert losses.loss_parameters("Own", {"alpha": -3.0}) == {"alpha": -3.0}
+    with pytest.raises(ValueError, match="--alpha: '-3' will not do; give a number from 0 "):
+        losses.loss_parameters("LS", {"alpha": -3.0})
+
+
+def test_a_loss_shares_no_flag_with_a_term():
+    clashing = {"Own": LossEntry(nll, (Flag("margin", 1.0, ""),))}
+    with pytest.raises(ValueError, match="Own and MbLS both read --margin"):
+        refuse_shared_flags(clashing, TERMS)

@@ -196,9 +196,18 @@ def test_noise_is_regularised_away():
 
 def test_cross_validation_takes_the_least_held_out_nll():
     logits = 2 * gaussian_logits(400, 4)
-    facts = dirichlet_calibration(logits, drawn(logits / 2), folds=4).facts
+    labels = drawn(logits / 2)
+    fitted = dirichlet_calibration(logits, labels, folds=4)
+    facts = fitted.facts
     tried = {(one["lambda"], one["mu"]): one["held_out_nll"] for one in facts["cross_validation"]}
     assert facts["folds"] == 4
+    # The map is that of the strengths that were chosen.
+    problem = posthoc._Dirichlet(torch.from_numpy(logits), torch.from_numpy(labels))
+    parameters, _ = problem.fit(facts["lambda"], facts["mu"], posthoc.TOLERANCE)
+    expected = problem.inputs(torch.from_numpy(logits)) @ parameters.T
+    torch.testing.assert_close(
+        fitted(logits).log_softmax(dim=1), expected.log_softmax(dim=1), rtol=0, atol=1e-6
+    )
     assert tried[facts["lambda"], facts["mu"]] == min(tried.values()) < facts["identity_nll"]
 
 

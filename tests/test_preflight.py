@@ -99,6 +99,7 @@ ODD = [
     (lambda images: (logits_of_odd(images),) * 2, "gives a tuple where .*return the logits alone"),
     (lambda images: {"out": logits_of_odd(images)}, "gives a dict where .*the logits alone"),
     (lambda images: logits_of_odd(images).softmax(1), "gives probabilities .*leave its softmax"),
+    (lambda images: logits_of_odd(images) * torch.nan, "gives NaN or infinite logits"),
     (lambda images: F.dropout(logits_of_odd(images)), "differently.*training=self.training"),
 ]
 

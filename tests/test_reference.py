@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import folder_of, weights
+from conftest import command, folder_of, weights
 from torch import Tensor, nn
 from torchvision.transforms import functional as TF
 
@@ -135,3 +135,11 @@ def test_both_scripts_train_as_a_plain_loop_does(cifar100_dir, tmp_path):
     loss_of = distillation_from(net.eval())
     student = reference(data, epochs=3, seed=8, lr=0.01, wd=0.02, loss_of=loss_of, alpha=0.3)
     assert_same_net(student, folder_of(students), seed=8)
+
+
+def test_a_loss_learns_from_each_validation(tiny_npz, tmp_path):
+    """AdaFocal begins with a gamma of 1 in every bin of confidence."""
+    train_teacher.main(command(tiny_npz, tmp_path, "--loss", "AdaFocal"))
+    saved = torch.load(folder_of(tmp_path) / "checkpoint.pth", weights_only=True)
+    gammas = saved["task"]["loss.base.gammas"]
+    assert (gammas != 1).any()

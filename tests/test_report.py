@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import zipfile
+from collections import Counter
 from itertools import product
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from scripts import report
-from utils.analysis import taught
+from utils.analysis import comparisons, taught
 from utils.analysis.figures import is_grid
 from utils.analysis.groups import group_runs
 from utils.analysis.records import read_runs
@@ -29,6 +30,7 @@ from utils.analysis.rendering import Table, TableCell, latex_text, render
 from utils.analysis.sections import sections_of
 from utils.analysis.tables import main_table
 from utils.calibration.metrics import classification_metrics
+from utils.calibration.paired import Difference, paired_difference
 from utils.columns import result_table
 from utils.run_files import label_of
 
@@ -86,19 +88,27 @@ def divided(temperature: float | str, **more) -> dict:
     return identity(label=label, **more) | {"teacher_temperature": temperature}
 
 
-def write_predicted_run(root: Path, excess: float = 0.1, **options) -> Path:
-    """A run and its predictions.npz; the confidence exceeds the accuracy by `excess`."""
-    rng = np.random.default_rng(options.get("seed", 1))
-    confidence = rng.uniform(0.6, 1 - 1e-6, 2000)
-    labels = np.where(rng.random(2000) < confidence - excess, 0, 1)
+def predictions(rng: np.random.Generator, images: int, excess: float) -> tuple:
+    """Logits (N, 3) and labels; the confidence exceeds the accuracy by `excess`."""
+    confidence = rng.uniform(0.6, 1 - 1e-6, images)
+    labels = np.where(rng.random(images) < confidence - excess, 0, 1)
     rest = (1 - confidence) / 2
-    logits = np.log(np.stack([confidence, rest, rest], 1)).astype(np.float32)
+    return np.log(np.stack([confidence, rest, rest], 1)).astype(np.float32), labels
+
+
+def write_predicted_run(root: Path, excess: float = 0.1, **options) -> Path:
+    """A run and its predictions.npz; on test the confidence exceeds the accuracy by `excess`."""
+    rng = np.random.default_rng(options.get("seed", 1))
+    logits, labels = predictions(rng, 2000, excess)
+    val_logits, val_labels = predictions(rng, 1000, excess / 2)
     raw = classification_metrics(logits, labels)
-    part = measured(raw, raw, classification_metrics(logits, labels, 1.5))
+    val = classification_metrics(val_logits, val_labels)
+    part = measured(val, raw, classification_metrics(logits, labels, 1.5))
     folder = write_run(root, best=part, last=part, **options)
-    parts_and_splits = product(("best", "last", "teacher"), ("val", "test"))
-    arrays = {f"{part}_{split}_logits": logits for part, split in parts_and_splits}
-    np.savez(folder / "predictions.npz", test_labels=labels, val_labels=labels, **arrays)
+    arrays = {"test_labels": labels, "val_labels": val_labels}
+    for name in ("best", "last", "teacher"):
+        arrays |= {f"{name}_test_logits": logits, f"{name}_val_logits": val_logits}
+    np.savez(folder / "predictions.npz", **arrays)
     return folder
 
 
@@ -367,6 +377,39 @@ def test_differences_from_a_row(tmp_path, capsys):
     assert "did you mean resnet8 NLL?" in error
 
 
+def test_differences_of_scaled_logits_are_theirs(tmp_path, capsys):
+    nll = {}
+    for loss, excess in (("NLL", 0.0), ("FL", 0.2)):
+        folder = write_predicted_run(tmp_path, excess, loss=loss)
+        stored = np.load(folder / "predictions.npz")
+        for logits, temperature in (("raw", 1.0), ("scaled", 1.5)):
+            metrics = classification_metrics(
+                stored["best_test_logits"], stored["test_labels"], temperature
+            )
+            nll[loss, logits] = metrics["nll"]
+    report.main([str(tmp_path), "--against", "resnet8 NLL", "--columns", "nll"])
+    _, table = capsys.readouterr().out.split("Difference from resnet8 NLL")
+    for logits in ("raw", "scaled"):
+        [line] = [line for line in table.splitlines() if f" {logits} " in line]
+        expected = nll["FL", logits] - nll["NLL", logits]
+        assert f" {expected:+.4f} [" in line
+
+
+@pytest.mark.parametrize(("p", "marked"), [(0.02, False), (0.01, True), (0.2, False)])
+def test_a_difference_is_marked_after_holms_correction(tmp_path, monkeypatch, capsys, p, marked):
+    """Of three rows, the least p counts three times."""
+    monkeypatch.setattr(
+        comparisons, "paired_difference", lambda *_: Difference(value=0.1, low=0.05, high=0.15, p=p)
+    )
+    for loss in ("NLL", "LS", "FL", "DFL"):
+        write_predicted_run(tmp_path, loss=loss)
+    report.main([str(tmp_path), "--against", "resnet8 NLL", "--columns", "top1"])
+    _, table = capsys.readouterr().out.split("Difference from resnet8 NLL")
+    rows = [line for line in table.splitlines() if "raw" in line]
+    assert len(rows) == 3
+    assert all(line.rstrip().endswith("]*") == marked for line in rows)
+
+
 def test_what_is_not_tested_says_why(tmp_path, capsys):
     """Errors of nets that are hardly ever wrong, and an NLL that is infinite."""
     for loss in ("NLL", "LS", "FL"):
@@ -385,8 +428,15 @@ def test_what_is_not_tested_says_why(tmp_path, capsys):
     assert "NLL is not tested where a label has the probability 0" in table
 
 
-def test_a_row_of_several_teachers_says_how_it_is_tested(tmp_path, capsys):
+def test_a_row_of_several_teachers_says_how_it_is_tested(tmp_path, monkeypatch, capsys):
     """By the means of each teacher's students; and a single run is said to borrow its spread."""
+    tested_by = []
+
+    def keep(*arguments):
+        tested_by.append(arguments[-1])
+        return paired_difference(*arguments)
+
+    monkeypatch.setattr(comparisons, "paired_difference", keep)
     for teacher_seed in (1, 2):
         for seed in (11, 12):
             root = tmp_path / str(teacher_seed)
@@ -395,6 +445,8 @@ def test_a_row_of_several_teachers_says_how_it_is_tested(tmp_path, capsys):
     report.main([str(tmp_path), "--against", "resnet8 NLL", "--columns", "top1"])
     _, table = capsys.readouterr().out.split("Difference from resnet8 NLL")
     assert "the mean of each one's students counts as one run" in table
+    students_of_each = [list(Counter(teachers).values()) for teachers, _ in tested_by]
+    assert [2, 2] in students_of_each
     assert "A single run has no spread of its own" in table
     report.main([str(tmp_path / "1"), "--against", "resnet56 NLL", "--columns", "top1"])
     assert "counts as one run" not in capsys.readouterr().out

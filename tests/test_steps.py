@@ -3,6 +3,7 @@
 Without a GPU the graphs are those of cuda_graphs.py.
 """
 
+import random
 import re
 import sys
 from types import SimpleNamespace
@@ -286,6 +287,22 @@ def test_what_cannot_be_captured(tiny_npz, tmp_path, graphs, teacher, capsys, mo
     monkeypatch.setattr(preflight, "can_capture", lambda accelerator: True)
     with pytest.raises(RunFailed, match="cannot be captured.*--step eager"):
         teacher_run(tiny_npz, tmp_path / "graph", "--step", "graph")
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand])
+def test_a_net_that_draws_on_the_host_is_not_captured(
+    tiny_npz, tmp_path, graphs, capsys, monkeypatch, draw
+):
+    """As for stochastic depth: a graph would repeat the draw of its capture for ever."""
+
+    def loss(*given):
+        return nll(*given) * (1 if draw() < 2 else 0)
+
+    monkeypatch.setattr(train_teacher, "build_loss", lambda name: ClassificationLoss(loss))
+    teacher_run(tiny_npz, tmp_path)
+    out = capsys.readouterr().out
+    assert out.count("cannot be captured") == 1 and "draws random numbers on the host" in out
+    assert [graph.replays for graph in graphs] == [0]
 
 
 def test_where_a_failed_capture_is_not_undone_only_graph_captures(

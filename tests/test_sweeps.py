@@ -405,6 +405,9 @@ def test_the_papers_experiments(tmp_path, script, nets, pairs):
     assert len({(*run.teacher.paths, run.recipe.model) for run in students}) == 2 * 6 * pairs
     for run in teachers + students:
         assert (run.recipe.epochs, run.data.dataset) == (20, script)
+        recipe = run.recipe
+        assert (recipe.lr, recipe.weight_decay, recipe.train_batch_size) == (0.1, 1e-4, 128)
+    assert {(run.loss.name, *run.loss.parameters.values()) for run in students} == {("KD", 2, 0.9)}
     assert {run.recipe.seed for run in teachers} == {1, 2}
 
 
@@ -414,7 +417,7 @@ def test_the_baselines(tmp_path):
     for model in ("resnet14", "resnet8"):
         assert {run.loss.name for run in teachers if run.recipe.model == model} == losses
     assert len(teachers) == 2 * len(losses) + 2
-    assert len(students) == len(losses) + 5 + len(FEATURES)
+    assert len(students) == len(losses) + 2 + len(DISTILLATIONS) - 1 + len(FEATURES)
     with_features = {f"KD+{term}" for term in FEATURES}
     assert {run.loss.name for run in students} == {*DISTILLATIONS, *with_features}
     assert {run.loss.parameters["T"] for run in students if run.loss.name in with_features} == {4}

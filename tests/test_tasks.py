@@ -1,5 +1,7 @@
 """What a task owns, and what it says of a batch that its loss has no value for."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -49,6 +51,14 @@ def test_a_task_owns_what_is_trained_and_what_its_loss_keeps():
     task = distillation("DKD", 1.0, 2.0, 3.0)
     assert list(task.parameters()) == list(task.net.parameters())
     assert set(task.state_dict()) == {"net.1.weight", "net.1.bias", "loss.share"}
+
+
+def test_a_distillation_is_told_of_its_epoch():
+    """DKD's weight rises over 20 of them."""
+    task = distillation("DKD", 1.0, 2.0, 3.0)
+    task.ask.during_epoch = lambda epoch: nullcontext()
+    with task.during_epoch(5):
+        assert task.loss.share == 5 / 20
 
 
 @pytest.mark.parametrize(

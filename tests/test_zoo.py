@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models import MODELS, build_model, check_name
+from models.blocks import Chain
 from models.spellings import standard_names
 from utils.settings import TeacherSource
 from utils.teacher_files import load_member
@@ -123,7 +124,9 @@ def test_counts_and_a_step(name):
     # It has no numbers, so that a net which looks at one fails: a graph can replay it.
     assert hundred(torch.empty(2, 3, 64, 64, device="meta")).shape == (2, 100)
     assert (parameters(net), parameters(hundred)) == PARAMETERS[name]
-    assert isinstance(hundred.fc, nn.Linear) and MODELS[name].origin
+    assert MODELS[name].origin
+    if isinstance(hundred, Chain):
+        assert isinstance(hundred.fc, nn.Linear)
     logits = net(torch.randn(2, 3, 32, 32))
     assert logits.shape == (2, 10)
     F.cross_entropy(logits, torch.arange(2)).backward()

@@ -5,11 +5,13 @@ less time than Python needs to launch it. A graph launches all of them at once. 
 stands in utils/training.py.
 """
 
+import random
 from collections import Counter
 from collections.abc import Callable, Hashable
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -108,7 +110,7 @@ def compile_net(net: nn.Module, batch_size: int, required: bool) -> None:
     The last step of an epoch is smaller, and not worth being compiled; nor is evaluation. Where the
     compiler fails, the step raises RunFailed if that is `required`, and else goes on without.
     """
-    from torch._dynamo.exc import BackendCompilerFailed  # slow to import; torch.compile needs it
+    from torch._dynamo.exc import TorchDynamoException  # slow to import; torch.compile needs it
 
     eager = net.forward
     compiled = torch.compile(eager, dynamic=False)
@@ -121,7 +123,7 @@ def compile_net(net: nn.Module, batch_size: int, required: bool) -> None:
             return eager(images, **options)
         try:
             return compiled(images, **options)
-        except BackendCompilerFailed as error:
+        except TorchDynamoException as error:  # of the compiler, or that Triton is missing
             give_up_compiling(error, required)
             usable = False
             return eager(images, **options)
@@ -130,7 +132,7 @@ def compile_net(net: nn.Module, batch_size: int, required: bool) -> None:
 
 
 def give_up_compiling(error: RuntimeError, required: bool) -> None:
-    fault = error.inner_exception  # BackendCompilerFailed has it
+    fault = getattr(error, "inner_exception", error)  # what failed within the compiler
     reason = f"{type(fault).__name__}: {fault}".partition("\n")[0]
     if required:
         raise RunFailed(f"the net cannot be compiled: {reason}; give --step eager") from error
@@ -246,6 +248,7 @@ class GraphedStep:
     def capture(self, variant: Hashable) -> None:
         """Note the operations of a step, without doing them, as the graph of this variant."""
         graph = torch.cuda.CUDAGraph()
+        state_before = self.host_random_state()
         try:
             with (
                 self.capturable_optimizer(),
@@ -253,10 +256,22 @@ class GraphedStep:
                 torch.cuda.graph(graph, pool=self.pool, stream=self.stream),
             ):
                 sums = self.step(self.draw)
+            if self.host_random_state() != state_before:
+                raise RuntimeError(
+                    "the net draws random numbers on the host, and a graph would repeat them"
+                )
         except RuntimeError as error:
             self.give_up(error)
         else:
             self.graphs[variant] = graph, sums
+
+    def host_random_state(self) -> tuple:
+        """What a draw by `random`, by NumPy or, beside a GPU, by torch on the CPU would change."""
+        name, keys, *place = np.random.get_state()
+        state = (random.getstate(), name, keys.tobytes(), *place)
+        if self.rate.device.type == "cuda":
+            state += (torch.get_rng_state().numpy().tobytes(),)
+        return state
 
     def give_up(self, error: RuntimeError) -> None:
         fault = first_fault(error)

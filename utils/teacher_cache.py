@@ -83,10 +83,10 @@ def arithmetic_facts(
     """What a logit's last bits depend on besides, ready for JSON; `probe_logits`: on a CPU."""
     facts = {
         "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
         "folded": [member.folded for member in teacher.members],
     }
     if probe_logits is not None:
+        facts["threads"] = torch.get_num_threads()
         facts["processor"] = processor()
         bits = probe_logits.contiguous().view(torch.uint8).numpy().tobytes()
         facts["logits"] = hashlib.sha256(bits).hexdigest()
@@ -109,11 +109,11 @@ def open_cache(
     facts = teacher_facts(teacher, data, precision, device)
     teacher_name = f"{teacher.model}_{digest_of(facts)}"
     arithmetic = arithmetic_facts(teacher, device, probe_logits)
+    threads = f"_threads={arithmetic['threads']}" if "threads" in arithmetic else ""
     folder = Path(
         root,
         data.name,
-        f"{teacher_name}_torch={arithmetic['torch']}_threads={arithmetic['threads']}_"
-        f"{digest_of(arithmetic)}",
+        f"{teacher_name}_torch={arithmetic['torch']}{threads}_{digest_of(arithmetic)}",
     )
 
     say_what_is_not_read(folder, teacher_name)

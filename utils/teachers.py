@@ -160,9 +160,11 @@ class NetTeacher(Teacher):
         """
         size = PIECE if images.device.type == "cpu" else len(images)
         missing = -len(images) % size  # in the last piece, which the last image fills up
-        filling = images[-1:].expand(missing, -1, -1, -1)
-        pieces = torch.cat([images, filling]).split(size)
-        return torch.cat([self.piece_logits(piece) for piece in pieces])[: len(images)]
+        whole = images
+        if missing > 0:
+            whole = torch.cat([images, images[-1:].expand(missing, -1, -1, -1)])
+        pieces = [self.piece_logits(piece) for piece in whole.split(size)]
+        return torch.cat(pieces)[: len(images)]
 
     def piece_logits(self, images: Tensor) -> Tensor:
         """`logits` of images that are run at once."""

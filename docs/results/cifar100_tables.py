@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from scipy.stats import t as student_t
 
-from utils.analysis.columns import Column
 from utils.analysis.rendering import markdown_table
+from utils.columns import Column
 
 RUNS = Path(__file__).with_name("cifar100.csv")
 PRECISION_CHECK = "runs/bf16/scratch/cifar100/resnet8/NLL_seed=42"  # repeats a run in float32

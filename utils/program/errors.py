@@ -12,7 +12,11 @@ import traceback
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-NO_MEMORY = re.compile("out of memory|can't allocate memory")  # torch on a GPU, and on the CPU
+# What torch, cuBLAS and cuDNN say on a GPU, and torch on the CPU.
+NO_MEMORY = re.compile(
+    "out of memory|ALLOC_FAILED|unable to find an engine to execute|can't allocate memory"
+)
+BUSY = re.compile("busy or unavailable")  # a GPU that another process has for itself
 NO_PEER = re.compile("gloo|NCCL|Connection (closed|reset)")
 
 
@@ -101,6 +105,8 @@ def message_of(error: MemoryError | RuntimeError) -> str | None:
     """What is said of a machine that has no more memory or has lost a process; None of a bug."""
     if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
         return f"out of memory: {error}; give smaller batches, a smaller net or less data"
+    if BUSY.search(str(error)):
+        return f"{error}".partition("\n")[0] + "; choose another GPU by CUDA_VISIBLE_DEVICES"
     if NO_PEER.search(str(error)):
         return (
             f"{error}; if another process has ended, its message says why; the same command goes on"
