@@ -60,8 +60,8 @@ def main(argv: list[str] | None = None) -> dict:
         student = build_model(recipe.model, data.num_classes)
         features = feature_term(experiment.loss, student, teacher, data, accelerator)
         task = DistillationTask(student, loss, teacher, ask, data, features)
-        history = fit(run, accelerator, task, data, recipe)
-        conclude(run, accelerator, task.net, data, history, teacher)
+        history = fit(run, task)
+        conclude(run, task.net, history, teacher)
         return run.show_result()
 
 

@@ -42,8 +42,8 @@ def main(argv: list[str] | None = None) -> dict:
         net = build_model(recipe.model, data.num_classes)
         loss = build_loss(experiment.loss.name, **experiment.loss.parameters)
         task = ClassificationTask(net, loss, data)
-        history = fit(run, accelerator, task, data, recipe)
-        conclude(run, accelerator, task.net, data, history)
+        history = fit(run, task)
+        conclude(run, task.net, history)
         return run.show_result()
 
 

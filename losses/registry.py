@@ -276,12 +276,11 @@ def flags_of(
     return bases[base].flags + terms[term].flags
 
 
-def loss_parameters(name: str, choices: Mapping[str, float | None]) -> dict[str, float]:
-    """The {flag: value}, in order, that name a run of this loss or distillation and build it.
+def all_parameters(name: str, choices: Mapping[str, float | None]) -> dict[str, float]:
+    """The value of every flag that this loss or distillation reads; ce_weight is the last.
 
-    What is not among the choices, or None there, takes its default. What the loss does not read is
-    left out, and so is ce_weight at its default. ValueError, with the flag, if the name is unknown,
-    a choice is out of range or a 1 - Lambda is negative.
+    What is not among the choices, or None there, takes its default. ValueError, with the flag, if
+    the name is unknown, a choice is out of range or a 1 - Lambda is negative.
     """
     values = {}
     for flag in loss_flags(name):
@@ -291,11 +290,20 @@ def loss_parameters(name: str, choices: Mapping[str, float | None]) -> dict[str,
         return values
 
     ce_weight = values.pop("ce_weight")
-    usual = usual_ce_weight(name, values["Lambda"])
-    if ce_weight is None and usual < 0:
-        raise ValueError(f"--Lambda {values['Lambda']:g}: above 1, --ce_weight must be given")
-    if ce_weight is not None and not math.isclose(ce_weight, usual):
-        values["ce_weight"] = ce_weight
+    if ce_weight is None:
+        ce_weight = usual_ce_weight(name, values["Lambda"])
+        if ce_weight < 0:
+            raise ValueError(f"--Lambda {values['Lambda']:g}: above 1, --ce_weight must be given")
+    return {**values, "ce_weight": ce_weight}
+
+
+def loss_parameters(name: str, choices: Mapping[str, float | None]) -> dict[str, float]:
+    """The {flag: value}, in order, that name a run; `all_parameters` without a usual ce_weight."""
+    values = all_parameters(name, choices)
+    if is_distillation(name):
+        usual = usual_ce_weight(name, values["Lambda"])
+        if math.isclose(values["ce_weight"], usual):
+            del values["ce_weight"]
     return values
 
 
@@ -322,7 +330,7 @@ def build(entry: LossEntry, values: Mapping[str, float], *maps: Maps) -> Callabl
 def build_loss(name: str, **parameters: float) -> ClassificationLoss:
     """Its module; `parameters` as the choices of `loss_parameters`."""
     base, _, term = canonical_loss(name).partition("+")
-    values = loss_parameters(name, parameters)
+    values = all_parameters(name, parameters)
     beta = values.pop("beta", 0.0)  # no base reads it (refuse_shared_flags)
     return ClassificationLoss(
         base=build(BASES[base], values),
@@ -335,12 +343,9 @@ def build_distillation(name: str, **parameters: float) -> DistillationLoss:
     """The loss on logits of a distillation, without its term on features."""
     base, _, _ = name.partition("+")
     entry = DISTILLATIONS[base]
-    values = loss_parameters(name, parameters)
-    Lambda = values.pop("Lambda")
-    ce_weight = values.pop("ce_weight", usual_ce_weight(name, Lambda))
-    return DistillationLoss(
-        build(entry, values), Lambda=Lambda, ce_weight=ce_weight, ramp=entry.ramp
-    )
+    values = all_parameters(name, parameters)
+    weights = {flag: values.pop(flag) for flag in ("Lambda", "ce_weight")}
+    return DistillationLoss(build(entry, values), **weights, ramp=entry.ramp)
 
 
 def feature_layers(name: str, student: Sequence[str], teacher: Sequence[str]) -> LayerPairs:
@@ -355,6 +360,6 @@ def build_features(
     """A distillation's term on features. `student` and `teacher`: maps of those layers, by which
     weights of the term's own get their shapes."""
     _, _, term = name.partition("+")
-    values = loss_parameters(name, parameters)
+    values = all_parameters(name, parameters)
     weight = values.pop("feature_weight")
     return FeatureTerm(build(FEATURES[term], values, student, teacher), weight, pairs)

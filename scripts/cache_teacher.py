@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
 
     views = view_numbers(data.flip)
     missing = on_main(
-        accelerator, lambda: [view for view in views if not files.has(f"view={view}")]
+        accelerator, lambda: [view for view in views if not files.verify(f"view={view}")]
     )
     if missing and files.fault:
         raise RunFailed(f"--teacher_cache: {files.folder} cannot be written to: {files.fault}")

@@ -27,7 +27,7 @@ from utils.sums import Sums
 from utils.tasks import ClassificationTask, DistillationTask, Task
 from utils.teacher_weights import ready
 from utils.teachers import Member, NetTeacher
-from utils.training import Trainer, prepare_step, train_epoch, train_loader, training_step
+from utils.training import Trainer, eager_step, launched, train_epoch, train_loader
 
 CLASSES = 10
 SIDE = 32  # pixels
@@ -201,8 +201,8 @@ def prepared(job: Job) -> tuple[Trainer, TrainLoader]:
 def ours(job: Job, mode: str) -> Pass:
     """The steps of an epoch as `fit` runs them, launched as --step `mode` says."""
     trainer, loader = prepared(job)
-    step = training_step(trainer, loader)
-    step = prepare_step(step, trainer, loader, mode=mode, compiled=mode == "compile")
+    step = eager_step(trainer, loader)
+    step = launched(step, trainer, loader, mode=mode, compiled=mode == "compile")
 
     def train(steps: int) -> None:
         train_epoch(trainer, step, FewSteps(loader, steps), epoch=1, shown=False)
@@ -230,7 +230,7 @@ def bare(job: Job, mode: str) -> Pass:
         trainer.optimizer.zero_grad()
         return {}
 
-    step = prepare_step(bare_step, trainer, loader, mode=mode, compiled=mode == "compile")
+    step = launched(bare_step, trainer, loader, mode=mode, compiled=mode == "compile")
 
     def train(steps: int) -> None:
         task.train()

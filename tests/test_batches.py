@@ -141,9 +141,9 @@ def test_what_a_seed_reaches(tiny_npz, tmp_path, monkeypatch):
     """--seed: weights, order and views; --split-seed: the split."""
     seen = []
 
-    def stop(run, accelerator, task, data, recipe):
-        draws = train_loader(data, recipe, accelerator).epoch(1)
-        plan, split = [draw.plan.tolist() for draw in draws], data.val.images.sum((1, 2, 3))
+    def stop(run, task):
+        draws = train_loader(run.data, run.experiment.recipe, run.accelerator).epoch(1)
+        plan, split = [draw.plan.tolist() for draw in draws], run.data.val.images.sum((1, 2, 3))
         seen.append((task.net.state_dict()["conv1.weight"].tolist(), plan, split.tolist()))
         raise InterruptedError
 

@@ -86,8 +86,8 @@ def some_epochs(task, data, monkeypatch, watch=after_the_first, **settings) -> N
     monkeypatch.setattr(training, "REPORT_SECONDS", float("inf"))
     loader = training.train_loader(data, recipe, accelerator)
     trainer = training.Trainer(task, recipe, accelerator, len(loader))
-    step = training.training_step(trainer, loader)
-    step = training.prepare_step(step, trainer, loader, mode="auto", compiled=False)
+    step = training.eager_step(trainer, loader)
+    step = training.launched(step, trainer, loader, mode="auto", compiled=False)
     for epoch in (1, 1, 2):
         training.train_epoch(trainer, step, WatchedLoader(loader, watch), epoch)
 

@@ -298,7 +298,7 @@ def test_a_net_that_leaves_half_precision_at_its_end_is_kept_exactly(parts, tmp_
     with torch.autocast("cpu", torch.bfloat16):
         logits = own.logits(data.train.images)
     files.write("view=0", logits)
-    assert files.has("view=0") and torch.equal(files.rows("view=0"), logits)
+    assert files.verify("view=0") and torch.equal(files.rows("view=0"), logits)
     assert logits.dtype == torch.float32 and not torch.equal(logits, logits.bfloat16().float())
 
 

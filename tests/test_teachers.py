@@ -35,7 +35,7 @@ from utils.program.files import read_torch
 from utils.settings import TeacherSource
 from utils.split_metrics import evaluate
 from utils.teacher_files import load_teacher
-from utils.teacher_inspection import MAY_KNOW_VALIDATION, inspect_nets
+from utils.teacher_settling import MAY_KNOW_VALIDATION, settle_nets
 from utils.teacher_weights import ready
 from utils.teachers import Member, NetTeacher, in_half
 
@@ -524,7 +524,7 @@ def test_temperature(tmp_path):
     labels[:9] = (labels[:9] + 1) % 10  # it is wrong now and then
     data = make_dataset(val=Split(IMAGES.repeat(9, 1, 1, 1), labels))
     seen = SureOf(lambda temperature: 0.9 - temperature / 10)
-    line, confidences = inspect_nets(auto, data, Accelerator(cpu=True), seen).splitlines()
+    line, confidences = settle_nets(auto, data, Accelerator(cpu=True), seen).splitlines()
     assert auto.temperature == fit_temperature(logits.repeat(9, 1), data.val.labels)[0]
     assert f"with T = {auto.temperature:.4g}" in line
     own = 100 * mean_confidence(logits)
@@ -546,11 +546,11 @@ def test_a_temperature_at_its_bound_teaches_nobody(tmp_path, right, bound):
     data = make_dataset(val=Split(IMAGES, labels))
     words = f"--teacher_temperature auto: .* bound of its range, {bound} .*give a number"
     with pytest.raises(UserError, match=words):
-        inspect_nets(auto, data, Accelerator(cpu=True), SureOf())
+        settle_nets(auto, data, Accelerator(cpu=True), SureOf())
 
 
 def test_a_teacher_at_the_bound_leaves_no_run_behind(tiny_npz, teacher, tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.teacher_inspection.fit_temperature", lambda *_: (0.05, True))
+    monkeypatch.setattr("utils.teacher_settling.fit_temperature", lambda *_: (0.05, True))
     root = tmp_path / "students"
     auto = ("--teacher_path", str(teacher), "--teacher_temperature", "auto")
     with pytest.raises(UserError, match="--teacher_temperature auto.*give a number"):
@@ -598,7 +598,7 @@ def test_a_teacher_that_rules_classes_out_is_measured_and_refused_where_it_must(
 
     def inspect(distill):
         loss = build_distillation(distill)
-        return inspect_nets(teacher, data, accelerator, SureOf(), loss=loss)
+        return settle_nets(teacher, data, accelerator, SureOf(), loss=loss)
 
     for distill in ("KD", "DKD", "DIST"):
         assert "validation top-1 60.00 %" in inspect(distill)
@@ -680,11 +680,11 @@ def test_a_teacher_that_is_fed_wrongly_is_said_to_be(cifar10):
     data = dataclasses.replace(cifar10, val=few)
     accelerator = Accelerator(cpu=True)
     teacher = published("resnet20", data, "imagenet")
-    right, _, known = inspect_nets(teacher, data, accelerator, SureOf()).splitlines()
+    right, _, known = settle_nets(teacher, data, accelerator, SureOf()).splitlines()
     assert known == MAY_KNOW_VALIDATION
     assert re.fullmatch(r"teacher resnet20 resnet20-\w+: validation top-1 9.* %, ECE .* %", right)
     wrong = published("resnet20", data, "0,0,0/1,1,1")
-    *_, advice = inspect_nets(wrong, data, accelerator, SureOf()).splitlines()
+    *_, advice = settle_nets(wrong, data, accelerator, SureOf()).splitlines()
     own, other = map(float, re.findall(r"([\d.]+) %", advice))
     assert own < 60 < 90 < other and "400 validation images" in advice
     assert re.search("--teacher_norm (imagenet|cifar)", advice)

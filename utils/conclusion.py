@@ -5,10 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
-from utils.data import Dataset, Split
+from utils.data import Split
 from utils.data.views import normalise
 from utils.evaluation import logits_of_splits
 from utils.program.files import atomic, write_json
@@ -25,18 +24,13 @@ def arrays_of(name: str, logits: dict[str, Tensor]) -> dict[str, np.ndarray]:
     return {f"{name}_{split}_logits": values.numpy() for split, values in logits.items()}
 
 
-def conclude(
-    run: Run,
-    accelerator: Accelerator,
-    net: nn.Module,
-    data: Dataset,
-    history: list[dict],
-    teacher: Teacher | None = None,
-) -> None:
+def conclude(run: Run, net: nn.Module, history: list[dict], teacher: Teacher | None = None) -> None:
     """Measure the best and the last epoch and the teacher; write predictions, picture and result.
 
     `net` ends with the weights of the last epoch.
     """
+    accelerator = run.accelerator
+    data = run.data
     batch_size = run.experiment.run.test_batch_size
     result = {
         **run.identity,

@@ -71,8 +71,8 @@ class Keeper:
             # Here, since some trackers know their run only in the thread that began it.
             track(self.run, record, record["epoch"])
 
-    def is_stalled(self) -> bool:
-        """Whether --patience ends the run here; if so, a line says it."""
+    def ends_here(self) -> bool:
+        """Whether --patience ends the run after the epochs so far, waited for; a line says so."""
         if self.recipe.patience is None:
             return False
         self.settle()

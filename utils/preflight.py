@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from models import build_model
 from utils.data import Dataset
-from utils.data.views import normalise
+from utils.data.views import normalise, share_of
 from utils.features import feature_term
 from utils.program import UserError
 from utils.program.environment import compiler_fault
@@ -233,8 +233,7 @@ def shares(images: int, batch_size: int, processes: int, together: bool) -> set[
     counts = set()
     for size in sizes:
         for rank in range(processes):
-            first = size * rank // processes
-            last = size * (rank + 1) // processes
+            first, last = share_of(size, rank, processes)
             counts.add(max(1, last - first))  # one without a share is given an image
     return counts
 

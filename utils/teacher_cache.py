@@ -212,8 +212,8 @@ class LogitFiles:
         """Logits (len(index), K) of a name that the folder has."""
         return torch.from_numpy(np.array(self.verified[name][index])).view(self.dtype)
 
-    def has(self, name: str) -> bool:
-        """Whether its logits can be read. Removes a file of the wrong size or checksum."""
+    def verify(self, name: str) -> bool:
+        """Whether its logits can be read. Removes a file of the wrong size or checksum, says so."""
         if name in self.verified:
             return True
         for path in self.folder.glob(f"{name}_*.bin"):
@@ -244,9 +244,9 @@ class LogitFiles:
 
     def epoch_logits(self, name: str, plan: torch.Tensor) -> torch.Tensor | None:
         """Logits of an epoch in the order of its plan; None unless it or all views are there."""
-        if self.has(name):
+        if self.verify(name):
             return self.rows(name)
-        if not all(self.has(f"view={view}") for view in view_numbers(self.flip)):
+        if not all(self.verify(f"view={view}") for view in view_numbers(self.flip)):
             return None
         order, views = plan
         logits = torch.empty(self.shape, dtype=self.dtype)

@@ -40,14 +40,14 @@ PRETRAINED = "pretrained"  # the --teacher_path that lets timm download
 SHOWN = 10  # runs in a message
 
 
-def load_teacher(source: TeacherSource, dataset: Dataset) -> Teacher:
+def load_teacher(source: TeacherSource, data: Dataset) -> Teacher:
     """The teacher that a source describes, of nets or a file of logits. Raises UserError."""
     if source.logits is not None:
-        return load_stored(source, dataset)
-    return load_nets(source, dataset)
+        return load_stored(source, data)
+    return load_nets(source, data)
 
 
-def load_nets(source: TeacherSource, dataset: Dataset) -> NetTeacher:
+def load_nets(source: TeacherSource, data: Dataset) -> NetTeacher:
     """The nets at --teacher_path, checked together. Raises UserError."""
     models = source.models
     if len(models) == 1:
@@ -58,7 +58,7 @@ def load_nets(source: TeacherSource, dataset: Dataset) -> NetTeacher:
             f"of the {len(source.paths)} of --teacher_path"
         )
     members = [
-        load_member(path, model, source, dataset)
+        load_member(path, model, source, data)
         for path, model in zip(source.paths, models, strict=True)
     ]
 
@@ -81,36 +81,36 @@ def load_nets(source: TeacherSource, dataset: Dataset) -> NetTeacher:
     )
 
 
-def load_member(path: str, model: str | None, source: TeacherSource, dataset: Dataset) -> Member:
+def load_member(path: str, model: str | None, source: TeacherSource, data: Dataset) -> Member:
     """The net at `path`, which is a run folder, a folder with one finished run below it, or a file.
 
     What a checkpoint of ours says is checked against the source and the data. A third party's needs
     --teacher, and --teacher_norm where its inputs were not normalised as the data.
     """
     if str(path) == PRETRAINED:
-        return download(model, source, dataset)
+        return download(model, source, data)
     file = find_weights(path, source.select)
     content = read_torch(file, "--teacher_path names a run folder or a weights file")
     if {"best", "optimizer"} <= content.keys():
         raise refusal(file, "holds what a run resumes from; give its folder or its model_best.pth")
     if content.keys() >= OUR_KEYS:
-        return our_member(file, content, model, source, dataset)
+        return our_member(file, content, model, source, data)
     if model is None:
         raise refusal(file, "does not name its architecture; give --teacher")
-    return third_party_member(file, content, model, source, dataset)
+    return third_party_member(file, content, model, source, data)
 
 
 def our_member(
-    file: Path, content: Mapping, model: str | None, source: TeacherSource, dataset: Dataset
+    file: Path, content: Mapping, model: str | None, source: TeacherSource, data: Dataset
 ) -> Member:
     """The net of a checkpoint of ours, which says all that is to be known of it."""
-    check_data(file, content, dataset)
+    check_data(file, content, data)
     check_claims(file, content, model, source)
     try:
         name = name_of_saved(content, flag="--teacher", given=[model] if model else ())
     except ValueError as error:
         raise refusal(file, str(error)) from None
-    net = fitting_net(file, name, content["state_dict"], dataset)
+    net = fitting_net(file, name, content["state_dict"], data)
     return Member(
         net=ready(net, file),
         model=content["model"],
@@ -127,12 +127,12 @@ def our_member(
 
 
 def third_party_member(
-    file: Path, content: Mapping, model: str, source: TeacherSource, dataset: Dataset
+    file: Path, content: Mapping, model: str, source: TeacherSource, data: Dataset
 ) -> Member:
     """The net of a third party's file, whose own names become ours."""
     state = find_state(file, content, source.key)
-    net = fitting_net(file, model, state, dataset, third_party=True)
-    mean, std = dataset.mean, dataset.std
+    net = fitting_net(file, model, state, data, third_party=True)
+    mean, std = data.mean, data.std
     if source.norm:
         mean, std = normalisation(source.norm)
     label = f"{file.stem}_{source.key}" if source.key else file.stem
@@ -200,19 +200,19 @@ def is_student(run: Path) -> bool:
     return False
 
 
-def check_data(file: Path, content: Mapping, dataset: Dataset) -> None:
+def check_data(file: Path, content: Mapping, data: Dataset) -> None:
     """Refuse a checkpoint of ours that was trained on other images. Raises UserError."""
-    if content["fingerprint"] != dataset.fingerprint:
+    if content["fingerprint"] != data.fingerprint:
         raise refusal(
             file,
             f"trained on other data, {content['dataset']} ({content['num_classes']} classes), "
-            f"whose images or labels are not those of --dataset {dataset.name} "
-            f"({dataset.num_classes} classes); give another teacher or --dataset",
+            f"whose images or labels are not those of --dataset {data.name} "
+            f"({data.num_classes} classes); give another teacher or --dataset",
         )
-    if content["split_seed"] != dataset.split_seed:
+    if content["split_seed"] != data.split_seed:
         raise refusal(
             file,
-            f"trained with --split-seed {content['split_seed']}, not {dataset.split_seed}, so it "
+            f"trained with --split-seed {content['split_seed']}, not {data.split_seed}, so it "
             "has seen images that would validate its student; give --split-seed "
             f"{content['split_seed']} or another teacher",
         )
@@ -247,20 +247,20 @@ def check_claims(file: Path, content: Mapping, model: str | None, source: Teache
             )
 
 
-def download(model: str | None, source: TeacherSource, dataset: Dataset) -> Member:
+def download(model: str | None, source: TeacherSource, data: Dataset) -> Member:
     """timm's own weights of `timm/NAME`, with timm's own normalisation."""
     if model is None or not model.startswith("timm/"):
         raise refusal(PRETRAINED, "give --teacher timm/NAME, whose weights timm downloads")
     fault = f"--teacher_path {PRETRAINED}: {model} cannot be downloaded"
     with refused(fault, "give a weights file", (OSError, RuntimeError, ValueError)):
-        net = build_model(model, dataset.num_classes, pretrained=True)
+        net = build_model(model, data.num_classes, pretrained=True)
 
     facts = net.pretrained_cfg
-    if facts["num_classes"] != dataset.num_classes:
+    if facts["num_classes"] != data.num_classes:
         raise refusal(
             PRETRAINED,
-            f"has {facts['num_classes']} classes but --dataset {dataset.name} has "
-            f"{dataset.num_classes}; give another teacher",
+            f"has {facts['num_classes']} classes but --dataset {data.name} has "
+            f"{data.num_classes}; give another teacher",
         )
     mean, std = facts["mean"], facts["std"]
     if source.norm:

@@ -53,7 +53,7 @@ def weight_sets(content: Mapping, name: str = "", depth: int = 2) -> Iterator[tu
 
 
 def fitting_net(
-    file: Path, model: str, state: Mapping[str, Tensor], dataset: Dataset, third_party: bool = False
+    file: Path, model: str, state: Mapping[str, Tensor], data: Dataset, third_party: bool = False
 ) -> nn.Module:
     """The net of that name with these weights; `third_party`: under names of its own.
 
@@ -62,7 +62,7 @@ def fitting_net(
     renamed = third_party and not is_own(model)
     options = variant(state, model) if renamed else {}
     try:
-        net = build_model(model, dataset.num_classes, **options)
+        net = build_model(model, data.num_classes, **options)
     except ValueError as error:
         raise UserError(f"--teacher: {error}") from None
 
@@ -81,7 +81,7 @@ def fitting_net(
     name, shape, wanted = min(faults, key=len)[0]
     raise refusal(
         file,
-        f"does not fit {model} of {dataset.num_classes} classes: {name} is {shape} where {wanted} "
+        f"does not fit {model} of {data.num_classes} classes: {name} is {shape} where {wanted} "
         "is wanted; give its --teacher or another file",
     )
 

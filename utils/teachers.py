@@ -44,7 +44,7 @@ class Teacher(ABC):
 
     temperature: float | None = 1.0  # None until a rule has found it
     # The rule, if any: `auto` fits the temperature to validation logits, `views` makes the teacher
-    # as sure of training views as it is right on validation (utils/teacher_inspection.py).
+    # as sure of training views as it is right on validation (utils/teacher_settling.py).
     rule: str | None = None
     accuracy: float | None = None  # a fraction: for `views`, in place of that on validation
     # How sure it is of training views and of validation; found at the same time, for the result.

@@ -12,7 +12,7 @@ from utils.preflight import check_features, check_teacher
 from utils.seen_views import SeenViews
 from utils.settings import Experiment
 from utils.stored_teacher import StoredTeacher
-from utils.teacher_inspection import inspect_nets, inspect_stored
+from utils.teacher_settling import settle_nets, settle_stored
 from utils.teachers import Teacher
 
 
@@ -32,7 +32,7 @@ def prepare_teacher(
     if isinstance(teacher, StoredTeacher):
         ask = ReadTeacher(teacher, data, accelerator, seed=recipe.seed)
         seen = SeenViews(ask, data, recipe, accelerator)
-        return ask, inspect_stored(teacher, data, seen=seen, loss=loss)
+        return ask, settle_stored(teacher, data, seen=seen, loss=loss)
 
     check_teacher(teacher, data)
     check_features(experiment.loss, recipe, teacher, data, accelerator)
@@ -43,7 +43,7 @@ def prepare_teacher(
     ask = asked_teacher(
         teacher, data, accelerator, seed=recipe.seed, cache=experiment.teacher.cache
     )
-    about_teacher = inspect_nets(
+    about_teacher = settle_nets(
         teacher,
         data,
         accelerator,

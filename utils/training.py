@@ -63,14 +63,16 @@ def train_step(
     return step_sums(output, batch, skipped)
 
 
-def fit(
-    run: Run, accelerator: Accelerator, task: Task, data: Dataset, recipe: Recipe
-) -> list[dict]:
+def fit(run: Run, task: Task) -> list[dict]:
     """Train a task in place from where its run stands to the last epoch; validate and save each.
 
     Returns the records of all epochs, as in metrics.jsonl. Raises RunFailed when the loss or the
     net's outputs are no longer finite.
     """
+    accelerator = run.accelerator
+    data = run.data
+    recipe = run.experiment.recipe
+
     # Images lie on the device from here on: training views are made there, step by step.
     loader = train_loader(data, recipe, accelerator)
     val = replace(data.val, images=data.val.images.to(accelerator.device))
@@ -79,13 +81,13 @@ def fit(
     trainer = Trainer(task, recipe, accelerator, steps_per_epoch=len(loader))
     history, best = resume(run, trainer)
     run.say(size_line(recipe.model, task.net, data))
-    step = step_of_run(run, trainer, loader)
+    step = launched_as_asked(run, trainer, loader)
     start_tracker(run, history)
 
     # From here on the history and the best epoch are the keeper's.
     with Keeper(run, recipe, data.val, history, best) as keeper:
         for epoch in range(len(history) + 1, recipe.epochs + 1):
-            if keeper.is_stalled():
+            if keeper.ends_here():
                 break
             started = time.perf_counter()
             record = {"epoch": epoch, "lr": trainer.rate}
@@ -185,19 +187,19 @@ def train_loader(data: Dataset, recipe: Recipe, accelerator: Accelerator) -> Tra
     )
 
 
-def step_of_run(run: Run, trainer: Trainer, loader: TrainLoader) -> Step:
-    """train_step, launched as the run's --step says; the run says and logs how that is."""
+def launched_as_asked(run: Run, trainer: Trainer, loader: TrainLoader) -> Step:
+    """A step of this run, launched as its --step says; the run says and logs how that is."""
     mode = run.experiment.run.step
     views = trainer.recipe.epochs * len(loader.labels)
     compiling = choose_compiling(mode, trainer.accelerator, trainer.task.net, views)
-    step = prepare_step(
-        training_step(trainer, loader), trainer, loader, mode=mode, compiled=compiling.chosen
+    step = launched(
+        eager_step(trainer, loader), trainer, loader, mode=mode, compiled=compiling.chosen
     )
     log_how_it_runs(run, trainer.accelerator, step, compiling)
     return step
 
 
-def training_step(trainer: Trainer, loader: TrainLoader) -> Step:
+def eager_step(trainer: Trainer, loader: TrainLoader) -> Step:
     """train_step on a draw of the loader, and the averaging of weights that follows it."""
 
     def step(draw: Draw) -> Sums:
@@ -210,9 +212,7 @@ def training_step(trainer: Trainer, loader: TrainLoader) -> Step:
     return step
 
 
-def prepare_step(
-    step: Step, trainer: Trainer, loader: TrainLoader, mode: str, compiled: bool
-) -> Step:
+def launched(step: Step, trainer: Trainer, loader: TrainLoader, mode: str, compiled: bool) -> Step:
     """A step that changes the trainer's task, launched as --step says (`mode`, of steps.MODES)."""
     if compiled:
         compile_net(trainer.task.net, loader.images_per_process, required=mode == "compile")

@@ -65,13 +65,16 @@ class Calibration:
 
 
 def no_calibration(logits: Array, labels: Array) -> Calibration:
-    """The identity, which every other map is measured against."""
+    """The identity on logits (N, K), which every other map is measured against."""
     classes = logits.shape[1]
     return Calibration(torch.eye(classes).double(), torch.zeros(classes).double())
 
 
 def temperature_scaling(logits: Array, labels: Array) -> Calibration:
-    """softmax(z / T), T as `fit_temperature` finds it."""
+    """softmax(z / T), T as `fit_temperature` finds it for logits (N, K) and labels (N,).
+
+    Raises ValueError as that does. Guo et al., ICML 2017, Section 4.2.
+    """
     temperature, at_bound = fit_temperature(logits, labels)
     identity = no_calibration(logits, labels)
     return replace(

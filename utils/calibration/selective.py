@@ -29,7 +29,7 @@ def augrc(ordered: Tensor, right: Tensor) -> float:
 
 
 def risk_at_coverage(ordered: Tensor, right: Tensor, percent: int) -> float:
-    """Error rate of the surest `percent` of samples, a whole number of them, rounded up."""
+    """Error rate, a fraction, of the surest samples: so many percent, rounded up to a whole one."""
     kept = -(-percent * len(ordered) // 100)
     return (_errors_of_surest(ordered, right)[kept - 1] / kept).item()
 

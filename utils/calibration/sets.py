@@ -52,15 +52,18 @@ STRATA = (2, 4, 11, 101)  # sizes 0-1, 2-3, 4-10, 11-100, 101 and more: as in th
 
 
 def lac(probs: Tensor, left_out: Tensor) -> Tensor:
+    """A class's own probability. Sadinle et al., JASA 2019."""
     return probs
 
 
 def aps(probs: Tensor, left_out: Tensor) -> Tensor:
+    """The mass of all less likely classes. Romano et al., NeurIPS 2020."""
     less_likely = F.pad(probs.cumsum(dim=1)[:, :-1], (1, 0))
     return less_likely + left_out * probs
 
 
 def raps(probs: Tensor, left_out: Tensor) -> Tensor:
+    """APS less PENALTY for each rank beyond FREE_RANKS. Angelopoulos et al., ICLR 2021."""
     ranks = torch.arange(probs.shape[1], 0, -1)
     return aps(probs, left_out) - PENALTY * (ranks - FREE_RANKS).clamp_min(0)
 

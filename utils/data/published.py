@@ -12,8 +12,8 @@ from utils.data.npz import ARRAYS, Arrays, checked_arrays
 from utils.program.files import refused, unmade_on_failure
 
 
-def cifar(name: str, datasets: ModuleType, folder: Path, split: str, download: bool):
-    """The `split` train or test of CIFAR10 or CIFAR100, as torchvision.datasets calls them."""
+def by_train_flag(name: str, datasets: ModuleType, folder: Path, split: str, download: bool):
+    """The `split` train or test of CIFAR10, CIFAR100 and others whose class has `train=`."""
     return getattr(datasets, name)(folder, train=split == "train", download=download)
 
 
@@ -32,8 +32,12 @@ class Source(NamedTuple):
 
 
 SOURCES = {
-    "cifar10": Source(partial(cifar, "CIFAR10"), files="cifar-10-batches-py", labels="targets"),
-    "cifar100": Source(partial(cifar, "CIFAR100"), files="cifar-100-python", labels="targets"),
+    "cifar10": Source(
+        partial(by_train_flag, "CIFAR10"), files="cifar-10-batches-py", labels="targets"
+    ),
+    "cifar100": Source(
+        partial(by_train_flag, "CIFAR100"), files="cifar-100-python", labels="targets"
+    ),
     "svhn": Source(svhn, files="*_32x32.mat", labels="labels"),
     "svhn_extra": Source(
         svhn, files="*_32x32.mat", labels="labels", splits=("train", "extra", "test")

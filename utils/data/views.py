@@ -116,6 +116,11 @@ def shift_and_scale(mean: tuple, std: tuple, device: torch.device) -> tuple[Tens
     return shift.float().to(device), scale.float().to(device)
 
 
+def share_of(size: int, rank: int, world: int) -> tuple[int, int]:
+    """What one process of `world` takes of a step of `size` images: from the first to the last."""
+    return size * rank // world, size * (rank + 1) // world
+
+
 class TrainLoader:
     """Augmented batches of a training split that lies, padded, on the device.
 
@@ -201,8 +206,7 @@ class TrainLoader:
 
         for step, start in enumerate(range(0, images, self.images_per_step)):
             size = min(self.images_per_step, images - start)
-            first = size * self.rank // self.world
-            last = size * (self.rank + 1) // self.world
+            first, last = share_of(size, self.rank, self.world)
             weight = (last - first) * self.world / size
             # A process without a share still has to take part in the step: with weight 0.
             last = max(last, first + 1)

@@ -37,7 +37,7 @@ FILES = (
     "utils/sums.py",
     "utils/tasks.py",
     "utils/teacher_cache.py",
-    "utils/teacher_inspection.py",
+    "utils/teacher_settling.py",
     "utils/teachers.py",
     "utils/teaching.py",
     "utils/training.py",

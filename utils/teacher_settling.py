@@ -1,4 +1,4 @@
-"""What a teacher is worth, said before its student is trained; and whether it can teach at all."""
+"""Before a student is trained: its teacher's temperature, whether it can teach, its worth."""
 
 import math
 from dataclasses import replace
@@ -34,7 +34,7 @@ MAY_KNOW_VALIDATION = (
 )
 
 
-def inspect_nets(
+def settle_nets(
     teacher: NetTeacher,
     data: Dataset,
     accelerator: Accelerator,
@@ -42,12 +42,12 @@ def inspect_nets(
     batch_size: int | None = None,
     loss: DistillationLoss | None = None,
 ) -> str:
-    """What nets are worth on the validation split, in lines to be read before training.
+    """Set the temperature and the confidences of nets; lines on what they are worth on validation.
 
-    `seen` is what it says of the training images. Its temperature is found where a rule is asked
-    for. Third parties' teachers are also tried with every known normalisation: with a wrong one
-    they are silently worse. Raises UserError where it cannot teach: its logits are not finite, no
-    temperature suits it, or it rules classes out and the `loss` has no value for that.
+    `seen` is what they say of the training images. Third parties' teachers are also tried with
+    every known normalisation: with a wrong one they are silently worse. Raises UserError where they
+    cannot teach: logits are not finite, no temperature suits them, or they rule classes out and the
+    `loss` has no value for that.
     """
     logits = logits_of(teacher.logits, data.val, accelerator, batch_size, title="teacher")
     view_confidence = seen.confidence()
@@ -57,7 +57,7 @@ def inspect_nets(
             "images; give another teacher, or another precision if this is bf16 or fp16"
         )
 
-    temper(teacher, logits, data.val, seen)
+    settle_temperature(teacher, logits, data.val, seen)
     teacher.confidences = confidences_of(teacher, logits, view_confidence)
     if loss is not None:
         check_loss(loss, teacher.tempered(logits), data.val.labels.cpu())
@@ -75,12 +75,12 @@ def inspect_nets(
     return "\n".join(lines)
 
 
-def inspect_stored(
+def settle_stored(
     teacher: StoredTeacher, data: Dataset, seen: SeenViews, loss: DistillationLoss | None = None
 ) -> str:
-    """What stored logits are worth as a teacher. They are also compared with the labels."""
+    """`settle_nets` of stored logits, also compared with the labels of training images."""
     val_logits = teacher.val_and_test.get("val")
-    temper(teacher, val_logits, data.val, seen)
+    settle_temperature(teacher, val_logits, data.val, seen)
     teacher.confidences = confidences_of(teacher, val_logits, seen.confidence())
     labels = data.train.labels.cpu()
     if loss is not None:
@@ -95,7 +95,9 @@ def inspect_stored(
     return "\n".join(lines)
 
 
-def temper(teacher: Teacher, val_logits: Tensor | None, val: Split, seen: SeenViews) -> None:
+def settle_temperature(
+    teacher: Teacher, val_logits: Tensor | None, val: Split, seen: SeenViews
+) -> None:
     """Find what the teacher's logits are divided by, where a rule is asked for.
 
     `val_logits` (N, K) may be unknown to a file of logits. Raises UserError.
