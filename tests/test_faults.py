@@ -26,6 +26,7 @@ from models import build_model
 from utils import training
 from utils.data import load_dataset
 from utils.program import RunFailed, UserError
+from utils.program.errors import message_of
 from utils.program.files import read_torch
 from utils.sums import EpochSums
 
@@ -421,6 +422,30 @@ def test_a_damaged_cache_file_is_named_and_made_anew(
     train_student.main(flags)
     assert str(path) in capsys.readouterr().out
     assert_same_run(student, folder_below(tmp_path, student))
+
+
+# What ends a program on a machine that cannot go on
+
+
+@pytest.mark.parametrize(
+    ("fault", "way_out"),
+    [
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", "give smaller batches"),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "smaller"),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "give smaller batches"),
+        ("Unable to find an engine to execute this computation", "give smaller batches"),
+        ("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9", "smaller batches"),
+        (
+            "CUDA error: CUDA-capable device(s) is/are busy or unavailable\nCUDA",
+            "another GPU",
+        ),
+        ("Connection closed by peer [127.0.0.1]:4", "the same command goes on"),
+        ("mat1 and mat2 shapes cannot be multiplied", None),
+    ],
+)
+def test_what_is_said_of_a_machine(fault, way_out):
+    said = message_of(RuntimeError(fault))
+    assert said is None if way_out is None else way_out in said and "\n" not in said
 
 
 # A loss that is not finite

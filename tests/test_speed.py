@@ -282,7 +282,10 @@ def test_the_day_of_a_gpu_deletes_only_runs_of_its_own(tmp_path):
     for file in (former, *theirs):
         file.parent.mkdir(parents=True)
         file.touch()
-    run_script("bash", ROOT / "scripts/gpu.sh", "--dry", ".", cwd=tmp_path, PYTHON="true")
+    start = ("bash", ROOT / "scripts/gpu.sh", "--dry", ".")
+    run_script(*start, cwd=tmp_path, PYTHON="true", KD_PARTS="7 8")  # it goes on
+    assert former.exists()
+    run_script(*start, cwd=tmp_path, PYTHON="true")
     assert all(file.exists() for file in theirs) and not former.exists()
 
 

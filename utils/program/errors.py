@@ -14,7 +14,7 @@ from pathlib import Path
 
 # What torch, cuBLAS and cuDNN say on a GPU, and torch on the CPU.
 NO_MEMORY = re.compile(
-    "out of memory|ALLOC_FAILED|unable to find an engine to execute|can't allocate memory"
+    "out of memory|ALLOC_FAILED|[Uu]nable to find an engine to execute|can't allocate memory"
 )
 BUSY = re.compile("busy or unavailable")  # a GPU that another process has for itself
 NO_PEER = re.compile("gloo|NCCL|Connection (closed|reset)")
