@@ -27,7 +27,7 @@ from utils.program.command_line import CommandLine, location
 from utils.program.files import files_below, read_json
 
 METRICS = ("top1", "ece", "true_calibration_error")
-LOGITS = ("raw", "scaled")
+KINDS = ("raw", "scaled")
 
 
 class Net(NamedTuple):
@@ -87,10 +87,10 @@ def is_run_of(net: Net, result: dict) -> bool:
     return (result["model"], label, teacher) == (net.model, net.label, net.teacher)
 
 
-def values(repetitions: Repetitions, net: Net, logits: str, metric: str) -> np.ndarray:
+def values(repetitions: Repetitions, net: Net, kind: str, metric: str) -> np.ndarray:
     """As shown, in the order of the repetitions."""
     tests = repetitions[net]
-    fractions = [tests[place][logits][metric] for place in sorted(tests)]
+    fractions = [tests[place][kind][metric] for place in sorted(tests)]
     return COLUMNS[metric].factor * np.array(fractions)
 
 
@@ -98,12 +98,12 @@ def spread(numbers: np.ndarray) -> str:
     return f"{numbers.mean():.2f} [{numbers.min():.2f}, {numbers.max():.2f}]"
 
 
-def always_best(repetitions: Repetitions, net: Net, logits: str, metric: str) -> bool:
+def always_best(repetitions: Repetitions, net: Net, kind: str, metric: str) -> bool:
     """Whether the net is ahead of every other one of its architecture in every repetition."""
     sign = 1 if COLUMNS[metric].best == "min" else -1
-    own = sign * values(repetitions, net, logits, metric)
+    own = sign * values(repetitions, net, kind, metric)
     rivals = [other for other in NETS if other.model == net.model and other != net]
-    others = [sign * values(repetitions, other, logits, metric) for other in rivals]
+    others = [sign * values(repetitions, other, kind, metric) for other in rivals]
     return all((own < other).all() for other in others)
 
 
@@ -112,14 +112,14 @@ def table_of_nets(repetitions: Repetitions) -> list[str]:
     lines = ["| `synthetic` | logits | " + " | ".join(heads) + " |"]
     lines.append("| --- | --- |" + " ---: |" * len(METRICS))
     for net in NETS:
-        for logits in LOGITS:
+        for kind in KINDS:
             cells = []
             for metric in METRICS:
-                text = spread(values(repetitions, net, logits, metric))
-                best = always_best(repetitions, net, logits, metric)
+                text = spread(values(repetitions, net, kind, metric))
+                best = always_best(repetitions, net, kind, metric)
                 cells.append(f"**{text}**" if best else text)
-            name = net.row if logits == "raw" else ""
-            lines.append(f"| {name} | {logits} | " + " | ".join(cells) + " |")
+            name = net.row if kind == "raw" else ""
+            lines.append(f"| {name} | {kind} | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -127,13 +127,13 @@ def lines_of_comparisons(repetitions: Repetitions) -> list[str]:
     lines = []
     for first, second in COMPARISONS:
         names = f"{first.name} - {second.name}"
-        for logits in LOGITS:
+        for kind in KINDS:
             for metric in METRICS:
-                own = values(repetitions, first, logits, metric)
-                difference = own - values(repetitions, second, logits, metric)
+                own = values(repetitions, first, kind, metric)
+                difference = own - values(repetitions, second, kind, metric)
                 lower = f"lower in {(difference < 0).sum()} of {len(difference)}"
                 lines.append(
-                    f"{names}, {logits}, {COLUMNS[metric].head}: {spread(difference)}, {lower}"
+                    f"{names}, {kind}, {COLUMNS[metric].head}: {spread(difference)}, {lower}"
                 )
     return lines
 

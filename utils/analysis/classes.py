@@ -9,7 +9,7 @@ from torch import Tensor
 
 from utils.analysis.csv_files import csv_text
 from utils.analysis.groups import Group
-from utils.analysis.record import LOGITS, Record
+from utils.analysis.record import KINDS, Record
 from utils.analysis.rendering import Table, TableCell
 from utils.analysis.rows import statistic
 from utils.analysis.sections import Section
@@ -46,12 +46,12 @@ class Classes:
     def columns(self) -> dict[str, np.ndarray]:
         """The values by a table's heads. Scaling changes no prediction: no accuracy of its own."""
         columns = {}
-        for logits, by_name in self.values.items():
+        for kind, by_name in self.values.items():
             for name, values in by_name.items():
-                if logits == "raw":
+                if kind == "raw":
                     columns[NAMES[name]] = values
                 elif name != "accuracy":
-                    columns[f"{logits} {NAMES[name]}"] = values
+                    columns[f"{kind} {NAMES[name]}"] = values
         return columns
 
     def most_frequent_confusion(self, label: int) -> tuple[int, float] | None:
@@ -67,22 +67,22 @@ def classes_of(group: Group) -> Classes | None:
     """None where a run of the group has no stored predictions."""
     if any(record.probabilities("raw") is None for record in group.records):
         return None
-    kinds = [logits for logits in LOGITS if logits in group.first.temperatures]
+    kinds = [kind for kind in KINDS if kind in group.first.temperatures]
     _, labels = group.first.stored("test")
     count = group.first.result["num_classes"]
     return Classes(
         names=class_names(group.first),
         images=torch.bincount(labels.long(), minlength=count).numpy(),
-        values={logits: values_of_runs(group.records, logits) for logits in kinds},
+        values={kind: values_of_runs(group.records, kind) for kind in kinds},
         confusion=summed_confusion(group.records),
     )
 
 
-def values_of_runs(records: list[Record], logits: str) -> dict[str, np.ndarray]:
+def values_of_runs(records: list[Record], kind: str) -> dict[str, np.ndarray]:
     """By a key of NAMES, (runs, K)."""
     runs = []
     for record in records:
-        probs, labels = record.probabilities(logits)
+        probs, labels = record.probabilities(kind)
         runs.append(values_by_class(probs, labels))
     return {name: np.stack([run[name] for run in runs]) for name in NAMES}
 
@@ -190,10 +190,10 @@ def csv_lines(section: Section, group: Group, classes: Classes) -> list[dict[str
             "class": printable(class_name),
             "images": int(classes.images[label]),
         }
-        for logits, by_name in classes.values.items():
+        for kind, by_name in classes.values.items():
             for name, values in by_name.items():
                 mean = values[:, label].mean()
-                line[f"{logits} {NAMES[name]}"] = "" if math.isnan(mean) else f"{100 * mean:.10g}"
+                line[f"{kind} {NAMES[name]}"] = "" if math.isnan(mean) else f"{100 * mean:.10g}"
         confused = classes.most_frequent_confusion(label)
         if confused is not None:
             other, share = confused

@@ -7,7 +7,7 @@ import numpy as np
 
 from utils.analysis.conformal import PAIRED_SETS, values_of_images
 from utils.analysis.groups import Group, seeds_of_teacher
-from utils.analysis.record import LOGITS
+from utils.analysis.record import KINDS
 from utils.analysis.sections import Section
 from utils.calibration.bootstrap import shows_little, wrong_predictions
 from utils.calibration.paired import BINNED, PAIRED, Difference, holm, paired_difference
@@ -85,7 +85,7 @@ def can_be_tested(metric: str) -> bool:
     return metric in PAIRED or metric in PAIRED_SETS
 
 
-def matrices(group: Group, logits: str, metric: str) -> list[np.ndarray] | None:
+def matrices(group: Group, kind: str, metric: str) -> list[np.ndarray] | None:
     """What is compared of each run, (N, columns).
 
     None where a run does not store it, has an infinite value (the NLL of a label ruled out), or of
@@ -94,12 +94,12 @@ def matrices(group: Group, logits: str, metric: str) -> list[np.ndarray] | None:
     compared = []
     for record in group.records:
         if metric in PAIRED_SETS:
-            values = values_of_images(record, logits, metric)
+            values = values_of_images(record, kind, metric)
             if values is None:
                 return None
             compared.append(values.float().unsqueeze(1).numpy())
         else:
-            predicted = record.probabilities(logits)
+            predicted = record.probabilities(kind)
             if predicted is None:
                 return None
             probs, labels = predicted
@@ -135,17 +135,17 @@ def differences(section: Section, against: Group) -> dict[tuple[Group, str, str]
     metrics = [metric for metric in section.columns if can_be_tested(metric)]
     draws = section.choice.resamples or 1000
     tested = {}
-    for logits, metric in product(LOGITS, metrics):
-        base = matrices(against, logits, metric)
+    for kind, metric in product(KINDS, metrics):
+        base = matrices(against, kind, metric)
         if base is None or len(base[0]) == 1:  # one image has no spread
             continue
         family = {}
         for group in groups:
-            own = matrices(group, logits, metric)
+            own = matrices(group, kind, metric)
             if own is not None:
                 teachers = teachers_of(group), teachers_of(against)
                 family[group] = paired_difference(own, base, draws, teachers)
         p_values = holm([difference.p for difference in family.values()])
         for (group, difference), p in zip(family.items(), p_values, strict=True):
-            tested[group, logits, metric] = difference._replace(p=p)
+            tested[group, kind, metric] = difference._replace(p=p)
     return tested

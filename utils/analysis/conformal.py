@@ -29,27 +29,27 @@ def can_have_sets(record: Record) -> bool:
 
 
 @cache
-def sets_of(record: Record, logits: str) -> dict[str, float] | None:
+def sets_of(record: Record, kind: str) -> dict[str, float] | None:
     """The metrics of `set_metrics`, of raw or scaled logits; None where the run has no sets."""
     if not can_have_sets(record):
         return None
     val_logits, val_labels = record.stored("val")
     test_logits, test_labels = record.stored("test")
-    temperature = record.temperatures[logits]
+    temperature = record.temperatures[kind]
     return set_metrics(val_logits, val_labels, test_logits, test_labels, temperature)
 
 
-def values_of_images(record: Record, logits: str, metric: str) -> Tensor | None:
+def values_of_images(record: Record, kind: str, metric: str) -> Tensor | None:
     """A metric of PAIRED_SETS of each test image (N,): is its label in its set, or how large is it.
 
     None where the run has no sets, or no such logits.
     """
-    if logits not in record.temperatures or not can_have_sets(record):
+    if kind not in record.temperatures or not can_have_sets(record):
         return None
     method, name = PAIRED_SETS[metric]
     val_logits, val_labels = record.stored("val")
     test_logits, test_labels = record.stored("test")
-    temperature = record.temperatures[logits]
+    temperature = record.temperatures[kind]
     sets = fit_sets(val_logits, val_labels, method=method, temperature=temperature)
     members = sets(test_logits)
     if name == "set_size":

@@ -59,7 +59,7 @@ def lines_of(section: Section, group: Group, is_chosen: bool) -> list[dict[str, 
     `is_chosen`: whether its sweep's validation values have chosen it.
     """
     lines = []
-    for logits, row in group.rows.items():
+    for kind, row in group.rows.items():
         line = {
             "dataset": section.title,
             "model": group.first.model,
@@ -67,12 +67,12 @@ def lines_of(section: Section, group: Group, is_chosen: bool) -> list[dict[str, 
             "net": printable(group.name),
             "teacher": printable(group.teacher.full_name) if group.teacher else "",
             "epoch": group.first.epoch or "",
-            "logits": logits,
+            "logits": kind,
             "n": len(group.records),
             "seeds": " ".join(str(record.seed) for record in group.records),
             "chosen": "yes" if is_chosen else "",
         }
-        if logits == "scaled":
+        if kind == "scaled":
             measure = columns_of_test if section.choice.test_temperature else own_temperatures
             for key, values in measure(group.records).items():
                 column = COLUMNS_OF_TEST[key]

@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 
 from utils.analysis.corruptions import CLEAN, MEAN, SEVERITIES
 from utils.analysis.groups import Group
-from utils.analysis.record import LOGITS
+from utils.analysis.record import KINDS
 from utils.analysis.sections import Section, Sweep
 from utils.calibration.diagram import BLUE, GREY, RED, STYLE, new_figure
 from utils.columns import COLUMNS, Column, printable
@@ -164,16 +164,16 @@ def top1_against_ece(section: Section, file) -> None:
 def draw_net(panel: Axes, group: Group, line: Mapping) -> None:
     """Its raw point, filled, and its scaled one; a third party's teacher has no scaled row."""
 
-    def mean_and_sd(logits: str, metric: str) -> tuple[float, float]:
+    def mean_and_sd(kind: str, metric: str) -> tuple[float, float]:
         """In percent; a single run has no spread, which draws no bar."""
-        cell = group.rows[logits].cells[metric]
+        cell = group.rows[kind].cells[metric]
         mean, sd = np.nan_to_num([100 * cell.mean, 100 * cell.sd])
         return mean, sd
 
-    kinds = [logits for logits in LOGITS if logits in group.rows]
+    kinds = [kind for kind in KINDS if kind in group.rows]
     # Scaling changes no prediction.
     top1, top1_sd = mean_and_sd(kinds[0], "top1")
-    errors = [mean_and_sd(logits, "ece") for logits in kinds]
+    errors = [mean_and_sd(kind, "ece") for kind in kinds]
     raw_error, _ = errors[0]
     last_error, _ = errors[-1]
     panel.plot([raw_error, last_error], [top1, top1], linewidth=0.6, **line)
@@ -255,7 +255,7 @@ class Box(NamedTuple):
 
     place: int
     title: str
-    logits: str  # raw or scaled
+    kind: str  # raw or scaled
     measured: dict  # by corruption and severity, as `shift.under_corruptions` gives it
 
     def values(self, metric: str, severity: str) -> list[float]:
@@ -265,7 +265,7 @@ class Box(NamedTuple):
         else:
             names = [name for name in self.measured if name not in (CLEAN, MEAN)]
             points = [self.measured[name][severity] for name in names]
-        return [COLUMNS[metric].factor * point[self.logits][metric] for point in points]
+        return [COLUMNS[metric].factor * point[self.kind][metric] for point in points]
 
 
 def severity_boxes(titles: list[str], measured: list[dict], file) -> None:
@@ -278,12 +278,12 @@ def severity_boxes(titles: list[str], measured: list[dict], file) -> None:
     """
     boxes = []
     for number, (title, by_corruption) in enumerate(zip(titles, measured, strict=True)):
-        for offset, logits in enumerate(LOGITS):
+        for offset, kind in enumerate(KINDS):
             # A third party's teacher has no scaled logits: its second place stays empty.
-            if logits in by_corruption[MEAN][MEAN]:
-                boxes.append(Box(len(LOGITS) * number + offset, title, logits, by_corruption))
+            if kind in by_corruption[MEAN][MEAN]:
+                boxes.append(Box(len(KINDS) * number + offset, title, kind, by_corruption))
 
-    width = 0.8 / (len(LOGITS) * len(titles))  # of what a severity has for its boxes
+    width = 0.8 / (len(KINDS) * len(titles))  # of what a severity has for its boxes
     with drawing(
         file, width=8, height=2.5 * len(BOXES), rows=len(BOXES), format="png", sharex=True
     ) as (figure, axes):
@@ -298,7 +298,7 @@ def draw_boxes(panel: Axes, boxes: list[Box], metric: str, width: float) -> None
     severities = [CLEAN, *map(str, SEVERITIES)]
     centres = np.arange(len(severities))
     for box in boxes:
-        colour = COLOURS[box.place // len(LOGITS) % len(COLOURS)]
+        colour = COLOURS[box.place // len(KINDS) % len(COLOURS)]
         panel.boxplot(
             [box.values(metric, severity) for severity in severities],
             positions=centres - 0.4 + (box.place + 0.5) * width,
@@ -306,9 +306,9 @@ def draw_boxes(panel: Axes, boxes: list[Box], metric: str, width: float) -> None
             whis=(0, 100),
             manage_ticks=False,
             patch_artist=True,
-            label=f"{box.title}, {box.logits}",
+            label=f"{box.title}, {box.kind}",
             boxprops={
-                "facecolor": "white" if box.logits == "scaled" else (colour, 0.5),
+                "facecolor": "white" if box.kind == "scaled" else (colour, 0.5),
                 "edgecolor": colour,
             },
             medianprops={"linewidth": 1.6, "color": colour},

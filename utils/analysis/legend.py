@@ -4,7 +4,7 @@ from itertools import product
 
 from utils.analysis.conformal import ALPHA, LEAST_IMAGES
 from utils.analysis.groups import Group, grouped_by, same_but_for_seed, seeds_of
-from utils.analysis.record import LOGITS, Record
+from utils.analysis.record import KINDS, Record
 from utils.analysis.rows import FEW
 from utils.analysis.sections import Section, Sweep
 from utils.analysis.splits import comparison
@@ -39,8 +39,8 @@ def about_rows(section: Section) -> list[str]:
         "temperature that fits the validation split best. Mean ± standard deviation of n runs that "
         "differ only in the seed."
     ]
-    kinds = dict.fromkeys(logits for group in section.printed for logits in group.rows)
-    fitted = [kind for kind in kinds if kind not in (*LOGITS, TEMPERED)]
+    kinds = dict.fromkeys(kind for group in section.printed for kind in group.rows)
+    fitted = [kind for kind in kinds if kind not in (*KINDS, TEMPERED)]
     if fitted:
         sentences.append(f"{', '.join(fitted)}: fitted on the validation split (scripts.posthoc).")
     if TEMPERED in kinds:
@@ -87,7 +87,7 @@ def about_sets(section: Section) -> str:
         )
     metric = next(metric for metric in section.columns if metric in SET_METRICS)
     for group in section.printed:
-        if any(metric not in row.cells for logits, row in group.rows.items() if logits in LOGITS):
+        if any(metric not in row.cells for kind, row in group.rows.items() if kind in KINDS):
             return (
                 f"{sentence} A row has none where validation logits are not stored, where these "
                 f"are of fewer than {LEAST_IMAGES} images, or where a third party's teacher may "
@@ -204,8 +204,8 @@ def sweep_sentence(section: Section, sweep: Sweep) -> str:
     for metric in section.columns:
         column = COLUMNS[metric]
         texts = []
-        for logits in LOGITS:
-            value = sweep.chosen.rows[logits].cells.get(metric)
+        for kind in KINDS:
+            value = sweep.chosen.rows[kind].cells.get(metric)
             texts.append("–" if value is None else column.text_with_spread(value.mean, value.sd))
         worth.append(f"{column.head} {' → '.join(dict.fromkeys(texts))}")
     return (

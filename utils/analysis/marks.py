@@ -14,9 +14,9 @@ def mark_best(groups: list[Group]) -> None:
     that validation did not choose must not win by its test value, nor a temperature at the bound of
     its range.
     """
-    kinds = dict.fromkeys(logits for group in groups for logits in group.rows)
-    for logits in kinds:
-        rows = [group.rows[logits] for group in groups if logits in group.rows]
+    kinds = dict.fromkeys(kind for group in groups for kind in group.rows)
+    for kind in kinds:
+        rows = [group.rows[kind] for group in groups if kind in group.rows]
         rows = [row for row in rows if not row.at_bound]
         for metric, column in COLUMNS.items():
             compared = [row.cells for row in rows if metric in row.cells]

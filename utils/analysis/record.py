@@ -26,7 +26,7 @@ from utils.columns import printable
 from utils.program import files
 from utils.run_files import STORED, is_third_party, number_text
 
-LOGITS = ("raw", "scaled")
+KINDS = ("raw", "scaled")  # of logits
 # What is measured of logits without those of validation.
 NOT_VALIDATED = {"val": {}, "temperature_at_bound": False}
 
@@ -131,7 +131,7 @@ class Record:
     def tests(self) -> dict[str, dict[str, float]]:
         """Metrics on test (fractions) of raw, scaled, a teacher's tempered and post-hoc logits."""
         measured = self.measured["test"]
-        tests = {logits: measured[logits] for logits in self.temperatures}
+        tests = {kind: measured[kind] for kind in self.temperatures}
         tests.update(measured)
         for method, fit in self.posthoc.items():
             tests[method] = fit["test"]
@@ -199,20 +199,20 @@ class Record:
                 return True
         return self.run_with_logits is not None and self.run_with_logits.has_stored(split)
 
-    def probabilities(self, logits: str) -> tuple[Tensor, Tensor] | None:
+    def probabilities(self, kind: str) -> tuple[Tensor, Tensor] | None:
         """Probabilities, float64 (N, K), and labels (N,) of the test split.
 
         None without the file, and of the scaled logits of a third party's teacher.
         """
-        if logits not in self.temperatures or not self.predictions.exists():
+        if kind not in self.temperatures or not self.predictions.exists():
             return None
         values, labels = self.stored("test")
-        return (values.double() / self.temperatures[logits]).softmax(dim=1), labels
+        return (values.double() / self.temperatures[kind]).softmax(dim=1), labels
 
     def raw_and_scaled(self, metrics: Callable, *data) -> dict[str, dict[str, float]]:
         """`metrics(*data, temperature)` with the temperature 1, and with its own."""
         return {
-            logits: metrics(*data, temperature) for logits, temperature in self.temperatures.items()
+            kind: metrics(*data, temperature) for kind, temperature in self.temperatures.items()
         }
 
     def at(self, epoch: str) -> "Record":

@@ -8,7 +8,7 @@ import numpy as np
 
 from utils.analysis.conformal import sets_of
 from utils.analysis.groups import Group
-from utils.analysis.record import LOGITS, Record
+from utils.analysis.record import KINDS, Record
 from utils.calibration import bootstrap
 from utils.columns import COLUMNS, SET_METRICS
 
@@ -54,14 +54,14 @@ def rows_of(group: Group, resamples: int, with_sets: bool = False) -> dict[str, 
     """
     tests = [record.tests for record in group.records]
     rows = rows_from(group.records, tests)
-    for logits in LOGITS:
-        if logits not in rows:
+    for kind in KINDS:
+        if kind not in rows:
             continue
-        cells = rows[logits].cells
+        cells = rows[kind].cells
         if resamples and len(group.records) <= MANY:
-            cells["ece"] = with_chance(cells["ece"], group.records, logits, resamples)
+            cells["ece"] = with_chance(cells["ece"], group.records, kind, resamples)
         if with_sets:
-            cells.update(set_statistics(group.records, logits))
+            cells.update(set_statistics(group.records, kind))
     return rows
 
 
@@ -71,48 +71,48 @@ def check_rows(record: Record, with_gaps: bool, with_sets: bool) -> None:
     `with_gaps`: also what intervals are drawn from; nothing is drawn yet.
     """
     rows = rows_of(Group([record]), resamples=0, with_sets=with_sets)
-    for logits in LOGITS:
-        if logits not in rows:
+    for kind in KINDS:
+        if kind not in rows:
             continue
-        if "ece" not in rows[logits].cells:
-            raise ValueError(f"the ECE of {logits} logits is absent")
+        if "ece" not in rows[kind].cells:
+            raise ValueError(f"the ECE of {kind} logits is absent")
         if with_gaps:
-            gaps_of(record, logits)
+            gaps_of(record, kind)
 
 
 def quick_rows_of(group: Group) -> dict[str, Row]:
     """Raw and scaled alone, of what stands in the results."""
     tests = [record.measured["test"] for record in group.records]
     rows = rows_from(group.records, tests)
-    return {logits: row for logits, row in rows.items() if logits in LOGITS}
+    return {kind: row for kind, row in rows.items() if kind in KINDS}
 
 
 def rows_from(records: list[Record], tests: list[dict[str, dict[str, float]]]) -> dict[str, Row]:
     """`tests`: of each run its metrics, by kind of logits."""
     rows = {}
-    for logits in tests[0]:
-        if not all(logits in test for test in tests):
+    for kind in tests[0]:
+        if not all(kind in test for test in tests):
             continue
-        measured = [test[logits] for test in tests]
+        measured = [test[kind] for test in tests]
         cells = {}
         for metric in COLUMNS:
             if all(metric in metrics for metrics in measured):
                 cells[metric] = statistic(np.array([metrics[metric] for metrics in measured]))
         any_at_bound = any(record.measured["temperature_at_bound"] for record in records)
-        rows[logits] = Row(
+        rows[kind] = Row(
             cells=cells,
-            at_bound=logits == "scaled" and any_at_bound,
+            at_bound=kind == "scaled" and any_at_bound,
             few=any(metrics.get("smallest_bin", FEW) < FEW for metrics in measured),
         )
     return rows
 
 
-def with_chance(cell: Statistic, records: list[Record], logits: str, draws: int) -> Statistic:
+def with_chance(cell: Statistic, records: list[Record], kind: str, draws: int) -> Statistic:
     """The ECE of these runs with its interval, and what calibrated nets would measure.
 
     Without them where a run has no stored predictions.
     """
-    gaps = [gaps_of(record, logits) for record in records]
+    gaps = [gaps_of(record, kind) for record in records]
     if any(gap is None for gap in gaps):
         return cell
     bins = bootstrap.bins_of(gaps, draws)
@@ -124,24 +124,24 @@ def with_chance(cell: Statistic, records: list[Record], logits: str, draws: int)
     )
 
 
-def gaps_of(record: Record, logits: str) -> np.ndarray | None:
+def gaps_of(record: Record, kind: str) -> np.ndarray | None:
     """The (N, bins) of `bootstrap.gaps`; None without stored predictions.
 
     Raises UserError where these are damaged, ValueError where the temperature is.
     """
-    predicted = record.probabilities(logits)
+    predicted = record.probabilities(kind)
     if predicted is None:
         return None
     gaps = bootstrap.gaps(*predicted)
     if not np.isfinite(gaps).all():
-        temperature = record.temperatures[logits]
+        temperature = record.temperatures[kind]
         raise ValueError(f"logits divided by the temperature {temperature} are not finite")
     return gaps
 
 
-def set_statistics(records: list[Record], logits: str) -> dict[str, Statistic]:
+def set_statistics(records: list[Record], kind: str) -> dict[str, Statistic]:
     """What the conformal sets of these runs are worth; empty where one of them has none."""
-    measured = [sets_of(record, logits) for record in records]
+    measured = [sets_of(record, kind) for record in records]
     if any(metrics is None for metrics in measured):
         return {}
     return {

@@ -6,7 +6,7 @@ from utils.analysis.comparisons import can_be_tested, differences, distinct, sha
 from utils.analysis.conformal import PAIRED_SETS
 from utils.analysis.groups import Group
 from utils.analysis.legend import legend
-from utils.analysis.record import LOGITS
+from utils.analysis.record import KINDS
 from utils.analysis.rendering import Table, TableCell
 from utils.analysis.rows import Row, Statistic, statistic
 from utils.analysis.sections import Section
@@ -34,27 +34,27 @@ def main_table(section: Section) -> Table:
     chosen = {sweep.chosen for sweep in section.sweeps}
     lines = []
     for group in section.printed:
-        for logits, row in group.rows.items():
-            line = first_cells(group, logits, row, is_chosen=group in chosen)
+        for kind, row in group.rows.items():
+            line = first_cells(group, kind, row, is_chosen=group in chosen)
             for metric in section.columns:
                 value = row.cells.get(metric)
                 line.append(metric_cell(value, COLUMNS[metric]))
                 if metric == "ece" and has_chance:
                     line += chance_cells(value)
             if section.choice.test_temperature:
-                line += cells_of_test(group, logits)
+                line += cells_of_test(group, kind)
             lines.append(line)
     return Table(head, lines, legend(section, has_chance), kind="metrics")
 
 
-def first_cells(group: Group, logits: str, row: Row, is_chosen: bool) -> list[TableCell]:
+def first_cells(group: Group, kind: str, row: Row, is_chosen: bool) -> list[TableCell]:
     """A group is named in its first row alone, the raw one."""
-    kind = TableCell(logits + (" †" if row.at_bound else ""))
-    if logits != "raw":
-        return [TableCell(""), kind, TableCell("")]
+    kind_cell = TableCell(kind + (" †" if row.at_bound else ""))
+    if kind != "raw":
+        return [TableCell(""), kind_cell, TableCell("")]
     name = printable(group.name) + (" ←" if is_chosen else "")
     number = TableCell(str(len(group.records)))
-    return [TableCell(name, indent=len(group.teachers)), kind, number]
+    return [TableCell(name, indent=len(group.teachers)), kind_cell, number]
 
 
 def metric_cell(value: Statistic | None, column: Column) -> TableCell:
@@ -76,9 +76,9 @@ def chance_cells(ece: Statistic) -> list[TableCell]:
     ]
 
 
-def cells_of_test(group: Group, logits: str) -> list[TableCell]:
+def cells_of_test(group: Group, kind: str) -> list[TableCell]:
     """The temperatures of a scaled row, in use and suited to test, and the ECE of the latter."""
-    values = columns_of_test(group.records) if logits == "scaled" else {}
+    values = columns_of_test(group.records) if kind == "scaled" else {}
     cells = []
     for key, column in COLUMNS_OF_TEST.items():
         cells.append(metric_cell(statistic(values[key]), column) if key in values else UNKNOWN)
@@ -92,11 +92,11 @@ def paired_table(section: Section, against: Group) -> Table:
     head = [f"Difference from {printable(against.full_name)}", "logits"]
     head += [COLUMNS[metric].head for metric in metrics]
     lines = []
-    for group, logits in product(section.printed, LOGITS):
-        row = {metric: tested.get((group, logits, metric)) for metric in metrics}
+    for group, kind in product(section.printed, KINDS):
+        row = {metric: tested.get((group, kind, metric)) for metric in metrics}
         if any(difference is not None for difference in row.values()):
-            name = printable(group.full_name) if logits == "raw" else ""
-            line = [TableCell(name), TableCell(logits)]
+            name = printable(group.full_name) if kind == "raw" else ""
+            line = [TableCell(name), TableCell(kind)]
             line += [difference_cell(value, COLUMNS[metric]) for metric, value in row.items()]
             lines.append(line)
     notes = [*notes_on_tests(section, against, metrics), *notes_on_gaps(tested, metrics)]
@@ -150,7 +150,7 @@ def notes_on_gaps(
     tested: dict[tuple[Group, str, str], Difference], metrics: list[str]
 ) -> list[str]:
     """Why a metric of a row is not tested, of which another one is."""
-    rows = {(group, logits) for group, logits, _ in tested}
+    rows = {(group, kind) for group, kind, _ in tested}
     untested = {metric for metric in metrics for row in rows if (*row, metric) not in tested}
     notes = []
     if untested.intersection(BINNED):
