@@ -3,7 +3,7 @@
 #   KD_DATA=/data TEACHERS=/teachers bash docs/results/cifar100.sh [ROW ...]
 # TEACHERS holds the ResNet-20 and ResNet-56 of chenyaofo/pytorch-cifar-models
 # (cifar100_resnet20-chenyaofo.pth, cifar100_resnet56-chenyaofo.pth).
-# Rows, all of them by default:
+# Rows, by default all but `together`:
 #   plain               student of the published ResNet-20 as it is
 #   views               student of its logits, divided by the temperature matched on training views
 #   undivided           student of it as it is, at T = 1 in place of 4
@@ -14,8 +14,9 @@
 #   teacher_nll         a ResNet-20 trained with NLL, and nothing else changed
 #   overconfident       its student
 #   overconfident_undivided   its student at T = 1
-#   overconfident_divided     its student, its logits divided by the temperature of validation;
-#                             not trained yet
+#   overconfident_divided     its student, its logits divided by the temperature of validation
+#   together            student of the ResNet-20 trained with NLL of seeds 42, 43 and 44 together,
+#                       after SEED=43 and SEED=44 of teacher_nll
 # PYTHON="accelerate launch --cpu --mixed_precision bf16" trains in bfloat16, as seed 44 was, and the
 # rows from teacher_nll on. EPOCHS=6 ROOT=runs/trial makes the first trial of plain and views, and
 # EPOCHS=6 ROOT=runs/trial PUBLISHED=resnet56 the same of the ResNet-56. SEED=43 makes a second seed.
@@ -53,6 +54,11 @@ of_ours() { # by its loss, and flags
         --teacher_cache "$root/cache" "$@"
 }
 
+of_all_three() { # at which T
+    local run=$root/teachers/cifar100/resnet20/NLL_seed
+    distil --teacher_select last --teacher_path "$run=42" "$run=43" "$run=44" --teacher_cache "$root/cache" "$@"
+}
+
 all="plain views undivided scratch scratch_calibrated teacher calibrated"
 all+=" teacher_nll overconfident overconfident_undivided overconfident_divided"
 for row in ${*:-$all}; do
@@ -69,6 +75,7 @@ for row in ${*:-$all}; do
     overconfident) of_ours NLL --T 4 ;;
     overconfident_undivided) of_ours NLL --T 1 ;;
     overconfident_divided) of_ours NLL --T 4 --teacher_temperature auto ;;
+    together) of_all_three --T 4 ;;
     *)
         echo "there is no row $row" >&2
         exit 2

@@ -21,6 +21,7 @@ PRECISION_CHECK = "runs/bf16/scratch/cifar100/resnet8/NLL_seed=42"  # repeats a 
 # Rows: a run's net and name, and what the page calls it.
 PUBLISHED = "Lambda=0.9_from_resnet20_cifar100_resnet20-chenyaofo"
 OURS = "Lambda=0.9_from_resnet20_NLL"
+TOGETHER = "KD_T=4_Lambda=0.9_from_3xresnet20_NLL"
 CALIBRATED = "FL+MDCA_gamma=1_beta=1"
 NETS = {
     f"resnet8 KD_T=4_{PUBLISHED}": "student of the published teacher, T = 4",
@@ -30,21 +31,25 @@ NETS = {
     ),
     f"resnet8 KD_T=4_{OURS}": "student of our ResNet-20 with NLL, T = 4",
     f"resnet8 KD_T=1_{OURS}": "the same at T = 1",
+    f"resnet8 KD_T=4_{OURS}_Tcal=auto": "student of its logits divided by 1.205 (`auto`), T = 4",
+    f"resnet8 {TOGETHER}": "student of our three ResNet-20 with NLL together, T = 4",
     f"resnet8 KD_T=4_Lambda=0.9_from_resnet20_{CALIBRATED}": (
         "student of our ResNet-20 with FL+MDCA, T = 4"
     ),
     "resnet8 NLL": "from scratch, NLL",
     f"resnet8 {CALIBRATED}": "from scratch, FL+MDCA (γ = 1, β = 1)",
     "resnet20 NLL": "*teacher: our ResNet-20 with NLL*",
+    "3xresnet20 NLL": "*teacher: the three together*",
     f"resnet20 {CALIBRATED}": "*teacher: our ResNet-20 with FL+MDCA*",
 }
 STUDENT = "resnet8 "  # and not resnet20
-T4, T1, VIEWS = list(NETS)[:3]
+T4, T1, VIEWS, OURS_T4 = list(NETS)[:4]
 SCRATCH = "resnet8 NLL"
 SCRATCH_CALIBRATED = f"resnet8 {CALIBRATED}"
 DIFFERENCES = {
     (T1, SCRATCH): "student at T = 1, from the net from scratch",
     (T4, SCRATCH): "student at T = 4, from the net from scratch",
+    (OURS_T4, SCRATCH): "student of our NLL teacher at T = 4, from the net from scratch",
     (SCRATCH_CALIBRATED, SCRATCH): "FL+MDCA, from NLL, both from scratch",
     (T1, SCRATCH_CALIBRATED): "student at T = 1, from FL+MDCA from scratch",
     (T4, SCRATCH_CALIBRATED): "student at T = 4, from FL+MDCA from scratch",
@@ -70,7 +75,7 @@ METRICS = (
 )
 
 Run = dict[Metric, float]
-Runs = dict[str, dict[int, Run]]  # of each net, seed by seed
+Runs = dict[str, dict[str, Run]]  # of each net, seed by seed
 
 
 def main() -> None:
@@ -87,7 +92,7 @@ def read_runs() -> Runs:
             net = f"{row['model']} {row['label']}"
             if net not in runs or row["folder"] == PRECISION_CHECK:
                 continue
-            run = runs[net].setdefault(int(row["seeds"]), {})
+            run = runs[net].setdefault(row["seeds"], {})
             for metric in METRICS:
                 if metric.logits == row["logits"]:
                     run[metric] = float(row[metric.name])
@@ -128,7 +133,7 @@ def best_of(metric: Metric, nets: list[str], runs: Runs) -> str | None:
     return choose(nets, key=lambda net: mean(run[metric] for run in runs[net].values()))
 
 
-def mean_and_spread(metric: Metric, of_net: dict[int, Run]) -> str:
+def mean_and_spread(metric: Metric, of_net: dict[str, Run]) -> str:
     values = [run[metric] for run in of_net.values()]
     spread = stdev(values) if len(values) > 1 else math.nan
     if not metric.column.best:

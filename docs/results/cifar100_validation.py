@@ -8,6 +8,7 @@ writes the logits of each net, for python -m scripts.report logits_of_weights/*.
 
 import argparse
 import math
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from utils.columns import text_table
 from utils.data import load_dataset
 
 REFERENCE = "cifar100_resnet8"  # no teacher, NLL
-SEED = "_seed44"  # ends the names of a second set of nets
+SEED = re.compile(r"_seed\d+$")  # ends the names of nets of other seeds than 42
 LOGITS = Path("logits_of_weights")
 
 
@@ -85,13 +86,15 @@ def measure(splits: dict[str, tuple[Tensor, Tensor]]) -> Net:
 
 
 def row(name: str, net: Net, nets: dict[str, Net]) -> list[str]:
-    reference = REFERENCE + (SEED if name.endswith(SEED) else "")
+    seed = SEED.search(name)
+    reference = REFERENCE + (seed[0] if seed else "")
+    is_compared = reference in nets and name != reference
     return [
         name,
         f"{100 * net.top1['val']:.2f}",
         f"{100 * net.top1['test']:.2f}",
         f"{net.nll['val'].mean() - net.nll['test'].mean():+.3f}",
-        "" if name == reference else gap_beyond(net, nets[reference]),
+        gap_beyond(net, nets[reference]) if is_compared else "",
         f"{net.temperature / net.test_temperature:.3f}",
         f"{100 * net.coverage:.1f}",
         f"{net.set_size:.2f}",
