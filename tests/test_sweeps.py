@@ -396,9 +396,10 @@ def grid(script: str, *words, cwd, **environment) -> tuple[list, list]:
 
 
 @pytest.mark.parametrize(
-    ("script", "nets", "pairs"), [("cifar10", 7, 10), ("cifar100", 7, 10), ("tiny_imagenet", 3, 2)]
+    ("script", "nets", "pairs", "batch_size"),
+    [("cifar10", 7, 10, 128), ("cifar100", 7, 10, 128), ("tiny_imagenet", 3, 2, 256)],
 )
-def test_the_papers_experiments(tmp_path, script, nets, pairs):
+def test_the_papers_experiments(tmp_path, script, nets, pairs, batch_size):
     """Six losses for every net, then every student of every teacher, in commands that are valid."""
     teachers, students = grid(script, "--epochs", "20", cwd=tmp_path, SEEDS="1 2")
     assert len({folder_of(teacher).rsplit("_seed")[0] for teacher in teachers}) == 6 * nets
@@ -406,7 +407,7 @@ def test_the_papers_experiments(tmp_path, script, nets, pairs):
     for run in teachers + students:
         assert (run.recipe.epochs, run.data.dataset) == (20, script)
         recipe = run.recipe
-        assert (recipe.lr, recipe.weight_decay, recipe.train_batch_size) == (0.1, 1e-4, 128)
+        assert (recipe.lr, recipe.weight_decay, recipe.train_batch_size) == (0.1, 1e-4, batch_size)
     assert {(run.loss.name, *run.loss.parameters.values()) for run in students} == {("KD", 2, 0.9)}
     assert {run.recipe.seed for run in teachers} == {1, 2}
 
