@@ -289,6 +289,7 @@ def all_parameters(name: str, choices: Mapping[str, float | None]) -> dict[str, 
     if not is_distillation(name):
         return values
 
+    # Without a choice the labels have the weight that the distillation leaves.
     ce_weight = values.pop("ce_weight")
     if ce_weight is None:
         ce_weight = usual_ce_weight(name, values["Lambda"])
@@ -344,8 +345,12 @@ def build_distillation(name: str, **parameters: float) -> DistillationLoss:
     base, _, _ = name.partition("+")
     entry = DISTILLATIONS[base]
     values = all_parameters(name, parameters)
-    weights = {flag: values.pop(flag) for flag in ("Lambda", "ce_weight")}
-    return DistillationLoss(build(entry, values), **weights, ramp=entry.ramp)
+    # They weigh the distillation and the labels, and are no numbers of the function's.
+    Lambda = values.pop("Lambda")
+    ce_weight = values.pop("ce_weight")
+    return DistillationLoss(
+        build(entry, values), Lambda=Lambda, ce_weight=ce_weight, ramp=entry.ramp
+    )
 
 
 def feature_layers(name: str, student: Sequence[str], teacher: Sequence[str]) -> LayerPairs:

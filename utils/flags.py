@@ -108,6 +108,7 @@ def add_loss_flags(group: argparse._ArgumentGroup, entries: Mapping[str, LossEnt
 
 def value_of_any(readers: Sequence[tuple[str, Flag]]) -> Callable[[str], float]:
     """An argparse type: what some loss takes for this flag. The chosen loss checks it again."""
+    # Losses may read one name in ranges of their own; each is said once.
     ranges = dict(flag.range for _, flag in readers)
     return number(
         float,

@@ -256,6 +256,7 @@ class GraphedStep:
                 torch.cuda.graph(graph, pool=self.pool, stream=self.stream),
             ):
                 sums = self.step(self.draw)
+            # Such a draw was made once, for the capture, and lies in the graph as a constant.
             if self.host_random_state() != state_before:
                 raise RuntimeError(
                     "the net draws random numbers on the host, and a graph would repeat them"

@@ -69,16 +69,15 @@ def fit(run: Run, task: Task) -> list[dict]:
     Returns the records of all epochs, as in metrics.jsonl. Raises RunFailed when the loss or the
     net's outputs are no longer finite.
     """
-    accelerator = run.accelerator
     data = run.data
     recipe = run.experiment.recipe
 
     # Images lie on the device from here on: training views are made there, step by step.
-    loader = train_loader(data, recipe, accelerator)
-    val = replace(data.val, images=data.val.images.to(accelerator.device))
+    loader = train_loader(data, recipe, run.accelerator)
+    val = replace(data.val, images=data.val.images.to(run.accelerator.device))
 
     # What is trained, and all that changes while it is trained.
-    trainer = Trainer(task, recipe, accelerator, steps_per_epoch=len(loader))
+    trainer = Trainer(task, recipe, run.accelerator, steps_per_epoch=len(loader))
     history, best = resume(run, trainer)
     run.say(size_line(recipe.model, task.net, data))
     step = launched_as_asked(run, trainer, loader)
@@ -98,7 +97,7 @@ def fit(run: Run, task: Task) -> list[dict]:
 
             # Validate.
             logits = validation_logits(trainer, val, run.experiment.run.test_batch_size)
-            on_main(accelerator, partial(check_logits, logits, epoch, record["lr"]))
+            on_main(run.accelerator, partial(check_logits, logits, epoch, record["lr"]))
             task.after_validation(logits, val.labels)
 
             # Keep: what a killed run goes on from, and the best epoch so far. Measured and written
