@@ -57,7 +57,7 @@ def lac(probs: Tensor, left_out: Tensor) -> Tensor:
 
 
 def aps(probs: Tensor, left_out: Tensor) -> Tensor:
-    """The mass of all less likely classes. Romano et al., NeurIPS 2020."""
+    """The mass of all less likely classes and `left_out` of its own. Romano et al., 2020."""
     less_likely = F.pad(probs.cumsum(dim=1)[:, :-1], (1, 0))
     return less_likely + left_out * probs
 
