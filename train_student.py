@@ -24,8 +24,8 @@ from utils.program import UserError, one_line_errors
 from utils.program.processes import start
 from utils.runs import Run, show_run_without_teacher
 from utils.tasks import DistillationTask
-from utils.teacher_files import load_teacher
-from utils.teaching import prepare_teacher
+from utils.teachers.loading import load_teacher
+from utils.teachers.preparing import prepare_teacher
 from utils.training import fit
 
 
@@ -52,14 +52,14 @@ def main(argv: list[str] | None = None) -> dict:
 
     # Before the run has a folder: the cache or the teacher may be refused.
     loss = build_distillation(experiment.loss.name, **experiment.loss.parameters)
-    ask, about_teacher = prepare_teacher(teacher, loss, experiment, data, accelerator)
+    answers, about_teacher = prepare_teacher(teacher, loss, experiment, data, accelerator)
 
     with run.opened():
         run.say(about_teacher)
         torch.manual_seed(recipe.seed)
         student = build_model(recipe.model, data.num_classes)
         features = feature_term(experiment.loss, student, teacher, data, accelerator)
-        task = DistillationTask(student, loss, teacher, ask, data, features)
+        task = DistillationTask(student, loss, teacher, answers, data, features)
         history = fit(run, task)
         conclude(run, task.net, history, teacher)
         return run.show_result()

@@ -19,7 +19,7 @@ def refuse_minus_infinity(values: Tensor, reason: str) -> None:
     """Raises Undefined, with the reason, where one of the values is -inf.
 
     On the CPU alone: on a GPU to look would be to wait in every step, and a captured step cannot.
-    There the loss is NaN; a teacher is looked at before training (utils/teacher_settling.py).
+    There the loss is NaN; a teacher is looked at before training (utils/teachers/settling.py).
     """
     if values.device.type == "cpu" and values.isneginf().any():
         raise Undefined(reason)

@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 from accelerate import Accelerator
 
-from scripts.contenders import (
+from scripts.benchmarking.contenders import (
     Job,
     Pass,
     bare,
@@ -38,8 +38,8 @@ from scripts.contenders import (
     random_teacher,
     recipe_of,
 )
-from scripts.floor import device_rates, floor_rate, seconds_of, training_cost
-from scripts.runs_at_once import MODEL, SECONDS, runs_at_once
+from scripts.benchmarking.floor import device_rates, floor_rate, seconds_of, training_cost
+from scripts.benchmarking.runs_at_once import MODEL, SECONDS, runs_at_once
 from utils.columns import text_table
 from utils.data import Dataset
 from utils.program import UserError, one_line_errors

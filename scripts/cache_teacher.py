@@ -30,9 +30,9 @@ from utils.program.command_line import CommandLine, count
 from utils.program.environment import precision_note
 from utils.program.processes import on_main, start
 from utils.settings import DataChoice, TeacherSource
-from utils.teacher_cache import open_cache
-from utils.teacher_files import load_nets
 from utils.teacher_flags import add_teacher
+from utils.teachers.cache import open_cache
+from utils.teachers.loading import load_nets
 
 
 def options(argv: list[str] | None) -> Namespace:

@@ -18,10 +18,29 @@ from importlib.util import find_spec
 
 import torch
 
-from scripts.card import card_of
-from scripts.certificate import AT_BOUND, SET_LEVEL, Certificate, certify, stored_evidence
-from scripts.exported_file import SMALLER, File, Source, float32_file, precision_of, smaller_file
-from scripts.exported_net import FORMATS, ONNX_PACKAGES, ONNX_TORCH, CalibratedNet, with_sets
+from scripts.deployment.card import card_of
+from scripts.deployment.certificate import (
+    AT_BOUND,
+    SET_LEVEL,
+    Certificate,
+    certify,
+    stored_evidence,
+)
+from scripts.deployment.exported_file import (
+    SMALLER,
+    File,
+    Source,
+    float32_file,
+    precision_of,
+    smaller_file,
+)
+from scripts.deployment.exported_net import (
+    FORMATS,
+    ONNX_PACKAGES,
+    ONNX_TORCH,
+    CalibratedNet,
+    with_sets,
+)
 from utils.analysis.nets import add_own_nets, check_own_nets, load_net, own_files
 from utils.analysis.record import Record
 from utils.analysis.records import finished_net

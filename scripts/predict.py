@@ -22,7 +22,7 @@ from itertools import compress
 
 from torch import Tensor
 
-from scripts.predictors import LEVEL, Predictor, file_predictor, run_predictor
+from scripts.deployment.predictors import LEVEL, Predictor, file_predictor, run_predictor
 from utils.analysis.csv_files import csv_text
 from utils.analysis.nets import add_own_nets, own_files
 from utils.columns import printable, text_table

@@ -23,7 +23,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from models import check_name
-from scripts.contenders import Job, ours, random_data, recipe_of
+from scripts.benchmarking.contenders import Job, ours, random_data, recipe_of
 from utils.columns import text_table
 from utils.program import RunFailed, one_line_errors
 from utils.program.command_line import CommandLine, checked, count

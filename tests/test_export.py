@@ -20,7 +20,7 @@ import train_student
 import train_teacher
 from models import build_model
 from scripts import export, posthoc, predict
-from scripts.exported_net import (
+from scripts.deployment.exported_net import (
     FORMATS,
     ONNX_PACKAGES,
     ONNX_TORCH,
@@ -28,7 +28,7 @@ from scripts.exported_net import (
     safetensors_of,
     with_sets,
 )
-from scripts.half_net import round_to_half
+from scripts.deployment.half_net import round_to_half
 from utils.data import load_dataset
 from utils.data.views import normalise
 from utils.program import UserError

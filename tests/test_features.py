@@ -19,13 +19,13 @@ from losses.features import (
 )
 from losses.modules import FeatureTerm
 from models import build_model
-from utils.asked_teachers import LiveTeacher
 from utils.data import Dataset, Split
 from utils.data.views import Batch
 from utils.features import feature_term
 from utils.settings import LossChoice
 from utils.tasks import DistillationTask
-from utils.teachers import Member, NetTeacher
+from utils.teachers.answers import LiveAnswers
+from utils.teachers.nets import Member, NetTeacher
 
 # ---- the formulas, one number at a time, of one pair of maps ------------------------------------
 
@@ -315,8 +315,8 @@ def teacher_of(net, model="teacher") -> NetTeacher:
 def learning_task(student, teacher, data, name) -> DistillationTask:
     teacher, accelerator = teacher_of(teacher), Accelerator(cpu=True)
     features = feature_term(LossChoice(name), student, teacher, data, accelerator)
-    ask = LiveTeacher(teacher, accelerator)
-    return DistillationTask(student, build_distillation(name), teacher, ask, data, features)
+    answers = LiveAnswers(teacher, accelerator)
+    return DistillationTask(student, build_distillation(name), teacher, answers, data, features)
 
 
 @pytest.mark.parametrize("student, teacher", PAIRS)

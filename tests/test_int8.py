@@ -15,7 +15,7 @@ from scipy.special import log_softmax, softmax
 
 import train_teacher
 from scripts import export, predict
-from scripts.exported_net import ONNX_TORCH
+from scripts.deployment.exported_net import ONNX_TORCH
 from utils.calibration.bootstrap import bins_of, error_interval, gaps
 from utils.data import load_dataset
 

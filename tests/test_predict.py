@@ -18,7 +18,7 @@ from test_folders import write_part
 import train_student
 import train_teacher
 from scripts import export, predict
-from scripts.exported_net import ONNX_TORCH
+from scripts.deployment.exported_net import ONNX_TORCH
 from utils.data import load_dataset
 from utils.data.given import GivenImages
 from utils.program.files import safetensors_metadata, write_json

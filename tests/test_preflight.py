@@ -19,7 +19,7 @@ from utils.data.views import TrainLoader
 from utils.preflight import check_net, check_teacher, other_batch_sizes, shares
 from utils.program import UserError
 from utils.settings import Recipe
-from utils.teachers import Member, NetTeacher
+from utils.teachers.nets import Member, NetTeacher
 
 STATISTICS = {"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
 

@@ -23,7 +23,7 @@ from utils.data import load_dataset, synthetic
 from utils.data.views import TrainLoader
 from utils.program import UserError
 from utils.settings import TeacherSource
-from utils.teacher_files import load_teacher
+from utils.teachers.loading import load_teacher
 
 RNG = np.random.default_rng(5)
 LOGITS = 3 * RNG.standard_normal((5000, 7))

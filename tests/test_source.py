@@ -154,9 +154,7 @@ def test_the_checksums_cover_what_training_runs():
         "utils/run_identity.py",
         "utils/runs.py",
         "utils/settings.py",
-        "utils/teacher_files.py",
         "utils/teacher_flags.py",
-        "utils/teacher_weights.py",
         "utils/preflight.py",
         "utils/trackers.py",
     }

@@ -14,16 +14,17 @@ from conftest import ROOT, run_script
 import losses.distillation
 from losses import DISTILLATIONS, FEATURES, build_distillation, build_loss
 from models import build_model
-from scripts import benchmark, contenders, floor, profile_step, runs_at_once
+from scripts import benchmark, profile_step
+from scripts.benchmarking import contenders, floor, runs_at_once
 from utils import steps, training
-from utils.asked_teachers import asked_teacher
 from utils.data import load_dataset
 from utils.evaluation import predict
 from utils.features import feature_term
 from utils.program import RunFailed
 from utils.settings import LossChoice, Recipe
 from utils.tasks import ClassificationTask, DistillationTask
-from utils.teachers import NetTeacher
+from utils.teachers.answers import answers_of
+from utils.teachers.nets import NetTeacher
 
 WAITS = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__")
 
@@ -141,9 +142,9 @@ def test_no_step_of_a_student_waits(data, monkeypatch, tmp_path, distill, cached
     teacher = contenders.random_teacher("resnet8", data, accelerator)
 
     def learning_task():
-        ask = asked_teacher(teacher, data, accelerator, 42, str(tmp_path) if cached else None)
+        answers = answers_of(teacher, data, accelerator, 42, str(tmp_path) if cached else None)
         net = build_model("resnet8", data.num_classes)
-        return DistillationTask(net, build_distillation(distill), teacher, ask, data)
+        return DistillationTask(net, build_distillation(distill), teacher, answers, data)
 
     if cached:
         some_epochs(learning_task(), data, monkeypatch, watch=iter)  # to write an epoch waits
@@ -163,8 +164,8 @@ def test_no_step_of_a_student_of_features_waits(data, monkeypatch, term):
     net = build_model("resnet8", data.num_classes)
     name = f"KD+{term}"
     features = feature_term(LossChoice(name), net, teacher, data, accelerator)
-    ask = asked_teacher(teacher, data, accelerator, 42)
-    task = DistillationTask(net, build_distillation(name), teacher, ask, data, features)
+    answers = answers_of(teacher, data, accelerator, 42)
+    task = DistillationTask(net, build_distillation(name), teacher, answers, data, features)
     some_epochs(task, data, monkeypatch)
 
 

@@ -29,7 +29,7 @@ from utils.data.mixing import MIXES
 from utils.program import RunFailed, environment
 from utils.program.processes import start
 from utils.runs import Run
-from utils.teachers import NetTeacher
+from utils.teachers.nets import NetTeacher
 
 # 135 images: four steps of 32 and one of 7. Learning rates are powers of 2, which float32 holds. At
 # 2^-7, what cuDNN's algorithms differ by (1e-6 a convolution) does not grow from step to step.

@@ -14,13 +14,13 @@ from scipy.special import log_softmax, softmax
 import train_student
 from utils.analysis.records import read_runs
 from utils.analysis.sections import ReportChoice, sections_of
-from utils.asked_teachers import ReadTeacher
 from utils.calibration.temperature import fit_temperature
 from utils.data import load_dataset, split_indices
 from utils.data.views import NUM_VIEWS, TrainLoader, epoch_plan, take_views, view_windows
 from utils.program import UserError
 from utils.settings import TeacherSource
-from utils.teacher_files import load_teacher
+from utils.teachers.answers import StoredAnswers
+from utils.teachers.loading import load_teacher
 
 IMAGES, TRAINED, TESTED, CLASSES = 150, 135, 40, 4  # of tiny_npz
 EVERY = np.arange(IMAGES)
@@ -56,15 +56,15 @@ def test_every_image_of_a_step_gets_its_own_row(tmp_path, data, views, with_vali
     logits = logits_for(IMAGES, views)
     np.save(tmp_path / "a.npy", logits if with_validation else logits[..., training, :])
     teacher = load(tmp_path / "a.npy", data)
-    ask = ReadTeacher(teacher, data, Accelerator(cpu=True), seed=5)
+    answers = StoredAnswers(teacher, data, Accelerator(cpu=True), seed=5)
     loader = TrainLoader(data.train, batch_size=64, seed=5, device=torch.device("cpu"))
 
     for epoch in range(1, 5):
         order, drawn = epoch_plan(TRAINED, 5, epoch, flip=True).numpy()
         place = 0
-        with ask.during_epoch(epoch):
+        with answers.during_epoch(epoch):
             for draw in loader.epoch(epoch):
-                rows = ask(loader.batch(draw)).numpy()
+                rows = answers(loader.batch(draw)).numpy()
                 for row in rows:
                     image = training[order[place]]
                     view = drawn[place] if views == NUM_VIEWS else (epoch - 1) % (views or 1)

@@ -11,7 +11,7 @@ from utils.data import Dataset, Split
 from utils.data.views import Batch
 from utils.program import UserError
 from utils.tasks import DistillationTask
-from utils.teachers import NetTeacher
+from utils.teachers.nets import NetTeacher
 
 IMAGES = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
 LABELS = torch.tensor([0, 0, 0, 0])
@@ -56,7 +56,7 @@ def test_a_task_owns_what_is_trained_and_what_its_loss_keeps():
 def test_a_distillation_is_told_of_its_epoch():
     """DKD's weight rises over 20 of them."""
     task = distillation("DKD", 1.0, 2.0, 3.0)
-    task.ask.during_epoch = lambda epoch: nullcontext()
+    task.answers.during_epoch = lambda epoch: nullcontext()
     with task.during_epoch(5):
         assert task.loss.share == 5 / 20
 

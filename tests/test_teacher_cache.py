@@ -17,16 +17,17 @@ from conftest import assert_same_run, command, folder_of
 import train_student
 import train_teacher
 from scripts import cache_teacher
-from utils import asked_teachers, teacher_cache
-from utils.asked_teachers import CachedTeacher
 from utils.data import load_dataset
 from utils.data.views import NUM_VIEWS, TrainLoader, epoch_plan
 from utils.program import RunFailed, UserError
 from utils.program.files import atomic
 from utils.settings import TeacherSource
-from utils.teacher_cache import open_cache
-from utils.teacher_files import load_teacher
-from utils.teachers import NetTeacher
+from utils.teachers import answers as answers_module
+from utils.teachers import cache as cache_module
+from utils.teachers.answers import CachedAnswers
+from utils.teachers.cache import open_cache
+from utils.teachers.loading import load_teacher
+from utils.teachers.nets import NetTeacher
 
 LONE = ("--train-batch-size", "67")  # 135 = 2 x 67 + 1: the last step has one image
 ONE_PROCESS = Namespace(mixed_precision="no", device=torch.device("cpu"), num_processes=1)
@@ -135,7 +136,7 @@ def test_several_processes_read_and_keep_no_part_of_an_epoch(parts, tmp_path, ke
     two = Namespace(**vars(ONE_PROCESS) | {"num_processes": 2})
     for rank in range(2):
         files = open_cache(tmp_path, teacher, data, two)
-        cached = CachedTeacher(lambda batch: teacher.logits(batch.images), files, two, 42)
+        cached = CachedAnswers(lambda batch: teacher.logits(batch.images), files, two, 42)
         loader = TrainLoader(data.train, 16, 42, "cpu", rank, 2)
         with cached.during_epoch(1):
             assert cached.reads_cache is kept
@@ -257,7 +258,7 @@ def test_what_changes_the_last_bits_names_the_folder(parts, tmp_path, monkeypatc
         patch.setattr(torch, "__version__", "2.9.9")
         found.add(folder())
     with monkeypatch.context() as patch:
-        patch.setattr(teacher_cache, "processor", lambda: "another processor")
+        patch.setattr(cache_module, "processor", lambda: "another processor")
         found.add(folder())
     with monkeypatch.context() as patch:  # the code of a net, say
         logits = NetTeacher.logits
@@ -305,16 +306,16 @@ def test_a_net_that_leaves_half_precision_at_its_end_is_kept_exactly(parts, tmp_
 def test_other_views_and_another_plan_are_other_files(parts, tmp_path, monkeypatch):
     def kept() -> Path:
         files = open_cache(tmp_path, *parts, ONE_PROCESS)
-        with CachedTeacher(None, files, ONE_PROCESS, 42).during_epoch(1):
+        with CachedAnswers(None, files, ONE_PROCESS, 42).during_epoch(1):
             pass
         return max(files.folder.glob("*.bin"), key=lambda path: path.stat().st_mtime_ns)
 
     first = kept()
     with monkeypatch.context() as patch:  # another algorithm of the generator
-        patch.setattr(asked_teachers, "epoch_plan", lambda n, *_: epoch_plan(n, 1, 9, True))
+        patch.setattr(answers_module, "epoch_plan", lambda n, *_: epoch_plan(n, 1, 9, True))
         other = kept()
     assert other.parent == first.parent and other.name[:24] != first.name[:24]
-    monkeypatch.setattr(teacher_cache, "PADDING", 3)
+    monkeypatch.setattr(cache_module, "PADDING", 3)
     assert kept().parent != first.parent
 
 
@@ -339,7 +340,7 @@ def test_a_cache_that_lacks_all_and_takes_nothing_is_said_once(
     def refused(path, flag):
         raise UserError(flag) from PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(teacher_cache, "make_folder", refused)
+    monkeypatch.setattr(cache_module, "make_folder", refused)
     assert_same_run(students[0], train("second", "--teacher_cache", root))
     # The first epoch twice: it is looked at before the training.
     assert calls == [67, 67, 1] * 4 and not list(root.iterdir())
@@ -376,7 +377,7 @@ def test_a_disk_too_full_for_a_folder(train, students, tmp_path, capsys, monkeyp
     def full(path, flag):
         raise UserError(flag) from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(teacher_cache, "make_folder", full)
+    monkeypatch.setattr(cache_module, "make_folder", full)
     assert_same_run(students[0], train("second", "--teacher_cache", tmp_path / "cache"))
     assert capsys.readouterr().out.count("No space left") == 1
 

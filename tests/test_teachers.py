@@ -25,7 +25,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import train_student
 from losses import build_distillation
 from models import build_model
-from utils import teacher_files
 from utils.calibration.metrics import classification_metrics
 from utils.calibration.temperature import fit_temperature, mean_confidence
 from utils.data import Dataset, Split, load_dataset, normalisation
@@ -34,10 +33,11 @@ from utils.program import UserError
 from utils.program.files import read_torch
 from utils.settings import TeacherSource
 from utils.split_metrics import evaluate
-from utils.teacher_files import load_teacher
-from utils.teacher_settling import MAY_KNOW_VALIDATION, settle_nets
-from utils.teacher_weights import ready
-from utils.teachers import Member, NetTeacher, in_half
+from utils.teachers import loading
+from utils.teachers.loading import load_teacher
+from utils.teachers.nets import Member, NetTeacher, in_half
+from utils.teachers.settling import MAY_KNOW_VALIDATION, settle_nets
+from utils.teachers.weights import ready
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 LABEL = "FL+MDCA_gamma=3_beta=1"
@@ -381,7 +381,7 @@ def test_timm_downloads_what_fits_the_data(monkeypatch):
         net.pretrained_cfg = {"num_classes": classes, "mean": (0.5,) * 3, "std": (0.2,) * 3}
         return net
 
-    monkeypatch.setattr(teacher_files, "build_model", timm)
+    monkeypatch.setattr(loading, "build_model", timm)
     classes = 10
     teacher = load("pretrained", model="timm/small", size=16)
     assert (teacher.mean, teacher.std, teacher.size) == ((0.5,) * 3, (0.2,) * 3, 16)
@@ -391,7 +391,7 @@ def test_timm_downloads_what_fits_the_data(monkeypatch):
     refused("pretrained", "has 1000 classes but --dataset cifar10 has 10", model="timm/small")
     refused("pretrained", "timm/NAME", model="resnet8")
     offline = Path("/no/network")
-    monkeypatch.setattr(teacher_files, "build_model", lambda *_, **__: offline.read_text())
+    monkeypatch.setattr(loading, "build_model", lambda *_, **__: offline.read_text())
     refused("pretrained", "cannot be downloaded", "weights file", model="timm/small")
 
 
@@ -550,7 +550,7 @@ def test_a_temperature_at_its_bound_teaches_nobody(tmp_path, right, bound):
 
 
 def test_a_teacher_at_the_bound_leaves_no_run_behind(tiny_npz, teacher, tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.teacher_settling.fit_temperature", lambda *_: (0.05, True))
+    monkeypatch.setattr("utils.teachers.settling.fit_temperature", lambda *_: (0.05, True))
     root = tmp_path / "students"
     auto = ("--teacher_path", str(teacher), "--teacher_temperature", "auto")
     with pytest.raises(UserError, match="--teacher_temperature auto.*give a number"):

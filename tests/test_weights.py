@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from scripts.card import card_of
-from scripts.certificate import evidence_of
-from scripts.exported_net import open_safetensors
+from scripts.deployment.card import card_of
+from scripts.deployment.certificate import evidence_of
+from scripts.deployment.exported_net import open_safetensors
 from utils.data import load_dataset
 from utils.program.files import safetensors_metadata
 from utils.settings import TeacherSource
-from utils.teacher_files import load_teacher
+from utils.teachers.loading import load_teacher
 
 FILES = sorted((ROOT / "weights").glob("*.safetensors"))
 

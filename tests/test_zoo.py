@@ -24,7 +24,7 @@ from models import MODELS, build_model, check_name
 from models.blocks import Chain
 from models.spellings import standard_names
 from utils.settings import TeacherSource
-from utils.teacher_files import load_member
+from utils.teachers.loading import load_member
 
 # Parameters for 10 and for 100 classes.
 COUNTS = """

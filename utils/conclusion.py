@@ -15,7 +15,7 @@ from utils.program.source import MINUTES
 from utils.run_files import is_third_party
 from utils.runs import Run
 from utils.split_metrics import evaluate, metrics_of
-from utils.teachers import Teacher
+from utils.teachers.teacher import Teacher
 from utils.trackers import finish_tracker
 
 

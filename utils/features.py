@@ -13,7 +13,7 @@ from utils.data import Dataset
 from utils.data.views import normalise
 from utils.program import UserError
 from utils.settings import LossChoice
-from utils.teachers import Member, NetTeacher
+from utils.teachers.nets import Member, NetTeacher
 
 EXAMPLES = 2  # images whose maps a term is made for
 

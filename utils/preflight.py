@@ -24,7 +24,7 @@ from utils.program.files import refused
 from utils.program.words import counted
 from utils.settings import Experiment, LossChoice, Recipe
 from utils.steps import can_capture
-from utils.teachers import NetTeacher
+from utils.teachers.nets import NetTeacher
 
 REPEATED = 1e-3  # by what logits may differ that a net gives twice, relative and absolute
 ROUNDING = 1e-3  # by how much probabilities of an image may miss 1

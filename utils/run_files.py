@@ -44,7 +44,7 @@ RESULT_KEYS = {
     "best",
     "last",
 }
-# The model of a teacher whose logits a file holds (utils/stored_teacher.py).
+# The model of a teacher whose logits a file holds (utils/teachers/stored.py).
 STORED = "logits"
 
 

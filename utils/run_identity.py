@@ -7,7 +7,7 @@ from utils.data import Dataset
 from utils.program.files import safe_name
 from utils.run_files import label_of
 from utils.settings import Experiment
-from utils.teachers import Teacher
+from utils.teachers.teacher import Teacher
 
 
 def identity_of(experiment: Experiment, data: Dataset, teacher: Teacher | None) -> dict:

@@ -27,7 +27,7 @@ from utils.program.source import finished_line, resumed_line
 from utils.run_files import OURS, differences, is_complete
 from utils.run_identity import identity_of, run_name, settings_of
 from utils.settings import Experiment
-from utils.teachers import Teacher
+from utils.teachers.teacher import Teacher
 
 UNKNOWN_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # on Lustre, some NFS
 

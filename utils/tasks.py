@@ -1,7 +1,7 @@
 """What is trained, and what it minimises: a batch in, a loss out, for teachers and students alike.
 
 A task owns all that an optimiser changes and all that its loss keeps between steps. It does not own
-a teacher, which is asked and never trained.
+a teacher, which answers and is never trained.
 """
 
 from abc import ABC, abstractmethod
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from losses import DistillationLoss, FeatureTerm, sum_of
 from losses.classification import at_least_float32
 from losses.distillation import Undefined
-from utils.asked_teachers import AskedTeacher
 from utils.data import Dataset
 from utils.data.views import Batch, normalise
 from utils.program import UserError
-from utils.teachers import Teacher
+from utils.teachers.answers import Answers
+from utils.teachers.teacher import Teacher
 
 
 class StepOutput(NamedTuple):
@@ -77,10 +77,10 @@ class ClassificationTask(Task):
 class DistillationTask(Task):
     """Learns from a teacher, and from the labels.
 
-    `ask` gives the teacher's logits of a batch before its temperature: it runs, or what it said to
-    an earlier student is read. Raises UserError in a step where the loss has no value for classes
-    that a teacher rules out. With `features` also from what lies within the teacher, which has to
-    run then.
+    `answers` gives the teacher's logits of a batch before its temperature: it runs, or what it said
+    to an earlier student is read. Raises UserError in a step where the loss has no value for
+    classes that a teacher rules out. With `features` also from what lies within the teacher, which
+    has to run then.
     """
 
     def __init__(
@@ -88,26 +88,26 @@ class DistillationTask(Task):
         net: nn.Module,
         loss: DistillationLoss,
         teacher: Teacher,
-        ask: AskedTeacher,
+        answers: Answers,
         data: Dataset,
         features: FeatureTerm | None = None,
     ):
         super().__init__(net, loss, data)
         self.teacher = teacher
-        self.ask = ask
+        self.answers = answers
         self.features = features
 
     @property
     def variant(self) -> Hashable:
-        return self.ask.reads_cache
+        return self.answers.reads_cache
 
     def forward(self, batch: Batch) -> StepOutput:
         if self.features is None:
-            return self.output(batch, self.logits(batch), self.ask(batch))
+            return self.output(batch, self.logits(batch), self.answers(batch))
 
         inputs = normalise(batch.images, self.mean, self.std)
         logits, maps = self.net(inputs, keep=self.features.student_layers)
-        answer, teacher_maps = self.ask.logits_and_maps(batch, self.features.teacher_layers)
+        answer, teacher_maps = self.answers.logits_and_maps(batch, self.features.teacher_layers)
         # Once, also where images are mixed: it has no labels.
         with full_precision(logits.device):
             term = self.features(maps, teacher_maps)
@@ -133,7 +133,7 @@ class DistillationTask(Task):
 
     def during_epoch(self, epoch: int) -> AbstractContextManager:
         self.loss.before_epoch(epoch)
-        return self.ask.during_epoch(epoch)
+        return self.answers.during_epoch(epoch)
 
 
 def cannot_teach(undefined: Undefined) -> UserError:

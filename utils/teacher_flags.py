@@ -17,7 +17,7 @@ from utils.program.command_line import (
     short_text,
 )
 from utils.settings import TeacherSource
-from utils.teachers import RULES
+from utils.teachers.teacher import RULES
 
 
 def add_teacher(parser: CommandLine, for_cache: bool = False) -> None:

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from scripts.certificate import evidence_of
-from scripts.exported_net import open_safetensors
+from scripts.deployment.certificate import evidence_of
+from scripts.deployment.exported_net import open_safetensors
 from utils.calibration import fit_temperature, set_metrics
 from utils.columns import text_table
 from utils.data import load_dataset

@@ -1,6 +1,6 @@
 """A file of logits and labels as a record: whoever made them, they are a row beside the runs.
 
-The file is an .npz as utils/stored_logits.py reads it, with test_logits (or test_probs) and
+The file is an .npz as utils/teachers/logit_file.py reads it, with test_logits (or test_probs) and
 test_labels. With val_logits and val_labels too, a temperature is fitted as for a run.
 """
 
@@ -19,7 +19,7 @@ from utils.data import Split
 from utils.program import UserError, files
 from utils.run_files import STORED
 from utils.split_metrics import metrics_of
-from utils.stored_logits import Arrays, labels_in, logits_in, read_stored
+from utils.teachers.logit_file import Arrays, labels_in, logits_in, read_stored
 
 
 @dataclass(eq=False)

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from models import FORM, build_model, check_own
 from models.own import is_own, name_of_saved, net_label, own_net
-from utils import teacher_files
 from utils.analysis.record import Record, naming
 from utils.data import Dataset
 from utils.data.views import normalise
@@ -16,7 +15,8 @@ from utils.program import UserError, files
 from utils.program.command_line import CommandLine, checked
 from utils.run_files import STORED
 from utils.settings import TeacherSource
-from utils.teachers import NetTeacher
+from utils.teachers.loading import load_nets
+from utils.teachers.nets import NetTeacher
 
 # What a teacher needs of config.json and earlier versions did not write, at its default.
 OLDER_ARGUMENTS = {
@@ -138,7 +138,7 @@ def load_teacher(net: Record) -> NetTeacher:
     way_out = "put it back, run where the student was trained, or leave out --with-teacher"
     fault = f"{net.folder}: its teacher is not where its command found it"
     with files.refused(fault, way_out):  # also where config.json is of another version
-        teacher = teacher_files.load_nets(TeacherSource.of(arguments), data)
+        teacher = load_nets(TeacherSource.of(arguments), data)
         if teacher.identity["sha256"] != net.measured["sha256"]:
             raise ValueError(f"{arguments['teacher_path']} is no longer what it learned from")
     return teacher

@@ -15,31 +15,23 @@ from datetime import datetime
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# What decides the numbers of a run: nets, losses, data, the step, the metrics. The command line,
-# messages, files and tables do not.
-FOLDERS = ("losses", "models", "utils/data", "utils/calibration")
+# What decides the numbers of a run: nets, losses, data, teachers, the step, the metrics. The
+# command line, messages, files and tables do not.
+FOLDERS = ("losses", "models", "utils/data", "utils/calibration", "utils/teachers")
 FILES = (
     "train_teacher.py",
     "train_student.py",
-    "utils/asked_teachers.py",
     "utils/averaging.py",
     "utils/conclusion.py",
     "utils/evaluation.py",
     "utils/features.py",
     "utils/keeping.py",
     "utils/optimizers.py",
-    "utils/seen_views.py",
-    "utils/split_metrics.py",
     "utils/selection.py",
+    "utils/split_metrics.py",
     "utils/steps.py",
-    "utils/stored_logits.py",
-    "utils/stored_teacher.py",
     "utils/sums.py",
     "utils/tasks.py",
-    "utils/teacher_cache.py",
-    "utils/teacher_settling.py",
-    "utils/teachers.py",
-    "utils/teaching.py",
     "utils/training.py",
 )
 SHOWN = 4  # names of files in a message

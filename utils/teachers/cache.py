@@ -43,7 +43,7 @@ from utils.program import RunFailed, UserError
 from utils.program.environment import processor
 from utils.program.errors import is_first
 from utils.program.files import atomic, make_folder
-from utils.teachers import PIECE, NetTeacher
+from utils.teachers.nets import PIECE, NetTeacher
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 

@@ -15,8 +15,8 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 
-from scripts.certificate import Softmax
-from scripts.exported_net import CalibratedNet, onnx_model, onnx_session
+from scripts.deployment.certificate import Softmax
+from scripts.deployment.exported_net import CalibratedNet, onnx_model, onnx_session
 from utils.evaluation import CPU_BATCH
 
 RANGED = 512  # images that say how far activations reach

@@ -18,15 +18,15 @@ from torchvision import transforms
 from losses import build_distillation, build_loss
 from losses.classification import at_least_float32
 from models import build_model
-from utils.asked_teachers import asked_teacher
 from utils.data import NORMALISATION, Dataset, Split
 from utils.data.views import Draw, TrainLoader, normalise
 from utils.settings import Recipe
 from utils.steps import uncounted
 from utils.sums import Sums
 from utils.tasks import ClassificationTask, DistillationTask, Task
-from utils.teacher_weights import ready
-from utils.teachers import Member, NetTeacher
+from utils.teachers.answers import answers_of
+from utils.teachers.nets import Member, NetTeacher
+from utils.teachers.weights import ready
 from utils.training import Trainer, eager_step, launched, train_epoch, train_loader
 
 CLASSES = 10
@@ -86,8 +86,8 @@ def build_task(job: Job) -> Task:
     net = build_model(job.recipe.model, job.data.num_classes)
     if job.teacher is None:
         return ClassificationTask(net, build_loss("NLL"), job.data)
-    ask = asked_teacher(job.teacher, job.data, job.accelerator, job.recipe.seed, job.cache)
-    return DistillationTask(net, build_distillation("KD"), job.teacher, ask, job.data)
+    answers = answers_of(job.teacher, job.data, job.accelerator, job.recipe.seed, job.cache)
+    return DistillationTask(net, build_distillation("KD"), job.teacher, answers, job.data)
 
 
 def conventional(job: Job, workers: int) -> Pass:
@@ -224,7 +224,7 @@ def bare(job: Job, mode: str) -> Pass:
         if job.teacher is None:
             loss = task.loss(logits, batch.labels)
         else:
-            loss = task.loss(logits, task.ask(batch), batch.labels)
+            loss = task.loss(logits, task.answers(batch), batch.labels)
         job.accelerator.backward(loss)
         trainer.optimizer.step()
         trainer.optimizer.zero_grad()

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from models.own import name_of_saved
-from scripts.certificate import AT_BOUND, SET_LEVELS
-from scripts.exported_net import logits_from, onnx_session, open_safetensors
+from scripts.deployment.certificate import AT_BOUND, SET_LEVELS
+from scripts.deployment.exported_net import logits_from, onnx_session, open_safetensors
 from utils.analysis.nets import check_own_nets
 from utils.analysis.record import Record
 from utils.analysis.records import finished_net

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from scripts.certificate import AT_BOUND, SET_LEVEL
+from scripts.deployment.certificate import AT_BOUND, SET_LEVEL
 from utils.columns import COLUMNS
 
 JSON_TEXTS = (

@@ -10,11 +10,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from utils.asked_teachers import AskedTeacher
 from utils.calibration.temperature import mean_confidence
 from utils.data import Dataset
 from utils.program.bars import progress_bar
 from utils.settings import Recipe
+from utils.teachers.answers import Answers
 from utils.training import train_loader
 
 
@@ -26,9 +26,9 @@ class SeenViews:
     training.
     """
 
-    def __init__(self, ask: AskedTeacher, data: Dataset, recipe: Recipe, accelerator: Accelerator):
+    def __init__(self, answers: Answers, data: Dataset, recipe: Recipe, accelerator: Accelerator):
         self.accelerator = accelerator
-        self.logits = view_logits(ask, data, recipe, accelerator)
+        self.logits = view_logits(answers, data, recipe, accelerator)
         self.images = len(data.train.labels)
 
     def confidence(self, temperature: float = 1.0) -> float:
@@ -40,7 +40,7 @@ class SeenViews:
 
 @torch.no_grad()
 def view_logits(
-    ask: AskedTeacher, data: Dataset, recipe: Recipe, accelerator: Accelerator
+    answers: Answers, data: Dataset, recipe: Recipe, accelerator: Accelerator
 ) -> Tensor:
     """This process's logits (n, K), in the order of the first epoch."""
     loader = train_loader(data, replace(recipe, mix=None, cutout=None), accelerator)
@@ -51,9 +51,9 @@ def view_logits(
         total=len(loader),
     )
     logits = []
-    with ask.during_epoch(1):
+    with answers.during_epoch(1):
         for draw in draws:
-            answer = ask(loader.batch(draw))
+            answer = answers(loader.batch(draw))
             # A process without a share of a step is given an image that counts for nothing.
             logits.append(answer if draw.weight > 0 else answer[:0])
     return torch.cat(logits)

@@ -1,7 +1,7 @@
 """Teachers from files, by two doors: nets of our own runs, and weights of third parties.
 
 A checkpoint of ours names its architecture and is loaded as it stands. In a third party's file the
-weights are looked for (utils/teacher_weights.py). No code in a file is ever run.
+weights are looked for (weights.py). No code in a file is ever run.
 """
 
 import hashlib
@@ -18,9 +18,10 @@ from utils.data import Dataset, normalisation
 from utils.program import UserError
 from utils.program.files import files_below, read_json, read_torch, refused, safe_name, sha256
 from utils.settings import TeacherSource
-from utils.stored_teacher import load_stored
-from utils.teacher_weights import find_state, fitting_net, ready, refusal
-from utils.teachers import RULES, Member, NetTeacher, Teacher
+from utils.teachers.nets import Member, NetTeacher
+from utils.teachers.stored import load_stored
+from utils.teachers.teacher import RULES, Teacher
+from utils.teachers.weights import find_state, fitting_net, ready, refusal
 
 # What a checkpoint of ours holds, and no third party's.
 OUR_KEYS = {

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.benchmark.utils.timer import timer  # waits for a GPU
 
 from models import build_model
-from scripts.contenders import CLASSES, SIDE
+from scripts.benchmarking.contenders import CLASSES, SIDE
 from utils.evaluation import DTYPES
 
 REPEATS = 50

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from scripts.certificate import Certificate, Softmax, certify, evidence_of
-from scripts.exported_net import FORMATS, CalibratedNet
-from scripts.half_net import half_safetensors, round_to_half
-from scripts.int8_net import int8_model, logits_of_model, with_softmax
+from scripts.deployment.certificate import Certificate, Softmax, certify, evidence_of
+from scripts.deployment.exported_net import FORMATS, CalibratedNet
+from scripts.deployment.half_net import half_safetensors, round_to_half
+from scripts.deployment.int8_net import int8_model, logits_of_model, with_softmax
 from utils.analysis.record import Record
 from utils.data import Dataset
 from utils.program import UserError

@@ -1,19 +1,19 @@
 """A teacher made ready for a student, before the run has a folder: all that may be refused is done.
 
-What a teacher is stands in utils/teachers.py, how its student asks it in utils/asked_teachers.py.
+What a teacher is stands in teacher.py, how it answers its student in answers.py.
 """
 
 from accelerate import Accelerator
 
 from losses import DistillationLoss
-from utils.asked_teachers import AskedTeacher, ReadTeacher, asked_teacher
 from utils.data import Dataset
 from utils.preflight import check_features, check_teacher
-from utils.seen_views import SeenViews
 from utils.settings import Experiment
-from utils.stored_teacher import StoredTeacher
-from utils.teacher_settling import settle_nets, settle_stored
-from utils.teachers import Teacher
+from utils.teachers.answers import Answers, StoredAnswers, answers_of
+from utils.teachers.seen_views import SeenViews
+from utils.teachers.settling import settle_nets, settle_stored
+from utils.teachers.stored import StoredTeacher
+from utils.teachers.teacher import Teacher
 
 
 def prepare_teacher(
@@ -22,17 +22,17 @@ def prepare_teacher(
     experiment: Experiment,
     data: Dataset,
     accelerator: Accelerator,
-) -> tuple[AskedTeacher, str]:
-    """The teacher as a step asks it, and lines on what it is worth, to be read before training.
+) -> tuple[Answers, str]:
+    """Its answers to a step, and lines on what it is worth, to be read before training.
 
     Nets are moved to the device. The temperature is found where a rule is asked for. Raises
     UserError where it cannot teach this student, or no cache can be made.
     """
     recipe = experiment.recipe
     if isinstance(teacher, StoredTeacher):
-        ask = ReadTeacher(teacher, data, accelerator, seed=recipe.seed)
-        seen = SeenViews(ask, data, recipe, accelerator)
-        return ask, settle_stored(teacher, data, seen=seen, loss=loss)
+        answers = StoredAnswers(teacher, data, accelerator, seed=recipe.seed)
+        seen = SeenViews(answers, data, recipe, accelerator)
+        return answers, settle_stored(teacher, data, seen=seen, loss=loss)
 
     check_teacher(teacher, data)
     check_features(experiment.loss, recipe, teacher, data, accelerator)
@@ -40,15 +40,15 @@ def prepare_teacher(
     is_folded = not experiment.loss.has_features
     teacher.to(accelerator.device, accelerator.mixed_precision, fold=is_folded)
 
-    ask = asked_teacher(
+    answers = answers_of(
         teacher, data, accelerator, seed=recipe.seed, cache=experiment.teacher.cache
     )
     about_teacher = settle_nets(
         teacher,
         data,
         accelerator,
-        seen=SeenViews(ask, data, recipe, accelerator),
+        seen=SeenViews(answers, data, recipe, accelerator),
         batch_size=experiment.run.test_batch_size,
         loss=loss,
     )
-    return ask, about_teacher
+    return answers, about_teacher

@@ -1,7 +1,7 @@
 """A teacher without a net: what a file says of the training images, whoever made it.
 
-docs/teachers.md describes the file. How its teacher's answers reach a student's step stands in
-utils/asked_teachers.py.
+docs/teachers.md describes the file. How its answers reach a student's step stands in
+answers.py.
 """
 
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ from utils.program.files import safe_name, sha256
 from utils.program.words import counted
 from utils.run_files import STORED
 from utils.settings import TeacherSource
-from utils.stored_logits import Arrays, labels_in, logits_in, read_stored
-from utils.teachers import RULES, Teacher
+from utils.teachers.logit_file import Arrays, labels_in, logits_in, read_stored
+from utils.teachers.teacher import RULES, Teacher
 
 
 @dataclass

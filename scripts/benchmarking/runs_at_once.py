@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scripts.contenders import RATE
+from scripts.benchmarking.contenders import RATE
 from utils.columns import text_table
 from utils.data import Dataset
 from utils.program import RunFailed

@@ -1,4 +1,4 @@
-"""A teacher that is asked for its logits of a batch: it runs, or what it said before is read."""
+"""What a teacher says of a batch: it runs, or what it said before is read."""
 
 import zlib
 from collections.abc import Sequence
@@ -11,16 +11,16 @@ from torch import Tensor
 
 from utils.data import Dataset
 from utils.data.views import Batch, epoch_plan
-from utils.stored_teacher import StoredTeacher
-from utils.teacher_cache import LogitFiles, open_cache
-from utils.teachers import NetTeacher
+from utils.teachers.cache import LogitFiles, open_cache
+from utils.teachers.nets import NetTeacher
+from utils.teachers.stored import StoredTeacher
 
 
-class AskedTeacher(Protocol):
-    """Gives a teacher's logits (B, K) of a batch, before its temperature.
+class Answers(Protocol):
+    """A teacher's logits (B, K) of a batch, before its temperature.
 
     Steps in which it `reads_cache` launch other operations than those in which the teacher runs.
-    Every step of an epoch lies within `with asked.during_epoch(number):`.
+    Every step of an epoch lies within `with answers.during_epoch(number):`.
     """
 
     reads_cache: bool
@@ -30,8 +30,8 @@ class AskedTeacher(Protocol):
     def during_epoch(self, epoch: int) -> AbstractContextManager: ...
 
 
-class LiveTeacher:
-    """It sees each image in the view that its student sees."""
+class LiveAnswers:
+    """Its nets run, and see each image in the view that its student sees."""
 
     reads_cache = False
 
@@ -54,10 +54,10 @@ class LiveTeacher:
         return nullcontext()
 
 
-class CachedTeacher:
-    """From the files where they have an epoch; else it runs, and what it says is kept."""
+class CachedAnswers:
+    """From files where these have an epoch; else its nets run, and what they say is kept."""
 
-    def __init__(self, live: LiveTeacher, files: LogitFiles, accelerator: Accelerator, seed: int):
+    def __init__(self, live: LiveAnswers, files: LogitFiles, accelerator: Accelerator, seed: int):
         self.live = live
         self.files = files
         self.seed = seed
@@ -89,8 +89,8 @@ class CachedTeacher:
             files.keep(name, self.logits)
 
 
-class ReadTeacher:
-    """It has no net: a file says all that it knows, which is brought to the device by the epoch."""
+class StoredAnswers:
+    """From the file that this teacher is; brought to the device by the epoch."""
 
     reads_cache = True
 
@@ -112,19 +112,19 @@ class ReadTeacher:
         yield
 
 
-def asked_teacher(
+def answers_of(
     teacher: NetTeacher,
     data: Dataset,
     accelerator: Accelerator,
     seed: int,
     cache: str | None = None,
-) -> AskedTeacher:
-    """Nets that run, with the folder `cache` for their logits if there is one.
+) -> Answers:
+    """Those of nets, with the folder `cache` for their logits if one is named.
 
-    Raises UserError where it cannot be one.
+    Raises UserError where no cache can be made there.
     """
-    live = LiveTeacher(teacher, accelerator)
+    live = LiveAnswers(teacher, accelerator)
     if cache is None:
         return live
     files = open_cache(cache, teacher, data, accelerator)
-    return CachedTeacher(live, files, accelerator, seed=seed)
+    return CachedAnswers(live, files, accelerator, seed=seed)

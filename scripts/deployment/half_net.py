@@ -2,7 +2,7 @@
 
 import torch
 
-from scripts.exported_net import CalibratedNet, safetensors_of
+from scripts.deployment.exported_net import CalibratedNet, safetensors_of
 from utils.program import UserError
 
 

@@ -1,0 +1,1 @@
+"""What benchmark and profile_step time."""
