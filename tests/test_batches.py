@@ -13,7 +13,7 @@ from torchvision.transforms import functional as TF
 import train_teacher
 from losses import build_loss
 from utils.data import NORMALISATION, Dataset, Split
-from utils.data.mixing import MIXES, draw_cutmix, mix_plan
+from utils.data.mixing import MIXES, Mixing, draw_cutmix, mix_plan
 from utils.data.views import (
     NUM_VIEWS,
     Batch,
@@ -115,19 +115,21 @@ def test_loader_follows_the_plan_and_keeps_the_last_batch(flip):
     assert torch.equal(torch.cat([b.places for b in made]), torch.arange(50))
 
 
-@pytest.mark.parametrize("mix", [None, *((kind, 0.7) for kind in MIXES)])
+@pytest.mark.parametrize("mixing", [None, *(Mixing(kind, 0.7) for kind in MIXES)])
 @pytest.mark.parametrize("n, batch, world", [(64, 8, 2), (50, 7, 3), (33, 8, 4)])
-def test_ranks_share_the_batch_of_one_process(n, batch, world, mix):
+def test_ranks_share_the_batch_of_one_process(n, batch, world, mixing):
     split = random_split(n)
-    single = TrainLoader(split, batch * world, 3, "cpu", mix=mix)
-    ranks = [TrainLoader(split, batch, 3, "cpu", rank, world, mix=mix) for rank in range(world)]
+    single = TrainLoader(split, batch * world, 3, "cpu", mixing=mixing)
+    ranks = [
+        TrainLoader(split, batch, 3, "cpu", rank, world, mixing=mixing) for rank in range(world)
+    ]
     assert {len(loader) for loader in ranks} == {len(single)}
     steps = zip(*(batches(loader, 1) for loader in (single, *ranks)), strict=True)
     for whole, *pieces in steps:
         kept = [piece for piece in pieces if piece.weight > 0]
         assert torch.equal(torch.cat([piece.places for piece in kept]), whole.places)
         assert torch.equal(torch.cat([piece.images for piece in kept]), whole.images)
-        if mix:
+        if mixing:
             assert torch.equal(torch.cat([piece.partners for piece in kept]), whole.partners)
             assert all(piece.share == whole.share for piece in pieces)
         sizes = [len(piece.places) for piece in kept]
@@ -157,22 +159,22 @@ def test_what_a_seed_reaches(tiny_npz, tmp_path, monkeypatch):
 
 
 @pytest.fixture(params=sorted(MIXES))
-def mix(request):
-    return request.param, 0.7
+def mixing(request):
+    return Mixing(request.param, 0.7)
 
 
-def test_a_mix_changes_neither_order_nor_views(mix):
-    plain, mixed = TrainLoader(*LOADED), TrainLoader(*LOADED, mix=mix)
+def test_a_mix_changes_neither_order_nor_views(mixing):
+    plain, mixed = TrainLoader(*LOADED), TrainLoader(*LOADED, mixing=mixing)
     for one, other in zip(plain.epoch(3), mixed.epoch(3), strict=True):
         assert torch.equal(one.plan, other.plan) and len(other.partner_plan) == 2
-        assert len(other.mixture) == MIXES[mixed.mix[0]].numbers
+        assert len(other.mixture) == MIXES[mixing.kind].numbers
         assert torch.equal(plain.batch(one).labels, mixed.batch(other).labels)
     assert plain.batch(one).partners is None and plain.batch(one).share is None
 
 
-def test_partners_are_views_of_the_epoch(mix):
+def test_partners_are_views_of_the_epoch(mixing):
     def partners(epoch):
-        draws = TrainLoader(*LOADED, mix=mix).epoch(epoch)
+        draws = TrainLoader(*LOADED, mixing=mixing).epoch(epoch)
         return torch.cat([draw.partner_plan for draw in draws], dim=1)
 
     # A permutation of the epoch: each image is a partner once, in its own view.
@@ -184,7 +186,7 @@ def test_partners_are_views_of_the_epoch(mix):
 
 
 def test_mixup_is_the_weighted_sum_of_both_views():
-    loader = TrainLoader(*LOADED, mix=("mixup", 0.7))
+    loader = TrainLoader(*LOADED, mixing=Mixing("mixup", 0.7))
     for draw in loader.epoch(1):
         batch = loader.batch(draw)
         a = take_views(loader.windows, draw.index, draw.views).double()
@@ -197,7 +199,7 @@ def test_mixup_is_the_weighted_sum_of_both_views():
 
 
 def test_cutmix_pastes_one_box_into_every_image_of_a_step():
-    loader = TrainLoader(random_split(400, 32), 4, 0, "cpu", mix=("cutmix", 1.0))
+    loader = TrainLoader(random_split(400, 32), 4, 0, "cpu", mixing=Mixing("cutmix", 1.0))
     for draw in loader.epoch(1):
         batch = loader.batch(draw)
         expected = take_views(loader.windows, *draw.plan[:2]).clone()
@@ -209,18 +211,18 @@ def test_cutmix_pastes_one_box_into_every_image_of_a_step():
         torch.testing.assert_close(batch.share.item(), 1 - area, rtol=0, atol=1e-6)
 
 
-def numbers_of(kind, alpha):
+def numbers_of(mixing):
     """What the 2,000 steps of an epoch draw, (steps, numbers)."""
     order, views = epoch_plan(64_000, 5, 2, True)
-    plan = mix_plan(kind, alpha, order, views, images_per_step=32, side=32, seed=5, epoch=2)
+    plan = mix_plan(mixing, order, views, images_per_step=32, side=32, seed=5, epoch=2)
     assert torch.equal(plan.partner_plan[0].sort().values, torch.arange(64_000))
     return plan.numbers
 
 
 def test_shares_follow_their_distribution():
-    shares = numbers_of("mixup", 0.4)[:, 0].numpy()
+    shares = numbers_of(Mixing("mixup", 0.4))[:, 0].numpy()
     assert len(shares) == 2000 and stats.kstest(shares, stats.beta(0.4, 0.4).cdf).pvalue > 0.01
-    top, bottom, left, right = numbers_of("cutmix", 1.0).T
+    top, bottom, left, right = numbers_of(Mixing("cutmix", 1.0)).T
     assert top.min() == left.min() == 0 and bottom.max() == right.max() == 32
     inside = (top > 0) & (left > 0) & (bottom < 32) & (right < 32)  # boxes that no edge cuts
     height, width = (bottom - top)[inside], (right - left)[inside]
@@ -233,8 +235,8 @@ def test_shares_follow_their_distribution():
     assert set((bottom - top)[inside]) == {16}
 
 
-def test_the_loss_of_a_mix_is_the_weighted_sum(mix):
-    loader = TrainLoader(*LOADED, mix=mix)
+def test_the_loss_of_a_mix_is_the_weighted_sum(mixing):
+    loader = TrainLoader(*LOADED, mixing=mixing)
     batch = loader.batch(next(loader.epoch(1)))
     logits = torch.randn(16, 10, dtype=torch.float64)
     own, others = (F.one_hot(labels, 10) for labels in (batch.labels, batch.partners))
@@ -252,11 +254,11 @@ def test_the_loss_of_a_mix_is_the_weighted_sum(mix):
     assert alone.loss == F.cross_entropy(logits, batch.labels) + logits.mean() / 2
 
 
-def test_train_top1_of_a_mix_counts_the_label_of_the_larger_share(mix):
+def test_train_top1_of_a_mix_counts_the_label_of_the_larger_share(mixing):
     """And not the first label alone."""
     split = random_split(50, 32)
     data = Dataset("d", 10, split, split, split, (0.5,) * 3, (0.5,) * 3, "f")
-    loader = TrainLoader(split, 16, 7, "cpu", mix=mix)
+    loader = TrainLoader(split, 16, 7, "cpu", mixing=mixing)
     net = nn.Sequential(nn.AvgPool2d(16), nn.Flatten(), nn.Linear(12, 10))
     optimizer = torch.optim.SGD(net.parameters(), 0.0)
     accelerator = Accelerator(cpu=True)

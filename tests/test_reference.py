@@ -19,7 +19,7 @@ import train_student
 import train_teacher
 from models import build_model
 from utils.data import Dataset, load_dataset
-from utils.data.mixing import mix_plan
+from utils.data.mixing import Mixing, mix_plan
 from utils.data.views import epoch_plan
 
 MEAN, STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
@@ -46,7 +46,8 @@ def epoch_of(data: Dataset, seed: int, epoch: int, alpha: float | None) -> Itera
     order, views = epoch_plan(len(data.train.labels), seed, epoch, flip=True)
     partners, partner_views = order, views
     if alpha is not None:
-        plan = mix_plan("mixup", alpha, order, views, BATCH, side=SIDE, seed=seed, epoch=epoch)
+        mixing = Mixing("mixup", alpha)
+        plan = mix_plan(mixing, order, views, BATCH, side=SIDE, seed=seed, epoch=epoch)
         partners, partner_views = plan.partner_plan
 
     for step, places in enumerate(torch.arange(len(order)).split(BATCH)):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from utils.averaging import WeightAverage
 from utils.data import Dataset, Split
 from utils.data.cutout import Cutout
+from utils.data.mixing import Mixing
 from utils.data.views import Batch, Draw, TrainLoader
 from utils.evaluation import predict
 from utils.keeping import EpochEnd, Keeper, on_cpu, snapshot, weights_of
@@ -181,7 +182,7 @@ def train_loader(data: Dataset, recipe: Recipe, accelerator: Accelerator) -> Tra
         rank=accelerator.process_index,
         world=accelerator.num_processes,
         flip=data.flip,
-        mix=(recipe.mix, recipe.mix_alpha) if recipe.mix else None,
+        mixing=Mixing(recipe.mix, recipe.mix_alpha) if recipe.mix else None,
         cutout=cutout,
     )
 

@@ -13,6 +13,7 @@ from utils.analysis.record import KINDS, Record
 from utils.analysis.rendering import Table, TableCell
 from utils.analysis.rows import statistic
 from utils.analysis.sections import Section
+from utils.calibration.binning import bin_of
 from utils.columns import Column, printable
 
 BINS = 15
@@ -119,9 +120,7 @@ def values_by_class(probs: Tensor, labels: Tensor) -> dict[str, np.ndarray]:
     right = (probs.argmax(dim=1) == labels).double()
     images = torch.bincount(labels, minlength=count).double()
 
-    edges = torch.arange(1, BINS).double() / BINS
-    bins = torch.bucketize(confidence, edges)
-    cells = labels * BINS + bins
+    cells = labels * BINS + bin_of(confidence, BINS)
     gaps = torch.bincount(cells, weights=right - confidence, minlength=count * BINS)
     sums = {
         "accuracy": torch.bincount(labels, weights=right, minlength=count),

@@ -26,9 +26,19 @@ class Binned(NamedTuple):
         return (self.hits - self.sums).abs().sum().item() / self.counts.sum().item()
 
 
+def bin_of(confidence: Tensor, bins: int) -> Tensor:
+    """The number of the bin of equal width that each confidence (N,) lies in, int64 (N,)."""
+    return torch.bucketize(confidence, inner_edges(bins))
+
+
+def inner_edges(bins: int) -> Tensor:
+    """Of bins of equal width, float64 (bins - 1,)."""
+    return torch.arange(1, bins).double() / bins
+
+
 def equal_width(ordered: Tensor, bins: int) -> Tensor:
     """Inner edges (C, bins - 1) of columns (C, N)."""
-    return (torch.arange(1, bins).double() / bins).repeat(len(ordered), 1)
+    return inner_edges(bins).repeat(len(ordered), 1)
 
 
 def equal_mass(ordered: Tensor, bins: int) -> Tensor:

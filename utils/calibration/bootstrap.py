@@ -13,6 +13,7 @@ stands in docs/statistics.md.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,8 @@ import torch
 from scipy.special import ndtr
 from scipy.stats import binomtest
 from torch import Tensor
+
+from .binning import equal_width
 
 LEVEL = 0.95  # of intervals
 TAIL = (1 - LEVEL) / 2
@@ -31,19 +34,27 @@ FEW_WRONG = 20  # wrong predictions, or right ones: fewer show too little of the
 SPLIT = 0.5
 
 
-def gaps(probs: Tensor, labels: Tensor, bins: int = 15, equal_mass: bool = False) -> np.ndarray:
+def gaps(
+    probs: Tensor,
+    labels: Tensor,
+    bins: int = 15,
+    edges_of: Callable[[Tensor, int], Tensor] = equal_width,
+) -> np.ndarray:
     """(N, bins) float32: correctness - confidence of a sample in the column of its bin, else 0.
 
-    The ECE of probabilities (N, K) is the sum over columns of |their mean|; bins of equal width as
-    in `reliability_bins`, or of equal mass: the adaptive ECE.
+    The ECE of probabilities (N, K) is the sum over columns of |their mean|; with `equal_mass` of
+    binning.py it is the adaptive ECE.
     """
     confidence = probs.amax(dim=1).double()
-    edges = torch.arange(1, bins).double() / bins
-    if equal_mass:
-        edges = torch.from_numpy(np.quantile(confidence.numpy(), edges.numpy()))
     gap = (probs.argmax(dim=1) == labels).double() - confidence
-    columns = torch.bucketize(confidence, edges)[:, None]
-    return torch.zeros(len(gap), bins).scatter_(1, columns, gap.float()[:, None]).numpy()
+
+    ordered = confidence.sort().values.unsqueeze(0)
+    [edges] = edges_of(ordered, bins)
+    columns = torch.bucketize(confidence, edges)
+
+    matrix = torch.zeros(len(gap), bins)
+    matrix.scatter_(1, columns.unsqueeze(1), gap.float().unsqueeze(1))
+    return matrix.numpy()
 
 
 class Bins(NamedTuple):

@@ -6,6 +6,7 @@ from scipy.stats import rankdata
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torch import Tensor
 
+from .binning import bin_of
 from .metrics import posterior_metrics
 from .scores import Array, as_tensor, checked_scores
 
@@ -35,8 +36,7 @@ def label_distribution_metrics(
     confidence = probs.gather(1, prediction).squeeze(1)
     agreement = target.gather(1, prediction).squeeze(1)
 
-    edges = torch.arange(1, BINS, dtype=torch.float64) / BINS
-    index = torch.bucketize(confidence, edges)
+    index = bin_of(confidence, BINS)
     gap = torch.bincount(index, weights=agreement - confidence, minlength=BINS)
 
     own_entropy = entropy(probs)

@@ -14,6 +14,7 @@ from scipy.linalg import block_diag
 from scipy.stats import t as student_t
 from torch import Tensor
 
+from .binning import equal_mass
 from .bootstrap import TAIL, TINY, bins_of, debiased, gaps
 
 
@@ -48,7 +49,7 @@ PAIRED = {
     "nll": _of_images(_nll),
     "brier": _of_images(_brier),
     "ece": gaps,
-    "adaece": partial(gaps, equal_mass=True),
+    "adaece": partial(gaps, edges_of=equal_mass),
 }
 BINNED = ("ece", "adaece")  # those of them whose measured value is biased, and tested without bias
 

@@ -27,6 +27,13 @@ class Mix(NamedTuple):
     apply: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
+class Mixing(NamedTuple):
+    """What the images of a run are mixed by: a key of MIXES, and the a of Beta(a, a)."""
+
+    kind: str
+    alpha: float
+
+
 class MixPlan(NamedTuple):
     """What an epoch's mixtures are made of, on the CPU."""
 
@@ -73,8 +80,7 @@ MIXES = {
 
 
 def mix_plan(
-    kind: str,
-    alpha: float,
+    mixing: Mixing,
     order: Tensor,
     views: Tensor,
     images_per_step: int,
@@ -84,14 +90,13 @@ def mix_plan(
 ) -> MixPlan:
     """The mixtures of an epoch whose places have these images (N,) in these views (N,).
 
-    `kind` is a key of MIXES and `alpha` the a of Beta(a, a). `images_per_step`: of all processes
-    together; `side`: of an image, in pixels.
+    `images_per_step`: of all processes together; `side`: of an image, in pixels.
     """
     rng = np.random.default_rng([seed, epoch, STREAM])
     partner_places = torch.from_numpy(rng.permutation(len(order)))
     steps = math.ceil(len(order) / images_per_step)
-    shares = rng.beta(alpha, alpha, steps)
-    numbers = MIXES[kind].draw(shares, side, rng)
+    shares = rng.beta(mixing.alpha, mixing.alpha, steps)
+    numbers = MIXES[mixing.kind].draw(shares, side, rng)
     return MixPlan(
         partner_plan=torch.stack([order, views])[:, partner_places],
         numbers=torch.from_numpy(numbers),

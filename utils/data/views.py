@@ -19,7 +19,7 @@ from torch import Tensor
 
 from utils.data import Split
 from utils.data.cutout import Cutout, blot_out, centres
-from utils.data.mixing import MIXES, MixPlan, mix_plan
+from utils.data.mixing import MIXES, Mixing, MixPlan, mix_plan
 
 PADDING = 4
 POSITIONS = 2 * PADDING + 1
@@ -126,7 +126,7 @@ class TrainLoader:
 
     A step takes `batch_size` images per process. With several processes (`rank` of `world`) each
     takes its piece of the batch that a single one would take with `world` times the batch size.
-    `mix`: a key of MIXES and the a of Beta(a, a), or None. With `cutout` nothing is mixed.
+    Images are mixed, or a square of each is blotted out, or neither.
     """
 
     def __init__(
@@ -138,10 +138,10 @@ class TrainLoader:
         rank: int = 0,
         world: int = 1,
         flip: bool = True,
-        mix: tuple[str, float] | None = None,
+        mixing: Mixing | None = None,
         cutout: Cutout | None = None,
     ):
-        if mix and cutout:
+        if mixing and cutout:
             raise ValueError("images are mixed or blotted out, not both")
         self.windows = view_windows(split.images.to(device))
         self.labels = split.labels.to(device)
@@ -151,7 +151,7 @@ class TrainLoader:
         self.rank = rank
         self.world = world
         self.flip = flip
-        self.mix = mix
+        self.mixing = mixing
         self.cutout = cutout
         if cutout:
             colour = torch.tensor(cutout.colour, dtype=torch.uint8)
@@ -166,11 +166,12 @@ class TrainLoader:
         size = self.images_per_process
         device = self.labels.device
         draw = Draw(torch.zeros(3, size, dtype=torch.int64, device=device))
-        if self.mix:
-            kind, _ = self.mix
+        if self.mixing:
             draw = draw._replace(
                 partner_plan=torch.zeros(2, size, dtype=torch.int64, device=device),
-                mixture=torch.zeros(MIXES[kind].numbers, dtype=torch.float64, device=device),
+                mixture=torch.zeros(
+                    MIXES[self.mixing.kind].numbers, dtype=torch.float64, device=device
+                ),
             )
         if self.cutout:
             draw = draw._replace(centres=torch.zeros(2, size, dtype=torch.int64, device=device))
@@ -178,10 +179,8 @@ class TrainLoader:
 
     def mixtures(self, epoch: int, order: Tensor, views: Tensor) -> MixPlan:
         """Partners of the images of an epoch, and what each step's mixture draws."""
-        kind, alpha = self.mix
         return mix_plan(
-            kind,
-            alpha,
+            self.mixing,
             order,
             views,
             images_per_step=self.images_per_step,
@@ -197,7 +196,7 @@ class TrainLoader:
         # All of it is brought to the device once: a step then does nothing on the host but slice.
         device = self.labels.device
         plan = torch.stack([order, views, torch.arange(images)]).to(device)
-        if self.mix:
+        if self.mixing:
             mixtures = self.mixtures(epoch, order, views)
             partner_plan = mixtures.partner_plan.to(device)
             numbers = mixtures.numbers.to(device)
@@ -213,7 +212,7 @@ class TrainLoader:
 
             places = slice(start + first, start + last)
             draw = Draw(plan[:, places], weight)
-            if self.mix:
+            if self.mixing:
                 draw = draw._replace(partner_plan=partner_plan[:, places], mixture=numbers[step])
             if self.cutout:
                 draw = draw._replace(centres=all_centres[:, places])
@@ -225,13 +224,12 @@ class TrainLoader:
         if self.cutout:
             images = blot_out(images, draw.centres, self.cutout.size, self.colour)
         labels = self.labels[draw.index]
-        if not self.mix:
+        if not self.mixing:
             return Batch(images, labels, draw.places, draw.weight)
 
-        kind, _ = self.mix
         partner_index, partner_views = draw.partner_plan
         partners = take_views(self.windows, partner_index, partner_views)
-        mixed, share = MIXES[kind].apply(images, partners, draw.mixture)
+        mixed, share = MIXES[self.mixing.kind].apply(images, partners, draw.mixture)
         return Batch(
             images=mixed,
             labels=labels,
