@@ -16,8 +16,9 @@ from utils.columns import text_table
 from utils.data import Dataset
 from utils.program import RunFailed
 from utils.program.bars import progress_bar
+from utils.program.source import ROOT
 
-TRAIN_TEACHER = Path(__file__).parent.parent / "train_teacher.py"
+TRAIN_TEACHER = ROOT / "train_teacher.py"
 MODEL = "resnet8"
 SECONDS = 30  # of each run: starting takes some 8, and they are to overlap
 FEWEST_EPOCHS = 6
