@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import ROOT
 from sklearn.metrics import confusion_matrix, recall_score
-from test_report import CLASSES, cells, identity, only_section, shown, write_predicted_run
+from written_runs import CLASSES, cells, identity, only_section, shown, write_predicted_run
 
 from scripts import report
 from utils.analysis.classes import values_by_class

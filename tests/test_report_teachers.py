@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import command, folder_of
-from test_report import (
+from written_runs import (
     cells,
     divided,
     identity,
