@@ -402,16 +402,26 @@ def test_human_labels(copies, test_labels, tmp_path, capsys):
     shares = votes / votes.sum(1, keepdims=True)
     expected = label_distribution_metrics(logits, shares, found["temperature"])
     assert expected.items() <= found["scaled"].items()
-    own, other = (entropy(softmax(z.astype(float), 1), axis=1) for z in (logits, teachers))
-    correlation = spearmanr(own, other).statistic
-    assert found["raw"]["teacher_entropy_correlation"] == pytest.approx(correlation)
-    assert "teacher_entropy_correlation" not in read(run, "cifar10h", "teacher")["raw"]
+    of_teacher = read(run, "cifar10h", "teacher")
+    temperatures = {"raw": (1, 1), "scaled": (found["temperature"], of_teacher["temperature"])}
+    correlations = {}
+    for kind, divisors in temperatures.items():
+        probabilities = [
+            softmax(z.astype(float) / divisor, axis=1)
+            for z, divisor in zip((logits, teachers), divisors, strict=True)
+        ]
+        entropies = (entropy(probs, axis=1) for probs in probabilities)
+        correlations[kind] = spearmanr(*entropies).statistic
+        assert found[kind]["teacher_entropy_correlation"] == pytest.approx(correlations[kind])
+    assert "teacher_entropy_correlation" not in of_teacher["raw"]
     # Test logits alone will do; the teacher's are those of its own run.
     report.main([str(copies), "--resamples", "0", "--pack", str(tmp_path / "runs.zip")])
     evaluate(tmp_path / "runs.zip", *human)
     printed = capsys.readouterr().out.split("with teacher's")[1]
     shown = float(re.search(r" raw .* (\S+)\n", printed)[1])
-    assert shown == pytest.approx(correlation, abs=0.005) and "teacher resnet8" not in printed
+    assert (
+        shown == pytest.approx(correlations["raw"], abs=0.005) and "teacher resnet8" not in printed
+    )
     for words in (("--write",), ("--on", "svhn")):
         assert "name run folders" in refused(capsys, copies, tmp_path / "runs.zip", *human, *words)
 

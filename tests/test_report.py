@@ -187,8 +187,12 @@ def test_the_weights_decide_between_teachers_of_one_name(tmp_path):
 
 
 def test_the_best_and_those_within_the_spread_of_it(tmp_path):
-    """Raw and scaled apart; a single run has no spread."""
+    """Raw and scaled apart; a single run has no spread.
+
+    FLSD is further from the best than either spread alone, Brier within their sum.
+    """
     errors = {"NLL": [0.01, 0.03], "LS": [0.02, 0.05], "FL": [0.31, 0.32], "DFL": [0.0201]}
+    errors |= {"FLSD": [0.028, 0.05], "Brier": [0.034, 0.056]}
     for loss, values in errors.items():
         for seed, error in enumerate(values):
             test = {"ece": error, "top1": error}
@@ -197,7 +201,7 @@ def test_the_best_and_those_within_the_spread_of_it(tmp_path):
     section = only_section(tmp_path)
     rows = {group.first.loss: group.rows for group in section.groups}
     raw = {loss: rows[loss]["raw"].cells["ece"].mark for loss in errors}
-    assert raw == {"NLL": "best", "LS": "close", "FL": "", "DFL": ""}
+    assert raw == dict.fromkeys(errors, "") | {"NLL": "best", "LS": "close", "FLSD": "close"}
     assert cells(section, "resnet8 FL")["top1"].mark == "best"
     assert cells(section, "resnet8 FL", "scaled")["ece"].mark == "best"
 
