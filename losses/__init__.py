@@ -8,6 +8,7 @@ from losses.registry import (
     TERMS,
     Flag,
     LossEntry,
+    base_of,
     build_distillation,
     build_features,
     build_loss,
@@ -19,6 +20,7 @@ from losses.registry import (
     loss_flags,
     loss_names,
     loss_parameters,
+    term_of,
 )
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "FeatureTerm",
     "Flag",
     "LossEntry",
+    "base_of",
     "build_distillation",
     "build_features",
     "build_loss",
@@ -43,4 +46,5 @@ __all__ = [
     "loss_names",
     "loss_parameters",
     "sum_of",
+    "term_of",
 ]

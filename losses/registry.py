@@ -224,8 +224,18 @@ def alone_and_with(bases: Iterable[str], terms: Iterable[str]) -> list[str]:
     return names
 
 
+def base_of(name: str) -> str:
+    """The name without its term: FL of FL+MDCA, KD of KD+AT."""
+    return name.partition("+")[0]
+
+
+def term_of(name: str) -> str | None:
+    """MDCA of FL+MDCA, AT of KD+AT, None of FL or KD."""
+    return name.partition("+")[2] or None
+
+
 def is_distillation(name: str) -> bool:
-    return name.partition("+")[0] in DISTILLATIONS
+    return base_of(name) in DISTILLATIONS
 
 
 def canonical_loss(name: str) -> str:
@@ -270,10 +280,9 @@ def flags_of(
     name: str, bases: Mapping[str, LossEntry], terms: Mapping[str, LossEntry]
 ) -> tuple[Flag, ...]:
     """Those of a base, then those of its term if it has one."""
-    base, _, term = name.partition("+")
-    if not term:
-        return bases[base].flags
-    return bases[base].flags + terms[term].flags
+    flags = bases[base_of(name)].flags
+    term = term_of(name)
+    return flags if term is None else flags + terms[term].flags
 
 
 def all_parameters(name: str, choices: Mapping[str, float | None]) -> dict[str, float]:
@@ -310,8 +319,7 @@ def loss_parameters(name: str, choices: Mapping[str, float | None]) -> dict[str,
 
 def usual_ce_weight(name: str, Lambda: float) -> float:
     """The ce_weight of a distillation for which none is chosen."""
-    base, _, _ = name.partition("+")
-    defaults = {flag.name: flag.default for flag in DISTILLATIONS[base].flags}
+    defaults = {flag.name: flag.default for flag in DISTILLATIONS[base_of(name)].flags}
     default = defaults["ce_weight"]
     return 1 - Lambda if default is None else default
 
@@ -330,20 +338,20 @@ def build(entry: LossEntry, values: Mapping[str, float], *maps: Maps) -> Callabl
 
 def build_loss(name: str, **parameters: float) -> ClassificationLoss:
     """Its module; `parameters` as the choices of `loss_parameters`."""
-    base, _, term = canonical_loss(name).partition("+")
+    name = canonical_loss(name)
+    term = term_of(name)
     values = all_parameters(name, parameters)
     beta = values.pop("beta", 0.0)  # no base reads it (refuse_shared_flags)
     return ClassificationLoss(
-        base=build(BASES[base], values),
-        term=build(TERMS[term], values) if term else None,
+        base=build(BASES[base_of(name)], values),
+        term=None if term is None else build(TERMS[term], values),
         beta=beta,
     )
 
 
 def build_distillation(name: str, **parameters: float) -> DistillationLoss:
     """The loss on logits of a distillation, without its term on features."""
-    base, _, _ = name.partition("+")
-    entry = DISTILLATIONS[base]
+    entry = DISTILLATIONS[base_of(name)]
     values = all_parameters(name, parameters)
     # They weigh the distillation and the labels, and are no numbers of the function's.
     Lambda = values.pop("Lambda")
@@ -355,8 +363,7 @@ def build_distillation(name: str, **parameters: float) -> DistillationLoss:
 
 def feature_layers(name: str, student: Sequence[str], teacher: Sequence[str]) -> LayerPairs:
     """The layers that a distillation's term on features compares, from the names of the stages."""
-    _, _, term = name.partition("+")
-    return FEATURES[term].pairing(student, teacher)
+    return FEATURES[term_of(name)].pairing(student, teacher)
 
 
 def build_features(
@@ -364,7 +371,7 @@ def build_features(
 ) -> FeatureTerm:
     """A distillation's term on features. `student` and `teacher`: maps of those layers, by which
     weights of the term's own get their shapes."""
-    _, _, term = name.partition("+")
     values = all_parameters(name, parameters)
     weight = values.pop("feature_weight")
-    return FeatureTerm(build(FEATURES[term], values, student, teacher), weight, pairs)
+    term = build(FEATURES[term_of(name)], values, student, teacher)
+    return FeatureTerm(term, weight, pairs)

@@ -16,9 +16,11 @@ from losses import (
     FEATURES,
     TERMS,
     LossEntry,
+    base_of,
     canonical_loss,
     loss_flags,
     loss_parameters,
+    term_of,
 )
 from utils.data.mixing import MIXES
 from utils.flags import (
@@ -74,8 +76,8 @@ def teacher_options(argv: list[str] | None = None) -> Experiment:
     add_run(parser)
     args = parser.parse_args(argv)
 
-    _, _, term = args.loss.partition("+")
-    if args.mix and term and TERMS[term].of_batch:
+    term = term_of(args.loss)
+    if args.mix and term is not None and TERMS[term].of_batch:
         raise UserError(
             f"--mix {args.mix}: {term} compares a batch's confidences with its labels, and "
             "mixtures have two; leave out one of them"
@@ -150,8 +152,7 @@ def check_feature_flags(args: argparse.Namespace) -> None:
 
     Raises UserError.
     """
-    logits_alone, plus, _ = args.distill.partition("+")
-    has_features = plus != ""
+    has_features = term_of(args.distill) is not None
     if args.feature_layer and not has_features:
         raise UserError(
             f"--feature_layer {args.feature_layer} has no effect with --distill {args.distill}; "
@@ -165,7 +166,7 @@ def check_feature_flags(args: argparse.Namespace) -> None:
     if args.teacher_logits and has_features:
         raise UserError(
             f"--distill {args.distill}: compares the teacher's maps, and --teacher_logits has "
-            f"logits alone; give --distill {logits_alone} or --teacher_path"
+            f"logits alone; give --distill {base_of(args.distill)} or --teacher_path"
         )
 
 
