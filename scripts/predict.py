@@ -60,6 +60,8 @@ def main(argv: list[str] | None = None) -> None:
                 )
                 rounded += logits.isneginf().any(dim=1).sum().item()
             bar.update(len(piece.names))
+
+    # What the reader has to know of the table, or why there is none.
     notes = [*given.notes(), *predictor.notes]
     if rounded:
         notes.append(
@@ -69,6 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     if not rows:
         raise UserError(f"IMAGES: none of {len(given)} can be read; {' '.join(notes)}")
 
+    # Notes come last, where a long table has not scrolled them away.
     if args.out is None:
         print(table_of(rows))
     else:

@@ -46,6 +46,7 @@ def conclude(run: Run, net: nn.Module, history: list[dict], teacher: Teacher | N
     def forward(images: Tensor) -> Tensor:
         return net(normalise(images, data.mean, data.std))
 
+    # The one time that a run reads the test split.
     splits = {"val": data.val, "test": data.test}
     net.eval()
     for name in ("best", "last"):

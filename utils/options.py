@@ -199,6 +199,7 @@ def experiment_of(
     args: argparse.Namespace, loss: str, notes: list[str], teacher: TeacherSource | None = None
 ) -> Experiment:
     """All that a parsed command line asks for, checked as a whole. Raises UserError."""
+    # A flag that nothing would read is refused, so that no flag is without effect.
     refuse_unread(args, "optimizer", {name: entry.reads for name, entry in OPTIMIZERS.items()})
     refuse_unread(args, "scheduler", {name: entry.reads for name, entry in SCHEDULES.items()})
     refuse_unread(args, "mix", {name: ("mix_alpha",) for name in MIXES})
@@ -209,10 +210,12 @@ def experiment_of(
         )
     if args.log_with:
         check_installed(args.log_with)
+
     try:
         parameters = loss_parameters(loss, vars(args))
     except ValueError as error:
         raise UserError(str(error)) from None
+
     recipe = recipe_of(args)
     return Experiment(
         data=DataChoice.of(vars(args)),

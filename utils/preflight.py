@@ -89,6 +89,8 @@ def check_run(experiment: Experiment, data: Dataset, accelerator: Accelerator) -
     recipe = experiment.recipe
     processes = accelerator.num_processes
     images = len(data.train.labels)
+
+    # What does not fit the data.
     if recipe.train_batch_size > images // processes:
         raise UserError(
             f"--train-batch-size {recipe.train_batch_size}: the training split has only "
@@ -104,6 +106,8 @@ def check_run(experiment: Experiment, data: Dataset, accelerator: Accelerator) -
         raise UserError(
             f"--cutout {recipe.cutout}: the images have {side} x {side} pixels; give fewer"
         )
+
+    # What does not fit the device.
     if experiment.run.step == "graph" and not can_capture(accelerator):
         raise UserError(
             "--step graph: needs one GPU, one process and no --deterministic; leave it out"

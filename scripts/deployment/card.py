@@ -36,11 +36,13 @@ def card_of(title: str, file: Path, form: str, content: bytes, about: dict[str, 
     side = facts["image_side"]
     top1 = 100 * facts["top1"]
     temperature = facts["temperature"]
+
     ece = {logits: f"{COLUMNS['ece'].text(value)} %" for logits, value in facts["ece"].items()}
     # Files of older versions do not say whether T is at a bound.
     at_bound = json.loads(about.get("temperature_at_bound", "false"))
     suits = "" if at_bound else ", which suits validation"
     upper = COLUMNS["ece"].text(facts["ece_upper"])
+
     lines = [
         f"Data: {facts['dataset']}, {facts['classes']} classes, {side} x {side} pixels; "
         f"{images['train']:,} images trained it, {images['val']:,} validated it.",
@@ -51,6 +53,8 @@ def card_of(title: str, file: Path, form: str, content: bytes, about: dict[str, 
         f"ECE of its logits as they are: {ece['raw']}.",
         f"ECE at T = {temperature:.3f}{suits}: {ece['scaled']}.",
     ]
+
+    # What not every file has.
     if at_bound:
         lines.append(f"{AT_BOUND}.")
     if "vector" in ece:

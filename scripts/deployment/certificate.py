@@ -117,6 +117,7 @@ def certify(net: Record, calibration: str, evidence: Evidence) -> Certificate:
 
     Raises UserError where the run has no such calibration.
     """
+    # How the logits become probabilities.
     measured = evidence.measured
     ece = {logits: metrics["ece"] for logits, metrics in measured["test"].items()}
     temperature = measured["temperature"] if calibration == "temperature" else 1.0
@@ -127,9 +128,12 @@ def certify(net: Record, calibration: str, evidence: Evidence) -> Certificate:
         ece["vector"] = vector["test"]["ece"]
         softmax = Softmax(vector["weight"], vector["bias"])
 
+    # What these are worth on test, which has decided nothing.
     logits, labels = evidence.test
     probabilities = softmax(logits)
     _, ece_upper = error_interval(bins_of([gaps(probabilities, labels)]))
+
+    # Sets with the thresholds of validation.
     thresholds = set_thresholds(softmax, evidence)
     of_label = probabilities.gather(1, labels[:, None])
     return Certificate(

@@ -72,6 +72,8 @@ def read_logit_file(path: Path, epoch: str, runs: Iterable[Record]) -> FileRecor
     classes = logits["test"].shape[1]
     if any(values.shape[1] != classes for values in logits.values()):
         raise UserError(f"{where}: val and test differ in their classes; save the same for both")
+
+    # A file does not say what it is of: its test labels do.
     dataset, fingerprint = data_of(splits["test"].labels, classes, runs)
     return FileRecord(
         folder=path,

@@ -239,12 +239,14 @@ def net_of_run(
 
     Raises almost any Exception where the result is not as a run writes it.
     """
+    # A result is a file that anybody may have edited: what is shown of it is checked first.
     measured = result[epoch]
     check_identity(result)
     check_texts(result, ("dataset", "fingerprint", "loss"))
     check_mappings(result, ("loss_parameters", "settings"))
     check_numbers(result["loss_parameters"], tuple(result["loss_parameters"]))
     check_measured(measured)
+
     exp_name = config.get("arguments", {}).get("exp_name")
     record = Record(
         folder=folder,
@@ -260,6 +262,7 @@ def net_of_run(
         measured=measured,
         exp_name=str(exp_name) if exp_name else exp_name,
     )
+
     if record.settings.get("teacher"):
         teacher = result["teacher"]
         if teacher["model"] == STORED and "test" not in teacher:

@@ -120,12 +120,15 @@ def notes_on_tests(section: Section, against: Group, metrics: list[str]) -> list
             "of the table's values. Of two calibrated nets it is 0 on average, whatever their "
             "accuracy."
         )
+    # Sets are made from validation, so that what is tested is less than what could vary.
     if any(metric in PAIRED_SETS for metric in metrics):
         notes.append(
             "Coverage and set size: the sets are taken as they were fitted; what another "
             "validation split would change is not in the intervals. A row that covers less has "
             f"smaller sets by that alone: compare {COLUMNS['set_size_matched'].head}."
         )
+
+    # What counts as a run, which the reader cannot see from the table.
     tested = [against, *distinct(section, against)]
     if any(shares_teachers(group) for group in tested):
         notes.append(
@@ -138,6 +141,7 @@ def notes_on_tests(section: Section, against: Group, metrics: list[str]) -> list
             "A single run has no spread of its own: compared with a row of several, it is taken to "
             "have theirs, so beware."
         )
+
     repeated = [printable(group.full_name) for group in section.printed if group not in tested]
     if repeated:
         notes.append(

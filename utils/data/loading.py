@@ -55,6 +55,7 @@ def load_dataset(
         skip_unreadable=skip_unreadable,
     )
     train, val, test = splits_of(arrays, split_seed, name)
+
     num_classes = int(arrays["y_train"].max()) + 1
     names = class_names(name, arrays, num_classes)
     if is_main:
@@ -62,6 +63,7 @@ def load_dataset(
         seed = "" if has_validation(arrays) else f", --split-seed {split_seed}"
         say_absent_classes(train, val, names, where=f"--dataset {name}{seed}")
 
+    # How a net is to see them.
     mean, std = statistics_of(name, train)
     if flip is None:
         flip = name not in DATA_OF_DIGITS
