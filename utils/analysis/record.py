@@ -21,7 +21,7 @@ from utils.analysis.checks import (
     check_numbers,
     check_texts,
 )
-from utils.analysis.taught import EPOCHS, epoch_of_files, teacher_settings
+from utils.analysis.teacher_identity import EPOCHS, epoch_of_files, teacher_settings
 from utils.columns import printable
 from utils.program import files
 from utils.run_files import STORED, is_third_party, number_text

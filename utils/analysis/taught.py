@@ -4,20 +4,14 @@ A student's result says of its teacher what it is called, where its weights lay,
 what they measured on the student's data. By these its run is found among those that were read.
 """
 
-from __future__ import annotations
-
-import json
 from contextlib import suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from utils.analysis.record import Record
+from utils.analysis.teacher_identity import EPOCHS
 from utils.program import files
 from utils.run_files import temperature_suffix
 
-if TYPE_CHECKING:
-    from utils.analysis.record import Record
-
-EPOCHS = ("best", "last")
 # Relative, of two NLLs of the same weights: bf16 and folded batch norms have moved one by 2e-3.
 ROUNDING = 0.01
 # The same of one that a student's run measured, where the run's own logits are to stand for it.
@@ -40,10 +34,12 @@ def find_teachers(records: list[Record]) -> None:
         students = runs.students_met()
 
 
-def find_teacher(student: Record, runs: Runs) -> None:
+def find_teacher(student: Record, runs: "Runs") -> None:
+    """`find_teachers` of one student."""
     teacher = student.taught_by
     members = teacher.identity.get("members") or [teacher.identity]
     trained = [runs.find(member, teacher) for member in members]
+
     if len(members) == 1 and trained[0] is not None:
         teacher.run_with_logits = run_with_logits_of(teacher, trained[0])
     if taught_as_trained(teacher, trained):
@@ -96,6 +92,7 @@ class Runs:
         """
         if member["seed"] is None:  # a third party's weights
             return None
+        # Runs that are called as the teacher was, on the same images.
         label = files.safe_name(label_as_trained(member))
         runs = self.named.get((member["model"], label, member["seed"], teacher.fingerprint), [])
 
@@ -106,12 +103,14 @@ class Runs:
             fitting = epochs_that_fit(run, member["sha256"], teacher, is_measured)
             for epoch, fit in fitting.items():
                 candidates.append(Candidate(fit, run, epoch))
+        # The likeliest that can be read.
         for candidate in sorted(candidates, key=lambda candidate: candidate.fit):
             with suppress(Exception):  # of a damaged result only the epoch asked for is whole
                 return self.run_at(candidate.run, candidate.epoch)
         return None
 
     def run_at(self, run: Record, epoch: str) -> Record:
+        """A run at an epoch: the same record whenever it is asked for, so that it is one row."""
         if (run.folder, epoch) not in self.at_epoch:
             other = run.at(epoch)
             self.at_epoch[run.folder, epoch] = other
@@ -173,43 +172,3 @@ def epochs_that_fit(run: Record, sha256: str, teacher: Record, is_measured: bool
                 distance=distance,
             )
     return fitting
-
-
-def epoch_of_files(identity: dict) -> str | None:
-    """best or last, where every file that a teacher was read from is that epoch's of a run."""
-    paths = identity.get("path")
-    if not isinstance(paths, list):  # of a single net, and None in runs of older versions
-        paths = [str(paths)]
-    names = {Path(path).name for path in paths}
-    for epoch in EPOCHS:
-        if names == {f"model_{epoch}.pth"}:
-            return epoch
-    return None
-
-
-def teacher_settings(identity: dict, recorded: dict) -> dict:
-    """All that a student's settings say of its teacher but for the seed, ready for JSON.
-
-    `identity` stands in its result and names the files; `recorded` in its settings. The weights of
-    one of our runs follow from its seed; a third party's file stands for itself.
-    """
-    settings = without_seed(recorded, identity["seed"])
-    if identity["seed"] is not None and epoch_of_files(identity) is None:
-        settings["epoch"] = "unknown"
-    if "members" in recorded:
-        members = [without_seed(member, member["seed"]) for member in recorded["members"]]
-        settings["members"] = sorted(members, key=in_json)
-    return settings
-
-
-def in_json(value) -> str:
-    """One text for all equal values."""
-    return json.dumps(value, sort_keys=True)
-
-
-def without_seed(identity: dict, seed: int | str | None) -> dict:
-    """What stays of a net's identity when its seed changes: not the weights, if it has a seed."""
-    changing = {"seed", "path", "loss", "members"}
-    if seed is not None:
-        changing.add("sha256")
-    return {key: value for key, value in identity.items() if key not in changing}
