@@ -167,7 +167,8 @@ def table(fits: dict[str, dict]) -> str:
         chosen = [f"{text} = {fit[key]:.4g}" for key, text in SHOWN.items() if key in fit]
         cells = [method, COLUMNS["nll"].text(fit["val"]["nll"]), ", ".join(chosen)]
         rows.append((cells, fit["test"]))
-    return metrics_table(["test split", "val NLL", "chosen"], rows)
+    table = metrics_table(["test split", "val NLL", "chosen"], rows)
+    return f"{table}\nval NLL: on the images that the maps were fitted on, so not to be chosen by."
 
 
 if __name__ == "__main__":

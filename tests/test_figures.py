@@ -1,14 +1,17 @@
 """Pictures hold what belongs to them: whole legends, and panels of equal axes."""
 
 import io
+from argparse import Namespace
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
 
+from utils.analysis import figures
 from utils.analysis.corruptions import CLEAN, MEAN, SEVERITIES
 from utils.analysis.figures import BOXES, draw_cells, severity_boxes
+from utils.analysis.groups import Group
 from utils.calibration import reliability_bins
 from utils.calibration.diagram import reliability_diagrams
 from utils.columns import COLUMNS
@@ -94,3 +97,16 @@ def test_the_best_cell_of_a_heat_map_is_the_darkest(metric, best):
     draw_cells(panel, values, COLUMNS[metric])
     shade = panel.images[0].get_array()
     assert values.flat[shade.argmax()] == best  # Blues: the more, the darker
+
+
+def test_a_curve_has_the_epochs_of_which_all_runs_have_a_value():
+    """An epoch without one leaves a gap, and moves no other."""
+    first = [{"epoch": 1, "nll": 4.0}, {"epoch": 2}, {"epoch": 3, "nll": 2.0}]
+    second = [{"epoch": epoch, "nll": 1.0} for epoch in (1, 2, 3, 4)]
+    group = Group([Namespace(history=first), Namespace(history=second)])
+    panel = Figure().subplots()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "legend_name", lambda group: "")
+        figures.draw_curve(panel, group, "nll", factor=2, line={"color": "black"})
+    [line] = panel.lines
+    assert line.get_xydata().tolist() == [[1, 5.0], [3, 3.0]]

@@ -408,12 +408,17 @@ def test_logits_whose_softmax_is_nan_are_refused(row):
 def test_a_masked_class_is_no_error():
     found = classification_metrics(np.array([[0.0, -np.inf, 0.0]]), np.array([0]))
     assert found["nll"] == found["refinement"] == pytest.approx(math.log(2))
+    found = classification_metrics(np.array([[0.0, -np.inf, 0.0]]), np.array([1]))
+    assert found["nll"] == found["refinement"] == math.inf
+    assert math.isnan(found["calibration"])  # and not 0, which would be the best
 
 
 def test_bad_temperatures_and_posteriors_are_refused():
     for temperature in (0, -1, math.nan):
         with pytest.raises(ValueError, match="temperature"):
             classification_metrics(GOOD, np.array([0, 1, 0]), temperature=temperature)
+        with pytest.raises(ValueError, match="temperature"):
+            metrics.posterior_metrics(GOOD, softmax(GOOD), temperature=temperature)
     for posterior in (GOOD[:2], GOOD * 0.9, GOOD - 0.5, GOOD * np.nan):
         with pytest.raises(ValueError):
             metrics.posterior_metrics(GOOD, posterior)

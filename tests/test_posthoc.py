@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import brentq, minimize
 from scipy.special import log_softmax
+from written_runs import predictions
 
 from utils.calibration import posthoc
 from utils.calibration.metrics import classification_metrics
@@ -249,3 +250,14 @@ def test_a_class_without_images_keeps_its_probability(fit):
     assert after < before + 0.05
     before, after = (one(logits).softmax(1)[:, 3].mean().item() for one in (scaled, fitted))
     assert after > before / 2
+
+
+def test_where_a_class_without_images_spoils_the_fit_temperature_scaling_stands_in():
+    """The fit does not see that class; with it, its map is worse than what it began as."""
+    logits, labels = predictions(np.random.default_rng(3), images=1000, excess=0.0)
+    assert set(labels) == {0, 1}
+    scaled = temperature_scaling(logits, labels)
+    fitted = vector_scaling(logits, labels)
+    assert torch.equal(fitted.weight, scaled.weight) and not fitted.bias.any()
+    assert fitted.notes == (posthoc.FELL_BACK,)
+    assert nll(fitted, logits, labels) < nll(lambda rows: torch.as_tensor(rows), logits, labels)

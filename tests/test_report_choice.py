@@ -23,7 +23,6 @@ from written_runs import (
 )
 
 from scripts import report
-from utils.analysis.figures import is_grid
 from utils.calibration.metrics import classification_metrics
 
 # Sweeps
@@ -53,7 +52,7 @@ def test_validation_chooses_and_its_test_value_is_quoted(grid, select):
     section = only_section(grid, "--select", select)
     [sweep] = section.sweeps
     assert sweep.chosen.name == "resnet8 KD T=4 Lambda=0.9"
-    assert sweep.parameters == ["T", "Lambda"] and len(sweep.places) == 5 and is_grid(sweep)
+    assert sweep.parameters == ["T", "Lambda"] and len(sweep.places) == 5 and sweep.is_grid
     text = shown(section)
     [sentence] = [line for line in text.splitlines() if line.startswith("Sweep of")]
     assert "T = 4, Lambda = 0.9 has the best validation" in sentence
@@ -75,7 +74,7 @@ def test_any_set_of_settings(tmp_path):
     three, one = section.sweeps
     assert (three.parameters, one.name) == (["T", "Lambda", "lr"], "resnet8 NLL+MDCA over beta")
     for sweep in (three, one):
-        assert sweep.chosen.validation("nll") == [0.3] and not is_grid(sweep)
+        assert sweep.chosen.validation("nll") == [0.3] and not sweep.is_grid
     assert "beta = 3 has the best validation NLL" in shown(section)
 
 
@@ -86,6 +85,24 @@ def test_other_seeds_losses_or_settings_are_no_sweep(tmp_path):
     write_run(tmp_path / "b", "FL", {"gamma": 1})
     write_run(tmp_path / "c", "FL", {"gamma": 2}, settings={"epochs": 1})
     assert only_section(tmp_path).sweeps == []
+
+
+def test_a_sweep_that_validation_does_not_know_has_no_choice(tmp_path):
+    """Nor where a metric is known of some of the seeds alone."""
+    for gamma, seed in product((1, 2), (42, 43)):
+        known = {} if seed == 42 else {"refinement": 0.3}
+        write_run(tmp_path, "FL", {"gamma": gamma}, seed, best=measured(known))
+    section = only_section(tmp_path, "--select", "refinement")
+    assert section.sweeps == [] and len(section.compared) == 2
+    assert "Not known on validation: the refinement of resnet8 FL gamma=1; " in shown(section)
+
+
+def test_a_setting_that_was_not_chosen_is_drawn_where_no_map_shows_it(tmp_path, grid):
+    write_sweep(tmp_path, {1: {42: 0.40}, 2: {42: 0.41}})
+    section = only_section(tmp_path)
+    assert len(section.compared) == 1 and len(section.drawn) == 2
+    section = only_section(grid)
+    assert section.drawn == section.compared != section.printed
 
 
 def write_sweep(root: Path, values: dict[int, dict[int, float]]) -> None:
@@ -149,6 +166,18 @@ def test_a_third_partys_teacher_says_nothing_of_the_splits(tmp_path):
     write_run(tmp_path, "KD", {"T": 4}, teacher=third_party)
     set_images(tmp_path)
     assert "than test here" not in shown(only_section(tmp_path))
+
+
+def test_nor_does_its_student(tmp_path):
+    """It may have learned of the validation images from its teacher."""
+    third_party = measured({"top1": 0.5}, {"top1": 0.5}) | identity("foreign", "best", None, "abc")
+    easier = measured({"top1": 0.9}, {"top1": 0.5})
+    write_run(tmp_path, "KD", {"T": 4}, best=easier, teacher=third_party)
+    set_images(tmp_path)
+    assert "than test here" not in shown(only_section(tmp_path))
+    write_run(tmp_path, best=easier)
+    set_images(tmp_path)
+    assert "(1 of 1 nets)" in shown(only_section(tmp_path))
 
 
 def test_the_temperature_that_test_would_choose_is_shown_on_request(tmp_path, capsys):

@@ -35,6 +35,16 @@ def test_no_ece_is_best_that_a_calibrated_net_could_have(tmp_path):
     marks = {loss: cells(section, f"resnet8 {loss}")["ece"].mark for loss in ("NLL", "LS", "FL")}
     assert marks == {"NLL": "chance", "LS": "", "FL": ""}
     assert re.search(r"resnet8 NLL .*\d° +\[.*\] +\d\.\d\d \(< \d\.\d\d\)", shown(section))
+    # Nor is another error of calibration, nor the ECE of other maps, of which no chance is known.
+    of_nets = [cells(section, f"resnet8 {loss}") for loss in ("NLL", "LS", "FL")]
+    for metric, is_marked in {"adaece": False, "sce": False, "mce": False, "brier": True}.items():
+        assert any(of_net[metric].mark == "best" for of_net in of_nets) == is_marked
+    for loss in ("NLL", "LS"):
+        write_posthoc(tmp_path / f"toy/resnet8/{loss}_seed=42")
+    section = only_section(tmp_path, "--resamples", "200")
+    fitted = [cells(section, f"resnet8 {loss}", "vector") for loss in ("NLL", "LS")]
+    assert [of_net["ece"].mark for of_net in fitted] == ["", ""]
+    assert [of_net["nll"].mark for of_net in fitted] == ["best", "best"]
     (tmp_path / "toy/resnet8/NLL_seed=42/result.json").unlink()
     assert cells(only_section(tmp_path, "--resamples", "200"), "resnet8 LS")["ece"].mark == "best"
     (tmp_path / "toy/resnet8/LS_seed=42/predictions.npz").unlink()  # now it is not known of it
@@ -58,6 +68,7 @@ def test_differences_from_a_row(tmp_path, capsys):
     _, table, other, unknown = capsys.readouterr().out.split("Difference from resnet8 ")
     assert table.startswith("NLL ") and other.startswith("FL ") and "resnet8 NLL" in other
     assert "Nothing to test" in unknown and "raw" not in unknown
+    assert "no stored predictions: resnet8 DFL." in table
     rows = {line.split("raw")[0].strip(): line for line in table.splitlines() if "raw" in line}
     assert rows.keys() == {"resnet8 LS", "resnet8 FL"}
     assert re.search(r" -?0.00 \[-?0.00, 0.00\]", rows["resnet8 LS"])

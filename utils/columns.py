@@ -35,16 +35,17 @@ def set_columns(key: str, name: str) -> dict[str, Column]:
     """Columns of one method's conformal sets at 90 %, whose keys and heads begin with these."""
     return {
         f"{key}coverage": Column(f"{name}coverage %", 100, 2, "", usual=False),
-        # Small sets are worth nothing where they do not cover, so none of these is the best.
+        # Small sets are worth nothing where they do not cover, and whoever covers too much covers
+        # every class: but for the size at equal coverage none of these is the best.
         f"{key}set_size": Column(f"{name}set size", 1, 2, "", usual=False),
         f"{key}set_size_matched": Column(f"{name}size at 90 % of test", 1, 2, "min", usual=False),
         f"{key}set_singletons": Column(f"{name}singletons %", 100, 2, "", usual=False),
         f"{key}set_empty": Column(f"{name}empty sets %", 100, 2, "", usual=False),
         f"{key}set_worst_class_coverage": Column(
-            f"{name}worst class cov. %", 100, 2, "max", usual=False
+            f"{name}worst class cov. %", 100, 2, "", usual=False
         ),
         f"{key}set_stratified_violation": Column(
-            f"{name}stratified violation %", 100, 2, usual=False
+            f"{name}stratified violation %", 100, 2, "", usual=False
         ),
     }
 
@@ -63,7 +64,7 @@ COLUMNS = {
     "ece": Column("ECE %", 100, 2),
     "sce": Column("SCE %", 100, 3),
     "adaece": Column("AdaECE %", 100, 2),
-    "mce": Column("MCE %", 100, 2),
+    "mce": Column("MCE %", 100, 2, ""),  # of a single bin, often of few images
     "nll": Column("NLL", 1, 4),
     "brier": Column("Brier", 1, 4),
     "true_calibration_error": Column("true cal. error %", 100, 2),
@@ -71,17 +72,29 @@ COLUMNS = {
     "ace": Column("ACE %", 100, 3, usual=False),
     "rmsce": Column("RMSCE %", 100, 2, usual=False),
     "smece": Column("smECE %", 100, 2, usual=False),
-    "debiased_ece": Column("debiased ECE %", 100, 2, usual=False),
+    "debiased_ece": Column("debiased ECE %", 100, 2, "", usual=False),  # may be below 0
     "aurc": Column("AURC %", 100, 3, usual=False),
     "augrc": Column("AUGRC %", 100, 3, usual=False),
-    "risk_at_80_coverage": Column("risk at 0.8 coverage %", 100, 2, usual=False),
-    "coverage_at_5_risk": Column("coverage at 0.05 risk %", 100, 2, "max", usual=False),
+    "risk_at_80_coverage": Column("risk % at 80 % coverage", 100, 2, usual=False),
+    "coverage_at_5_risk": Column("coverage % at 5 % risk", 100, 2, "max", usual=False),
     "overconfidence": Column("overconfidence %", 100, 2, usual=False),
     "underconfidence": Column("underconfidence %", 100, 2, usual=False),
     "balanced_accuracy": Column("balanced accuracy %", 100, 2, "max", usual=False),
     "refinement": Column("refinement", 1, 4, usual=False),
     "calibration": Column("calibration", 1, 4, usual=False),
     **SET_COLUMNS,
+}
+
+# Errors of calibration, of which a calibrated net measures some, too.
+OF_CALIBRATION = {
+    "ece",
+    "sce",
+    "adaece",
+    "ace",
+    "rmsce",
+    "smece",
+    "overconfidence",
+    "underconfidence",
 }
 
 NO_SCALED_ROW = (

@@ -103,8 +103,8 @@ def entries_of(value: Statistic, column: Column) -> dict[str, str]:
         entries[f"{head} high"] = digits(high, column)
     if value.calibrated:
         mean, limit = value.calibrated
-        entries[f"{head} calibrated"] = digits(mean, column)
-        entries[f"{head} calibrated 95 %"] = digits(limit, column)
+        entries[f"{head} of a calibrated net"] = digits(mean, column)
+        entries[f"{head} of a calibrated net 95 %"] = digits(limit, column)
     return entries
 
 

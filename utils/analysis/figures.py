@@ -46,7 +46,6 @@ TRAINING = {
     "train_features": Curve("its part: features", 1),
 }
 GRID = {"grid.color": "#e5e7eb", "grid.linewidth": 0.6, "axes.axisbelow": True}
-LARGEST = 20  # values along a side of a heat map
 BOXES = ("top1", "ece", "nll")
 LONGEST = 75  # characters of a net's name
 
@@ -69,12 +68,6 @@ def drawing(
         figure, axes = new_figure(width, height, rows, columns, sharex=sharex)
         yield figure, axes
         figure.savefig(file, format=format, dpi=110)
-
-
-def is_grid(sweep: Sweep) -> bool:
-    """Whether a map of it would have two sides, not too long, and at least half of its cells."""
-    sides = [len(values) for values in sweep.values]
-    return len(sides) == 2 and max(sides) <= LARGEST and 2 * len(sweep.places) >= np.prod(sides)
 
 
 def heat_map(sweep: Sweep, metric: str, file) -> None:
@@ -225,23 +218,25 @@ def curves_in(groups: list[Group], curves: Mapping[str, Curve]) -> list[str]:
 
 
 def draw_curve(panel: Axes, group: Group, key: str, factor: float, line: Mapping) -> None:
-    """As far as all runs of the group have come."""
-    epochs = [epoch["epoch"] for epoch in group.first.history]
-    runs = []
-    for run in group.records:
-        runs.append([epoch[key] for epoch in run.history if key in epoch])
-    shortest = min(len(epochs), min(len(run) for run in runs))
-    values = factor * np.array([run[:shortest] for run in runs])
+    """The epochs that all runs of the group have a value of."""
+    values_of_runs = [
+        {epoch["epoch"]: epoch[key] for epoch in run.history if key in epoch}
+        for run in group.records
+    ]
+    epochs = sorted(set.intersection(*(set(values) for values in values_of_runs)))
+    if not epochs:
+        return
+    values = factor * np.array([[values[epoch] for epoch in epochs] for values in values_of_runs])
 
     panel.plot(
-        epochs[:shortest],
+        epochs,
         values.mean(axis=0),
-        marker="o" if shortest == 1 else None,  # of one point no line could be seen
+        marker="o" if len(epochs) == 1 else None,  # of one point no line could be seen
         label=legend_name(group),
         **line,
     )
     panel.fill_between(
-        epochs[:shortest],
+        epochs,
         values.min(axis=0),
         values.max(axis=0),
         color=line["color"],

@@ -126,13 +126,15 @@ class Group:
         return all(record.history for record in self.records)
 
     def validation(self, metric: str, seeds: set[tuple] | None = None) -> np.ndarray:
-        """A metric of every run, raw, on validation (fractions); empty where it is unknown.
+        """A metric of every run, raw, on validation (fractions); empty where one lacks it.
 
         Of the runs of these `seeds` (see `seeds_of`), where there are some to choose by.
         """
         chosen = [run for run in self.records if not seeds or seeds_of(run) in seeds]
         measured = [run.measured["val"] for run in chosen]
-        return np.array([values[metric] for values in measured if metric in values])
+        if not all(metric in values for values in measured):
+            return np.array([])
+        return np.array([values[metric] for values in measured])
 
 
 def group_runs(records: list[Record]) -> tuple[list[Group], list[LeftOut]]:

@@ -4,7 +4,7 @@ from itertools import product
 
 from utils.analysis.conformal import ALPHA, LEAST_IMAGES
 from utils.analysis.groups import Group, grouped_by, same_but_for_seed, seeds_of
-from utils.analysis.record import KINDS, Record
+from utils.analysis.record import KINDS
 from utils.analysis.rows import FEW
 from utils.analysis.sections import Section, Sweep
 from utils.analysis.splits import comparison
@@ -29,7 +29,7 @@ def legend(section: Section, has_chance: bool) -> list[str]:
         *about_teachers(section),
         *comparison(nets, bool(choice.resamples or choice.test_temperature)),
         *[sweep_sentence(section, sweep) for sweep in section.sweeps if sweep.chosen in groups],
-        *notes_of_fits(nets),
+        *notes_of_fits(groups),
     ]
 
 
@@ -101,8 +101,15 @@ def about_choices(section: Section) -> list[str]:
     sentences = []
     if section.sweeps:
         sentences.append(
-            f"←: chosen from its sweep by validation {select_words(section)}; the sweep's other "
-            "settings do not take part in the comparison."
+            f"←: chosen from its sweep by validation {select_words(section)}, of logits as they "
+            "are; the sweep's other settings do not take part in the comparison. (--select "
+            "refinement chooses what is the best once it is scaled.)"
+        )
+    for groups in section.unchosen:
+        names = "; ".join(printable(group.full_name) for group in groups)
+        sentences.append(
+            f"Not known on validation: the {select_words(section)} of {names}. Nothing is chosen "
+            "from this sweep."
         )
     if any(row.at_bound for row in rows):
         sentences.append("†: the temperature lies at the bound of its range; do not trust the row.")
@@ -226,10 +233,12 @@ def compared_on(sweep: Sweep) -> str:
     return f" on the seeds that all settings have ({', '.join(dict.fromkeys(seeds))})"
 
 
-def notes_of_fits(nets: list[Record]) -> list[str]:
-    """What scripts.posthoc says of its maps, each remark once."""
+def notes_of_fits(groups: list[Group]) -> list[str]:
+    """What scripts.posthoc says of its maps that have a row, each remark once."""
     notes = []
-    for net in nets:
-        for method, fit in net.posthoc.items():
-            notes += [printable(f"{method}, {note}") for note in fit.get("notes", [])]
+    for group in groups:
+        for net in group.records:
+            for method, fit in net.posthoc.items():
+                if method in group.rows:
+                    notes += [printable(f"{method}, {note}") for note in fit.get("notes", [])]
     return list(dict.fromkeys(notes))

@@ -15,14 +15,13 @@ from utils.analysis.figures import (
     VALIDATION,
     curves_in,
     heat_map,
-    is_grid,
     learning_curves,
     top1_against_ece,
 )
 from utils.analysis.groups import Group
 from utils.analysis.record import Record
 from utils.analysis.rendering import Table, TableCell, render
-from utils.analysis.sections import Section, Sweep
+from utils.analysis.sections import DRAWN, Section, Sweep
 from utils.calibration.diagram import reliability_diagrams
 from utils.columns import COLUMNS, printable
 from utils.program.words import counted
@@ -64,7 +63,7 @@ def pictures(section: Section) -> list[str]:
     drawn = section.drawn
     blocks = []
     for sweep in section.sweeps:
-        if sweep.chosen in drawn and is_grid(sweep):
+        if sweep.chosen in drawn and sweep.is_grid:
             blocks.append(heat_maps(section, sweep))
 
     blocks += [
@@ -73,6 +72,12 @@ def pictures(section: Section) -> list[str]:
         "trained on labels; triangles: distilled. Bars: standard deviation.</p>",
         picture(partial(top1_against_ece, section), "top-1 against ECE", "wide"),
     ]
+    undrawn = [group for group in section.printed if group not in drawn]
+    if undrawn:
+        blocks.append(
+            f'<p class="soft">{counted(len(undrawn), "net")} of the table not drawn: what is in a '
+            f"heat map, and what is beyond the first {DRAWN}.</p>"
+        )
     blocks += curves(section)
     cards = "".join(reliability(group) for group in drawn)
     if cards:

@@ -22,6 +22,7 @@ SELECT = ("nll", "refinement", "ece", "sce", "adaece", "brier", "top1")
 USUAL = ["top1", "ece", "sce", "adaece", "nll", "true_calibration_error"]
 TUNED = ("lr", "weight_decay", "momentum")  # a sweep may run over these as over a loss's parameters
 DRAWN = 32  # nets in figures: as many as can be told apart
+LARGEST = 20  # settings along a side of a heat map
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,17 @@ class Sweep:
         ]
 
     @property
+    def is_grid(self) -> bool:
+        """Whether a map of it has two sides, not too long, and at least half of its cells."""
+        sides = [len(values) for values in self.values]
+        cells = math.prod(sides)
+        return len(sides) == 2 and max(sides) <= LARGEST and 2 * len(self.places) >= cells
+
+    @property
+    def beaten(self) -> list[Group]:
+        return [group for group in self.places if group is not self.chosen]
+
+    @property
     def seeds_differ(self) -> bool:
         """Whether a setting has a seed that another one lacks."""
         return any(group.seeds != self.seeds for group in self.places)
@@ -85,19 +97,23 @@ class Section:
     columns: list[str]
     groups: list[Group]
     sweeps: list[Sweep]
+    unchosen: list[list[Group]]  # sweeps that validation says nothing of
     printed: list[Group]
 
     @property
     def compared(self) -> list[Group]:
         """The printed groups; of each sweep the chosen one alone."""
-        beaten = set()
-        for sweep in self.sweeps:
-            beaten.update(group for group in sweep.places if group is not sweep.chosen)
+        beaten = {group for sweep in self.sweeps for group in sweep.beaten}
         return [group for group in self.printed if group not in beaten]
 
     @property
     def drawn(self) -> list[Group]:
-        return self.compared[:DRAWN]
+        """The groups in figures: but for those in a heat map, as many as can be told apart."""
+        mapped = {group for sweep in self.sweeps if sweep.is_grid for group in sweep.beaten}
+        first = self.compared[:DRAWN]
+        others = [group for group in self.printed if group not in {*self.compared, *mapped}]
+        drawn = {*first, *others[: DRAWN - len(first)]}
+        return [group for group in self.printed if group in drawn]
 
 
 def sections_of(records: list[Record], choice: ReportChoice) -> tuple[list[Section], list[LeftOut]]:
@@ -156,12 +172,14 @@ def section_of(groups: list[Group], names: list[str], choice: ReportChoice) -> S
     name, fingerprint = groups[0].first.data
     measured = {metric for group in groups for metric in group.first.measured["test"]["raw"]}
     usual = [metric for metric in USUAL if metric in measured]
+    sweeps, unchosen = find_sweeps(groups, choice.select)
     section = Section(
         title=name if names.count(name) == 1 else f"{name} ({fingerprint[:8]})",
         choice=choice,
         columns=list(choice.columns) or usual,
         groups=groups,
-        sweeps=find_sweeps(groups, choice.select),
+        sweeps=sweeps,
+        unchosen=unchosen,
         printed=groups,
     )
     if len(groups) > choice.nets:  # the best by validation, and their teachers
@@ -206,12 +224,14 @@ def same_but_for_numbers(group: Group) -> tuple:
     return json.dumps(fixed, sort_keys=True), group.teacher
 
 
-def find_sweeps(groups: list[Group], select: str) -> list[Sweep]:
+def find_sweeps(groups: list[Group], select: str) -> tuple[list[Sweep], list[list[Group]]]:
     """Two or more groups that differ only in numbers, and the one that validation prefers.
 
-    `select`: the metric that it prefers by.
+    `select`: the metric that it prefers by, of raw logits. Then those of which none has it: nothing
+    is chosen from them, and they are compared as others are.
     """
     sweeps = []
+    unchosen = []
     for same in grouped_by(groups, same_but_for_numbers):
         numbers = {group: numbers_of(group) for group in same}
         varied = [
@@ -225,6 +245,9 @@ def find_sweeps(groups: list[Group], select: str) -> list[Sweep]:
         for group in same:
             seeds = seeds & group.seeds
         losses = {group: validation_loss(group, select, seeds) for group in same}
+        if math.isinf(min(losses.values())):
+            unchosen.append(same)
+            continue
         sweep = Sweep(
             parameters=varied,
             places={group: [numbers[group][name] for name in varied] for group in same},
@@ -232,4 +255,4 @@ def find_sweeps(groups: list[Group], select: str) -> list[Sweep]:
             seeds=seeds,
         )
         sweeps.append(sweep)
-    return sweeps
+    return sweeps, unchosen

@@ -21,7 +21,7 @@ NOISE = 2  # standard errors: a difference of the splits below that may be luck
 COLUMNS_OF_TEST = {
     "T": Column("T", 1, 3),
     "of_test": Column("T of test", 1, 3),
-    "ece": Column("ECE % with it", 100, 2),
+    "ece": Column("ECE % with T of test", 100, 2),
 }
 
 
@@ -65,9 +65,16 @@ def columns_of_test(records: list[Record]) -> dict[str, np.ndarray]:
 def comparison(records: list[Record], with_temperatures: bool) -> list[str]:
     """Sentences on how the splits of these nets differ; none where that may be luck.
 
-    Third parties' teachers may have been trained on what validates here, and do not count.
+    Third parties' teachers may have been trained on what validates here, and pass that on to their
+    students: they do not count, nor do these.
     """
-    nets = [net for net in records if net.seed is not None and net.run_with_logits not in records]
+    nets = [
+        net
+        for net in records
+        if net.seed is not None
+        and net.run_with_logits not in records
+        and not (net.taught_by and net.taught_by.third_party)
+    ]
     gap = top1_gap(nets)
     sentences = [gap] if gap else []
 

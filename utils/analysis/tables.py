@@ -142,12 +142,20 @@ def notes_on_tests(section: Section, against: Group, metrics: list[str]) -> list
             "have theirs, so beware."
         )
 
+    untested = [group for group in tested if not has_predictions(group)]
+    if untested:
+        names = "; ".join(printable(group.full_name) for group in untested)
+        notes.append(f"Not tested, for a run of it has no stored predictions: {names}.")
     repeated = [printable(group.full_name) for group in section.printed if group not in tested]
     if repeated:
         notes.append(
             f"Not tested a second time, for another row has its logits: {'; '.join(repeated)}."
         )
     return notes
+
+
+def has_predictions(group: Group) -> bool:
+    return all(record.predictions.exists() for record in group.records)
 
 
 def notes_on_gaps(

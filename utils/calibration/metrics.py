@@ -125,7 +125,7 @@ def classification_metrics(
         "coverage_at_5_risk": coverage_at_risk(confidence, right, risk=0.05),
         "balanced_accuracy": _balanced_accuracy(rows.rank == 0, labels),
         "smallest_bin": of_bins["smallest_bin"],
-        "refinement": nll - removed,
+        "refinement": nll if math.isinf(nll) else nll - removed,
         "calibration": removed,
     }
 
@@ -169,6 +169,8 @@ def posterior_metrics(
     """
     logits = checked_scores(logits).double()
     posterior = checked_probs(posterior)
+    if not temperature > 0:
+        raise ValueError(f"the temperature should be positive, got {temperature}")
     if logits.shape != posterior.shape:
         raise ValueError(f"logits {tuple(logits.shape)} against posterior {tuple(posterior.shape)}")
     posterior = posterior.double()
@@ -244,9 +246,12 @@ def _confidence_of_rows(rows: _Rows) -> tuple[Tensor, Tensor]:
 
 
 def _removed_by_scaling(nll: float, logits: Tensor, labels: Tensor) -> float:
-    """How much of the NLL a temperature takes that is fitted on this very split."""
+    """How much of the NLL a temperature takes that is fitted on this very split.
+
+    NaN of an infinite NLL, which no temperature makes finite.
+    """
     if not math.isfinite(nll):
-        return 0.0
+        return math.nan
     _, least = least_nll(logits, labels)
     return max(0.0, nll - least)
 

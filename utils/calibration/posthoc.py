@@ -26,10 +26,12 @@ MAX_ITERATIONS = 1000
 AT_BOUND = "the temperature lies at the bound of its range, do not trust the row"
 FROM_BOUND = "its fit starts from a temperature at the bound of its range, do not trust the row"
 IDENTITY = "no map that was tried beats the identity, so nothing is changed"
+FELL_BACK = "what was fitted is worse than temperature scaling, which stands in its place"
 # Strengths of the two penalties of Dirichlet calibration, in nats, from strong to weak.
 LAMBDAS = (1e6, 1e5, 1e4, 1e3, 1e2, 1e1, 1e0, 1e-1, 1e-2, 1e-3)
 MUS = (1e2, 1e0, 1e-2, 1e-4)
 FOLDS = 5
+ROUNDING = 1e-9  # relative, of two NLLs of one map
 
 
 @dataclass(frozen=True)
@@ -168,11 +170,20 @@ def dirichlet_calibration(logits: Array, labels: Array, folds: int = FOLDS) -> C
 
 
 def _approved(fitted: Calibration, at_bound: bool, logits: Tensor, labels: Tensor) -> Calibration:
-    """What was fitted, with its notes, if it is no worse than the identity on the same samples."""
-    before = F.cross_entropy(logits, labels).item()
-    after = F.cross_entropy(fitted(logits), labels).item()
-    if not after <= before:
-        return replace(no_calibration(logits, labels), facts=fitted.facts, notes=(IDENTITY,))
+    """What was fitted, with its notes, or a simpler map that is better on the same samples.
+
+    The fit leaves classes out that have no label; with them it may be worse than what it began as.
+    """
+    simpler = {IDENTITY: no_calibration(logits, labels)}
+    if not at_bound:
+        simpler[FELL_BACK] = temperature_scaling(logits, labels)
+    nll_of = {
+        note: F.cross_entropy(simple(logits), labels).item() for note, simple in simpler.items()
+    }
+    note = min(nll_of, key=nll_of.get)
+    allowed = nll_of[note] * (1 + ROUNDING)
+    if not F.cross_entropy(fitted(logits), labels).item() <= allowed:
+        return replace(simpler[note], facts=fitted.facts, notes=(note,))
 
     notes = []
     if at_bound:
