@@ -22,7 +22,7 @@ from utils.analysis.known_labels import against_people, against_posterior
 from utils.analysis.nets import add_own_nets, check_own_nets
 from utils.analysis.record import Record
 from utils.analysis.records import finished_nets, write_beside
-from utils.analysis.shift import out_of_distribution, under_corruptions
+from utils.analysis.shift import data_dir_of, out_of_distribution, under_corruptions
 from utils.analysis.splits import comparison
 from utils.data import dataset_label
 from utils.program import UserError, one_line_errors
@@ -48,6 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     if not is_stored:
         check_own_nets(nets, args.model or ())
+    args.data_dir = data_dir_of(nets, args.data_dir)
     table, measured = evaluate(nets, args)
     print(table)
 
@@ -146,9 +147,8 @@ def add_data(parser: CommandLine) -> None:
     parser.add_argument(
         "--data_dir",
         type=location,
-        default=Path(os.environ.get("KD_DATA") or "data"),
-        help="where CIFAR-10-C/, cifar10h/, SVHN and the runs' data lie ($KD_DATA sets the "
-        "default)",
+        help="where CIFAR-10-C/, cifar10h/, SVHN and the runs' data lie (default: where the first "
+        "run found its own, else $KD_DATA, data)",
     )
     parser.add_argument(
         "--dataset", type=path, help="the runs' data set where it is no longer in its place"

@@ -30,8 +30,10 @@ from scripts.deployment.exported_file import (
     SMALLER,
     File,
     Source,
+    computed_in_float32,
     float32_file,
     precision_of,
+    recalibrated_file,
     smaller_file,
 )
 from scripts.deployment.exported_net import (
@@ -44,7 +46,7 @@ from scripts.deployment.exported_net import (
 from utils.analysis.nets import add_own_nets, check_own_nets, load_net, own_files
 from utils.analysis.record import Record
 from utils.analysis.records import finished_net
-from utils.analysis.shift import data_of
+from utils.analysis.shift import data_dir_of, data_of
 from utils.program import UserError, one_line_errors
 from utils.program.command_line import CommandLine, location, path
 from utils.program.files import atomic, check_not_input, check_writable
@@ -59,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     net = finished_net(args.run, args.epoch)
     check_own_nets([net], args.model or ())
     check_outputs(args, net)
-    data = data_of([net], args.data_dir, args.dataset)
+    data = data_of([net], data_dir_of([net], args.data_dir), args.dataset)
     certificate = certify(net, args.calibration, stored_evidence(net))
     if args.with_sets:
         check_sets(net, certificate)
@@ -70,8 +72,12 @@ def main(argv: list[str] | None = None) -> None:
     source = Source(net, calibrated=calibrated, saved=saved, data=data, args=args)
     in_float32 = float32_file(source, certificate)
     # That file shows that weights and images are right. Now its net may be made smaller.
-    is_smaller = precision_of(args) in SMALLER
-    file = smaller_file(source, in_float32) if is_smaller else in_float32
+    if precision_of(args) in SMALLER:
+        file = smaller_file(source, in_float32)
+    elif computed_in_float32(net):
+        file = in_float32
+    else:
+        file = recalibrated_file(source, in_float32)
     save(file, net, args)
 
 
@@ -112,8 +118,7 @@ def options(argv: list[str] | None) -> Namespace:
     parser.add_argument(
         "--data_dir",
         type=location,
-        default=Path(os.environ.get("KD_DATA") or "data"),
-        help="where the run's data set lies",
+        help="where the run's data set lies (default: where the run found it, else $KD_DATA, data)",
     )
     parser.add_argument(
         "--dataset", type=path, help="the run's data set where it is no longer in its place"

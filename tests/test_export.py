@@ -31,7 +31,7 @@ from scripts.deployment.exported_net import (
 from scripts.deployment.half_net import round_to_half
 from utils.data import load_dataset
 from utils.data.views import normalise
-from utils.program import UserError
+from utils.program import UserError, files
 from utils.program.files import check_not_input
 
 
@@ -190,7 +190,7 @@ def test_other_calibrations(run, images, tmp_path, capsys):
     assert json.loads(about["ece"])["vector"] == fitted["test"]["ece"]
 
 
-def test_what_differs_is_not_written(run, tmp_path, capsys, monkeypatch):
+def test_what_differs_is_not_written(run, finished, tmp_path, capsys, monkeypatch):
     def change_predictions(by):
         with np.load(run / "predictions.npz") as arrays:
             changed = dict(arrays)
@@ -205,7 +205,13 @@ def test_what_differs_is_not_written(run, tmp_path, capsys, monkeypatch):
     (run / "result.json").write_text(json.dumps(result))
     export.main(flags)
     said = r"differ by up to \S+e-0[78] .* and [1-9]\.\de-0[34] "
-    assert re.search(said, capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    assert re.search(said, printed)
+    # Its figures are those of the file, and not of predictions that are a little off.
+    assert "in float32, as the file computes: top-1" in printed
+    about = files.safetensors_metadata((tmp_path / "file").read_bytes())
+    temperature = json.loads((finished / "result.json").read_text())["best"]["temperature"]
+    assert json.loads(about["temperature"]) == pytest.approx(temperature, rel=1e-4)
     (tmp_path / "file").unlink()
     change_predictions(9)
     assert "0.2 is allowed" in fails(capsys, tmp_path, export.main, flags)

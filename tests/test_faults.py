@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import assert_same_run, command, fails, wait_for
 
 import losses
@@ -29,6 +30,7 @@ from utils.program import RunFailed, UserError
 from utils.program.errors import message_of
 from utils.program.files import read_torch
 from utils.sums import EpochSums
+from utils.training import seed_draws
 
 NAME = "tiny/resnet8/NLL_seed=42"
 
@@ -109,16 +111,33 @@ def test_sigkill_around_every_write(job, tmp_path, forks, when):
     assert_tidy(folder_below(tmp_path, whole))
 
 
-def train_with_dropout(*argv: str) -> None:
+class Noise(torch.nn.Module):
+    """Draws in every step, as torch, Python and NumPy do."""
+
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return logits
+        return F.dropout(logits, 0.5) * (1 + random.random() + np.random.rand())
+
+
+def train_with_noise(*argv: str) -> None:
     train_teacher.build_model = lambda name, num_classes: torch.nn.Sequential(
-        build_model(name, num_classes), torch.nn.Dropout(0.5)
+        build_model(name, num_classes), Noise()
     )
     train_teacher.main(list(argv))
 
 
+def test_what_a_net_draws_differs_by_epoch_and_process():
+    drawn = set()
+    for place in ((1, 2, 0), (1, 3, 0), (1, 2, 1), (2, 2, 0), (1, 2, 0)):
+        seed_draws(*place)
+        drawn.add((torch.rand(()).item(), random.random(), np.random.rand()))
+    assert len(drawn) == 4
+
+
 def test_a_net_that_draws_numbers_goes_on_exactly(tiny_npz, tmp_path, forks):
     for root, hook in (("whole", None), ("cut", ["at_rename", 4, "after", "send", 9])):
-        line = ["test_faults:train_with_dropout", *command(tiny_npz, tmp_path / root)]
+        line = ["test_faults:train_with_noise", *command(tiny_npz, tmp_path / root)]
         if hook:
             assert forks.run(line, hook=hook).code == -9
         assert forks.run(line).code == 0

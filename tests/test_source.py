@@ -236,7 +236,7 @@ def test_inputs_that_were_written_since(finished, tmp_path, monkeypatch):
         "dataset": "images",
         "data_dir": "data",
         "model": "resnet8",
-        "teacher": "net.py:tiny",
+        "teacher": ["resnet8", "net.py:tiny"],
         "teacher_path": ["teachers", "absent.pth"],
         "teacher_logits": "logits.npz",
     }

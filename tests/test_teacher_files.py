@@ -28,6 +28,7 @@ from torch import nn
 
 from models import build_model
 from utils.data import normalisation
+from utils.program import UserError
 from utils.program.files import read_torch
 from utils.teachers import loading
 
@@ -154,6 +155,27 @@ def test_their_normalisation(tmp_path):
             normalisation(text)
 
 
+def test_their_words_for_the_best_epoch(tmp_path):
+    """No checkpoint of a run of ours, though it has an optimiser, too."""
+    file, net = third_party(tmp_path)
+    content = {"state_dict": net.state_dict(), "optimizer": {"state": {}}, "best": 0.93}
+    torch.save(content, file)
+    assert same_net(net, load(file, model="resnet8").net)
+
+
+def test_flags_for_their_nets_beside_a_run_of_ours(tmp_path):
+    """They say how the third party's is read, and nothing of ours; alone ours needs none."""
+    file, _ = third_party(tmp_path)
+    run = make_run(tmp_path / "run")
+    ours, theirs = sorted(
+        load_all(run, file, model="resnet8", norm="half").members, key=lambda net: net.seed is None
+    )
+    assert ours.mean == MEAN and theirs.mean == (0.5, 0.5, 0.5)
+    other = make_run(tmp_path / "other", seed=43)
+    with pytest.raises(UserError, match="--teacher_norm half: all of .* leave --teacher_norm out"):
+        load_all(run, other, norm="half")
+
+
 def test_old_files_and_half_precision(tmp_path):
     file, net = third_party(
         tmp_path, change=lambda state: {k: v.half() for k, v in state.items() if v.ndim}
@@ -207,6 +229,10 @@ def test_safetensors(tmp_path):
     (_, net), file = third_party(tmp_path), tmp_path / "net.safetensors"
     save_safetensors(net.state_dict(), file)
     assert same_net(net, load(file, model="resnet8").net)
+    # Another program's words under a name of ours.
+    for text in ("step 3000", '["a"]', '{"epoch": 3}'):
+        save_safetensors(net.state_dict(), file, {"checkpoint": text})
+        assert same_net(net, load(file, model="resnet8").net)
     content = file.read_bytes()
     for kept in (len(content) - 1, 1000, 9):
         file.write_bytes(content[:kept])

@@ -1,4 +1,7 @@
-"""What training needs; `calibration` says what the numbers mean, `analysis` reads what came out."""
+"""How it trains; `teachers` what teaches, `data` the images, `program` what every program needs.
+
+`calibration` says what the numbers mean, `analysis` reads what came out.
+"""
 
 import os
 

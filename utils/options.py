@@ -7,6 +7,7 @@ commands, where a line says so.
 """
 
 import argparse
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import fields
 
@@ -83,7 +84,7 @@ def teacher_options(argv: list[str] | None = None) -> Experiment:
             "mixtures have two; leave out one of them"
         )
     notes = notes_on_loss_flags(args, "loss", BASES | TERMS)
-    return experiment_of(args, args.loss, notes)
+    return experiment_of(args, args.loss, notes, words=words_of(parser.prog, argv))
 
 
 def student_options(argv: list[str] | None = None) -> Experiment:
@@ -103,7 +104,18 @@ def student_options(argv: list[str] | None = None) -> Experiment:
     check_accuracy(args)
     check_feature_flags(args)
     notes = notes_on_loss_flags(args, "distill", DISTILLATIONS | FEATURES)
-    return experiment_of(args, args.distill, notes, TeacherSource.of(vars(args)))
+    return experiment_of(
+        args,
+        args.distill,
+        notes,
+        words=words_of(parser.prog, argv),
+        teacher=TeacherSource.of(vars(args)),
+    )
+
+
+def words_of(script: str, argv: list[str] | None) -> tuple[str, ...]:
+    """The script and its flags; where a program or a notebook gave these, they are not typed."""
+    return tuple(sys.argv) if argv is None else (script, *argv)
 
 
 def check_mixtures(args: argparse.Namespace) -> None:
@@ -196,7 +208,11 @@ def check_source(args: argparse.Namespace) -> None:
 
 
 def experiment_of(
-    args: argparse.Namespace, loss: str, notes: list[str], teacher: TeacherSource | None = None
+    args: argparse.Namespace,
+    loss: str,
+    notes: list[str],
+    words: tuple[str, ...],
+    teacher: TeacherSource | None = None,
 ) -> Experiment:
     """All that a parsed command line asks for, checked as a whole. Raises UserError."""
     # A flag that nothing would read is refused, so that no flag is without effect.
@@ -233,6 +249,7 @@ def experiment_of(
         teacher=teacher,
         arguments=vars(args) | recipe.jsonable(),
         notes=tuple(notes),
+        words=words,
     )
 
 

@@ -146,6 +146,11 @@ def check_net(recipe: Recipe, data: Dataset, accelerator: Accelerator) -> None:
         )
         trial.logits(net.train())
         trial.check_answers(net.eval())
+        if not trial.logits(net).isfinite().all():
+            raise UserError(
+                f"{named}: rules a class out by a logit of -inf, as a teacher may and a net in "
+                "training may not; give a large negative number instead"
+            )
         check_single_images(net.train(), recipe, data, accelerator.num_processes)
 
 

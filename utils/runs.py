@@ -21,7 +21,7 @@ from models.own import is_own, own_net
 from utils.columns import result_table
 from utils.data import Dataset
 from utils.program import RunFailed, Stopped, UserError, files
-from utils.program.environment import environment, precision_note
+from utils.program.environment import command, environment, precision_note
 from utils.program.processes import on_main
 from utils.program.source import finished_line, resumed_line
 from utils.run_files import OURS, differences, is_complete
@@ -131,6 +131,7 @@ class Run:
             "images": sizes,
             "image_side": self.data.side,
             "class_names": self.data.class_names,
+            "command": command(self.experiment.words, self.accelerator),
             **environment(self.accelerator),
         }
 
@@ -145,8 +146,9 @@ class Run:
                     self.say(note)
             yield
             self.accelerator.end_training()  # the processes part here
-        except RunFailed as failed:
-            self.log(str(failed))
+        except (RunFailed, UserError) as failed:
+            if self.lock is not None:  # the folder is this run's
+                self.log(str(failed))
             raise
         except Stopped as stopped:
             if self.epochs is not None:

@@ -51,7 +51,7 @@ class LossChoice:
         return "+" in self.name
 
 
-# Fields of a Recipe that have come later.
+# Fields of a Recipe that runs of older versions of this code lack.
 NEWER = ("optimizer", "ema", "cutout", "patience")
 
 
@@ -160,7 +160,8 @@ class RunChoice:
 @dataclass(frozen=True)
 class Experiment:
     """All of it. `arguments` are the values of every flag, which the run's config.json keeps;
-    `notes` are lines about flags that have no effect, which the run says at its start."""
+    `notes` are lines about flags that have no effect, which the run says at its start. `words` are
+    the script and its flags as they were given."""
 
     data: DataChoice
     recipe: Recipe
@@ -169,3 +170,4 @@ class Experiment:
     arguments: dict
     teacher: TeacherSource | None = None
     notes: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()

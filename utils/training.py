@@ -1,9 +1,11 @@
 """fit(), the one training loop, and train_step(), the one step: for teachers and students alike."""
 
+import random
 import time
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
@@ -37,6 +39,7 @@ from utils.tasks import Task
 from utils.trackers import start_tracker
 
 REPORT_SECONDS = 0.5
+DRAWS = 2  # a stream beside those of utils/data
 
 
 def train_step(
@@ -90,6 +93,7 @@ def fit(run: Run, task: Task) -> list[dict]:
             if keeper.ends_here():
                 break
             started = time.perf_counter()
+            seed_draws(recipe.seed, epoch, run.accelerator.process_index)
             record = {"epoch": epoch, "lr": trainer.rate}
 
             # Train.
@@ -158,14 +162,11 @@ class Trainer:
         return stateful
 
     def state_dict(self) -> dict:
-        states = {name: owner.state_dict() for name, owner in self.stateful().items()}
-        states["random"] = random_states()
-        return states
+        return {name: owner.state_dict() for name, owner in self.stateful().items()}
 
     def load_state_dict(self, states: dict) -> None:
         for name, owner in self.stateful().items():
             owner.load_state_dict(states[name])
-        set_random_states(states["random"])
 
 
 def train_loader(data: Dataset, recipe: Recipe, accelerator: Accelerator) -> TrainLoader:
@@ -304,18 +305,16 @@ def check_logits(logits: Tensor, epoch: int, rate: float) -> None:
         )
 
 
-def random_states() -> list[Tensor]:
-    """What a net with dropout draws next, on the CPU and on this process's GPU."""
-    states = [torch.get_rng_state()]
-    if torch.cuda.is_initialized():
-        states.append(torch.cuda.get_rng_state())
-    return states
+def seed_draws(seed: int, epoch: int, rank: int) -> None:
+    """What the net itself draws in an epoch, as for dropout: other numbers in each process.
 
-
-def set_random_states(states: list[Tensor]) -> None:
-    torch.set_rng_state(states[0])
-    if len(states) > 1:
-        torch.cuda.set_rng_state(states[1])
+    They depend on these three alone, so that nothing of them has to be kept for a resumed run. A
+    net of the user's own may draw by `random` or NumPy.
+    """
+    [draws] = np.random.SeedSequence([seed, epoch, rank, DRAWS]).generate_state(1).tolist()
+    random.seed(draws)
+    np.random.seed(draws)
+    torch.manual_seed(draws)  # the GPU's, too
 
 
 def resume(run: Run, trainer: Trainer) -> tuple[list[dict], dict | None]:

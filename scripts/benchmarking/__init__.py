@@ -1,1 +1,1 @@
-"""What benchmark and profile_step time."""
+"""What lies behind benchmark and profile_step."""

@@ -1,1 +1,1 @@
-"""What export and predict share: a net as a file for other programs, and what it says of itself."""
+"""What lies behind export and predict: nets as files, and what these say of themselves."""

@@ -17,6 +17,12 @@ JSON_TEXTS = (
     "temperature",
     "top1",
 )
+# By --calibration, of what the file's probabilities are the softmax.
+SOFTMAX_OF = {
+    "none": "of its logits as they are",
+    "temperature": "at T",
+    "vector": "with vector scaling",
+}
 USES = {
     "onnx": "`python -m scripts.predict {file} photos/`, or any program for ONNX",
     "safetensors": "`python -m scripts.predict {file} photos/`; to teach: `--teacher_path {file}`",
@@ -59,7 +65,10 @@ def card_of(title: str, file: Path, form: str, content: bytes, about: dict[str, 
         lines.append(f"{AT_BOUND}.")
     if "vector" in ece:
         lines.append(f"ECE with vector scaling: {ece['vector']}.")
-    lines.append(f"Its probabilities have a true ECE below {upper} % (95 % confidence).")
+    softmax = SOFTMAX_OF[facts["calibration"]]
+    lines.append(
+        f"Its probabilities, the softmax {softmax}: a true ECE below {upper} % (95 % confidence)."
+    )
     if SET_LEVEL in facts["coverage"]:
         coverage = 100 * facts["coverage"][SET_LEVEL]
         size = facts["set_size"][SET_LEVEL]

@@ -99,6 +99,30 @@ def smaller_file(source: Source, in_float32: File) -> File:
     return File(write(certificate.softmax, metadata), metadata, certificate, lines)
 
 
+def computed_in_float32(net: Record) -> bool:
+    """Whether the run computed its logits as the file does.
+
+    Not in half precision, nor with TF32 in a GPU's convolutions. A run of an older version does not
+    say where it computed.
+    """
+    return net.settings["mixed_precision"] == "no" and net.config.get("device") == "cpu"
+
+
+def recalibrated_file(source: Source, in_float32: File) -> File:
+    """The float32 file of a run that computed otherwise: calibrated and measured on its own logits.
+
+    Raises UserError.
+    """
+    evidence = evidence_of(source.calibrated.logits, source.data, name="float32")
+    certificate = certify(source.net, source.args.calibration, evidence)
+    calibrated = source.calibrated.with_softmax(*certificate.softmax)
+    metadata = metadata_of(source, certificate)
+    images = source.data.test.images[:CHECKED].contiguous()
+    write, _ = FORMATS[source.args.format]
+    lines = [*in_float32.lines, f"in float32, as the file computes: {certificate.line()}"]
+    return File(write(calibrated, images, metadata), metadata, certificate, lines)
+
+
 def precision_of(args: Namespace) -> str:
     """In which the file holds its weights: a key of SMALLER, or float32."""
     for precision in SMALLER:  # one at most is asked for: each has a format of its own
@@ -136,9 +160,7 @@ def check(net: Record, softmax: Softmax, probabilities: Tensor, expected: Tensor
     logits, _ = net.stored("test")
     stored = softmax(logits[:CHECKED])
 
-    # Half precision, and TF32 in a GPU's convolutions, are coarser than the file. A run of an older
-    # version does not say where it was computed.
-    in_float32 = net.settings["mixed_precision"] == "no" and net.config.get("device") == "cpu"
+    # What the run computed may be coarser than the file.
     exact = allowed_difference(EXACT, softmax)
     coarse = allowed_difference(COARSE, softmax)
     texts = [
@@ -153,7 +175,7 @@ def check(net: Record, softmax: Softmax, probabilities: Tensor, expected: Tensor
             net,
             probabilities,
             expected=stored,
-            allowed=exact if in_float32 else coarse,
+            allowed=exact if computed_in_float32(net) else coarse,
             name="the run's stored predictions",
         ),
     ]

@@ -33,11 +33,18 @@ class CalibratedNet(nn.Module):
         super().__init__()
         self.net = net
         shift, scale = shift_and_scale(tuple(mean), tuple(std), torch.device("cpu"))
-        self.register_buffer("shift", torch.as_tensor(shift, dtype=torch.float32))
-        self.register_buffer("scale", torch.as_tensor(scale, dtype=torch.float32))
+        self.mean = mean
+        self.std = std
+        # Copies: others hold the same tensors.
+        self.register_buffer("shift", shift.clone())
+        self.register_buffer("scale", scale.clone())
         self.register_buffer("weight", torch.as_tensor(weight, dtype=torch.float32))
         self.register_buffer("bias", torch.as_tensor(bias, dtype=torch.float32))
         self.eval().requires_grad_(False)
+
+    def with_softmax(self, weight: Sequence[float], bias: Sequence[float]) -> "CalibratedNet":
+        """The same net with other weights and biases of its logits."""
+        return CalibratedNet(self.net, self.mean, self.std, weight, bias)
 
     def logits(self, images: Tensor) -> Tensor:
         """z, as they are."""

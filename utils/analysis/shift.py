@@ -4,11 +4,14 @@ The run's own test images are run as well, in the precision of the run and on th
 that what differs comes from the images alone.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import os
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
+import Callable
+import Iterator
+import Sequence
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -73,6 +76,14 @@ def table(
                 rows.append((cells, measurement.metrics[logits]))
                 name = ""  # said once
     return f"{title}\n{metrics_table(['', 'logits', 'T', *heads], rows, columns)}"
+
+
+def data_dir_of(nets: list[Record], given: Path | None) -> Path:
+    """Where data lie: as given, else where the first run found its own if that is still there."""
+    own = nets[0].config.get("arguments", {}).get("data_dir")
+    if given is None and own is not None and Path(own).is_dir():
+        return Path(own)
+    return given or Path(os.environ.get("KD_DATA") or "data")
 
 
 def data_of(nets: list[Record], data_dir: Path, dataset: str | None = None) -> Dataset:

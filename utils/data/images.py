@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from utils.data.decoding import counted_remarks, decode, decoder_version
 from utils.data.folders import Listing, list_folder
-from utils.data.npz import Arrays, checked_arrays, read_npz
+from utils.data.npz import LARGEST, SMALLEST, Arrays, checked_arrays, read_npz
 from utils.program import RunFailed, UserError
 from utils.program.files import atomic, one_line, open_npz, safe_name
 
@@ -27,6 +27,11 @@ def read_folder(
     squares of one size. They are kept in `data_dir`, under a name that depends on the files' paths,
     sizes and dates and on what decodes them. Raises UserError.
     """
+    if image_size is not None and not SMALLEST <= image_size <= LARGEST:
+        raise UserError(
+            f"--image_size {image_size}: the nets here take images of {SMALLEST} to {LARGEST} "
+            "pixels a side; give a number between these"
+        )
     try:
         listing = list_folder(folder)
         key = content_key(folder, listing, image_size, skip_unreadable)

@@ -8,6 +8,9 @@ from utils.program import UserError
 from utils.program.files import open_npz, refused
 from utils.program.words import counted
 
+# Pixels a side of images.
+SMALLEST = 8
+LARGEST = 512
 Arrays = dict[str, np.ndarray]
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 # A data set may bring them. They then validate, and all of x_train trains.
@@ -157,8 +160,9 @@ def channels_last(images: np.ndarray) -> np.ndarray:
         made = made.transpose(0, 2, 3, 1)
     if not are_square_images(made):
         raise ValueError(
-            f"has shape {images.shape}; square images of 8 to 512 pixels with 1 or 3 channels are "
-            "wanted: (N, H, W, 3), (N, H, W, 1), (N, H, W), (N, 3, H, W) or (N, 1, H, W)"
+            f"has shape {images.shape}; square images of {SMALLEST} to {LARGEST} pixels a side "
+            "with 1 or 3 channels are wanted: (N, H, W, 3), (N, H, W, 1), (N, H, W), (N, 3, H, W) "
+            "or (N, 1, H, W)"
         )
     if made.shape[3] == 1:
         made = made.repeat(3, axis=3)
@@ -169,4 +173,4 @@ def are_square_images(images: np.ndarray) -> bool:
     if images.ndim != 4:
         return False
     count, height, width, channels = images.shape
-    return count > 0 and height == width and 8 <= height <= 512 and channels in (1, 3)
+    return count > 0 and height == width and SMALLEST <= height <= LARGEST and channels in (1, 3)

@@ -8,6 +8,7 @@ import shutil
 import sys
 import sysconfig
 import warnings
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,7 +27,6 @@ LAUNCHES = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI
 def environment(accelerator: Accelerator) -> dict:
     """Ready for JSON."""
     return {
-        "command": command(accelerator),
         "versions": versions(),
         "git": commit(),
         "training_code": training_code(),
@@ -84,13 +84,15 @@ def compiler_fault() -> str | None:
     return None
 
 
-def command(accelerator: Accelerator) -> str:
-    """What was typed, with the launcher that makes the same precision and processes of it."""
+def command(words: Sequence[str], accelerator: Accelerator) -> str:
+    """A script and its flags, with the launcher that gives it this precision and processes."""
     processes = accelerator.num_processes
     precision = accelerator.mixed_precision
     on_cpu = accelerator.device.type == "cpu"
     if processes == 1 and precision == "no":
-        launcher = [os.path.basename(sys.executable)]
+        # Where there is a GPU, the same words alone would use it.
+        launcher = ["ACCELERATE_USE_CPU=true"] if cpu_is_asked() else []
+        launcher.append(os.path.basename(sys.executable))
     elif processes > 1 and on_cpu:
         launcher = [
             "ACCELERATE_USE_CPU=true",
@@ -104,7 +106,7 @@ def command(accelerator: Accelerator) -> str:
         if on_cpu:
             launcher.append("--cpu")
         launcher += ["--num_processes", str(processes), "--mixed_precision", precision]
-    return shlex.join([*launcher, *sys.argv])
+    return shlex.join([*launcher, *words])
 
 
 def hardware_name(device: torch.device) -> str:

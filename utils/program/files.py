@@ -217,10 +217,11 @@ def unpack_torch(data: bytes):
 def unpack_safetensors(data: bytes) -> dict:
     """The tensors; of a file of scripts/export.py what model_best.pth holds, tensors included."""
     tensors = load_safetensors(data)
-    checkpoint = safetensors_metadata(data).get("checkpoint")
-    if not checkpoint:
-        return tensors
-    return json.loads(checkpoint) | {"state_dict": tensors}
+    about = {}
+    with suppress(ValueError):  # another program's text under that name
+        about = json.loads(safetensors_metadata(data).get("checkpoint", "{}"))
+    is_ours = isinstance(about, dict) and "model" in about
+    return about | {"state_dict": tensors} if is_ours else tensors
 
 
 def is_safetensors(data: bytes) -> bool:

@@ -66,9 +66,10 @@ def choose_kernels(deterministic: bool) -> None:
     """Fast ones, or those that give the same bits in every run on the same GPU."""
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-        torch.use_deterministic_algorithms(True)
         # Else every new tensor is filled first, though none is read before it is written.
         torch.utils.deterministic.fill_uninitialized_memory = False
+    # Said in either case: a run before it in this process may have asked for the other.
+    torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
     # TF32 keeps float32's range and is several times faster; CUDA convolutions use it already.
     torch.set_float32_matmul_precision("high")

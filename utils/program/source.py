@@ -27,6 +27,7 @@ FILES = (
     "utils/features.py",
     "utils/keeping.py",
     "utils/optimizers.py",
+    "utils/program/processes.py",
     "utils/selection.py",
     "utils/split_metrics.py",
     "utils/steps.py",
@@ -162,8 +163,9 @@ def newer_inputs(folder: Path, config: Mapping) -> list[str]:
     dataset = arguments["dataset"]
     teachers = arguments.get("teacher_path") or ()
     # A net of the user's own is named as FILE.py:function.
-    nets = [str(arguments.get(flag)).partition(":")[0] for flag in ("model", "teacher")]
-    names = [dataset, *nets, *teachers, arguments.get("teacher_logits")]
+    nets = [arguments.get("model"), *(arguments.get("teacher") or ())]
+    own_nets = [name.rpartition(":")[0] for name in nets if name]
+    names = [dataset, *own_nets, *teachers, arguments.get("teacher_logits")]
     paths = {name: [Path(name)] for name in names if name}
     for name in teachers:
         if Path(name).is_dir():

@@ -63,6 +63,8 @@ def load_nets(source: TeacherSource, data: Dataset) -> NetTeacher:
         for path, model in zip(source.paths, models, strict=True)
     ]
 
+    check_third_parties(source, members)
+
     # Whatever their order on the command line, it is the same teacher.
     members.sort(key=lambda member: (member.sha256, member.label))
     for member, other in pairwise(members):
@@ -82,6 +84,18 @@ def load_nets(source: TeacherSource, data: Dataset) -> NetTeacher:
     )
 
 
+def check_third_parties(source: TeacherSource, members: list[Member]) -> None:
+    """Refuse what says how third parties' nets are read where there is none. Raises UserError."""
+    if any(member.seed is None for member in members):
+        return
+    for flag, value in {"--teacher_norm": source.norm, "--teacher_key": source.key}.items():
+        if value is not None:
+            raise UserError(
+                f"{flag} {value}: all of --teacher_path are of runs of ours, which say this "
+                f"themselves; leave {flag} out"
+            )
+
+
 def load_member(path: str, model: str | None, source: TeacherSource, data: Dataset) -> Member:
     """The net at `path`, which is a run folder, a folder with one finished run below it, or a file.
 
@@ -92,7 +106,7 @@ def load_member(path: str, model: str | None, source: TeacherSource, data: Datas
         return download(model, source, data)
     file = find_weights(path, source.select)
     content = read_torch(file, "--teacher_path names a run folder or a weights file")
-    if {"best", "optimizer"} <= content.keys():
+    if {"best", "history", "optimizer", "task"} <= content.keys():
         raise refusal(file, "holds what a run resumes from; give its folder or its model_best.pth")
     if content.keys() >= OUR_KEYS:
         return our_member(file, content, model, source, data)
@@ -231,9 +245,10 @@ def check_claims(file: Path, content: Mapping, model: str | None, source: Teache
     claims = {
         "--teacher": (model, [right_model]),
         "--teacher_loss": (loss, [content["loss"], content["label"]]),
-        "--teacher_norm": (source.norm, []),
-        "--teacher_key": (source.key, []),
     }
+    # Of several, these are for third parties' nets alone: see check_third_parties.
+    if len(source.paths) == 1:
+        claims |= {"--teacher_norm": (source.norm, []), "--teacher_key": (source.key, [])}
     for flag, (value, agreeing) in claims.items():
         if value is not None and value not in agreeing:
             way_out = f"leave {flag} out"
