@@ -146,9 +146,8 @@ class Run:
                     self.say(note)
             yield
             self.accelerator.end_training()  # the processes part here
-        except (RunFailed, UserError) as failed:
-            if self.lock is not None:  # the folder is this run's
-                self.log(str(failed))
+        except RunFailed as failed:
+            self.log(str(failed))
             raise
         except Stopped as stopped:
             if self.epochs is not None:

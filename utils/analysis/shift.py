@@ -4,14 +4,12 @@ The run's own test images are run as well, in the precision of the run and on th
 that what differs comes from the images alone.
 """
 
-from collections.abc import os
+import os
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-import Callable
-import Iterator
-import Sequence
 import torch
 from accelerate import Accelerator
 from torch import Tensor
