@@ -60,8 +60,9 @@ def main(argv: list[str] | None = None) -> None:
     args = options(argv)
     net = finished_net(args.run, args.epoch)
     check_own_nets([net], args.model or ())
+    args.data_dir = data_dir_of([net], args.data_dir)
     check_outputs(args, net)
-    data = data_of([net], data_dir_of([net], args.data_dir), args.dataset)
+    data = data_of([net], args.data_dir, args.dataset)
     certificate = certify(net, args.calibration, stored_evidence(net))
     if args.with_sets:
         check_sets(net, certificate)

@@ -159,6 +159,8 @@ def table_of_differences(runs: Runs) -> str:
     rows = []
     for (net, other), name in DIFFERENCES.items():
         seeds = runs[net].keys() & runs[other].keys()
+        if len(seeds) < 2:  # no spread is known
+            continue
         cells = [name, str(len(seeds))]
         for metric in compared:
             values = [runs[net][seed][metric] - runs[other][seed][metric] for seed in seeds]
