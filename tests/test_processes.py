@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -288,14 +289,24 @@ def test_two_machines_make_one_run(launch, tiny_npz, tmp_path):
     def run(root: str) -> list[str]:
         return ["train_teacher.py", *command(tiny_npz, tmp_path / root, "--epochs", "15")]
 
+    def is_listening(port: int) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
     def start() -> list[subprocess.Popen]:
+        """The first has the store by which they meet, so that it outlives the second."""
         script, *flags = run("two")
+        port = free_port()
         words = "-m torch.distributed.run --nnodes 2 --nproc_per_node 1 --rdzv_backend c10d"
-        words = [*words.split(), "--rdzv_endpoint", f"127.0.0.1:{free_port()}"]
+        words = [*words.split(), "--rdzv_endpoint", f"127.0.0.1:{port}"]
         line = [sys.executable, *words, str(ROOT / script), *flags]
         variables = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return [subprocess.Popen(line, env=variables, **pipes) for _ in range(2)]
+        first = subprocess.Popen(line, env=variables, **pipes)
+        give_up = time.monotonic() + 60
+        while not is_listening(port) and time.monotonic() < give_up:
+            time.sleep(0.1)
+        return [first, subprocess.Popen(line, env=variables, **pipes)]
 
     left, dies = start()
     folder = tmp_path / "two" / NAME
