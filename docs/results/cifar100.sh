@@ -3,7 +3,7 @@
 #   KD_DATA=/data TEACHERS=/teachers bash docs/results/cifar100.sh [ROW ...]
 # TEACHERS holds the ResNet-20 and ResNet-56 of chenyaofo/pytorch-cifar-models
 # (cifar100_resnet20-chenyaofo.pth, cifar100_resnet56-chenyaofo.pth).
-# Rows, by default all but `together`:
+# Rows, by default all but the last two:
 #   plain               student of the published ResNet-20 as it is
 #   views               student of its logits, divided by the temperature matched on training views
 #   undivided           student of it as it is, at T = 1 in place of 4
@@ -17,8 +17,9 @@
 #   overconfident_divided     its student, its logits divided by the temperature of validation
 #   together            student of the ResNet-20 trained with NLL of seeds 42, 43 and 44 together,
 #                       after SEED=43 and SEED=44 of teacher_nll
-# PYTHON="accelerate launch --cpu --mixed_precision bf16" trains in bfloat16, as seed 44 was, and the
-# rows from teacher_nll on. EPOCHS=6 ROOT=runs/trial makes the first trial of plain and views, and
+#   together_undivided  the same at T = 1
+# PYTHON="accelerate launch --cpu --mixed_precision bf16" trains in bfloat16, as seed 44 was, the rows
+# from teacher_nll on, and seed 43 of teacher and calibrated. EPOCHS=6 ROOT=runs/trial makes the first trial of plain and views, and
 # EPOCHS=6 ROOT=runs/trial PUBLISHED=resnet56 the same of the ResNet-56. SEED=43 makes a second seed.
 # cifar100_predictions.md has what was predicted before each row, and what came.
 set -euo pipefail
@@ -76,6 +77,7 @@ for row in ${*:-$all}; do
     overconfident_undivided) of_ours NLL --T 1 ;;
     overconfident_divided) of_ours NLL --T 4 --teacher_temperature auto ;;
     together) of_all_three --T 4 ;;
+    together_undivided) of_all_three --T 1 ;;
     *)
         echo "there is no row $row" >&2
         exit 2
