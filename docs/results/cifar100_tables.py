@@ -31,7 +31,7 @@ NETS = {
     ),
     f"resnet8 KD_T=4_{OURS}": "student of our ResNet-20 with NLL, T = 4",
     f"resnet8 KD_T=1_{OURS}": "the same at T = 1",
-    f"resnet8 KD_T=4_{OURS}_Tcal=auto": "student of its logits divided by 1.205 (`auto`), T = 4",
+    f"resnet8 KD_T=4_{OURS}_Tcal=auto": "student of its logits divided by 1.19 (`auto`), T = 4",
     f"resnet8 {TOGETHER}": "student of our three ResNet-20 with NLL together, T = 4",
     f"resnet8 KD_T=4_Lambda=0.9_from_resnet20_{CALIBRATED}": (
         "student of our ResNet-20 with FL+MDCA, T = 4"
