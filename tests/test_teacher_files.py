@@ -172,7 +172,7 @@ def test_flags_for_their_nets_beside_a_run_of_ours(tmp_path):
     )
     assert ours.mean == MEAN and theirs.mean == (0.5, 0.5, 0.5)
     other = make_run(tmp_path / "other", seed=43)
-    with pytest.raises(UserError, match="--teacher_norm half: all of .* leave --teacher_norm out"):
+    with pytest.raises(UserError, match="--teacher_norm half: --teacher_path names runs of ours"):
         load_all(run, other, norm="half")
 
 

@@ -93,7 +93,6 @@ def fit(run: Run, task: Task) -> list[dict]:
             if keeper.ends_here():
                 break
             started = time.perf_counter()
-            seed_draws(recipe.seed, epoch, run.accelerator.process_index)
             record = {"epoch": epoch, "lr": trainer.rate}
 
             # Train.
@@ -256,6 +255,7 @@ def train_epoch(
     """
     accelerator = trainer.accelerator
     epochs = trainer.recipe.epochs
+    seed_draws(trainer.recipe.seed, epoch, accelerator.process_index)
     sums = EpochSums(len(loader), accelerator.device, trainer.skipped_in_a_row)
     bar = epoch_bar(epoch, epochs, len(loader), shown=shown and accelerator.is_main_process)
     reported = time.perf_counter()

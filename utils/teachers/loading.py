@@ -62,7 +62,6 @@ def load_nets(source: TeacherSource, data: Dataset) -> NetTeacher:
         load_member(path, model, source, data)
         for path, model in zip(source.paths, models, strict=True)
     ]
-
     check_third_parties(source, members)
 
     # Whatever their order on the command line, it is the same teacher.
@@ -91,7 +90,7 @@ def check_third_parties(source: TeacherSource, members: list[Member]) -> None:
     for flag, value in {"--teacher_norm": source.norm, "--teacher_key": source.key}.items():
         if value is not None:
             raise UserError(
-                f"{flag} {value}: all of --teacher_path are of runs of ours, which say this "
+                f"{flag} {value}: --teacher_path names runs of ours alone, whose files say this "
                 f"themselves; leave {flag} out"
             )
 
@@ -246,9 +245,6 @@ def check_claims(file: Path, content: Mapping, model: str | None, source: Teache
         "--teacher": (model, [right_model]),
         "--teacher_loss": (loss, [content["loss"], content["label"]]),
     }
-    # Of several, these are for third parties' nets alone: see check_third_parties.
-    if len(source.paths) == 1:
-        claims |= {"--teacher_norm": (source.norm, []), "--teacher_key": (source.key, [])}
     for flag, (value, agreeing) in claims.items():
         if value is not None and value not in agreeing:
             way_out = f"leave {flag} out"
