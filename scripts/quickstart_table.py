@@ -1,4 +1,4 @@
-"""README's table of the quickstart: what holds in every seed and on other machines' arithmetic.
+"""The table of docs/quickstart.md: what holds in every seed and on other machines' arithmetic.
 
     for threads in 1 2; do for seed in 42 43 44; do
         OMP_NUM_THREADS=$threads SEED=$seed bash scripts/quickstart.sh runs/threads-$threads
@@ -7,8 +7,8 @@
 
 A row for each net, raw and scaled: mean over its runs and, in brackets, the least and the greatest.
 Bold: the best of its column among the nets of its architecture, at equal logits, in every
-repetition. A repetition is one seed in one folder. Then, for each comparison that README speaks of:
-the first minus the second, and in how many repetitions the first is lower.
+repetition. A repetition is one seed in one folder. Then, for each comparison that the page speaks
+of: the first minus the second, and in how many repetitions the first is lower.
 """
 
 import sys
@@ -31,7 +31,7 @@ KINDS = ("raw", "scaled")
 
 
 class Net(NamedTuple):
-    """A net of the quickstart: how README calls it, and what its runs say of themselves."""
+    """A net of the quickstart: how the page calls it, and what its runs say of themselves."""
 
     row: str
     model: str
@@ -141,7 +141,7 @@ def lines_of_comparisons(repetitions: Repetitions) -> list[str]:
 def main(argv: list[str] | None = None) -> None:
     parser = CommandLine(
         prog="python -m scripts.quickstart_table",
-        description="README's table of the quickstart, from its runs.",
+        description="The table of docs/quickstart.md, from its runs.",
     )
     parser.add_argument(
         "roots", nargs="+", type=location, metavar="ROOT", help="quickstart's FOLDER"

@@ -1,4 +1,4 @@
-"""quickstart.sh, and the table that README shows of it."""
+"""quickstart.sh, and the table that docs/quickstart.md shows of it."""
 
 import csv
 import json
@@ -145,7 +145,7 @@ def test_its_commands_on_smaller_data(copy, capsys):
     assert (copy / "out/report/report.html").stat().st_size > 10_000
 
 
-# README's table
+# The table of docs/quickstart.md
 
 
 def result_of(root, net, seed, top1, ece, true):
