@@ -21,7 +21,7 @@ PRECISION_CHECK = "runs/bf16/scratch/cifar100/resnet8/NLL_seed=42"  # repeats a 
 # Rows: a run's net and name, and what the page calls it.
 PUBLISHED = "Lambda=0.9_from_resnet20_cifar100_resnet20-chenyaofo"
 OURS = "Lambda=0.9_from_resnet20_NLL"
-TOGETHER = "KD_T=4_Lambda=0.9_from_3xresnet20_NLL"
+TOGETHER = "Lambda=0.9_from_3xresnet20_NLL"
 CALIBRATED = "FL+MDCA_gamma=1_beta=1"
 NETS = {
     f"resnet8 KD_T=4_{PUBLISHED}": "student of the published teacher, T = 4",
@@ -32,7 +32,8 @@ NETS = {
     f"resnet8 KD_T=4_{OURS}": "student of our ResNet-20 with NLL, T = 4",
     f"resnet8 KD_T=1_{OURS}": "the same at T = 1",
     f"resnet8 KD_T=4_{OURS}_Tcal=auto": "student of its logits divided by 1.19 (`auto`), T = 4",
-    f"resnet8 {TOGETHER}": "student of our three ResNet-20 with NLL together, T = 4",
+    f"resnet8 KD_T=4_{TOGETHER}": "student of our three ResNet-20 with NLL together, T = 4",
+    f"resnet8 KD_T=1_{TOGETHER}": "the same at T = 1",
     f"resnet8 KD_T=4_Lambda=0.9_from_resnet20_{CALIBRATED}": (
         "student of our ResNet-20 with FL+MDCA, T = 4"
     ),
@@ -43,7 +44,7 @@ NETS = {
     f"resnet20 {CALIBRATED}": "*teacher: our ResNet-20 with FL+MDCA*",
 }
 STUDENT = "resnet8 "  # and not resnet20
-T4, T1, VIEWS, OURS_T4, OURS_T1, OURS_AUTO, _, OURS_CALIBRATED = list(NETS)[:8]
+T4, T1, VIEWS, OURS_T4, OURS_T1, OURS_AUTO, *_, OURS_CALIBRATED = list(NETS)[:9]
 SCRATCH = "resnet8 NLL"
 SCRATCH_CALIBRATED = f"resnet8 {CALIBRATED}"
 DIFFERENCES = {
