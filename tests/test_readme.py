@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, run_script
 from scipy.special import softmax
 
-from docs.results import cifar100_tables
+from docs.results import cifar100_tables, temperatures
 from scripts import report
 
 IMPORTS = {
@@ -121,3 +121,8 @@ def test_the_tables_of_cifar100_come_from_its_csv():
     for table in cifar100_tables.tables_of_page(runs):
         assert table in page
     assert cifar100_tables.table_of_readme(runs) in (ROOT / "README.md").read_text()
+
+
+def test_the_table_of_temperatures_comes_from_its_csv():
+    table = temperatures.table(temperatures.read_pairs())
+    assert table in (ROOT / "docs/results.md").read_text()
