@@ -32,7 +32,7 @@ class Pair(NamedTuple):
     data: str
     teacher: str
     distilled_at: str
-    seed: str  # empty where the seed is not kept, or of a mean
+    seed: str  # 42-44: the mean of three
     its: str
     students: str
     fitted_to: str
