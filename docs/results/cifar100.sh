@@ -19,8 +19,9 @@
 #                       after SEED=43 and SEED=44 of teacher_nll
 #   together_undivided  the same at T = 1
 # PYTHON="accelerate launch --cpu --mixed_precision bf16" trains in bfloat16, as seed 44 was, the rows
-# from teacher_nll on, and seed 43 of teacher and calibrated. EPOCHS=6 ROOT=runs/trial makes the first trial of plain and views, and
-# EPOCHS=6 ROOT=runs/trial PUBLISHED=resnet56 the same of the ResNet-56. SEED=43 makes a second seed.
+# from teacher_nll on, and seed 43 of teacher and calibrated. SEED=43 makes a second seed.
+# EPOCHS=6 ROOT=runs/trial makes the first trial of plain and views, and with PUBLISHED=resnet56 that
+# of the ResNet-56. DATASET=cifar10 makes the rows of cifar10_whole.md, of nets trained here alone.
 # cifar100_predictions.md has what was predicted before each row, and what came.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -28,9 +29,10 @@ root=${ROOT:-runs/published}
 python=${PYTHON:-python}
 seed=${SEED:-42}
 published=${PUBLISHED:-resnet20}
+dataset=${DATASET:-cifar100}
 declare -A accuracy=([resnet20]=0.6883 [resnet56]=0.7263)
 norm=0.5070,0.4865,0.4409/0.2673,0.2564,0.2761
-common="--dataset cifar100 --epochs ${EPOCHS:-40} --scheduler cosine --lr 0.1 --wd 5e-4 --seed $seed"
+common="--dataset $dataset --epochs ${EPOCHS:-40} --scheduler cosine --lr 0.1 --wd 5e-4 --seed $seed"
 calibrated="--loss FL+MDCA --gamma 1 --beta 1"
 
 train() { # a net and its loss
@@ -51,12 +53,12 @@ of_published() { # at which T, and what divides its logits before
 of_ours() { # by its loss, and flags
     local loss=$1
     shift
-    distil --teacher_select last --teacher_path "$root/teachers/cifar100/resnet20/${loss}_seed=$seed" \
+    distil --teacher_select last --teacher_path "$root/teachers/$dataset/resnet20/${loss}_seed=$seed" \
         --teacher_cache "$root/cache" "$@"
 }
 
 of_all_three() { # at which T
-    local run=$root/teachers/cifar100/resnet20/NLL_seed
+    local run=$root/teachers/$dataset/resnet20/NLL_seed
     distil --teacher_select last --teacher_path "$run=42" "$run=43" "$run=44" --teacher_cache "$root/cache" "$@"
 }
 
