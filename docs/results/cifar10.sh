@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every run behind docs/results/cifar10.md: CIFAR-10, ResNet-20 teachers, ResNet-8 students, three seeds.
 #   OMP_NUM_THREADS=1 GPUS="0 0" ROOT=runs KD_DATA=/data PUBLISHED=resnet56-4bfd9763.th \
-#       bash docs/results/commands.sh            two at a time on a CPU; --print prints the commands
+#       bash docs/results/cifar10.sh            two at a time on a CPU; --print prints the commands
 # PUBLISHED is the ResNet-56 of akamaster/pytorch_resnet_cifar10. See scripts/hypersearch.sh for the rest.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../../scripts/runs.sh"
