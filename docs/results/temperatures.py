@@ -20,7 +20,11 @@ from utils.calibration.diagram import BLUE, GREY, RED, STYLE, new_figure
 
 PAIRS = Path(__file__).with_name("temperatures.csv")
 PICTURE = Path(__file__).parents[1] / "temperatures.png"
-COLOURS = {"CIFAR-10": RED, "CIFAR-100": BLUE}
+MARKS = {  # of each data set: colour and shape
+    "CIFAR-10": (RED, "o"),
+    "CIFAR-10, all images": ("#e08a1e", "^"),
+    "CIFAR-100": (BLUE, "s"),
+}
 EXCEPTIONS = ("three NLL together", "label smoothing")  # named where they are not near 1
 NEAR = 0.08
 TICKS = (0.7, 0.8, 1, 1.2, 1.4, 1.7, 2, 2.5)
@@ -93,13 +97,13 @@ def draw_panel(panel: Axes, pairs: list[Pair]) -> None:
     panel.plot(ends, ends, color=GREY, linestyle="--", linewidth=1, label="as the teacher")
     panel.axhline(1, color=GREY, linestyle=":", linewidth=1, label="calibrated by itself")
 
-    for data, colour in COLOURS.items():
+    for data, (colour, shape) in MARKS.items():
         of_data = [pair for pair in pairs if pair.data == data]
         panel.scatter(
             [float(pair.its) for pair in of_data],
             [float(pair.students) for pair in of_data],
             s=32,
-            marker="o" if data == "CIFAR-10" else "s",
+            marker=shape,
             facecolors=[colour if pair.fitted_to == "test" else "none" for pair in of_data],
             edgecolors=colour,
             label=data,
