@@ -20,12 +20,12 @@ from utils.data.shared import load_data
 from utils.features import feature_term
 from utils.options import student_options
 from utils.preflight import check_net, check_run
+from utils.preparing import prepare_teacher
 from utils.program import UserError, one_line_errors
 from utils.program.processes import start
 from utils.runs import Run, show_run_without_teacher
 from utils.tasks import DistillationTask
 from utils.teachers.loading import load_teacher
-from utils.teachers.preparing import prepare_teacher
 from utils.training import fit
 
 

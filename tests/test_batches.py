@@ -14,6 +14,7 @@ import train_teacher
 from losses import build_loss
 from utils.data import NORMALISATION, Dataset, Split
 from utils.data.mixing import MIXES, Mixing, draw_cutmix, mix_plan
+from utils.data.shared import train_loader
 from utils.data.views import (
     NUM_VIEWS,
     Batch,
@@ -25,7 +26,7 @@ from utils.data.views import (
     view_windows,
 )
 from utils.tasks import ClassificationTask, step_output
-from utils.training import train_loader, train_step
+from utils.training import train_step
 
 
 def random_images(n, size=32, seed=0):

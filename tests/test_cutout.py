@@ -13,10 +13,10 @@ import train_student
 import train_teacher
 from utils.data import Split, load_dataset
 from utils.data.cutout import Cutout, blot_out, centres
+from utils.data.shared import train_loader
 from utils.data.views import TrainLoader
 from utils.runs import Run
 from utils.settings import Recipe
-from utils.training import train_loader
 
 RNG = np.random.default_rng(0)
 IMAGES = torch.from_numpy(RNG.integers(0, 256, (50, 3, 8, 8), dtype=np.uint8))

@@ -18,6 +18,7 @@ from scripts import benchmark, profile_step
 from scripts.benchmarking import contenders, floor, runs_at_once
 from utils import steps, training
 from utils.data import load_dataset
+from utils.data.shared import train_loader
 from utils.evaluation import predict
 from utils.features import feature_term
 from utils.program import RunFailed
@@ -85,7 +86,7 @@ def some_epochs(task, data, monkeypatch, watch=after_the_first, **settings) -> N
     recipe = Recipe(model="resnet8", epochs=2, train_batch_size=32, **settings)
     accelerator = Accelerator()
     monkeypatch.setattr(training, "REPORT_SECONDS", float("inf"))
-    loader = training.train_loader(data, recipe, accelerator)
+    loader = train_loader(data, recipe, accelerator)
     trainer = training.Trainer(task, recipe, accelerator, len(loader))
     step = training.eager_step(trainer, loader)
     step = training.launched(step, trainer, loader, mode="auto", compiled=False)

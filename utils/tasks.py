@@ -17,9 +17,8 @@ from losses.classification import at_least_float32
 from losses.distillation import Undefined
 from utils.data import Dataset
 from utils.data.views import Batch, normalise
-from utils.program import UserError
 from utils.teachers.answers import Answers
-from utils.teachers.teacher import Teacher
+from utils.teachers.teacher import Teacher, cannot_teach
 
 
 class StepOutput(NamedTuple):
@@ -134,11 +133,6 @@ class DistillationTask(Task):
     def during_epoch(self, epoch: int) -> AbstractContextManager:
         self.loss.before_epoch(epoch)
         return self.answers.during_epoch(epoch)
-
-
-def cannot_teach(undefined: Undefined) -> UserError:
-    """What the user reads where a distillation has no value for a teacher's logits."""
-    return UserError(f"--distill: {undefined}; give --distill KD or another teacher")
 
 
 def full_precision(device: torch.device) -> AbstractContextManager:

@@ -12,9 +12,8 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from utils.averaging import WeightAverage
-from utils.data import Dataset, Split
-from utils.data.cutout import Cutout
-from utils.data.mixing import Mixing
+from utils.data import Split
+from utils.data.shared import train_loader
 from utils.data.views import Batch, Draw, TrainLoader
 from utils.evaluation import predict
 from utils.keeping import EpochEnd, Keeper, on_cpu, snapshot, weights_of
@@ -166,25 +165,6 @@ class Trainer:
     def load_state_dict(self, states: dict) -> None:
         for name, owner in self.stateful().items():
             owner.load_state_dict(states[name])
-
-
-def train_loader(data: Dataset, recipe: Recipe, accelerator: Accelerator) -> TrainLoader:
-    """This process's share of the training views that a recipe asks for, on its device."""
-    cutout = None
-    if recipe.cutout:
-        # The mean colour, which a net sees as zeros.
-        cutout = Cutout(recipe.cutout, tuple(round(255 * level) for level in data.mean))
-    return TrainLoader(
-        data.train,
-        batch_size=recipe.train_batch_size,
-        seed=recipe.seed,
-        device=accelerator.device,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-        flip=data.flip,
-        mixing=Mixing(recipe.mix, recipe.mix_alpha) if recipe.mix else None,
-        cutout=cutout,
-    )
 
 
 def launched_as_asked(run: Run, trainer: Trainer, loader: TrainLoader) -> Step:

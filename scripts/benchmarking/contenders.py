@@ -19,6 +19,7 @@ from losses import build_distillation, build_loss
 from losses.classification import at_least_float32
 from models import build_model
 from utils.data import NORMALISATION, Dataset, Split
+from utils.data.shared import train_loader
 from utils.data.views import Draw, TrainLoader, normalise
 from utils.settings import Recipe
 from utils.steps import uncounted
@@ -27,7 +28,7 @@ from utils.tasks import ClassificationTask, DistillationTask, Task
 from utils.teachers.answers import answers_of
 from utils.teachers.nets import Member, NetTeacher
 from utils.teachers.weights import ready
-from utils.training import Trainer, eager_step, launched, train_epoch, train_loader
+from utils.training import Trainer, eager_step, launched, train_epoch
 
 CLASSES = 10
 SIDE = 32  # pixels

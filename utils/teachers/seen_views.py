@@ -12,10 +12,10 @@ from torch import Tensor
 
 from utils.calibration.temperature import mean_confidence
 from utils.data import Dataset
+from utils.data.shared import train_loader
 from utils.program.bars import progress_bar
 from utils.settings import Recipe
 from utils.teachers.answers import Answers
-from utils.training import train_loader
 
 
 class SeenViews:

@@ -20,11 +20,10 @@ from utils.data import NORMALISATION, Dataset, Split, Statistics
 from utils.evaluation import logits_of
 from utils.program import UserError
 from utils.split_metrics import evaluate, with_finite_logits
-from utils.tasks import cannot_teach
 from utils.teachers.nets import Member, NetTeacher
 from utils.teachers.seen_views import SeenViews
 from utils.teachers.stored import StoredTeacher
-from utils.teachers.teacher import Teacher
+from utils.teachers.teacher import Teacher, cannot_teach
 
 TRIED_IMAGES = 1000  # on which other normalisations are tried
 

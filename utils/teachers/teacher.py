@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from accelerate import Accelerator
 from torch import Tensor
 
+from losses.distillation import Undefined
 from utils.data import Dataset
+from utils.program import UserError
 from utils.run_files import temperature_suffix
 
 # What finds a teacher's temperature by the validation split, and what to give to one that may have
@@ -73,3 +75,8 @@ class Teacher(ABC):
         if self.accuracy is not None:
             identity["teacher_accuracy"] = self.accuracy
         return identity | {"model": self.model, "label": self.label}
+
+
+def cannot_teach(undefined: Undefined) -> UserError:
+    """What the user reads where a distillation has no value for a teacher's logits."""
+    return UserError(f"--distill: {undefined}; give --distill KD or another teacher")

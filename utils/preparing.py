@@ -1,6 +1,6 @@
 """A teacher made ready for a student, before the run has a folder: all that may be refused is done.
 
-What a teacher is stands in teacher.py, how it answers its student in answers.py.
+What a teacher is, and how it answers its student, stands in utils/teachers/.
 """
 
 from accelerate import Accelerator
