@@ -24,7 +24,7 @@ import train_teacher
 from losses import build_loss
 from models import build_model
 from utils import training
-from utils.data import Split, load_dataset
+from utils.data import Split, load_dataset, shared
 from utils.data.shared import load_data
 from utils.data.views import TrainLoader, epoch_plan
 from utils.evaluation import predict
@@ -133,7 +133,7 @@ class NotingLoader(TrainLoader):
 
 def train_and_note(file: str, *argv: str) -> None:
     NotingLoader.file = file
-    training.TrainLoader = NotingLoader
+    shared.TrainLoader = NotingLoader
     train_teacher.build_model = PlainNet
     train_teacher.main(list(argv))
 

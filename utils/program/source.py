@@ -27,6 +27,7 @@ FILES = (
     "utils/features.py",
     "utils/keeping.py",
     "utils/optimizers.py",
+    "utils/preparing.py",
     "utils/program/processes.py",
     "utils/selection.py",
     "utils/split_metrics.py",
