@@ -3,11 +3,13 @@
 import json
 import re
 
+import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 
 PAGE = (ROOT / "docs/notebook.md").read_text()
-TRAINING, PARTS = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+TRAINING, TRAINED, PARTS = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 
 
 def run(code: str, **names) -> dict:
@@ -29,6 +31,19 @@ def test_a_teacher_a_student_and_a_table(tmp_path, monkeypatch, capsys, tiny_npz
     assert "resnet14 FL+MDCA gamma=1 beta=1" in output  # a row of the report
     *_, last = output.strip().splitlines()
     assert float(last) == student["best"]["test"]["scaled"]["ece"]
+
+    # The next cell, with images of the size that this data set has.
+    code = TRAINED.replace("runs/synthetic", "runs/tiny").replace("weights/", f"{ROOT}/weights/")
+    names = run(code)
+    stored = np.load(file.with_name("predictions.npz"))
+    images = torch.from_numpy(np.load(tiny_npz)["x_test"]).movedim(-1, 1)
+    logits = names["logits_of"](images)
+    torch.testing.assert_close(
+        logits, torch.from_numpy(stored["best_test_logits"]), rtol=1e-4, atol=1e-4
+    )
+    assert names["calibrated"].shape == (64, 4)
+    assert names["probabilities"].shape == (64, 100)
+    torch.testing.assert_close(names["probabilities"].sum(dim=1), torch.ones(64))
 
 
 def test_losses_nets_and_metrics_without_a_command_line(capsys):
