@@ -3,7 +3,7 @@
 #   KD_DATA=/data TEACHERS=/teachers bash docs/results/cifar100.sh [ROW ...]
 # TEACHERS holds the ResNet-20 and ResNet-56 of chenyaofo/pytorch-cifar-models
 # (cifar100_resnet20-chenyaofo.pth, cifar100_resnet56-chenyaofo.pth).
-# Rows, by default all but the last two:
+# Rows, by default all but the last four:
 #   plain               student of the published ResNet-20 as it is
 #   views               student of its logits, divided by the temperature matched on training views
 #   undivided           student of it as it is, at T = 1 in place of 4
@@ -18,6 +18,8 @@
 #   together            student of the ResNet-20 trained with NLL of seeds 42, 43 and 44 together,
 #                       after SEED=43 and SEED=44 of teacher_nll
 #   together_undivided  the same at T = 1
+#   scratch_adafocal    no teacher, AdaFocal
+#   scratch_cpc         no teacher, CPC
 # PYTHON="accelerate launch --cpu --mixed_precision bf16" trains in bfloat16, as seed 44 was, the rows
 # from teacher_nll on, and seed 43 of teacher and calibrated. SEED=43 makes a second seed.
 # EPOCHS=6 ROOT=runs/trial makes the first trial of plain and views, and with PUBLISHED=resnet56 that
@@ -72,6 +74,8 @@ for row in ${*:-$all}; do
     undivided) of_published --T 1 ;;
     scratch) train --model resnet8 --checkpoint "$root/scratch" --loss NLL ;;
     scratch_calibrated) train --model resnet8 --checkpoint "$root/scratch" $calibrated ;;
+    scratch_adafocal) train --model resnet8 --checkpoint "$root/scratch" --loss AdaFocal ;;
+    scratch_cpc) train --model resnet8 --checkpoint "$root/scratch" --loss CPC ;;
     teacher) train --model resnet20 --checkpoint "$root/teachers" $calibrated ;;
     calibrated) of_ours FL+MDCA_gamma=1_beta=1 --T 4 ;;
     teacher_nll) train --model resnet20 --checkpoint "$root/teachers" --loss NLL ;;

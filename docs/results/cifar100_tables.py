@@ -39,6 +39,8 @@ NETS = {
     ),
     "resnet8 NLL": "from scratch, NLL",
     f"resnet8 {CALIBRATED}": "from scratch, FL+MDCA (γ = 1, β = 1)",
+    "resnet8 AdaFocal": "from scratch, AdaFocal",
+    "resnet8 NLL+CPC_beta=0.1_exclusion=10": "from scratch, CPC",
     "resnet20 NLL": "*teacher: our ResNet-20 with NLL*",
     "3xresnet20 NLL": "*teacher: the three together*",
     f"resnet20 {CALIBRATED}": "*teacher: our ResNet-20 with FL+MDCA*",
